@@ -1,0 +1,142 @@
+"""``manifests/dataset.json``: what a finished dataset is, and reading its index.
+
+Its presence means that the dataset is complete: prep writes it last and removes it first. Opening a dataset reads two
+small files (dataset.json and shards.parquet; 10,000 shards in about 20 ms); row groups of crops.parquet are read as
+the trainer gets to their shards. Nothing here parses a tar.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from formats import names
+from formats.errors import UserError
+from formats.storage import Storage
+
+FORMAT_VERSION = 1
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of dataset.json; manifests/README.md defines each field."""
+
+    format_version: int
+    classes: list[str]
+    background: int
+    seed: int
+    plan: str
+    options: dict[str, Any]
+    versions: dict[str, str]
+    totals: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        """The file's bytes: keys sorted, two spaces of indent, a final newline."""
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2) + b"\n"
+
+
+class ShardRow(msgspec.Struct, frozen=True):
+    """A row of shards.parquet; ``index`` is its place there and its row group in crops.parquet."""
+
+    index: int
+    name: str
+    group: str
+    part: int
+    crops: int
+    bytes: int
+    sha256: str
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """An opened dataset: its description, its shards in order, and where it lies."""
+
+    url: str
+    description: Description
+    shards: tuple[ShardRow, ...]
+    fingerprint: str
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order, the background not among them."""
+        return self.description.classes
+
+    @property
+    def label_count(self) -> int:
+        """C + 1: the foreground classes and the background."""
+        return self.description.background + 1
+
+    def of_group(self, group: str) -> tuple[ShardRow, ...]:
+        """The shards of one aspect group, by part."""
+        return tuple(shard for shard in self.shards if shard.group == group)
+
+
+def open_dataset(url: str, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Read dataset.json and shards.parquet below ``url`` (a folder or an fsspec URL).
+
+    Raises UserError where there is none, where prep has not finished, or where the format is newer than this program.
+    """
+    storage = Storage(url, options)
+    if not storage.exists(names.DATASET):
+        raise UserError(
+            f"{storage.describe(names.DATASET)} is missing: no dataset has been finished there. "
+            f"Run `make shards OUT={url}` (or `jigsaw-prep shards --out {url} ...`), which resumes what was begun."
+        )
+    raw = storage.read(names.DATASET)
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, Any]).get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{storage.describe(names.DATASET)} is of format version {version}; this program reads version "
+                f"{FORMAT_VERSION}. Prep the dataset again with this version."
+            )
+        description = msgspec.json.decode(raw, type=Description)
+    except msgspec.MsgspecError as error:
+        raise UserError(
+            f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again."
+        ) from error
+    table_raw = storage.read(names.SHARD_TABLE)
+    try:
+        rows = pq.read_table(memory_file(table_raw)).to_pylist()
+        shards = tuple(ShardRow(index, **row) for index, row in enumerate(rows))
+    except Exception as error:
+        raise UserError(
+            f"{storage.describe(names.SHARD_TABLE)} is damaged ({error}). "
+            "Run `jigsaw-prep verify --repair`, or prep the dataset again."
+        ) from error
+    fingerprint = hashlib.sha256(raw + table_raw).hexdigest()
+    return Dataset(url, description, shards, fingerprint)
+
+
+def memory_file(raw: bytes) -> Any:
+    """A readable file over bytes, as pyarrow wants it."""
+    import pyarrow as pa
+
+    return pa.BufferReader(raw)
+
+
+class CropIndex:
+    """The rows of crops.parquet for single shards, one row group at a time.
+
+    Holds the file open (local) or fetched once whole (remote); build it in the process that reads.
+    """
+
+    COLUMNS = ("key", "label", "left", "top", "right", "bottom", "offset", "size")
+
+    def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None) -> None:
+        storage = Storage(dataset.url, options)
+        self._name = storage.describe(names.CROPS)
+        source = storage.local_path(names.CROPS) if storage.is_local else None
+        self._file = pq.ParquetFile(str(source) if source else memory_file(storage.read(names.CROPS)))
+        if self._file.num_row_groups != len(dataset.shards):
+            raise UserError(
+                f"{self._name} has {self._file.num_row_groups} row groups for {len(dataset.shards)} shards: it is of "
+                "another dataset. Prep the dataset again."
+            )
+
+    def rows(self, shard: ShardRow, columns: tuple[str, ...] = COLUMNS) -> dict[str, npt.NDArray[Any]]:
+        """Columns of one shard's crops in member order, each a numpy array of ``shard.crops`` elements."""
+        table = self._file.read_row_group(shard.index, columns=list(columns))
+        return {name: np.asarray(table.column(name).to_numpy(zero_copy_only=False)) for name in columns}

@@ -1,0 +1,1 @@
+"""Stage 1, on CPUs and once: annotations -> plan -> crops -> parts -> shards and manifests."""

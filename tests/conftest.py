@@ -1,0 +1,20 @@
+"""What all tests share: where real data lies, and one thread a process so that two test processes fit two cores."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REAL_DATA = Path(os.environ.get("JIGSAW_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets; the test is skipped, saying so, where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real datasets at {REAL_DATA} (set JIGSAW_DATA to a folder that has them)")
+    return REAL_DATA

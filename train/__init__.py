@@ -1,0 +1,1 @@
+"""Stage 2, on GPUs and streaming: shards -> lanes -> jigsaws -> ERF-adaptive loss -> backbone."""

@@ -1,0 +1,14 @@
+"""The command line of the training stage: `python -m train COMMAND`, or `jigsaw-train COMMAND` anywhere."""
+
+from formats.commands import LazyGroup
+
+main = LazyGroup(
+    help="Pre-train a backbone on jigsaws of a prepped detection dataset (see `jigsaw-prep`).",
+    lazy={
+        "pretrain": ("train.pretrain:pretrain", "pre-train a backbone; also under torchrun"),
+        "export": ("train.export:export", "write the backbone's weights under another library's names"),
+        "evaluate": ("train.evaluate:evaluate", "accuracy by region, group and class on a dataset's jigsaws"),
+        "preview": ("train.preview:preview", "a sheet of jigsaws as the trainer sees them"),
+        "digest": ("train.digest:digest", "one line a step that says which crops and pixels a batch holds"),
+    },
+)
