@@ -94,9 +94,7 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None) -> Dataset:
             )
         description = msgspec.json.decode(raw, type=Description)
     except msgspec.MsgspecError as error:
-        raise UserError(
-            f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again."
-        ) from error
+        raise UserError(f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again.") from error
     table_raw = storage.read(names.SHARD_TABLE)
     try:
         rows = pq.read_table(memory_file(table_raw)).to_pylist()

@@ -65,9 +65,7 @@ def table_bytes(schema: pa.Schema, row_groups: Iterable[pa.Table]) -> bytes:
     The bytes depend on the rows and pyarrow's version alone.
     """
     sink = io.BytesIO()
-    with pq.ParquetWriter(
-        sink, schema, compression="zstd", write_statistics=True, store_schema=False
-    ) as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_statistics=True, store_schema=False) as writer:
         for table in row_groups:
             if table.num_rows:
                 writer.write_table(table.cast(schema), row_group_size=table.num_rows)

@@ -1,0 +1,43 @@
+"""A batch of jigsaws and where it comes from: what the loader hands to the training loop.
+
+The loop knows these names alone, so it can be driven by any source of batches (a test's list of arrays among them).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of global batch ``step``, in lane order.
+
+    images: uint8 [n, size, size, 3], rows of RGB pixels (NHWC): valid until the next batch but one is drawn.
+    labels: int64 [n, 4], the class of each region (template.REGIONS), the background being class C.
+    groups: uint8 [n, 4], the aspect group each region's crop came from (an index into formats.groups.GROUPS).
+    replaced: how many of these crops stand in for one that could not be read.
+    digests: per jigsaw the (identity, pixels) sha256 digests of 32 bytes each, where asked for.
+    """
+
+    step: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    groups: torch.Tensor
+    replaced: int = 0
+    digests: tuple[tuple[bytes, bytes], ...] | None = None
+
+
+class BatchSource(Protocol):
+    """Batches from a given step on, one after the other."""
+
+    lanes_per_rank: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this rank, from the first step asked for."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers."""
+        ...
