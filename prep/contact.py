@@ -21,7 +21,7 @@ GAP = 6
 
 @dataclass(frozen=True)
 class CropRow:
-    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None for background."""
+    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background."""
 
     shard: str
     offset: int
