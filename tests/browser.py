@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages: opens a file, reports what it logged, asked the network for, and shows."""
+"""A headless Chromium for the tests of pages: opens a file and tells what it logged, asked for and shows."""
 
 import asyncio
 import base64
@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0 about:blank"
-).split()
+FLAGS = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0 about:blank
+""".split()
 
 OVERFLOW = """
 (() => { const wide = document.documentElement.scrollWidth - window.innerWidth; const out = [];
