@@ -14,10 +14,19 @@ from typing import Any
 import aiohttp
 import pytest
 
-FLAGS = """
-    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0 about:blank
-""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+    "about:blank",
+]
 
 OVERFLOW = """
 (() => { const wide = document.documentElement.scrollWidth - window.innerWidth; const out = [];
