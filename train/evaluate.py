@@ -127,6 +127,8 @@ def evaluate(
     batch = min(batch, wanted)
     stream = replace(recipe.stream, batch=batch, lanes=None, augment=False)
     source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=-(-wanted // batch))
+    for note in source.notes:
+        click.echo(note, err=True)
     try:
         answers = predict(model, source, region_map)
     finally:

@@ -59,7 +59,7 @@ def loader_source(job: Job, dataset: Dataset, workers: int, with_digests: bool) 
     from train.loader import JigsawLoader
 
     def open_source(first: int, end: int) -> BatchSource:
-        return JigsawLoader(
+        loader = JigsawLoader(
             dataset,
             job.recipe.template,
             job.recipe.stream,
@@ -71,16 +71,19 @@ def loader_source(job: Job, dataset: Dataset, workers: int, with_digests: bool) 
             with_digests=with_digests,
             pin_memory=job.ranks.device.type == "cuda",
         )
+        for note in loader.notes:
+            job.ranks.say(note)
+        return loader
 
     return open_source
 
 
 def digest_lines(job: Job) -> DigestLine:
     """The lines that `digest` prints, from the digests of all ranks' batches."""
-    from train import digest
+    from train.digest import digest_line, interleave
 
     stream, world = job.recipe.stream, job.ranks.world
-    return lambda step, shares: digest.line(step, digest.interleave(shares, world, stream.lane_count, stream.chunk))
+    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
 
 
 def execute(
