@@ -151,14 +151,10 @@ def _thing(row: dict[str, Any]) -> str:
 
 def _options(dataset: Dataset) -> Section:
     description = dataset.description
-    options = [["seed", description.seed], *([name, _plain(v)] for name, v in sorted(description.options.items()))]
+    options = [["seed", str(description.seed)], *([name, str(v)] for name, v in sorted(description.options.items()))]
     versions = [list(pair) for pair in sorted(description.versions.items())]
     tables = [Table(["option", "value"], options), Table(["what shapes bytes", "version"], versions)]
     return Section("Options", f"Plan {description.plan[:16]}, format {description.format_version}.", tables)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) or value is None else str(value)
 
 
 def page(url: str) -> str:
