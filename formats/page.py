@@ -139,7 +139,7 @@ p { margin: 4px 0 12px; max-width: 75ch; overflow-wrap: anywhere; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .tile b { display: block; font-size: 1.25rem; overflow-wrap: anywhere; }
 .tile span { color: var(--quiet); font-size: .85rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 20px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 20px; }
 .figures.wide { grid-template-columns: minmax(0, 1fr); }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }

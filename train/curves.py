@@ -16,6 +16,8 @@ from formats.page import Figure, chart
 from train.template import REGIONS
 
 POINTS = 600
+SMOOTH = 50
+"""Points of an accuracy curve: a batch's own is too coarse to follow."""
 _STYLES = ("-", "--", ":", "-.")
 
 F64 = npt.NDArray[np.float64]
@@ -63,9 +65,9 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
     )
 
 
-def thinned(values: F64) -> F64:
-    """Means of equal stretches of the first axis, at most POINTS of them."""
-    stretch = max(1, -(-len(values) // POINTS))
+def thinned(values: F64, points: int = POINTS) -> F64:
+    """Means of equal stretches of the first axis, at most ``points`` of them."""
+    stretch = max(1, -(-len(values) // points))
     whole = len(values) // stretch * stretch
     parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
     return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
@@ -96,7 +98,8 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
         for run in runs:
             for i, (region, style) in enumerate(zip(REGIONS, _STYLES, strict=True)):
                 label = f"{run.name} {region}" if several else region
-                axes.plot(thinned(run.step), thinned(100 * run.accuracy[:, i]), style, linewidth=1.2, label=label)
+                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
+                axes.plot(steps, shares, style, linewidth=1.4, label=label)
         axes.set_xlabel("step")
         axes.set_ylabel("crops named right, %")
         axes.set_ylim(0, 100)
