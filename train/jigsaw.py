@@ -136,9 +136,7 @@ class Assembler:
     def _readable(self, crop: Crops) -> bool:
         return self._reader.decode(*crop[SOURCE].tolist()) is not None
 
-    def _digests(
-        self, crops: Crops, draws: Draws, windows: Windows, out: Pixels
-    ) -> tuple[tuple[bytes, bytes], ...]:
+    def _digests(self, crops: Crops, draws: Draws, windows: Windows, out: Pixels) -> tuple[tuple[bytes, bytes], ...]:
         """Identity and pixels of each jigsaw.
 
         The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,

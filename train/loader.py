@@ -79,9 +79,7 @@ class _Chunks(IterableDataset[_Sent]):
         size = self._template.size
         shape = (len(lanes) * self._options.chunk, size, size, 3)
         try:
-            assembler = Assembler(
-                self._dataset, self._template, self._options, lanes, with_digests=self._with_digests
-            )
+            assembler = Assembler(self._dataset, self._template, self._options, lanes, with_digests=self._with_digests)
             for step in self._steps:
                 images = _shared_zeros(shape)
                 chunk = assembler.step(step, images.numpy())
@@ -165,9 +163,7 @@ class JigsawLoader:
             yield self._batch(step, images, [chunk])
 
     def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
-        chunks = _Chunks(
-            self._dataset, self._template, self._options, self._lanes, self._steps, self._with_digests
-        )
+        chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, self._with_digests)
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
