@@ -102,11 +102,11 @@ class Assembler:
     def _render(self, which: Iterable[int], crops: Crops, windows: Windows, out: Pixels) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
         broken = []
-        decode, places = self._reader.decode, windows.table()
+        sources, places = crops[SOURCE].tolist(), windows.table().tolist()
         for nth in which:
             image = out[nth]
-            for crop, place in zip(crops[SOURCE][nth].tolist(), places[nth].tolist(), strict=True):
-                pixels = decode(*crop)
+            for source, place in zip(sources[nth], places[nth], strict=True):
+                pixels = self._reader.decode(*source)
                 if pixels is None:
                     broken.append(nth)
                     break
