@@ -22,7 +22,6 @@ from formats.draws import fold, permutation
 I64 = npt.NDArray[np.int64]
 
 
-
 @dataclass(frozen=True)
 class OpenUnit:
     """The unit that a lane draws from, from position ``first`` of its stream to ``first + size`` exclusive.
