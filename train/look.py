@@ -23,7 +23,7 @@ from train.erf import evaluating
 from train.field import field_map
 
 FOLDER = "looks"
-JIGSAWS = 8
+JIGSAWS = 6
 FIELD_IMAGES = 8
 
 _NAME = re.compile(r"(fields|answers)-(\d{8,})\.npz")

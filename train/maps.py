@@ -35,11 +35,11 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
 
 
 def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """A field for the eye: logarithm over the top four decades, 0 to 1 (ratios are never taken of this)."""
+    """A field for the eye: logarithm over the top two decades, 0 to 1 (ratios are never taken of this)."""
     top = float(field.max())
     if top <= 0:
         return np.zeros(field.shape)
-    return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 4, 0, 1)
+    return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
 
 
 def field_figure(found: Mapping[int, Fields], template: Template) -> Figure:
@@ -62,7 +62,7 @@ def field_figure(found: Mapping[int, Fields], template: Template) -> Figure:
 
     alt = f"effective receptive fields of the four regions at steps {', '.join(map(str, steps))}"
     caption = (
-        "What each region's features look at: gradient magnitude on the input, logarithmic over four decades "
+        "What each region's features look at: gradient magnitude on the input, logarithmic over two decades "
         "(bright is most). Dashed: the template's cut. The paper's figure 6 is the first column."
     )
     return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3))

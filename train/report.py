@@ -178,7 +178,10 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
     loaded = {step: load_look(found[step], Fields) for step in spread(list(found))}
     last = list(loaded)[-1]
     text = f"Refreshed {len(found)} times; the newest table is of step {last}."
-    return [Section(title, text, figures=[field_figure(loaded, recipe.template), weight_figure(last, loaded[last])])]
+    return [
+        Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.template)]),
+        Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),
+    ]
 
 
 def write_report(run: Path, finished: bool) -> Path:
