@@ -81,7 +81,8 @@ def decode(raw: bytes, source: str) -> CocoFile:
         return msgspec.convert(loose, CocoFile)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{source} is not whole JSON: line {error.lineno} column {error.colno}: {error.msg}. Export or copy it again."
+            f"{source} is not whole JSON: line {error.lineno} column {error.colno}: {error.msg}. "
+            "Export or copy it again."
         ) from error
     except msgspec.ValidationError as error:
         raise UserError(f"{source} is not a COCO annotation file: {error}. {shape}.") from error

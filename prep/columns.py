@@ -39,10 +39,10 @@ class Images:
 class Crops:
     """Crops, n of them, sorted by image, positives before negatives, ordinal.
 
-    image: int64 [n], index into the images that stand beside it. ordinal: int64 [n]. label: int64 [n], C for background.
-    group: uint8 [n], an index into GROUPS. boxes: int32 [n, 4], left, top, right, bottom in pixels. annotation_id,
-    has_id: int64 and bool [n]. xywh: float64 [n, 4], the ground-truth box, NaN for background. member: uint64 [n]: a
-    shard's members stand in ascending order of it.
+    image: int64 [n], index into the images that stand beside it. ordinal: int64 [n]. label: int64 [n], C for the
+    background. group: uint8 [n], an index into GROUPS. boxes: int32 [n, 4], left, top, right, bottom in pixels.
+    annotation_id, has_id: int64 and bool [n]. xywh: float64 [n, 4], the ground-truth box, NaN for background.
+    member: uint64 [n]; a shard's members stand in ascending order of it.
     """
 
     image: Ints

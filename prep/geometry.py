@@ -16,13 +16,14 @@ Sizes = npt.NDArray[np.int64]
 def finite(xywh: Floats) -> Flags:
     """Whether all of a box's edges are finite: bool [n] for float64 [n, 4]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.isfinite(xywh).all(axis=1) & np.isfinite(xywh[:, :2] + xywh[:, 2:]).all(axis=1)
+        return np.isfinite(np.concatenate([xywh, xywh[:, :2] + xywh[:, 2:]], axis=1)).all(axis=1)
 
 
 def with_area(xywh: Floats) -> Flags:
     """Whether a box has a positive width and height, also next to its own coordinates: bool [n]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return (xywh[:, 2:] > 0).all(axis=1) & (xywh[:, :2] + xywh[:, 2:] > xywh[:, :2]).all(axis=1)
+        x, y, width, height = xywh.T
+        return (width > 0) & (height > 0) & (x + width > x) & (y + height > y)
 
 
 def inside(xywh: Floats, widths: Sizes, heights: Sizes) -> Flags:

@@ -148,7 +148,7 @@ def _try(found: Obstacles, image: Ints, size: npt.NDArray[np.int32], raw: U64) -
         free[group] = _free_by_map(found, int(image[group[0]]), left[group], top[group], size[group])
     first = free.argmax(axis=1)
     rows = np.arange(len(free))
-    return free.any(axis=1), np.stack([left[rows, first], top[rows, first]], axis=1)
+    return free[rows, first], np.stack([left[rows, first], top[rows, first]], axis=1)
 
 
 def _chunks(rows: Ints, costs: Ints) -> list[Ints]:
@@ -184,7 +184,9 @@ def _free_by_map(
     cover = np.zeros((height + 1, width + 1), dtype=np.int32)
     for rows, cols, sign in ((1, 0, 1), (3, 2, 1), (1, 2, -1), (3, 0, -1)):
         np.add.at(cover, (boxes[:, rows], boxes[:, cols]), sign)
-    covered = (cover.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)[:height, :width] > 0).astype(np.int32)
+    covered = (cover.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)[:height, :width] > 0).astype(
+        np.int32
+    )
     total = np.zeros((height + 1, width + 1), dtype=np.int32)
     total[1:, 1:] = covered.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
     right, bottom = left + size[:, 0:1], top + size[:, 1:2]

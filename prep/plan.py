@@ -103,9 +103,7 @@ def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
     touched = negatives.obstacles(
         ordered.image[chosen.solid], chosen.extents[chosen.solid], ordered.widths, ordered.heights
     )
-    due = negatives.shares(
-        np.bincount(ordered.image[chosen.rows], minlength=len(keys)), options.negatives_per_positive
-    )
+    due = negatives.shares(np.bincount(ordered.image[chosen.rows], minlength=len(keys)), options.negatives_per_positive)
     sizes = chosen.crops[:, 2:] - chosen.crops[:, :2]
     empty = negatives.place(touched, draws.fold(keys, _NEGATIVE), due, sizes)
     images, crops = join(ordered, chosen, empty, draws.fold(keys, _MEMBER))
@@ -127,7 +125,7 @@ def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
 
 
 def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, draws.U64]:
-    """The annotations with images in an order drawn from their identities and boxes sorted along, and each image's key."""
+    """The annotations, images in an order drawn from their identities and boxes sorted along; each image's key."""
     keys = draws.text_keys(seed, annotations.ids)
     drawn = draws.fold(keys, _ORDER)
     order = np.argsort(drawn)
