@@ -17,7 +17,7 @@ from formats.storage import Storage
 from prep.plan import Plan
 from prep.reasons import Skipped, skipped_table
 
-SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg", "webdataset")
+SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
 
 
