@@ -1,12 +1,16 @@
 """Small jobs on synthetic batches, for tests of the loop."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tests.train.sources import CLASSES, SyntheticSource
+from train import backbones
 from train.loop import Job, OpenSource
 from train.ranks import Ranks
 from train.recipe import load_recipe
@@ -27,6 +31,34 @@ SMALL = (
     "lr_peak=0.02",
     "erf_every=4",
 )
+
+
+class Plain(nn.Module):
+    """A network of stride 32 without batch statistics that is built and trained at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 8), (8, 16), (16, 32), (32, 32), (32, 32)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(self.pool(self.features(x)).flatten(1))
+        return result
+
+
+@contextmanager
+def plain_for_vgg11() -> Iterator[None]:
+    """The backbone vgg11 is Plain here: torchvision's spends seconds on weights of a classifier that is dropped."""
+    original = backbones.whole_model
+    backbones.whole_model = lambda name: Plain() if name == "vgg11" else original(name)
+    try:
+        yield
+    finally:
+        backbones.whole_model = original
 
 
 def small_job(folder: Path, *settings: str, ranks: Ranks | None = None) -> Job:

@@ -8,8 +8,14 @@ import torch
 
 from formats.errors import UserError
 from tests.conftest import REPOSITORY
-from train.checkpoint import backbone_state, list_checkpoints, newest_checkpoint, read_checkpoint, save_checkpoint
-from train.checkpoint import remove_leftovers
+from train.checkpoint import (
+    backbone_state,
+    list_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 
 KILLED = """
 import os, pathlib, sys, torch

@@ -21,10 +21,9 @@ def newest(folder: Path) -> dict[str, object]:
     return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_b0", "convnext_tiny"])
-def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path, backbone: str) -> None:
-    # Both have stochastic depth, the first batch statistics as well.
-    settings = (f"backbone={backbone}", "steps=20", "checkpoint_every=7", "log_every=3")
+def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
+    # It has batch statistics and stochastic depth.
+    settings = ("backbone=efficientnet_b0", "steps=20", "checkpoint_every=7", "log_every=3")
     whole, halves = small_job(tmp_path / "whole", *settings), small_job(tmp_path / "halves", *settings)
     execute(whole, synthetic(whole))
     execute(halves, synthetic(halves), stop_after=10)
