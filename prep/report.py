@@ -5,16 +5,16 @@ why, and the options that shaped the data. Reads the manifests and about 300 sin
 about 1 s more per million crops. The page of a dataset that is not finished says what is missing.
 """
 
-import io
 from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from formats import draws, names
-from formats.dataset import Dataset, open_dataset
+from formats.dataset import Dataset, memory_file, open_dataset
 from formats.errors import UserError
 from formats.groups import GROUPS, TALL_BELOW, WIDE_ABOVE
 from formats.page import Bars, Figure, Section, Table, chart, picture, render
@@ -26,11 +26,15 @@ CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
 
 
+def _table(storage: Storage, name: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole manifest, read on the calling thread: Arrow's own may still hold the bytes when the process ends."""
+    return pq.ParquetFile(memory_file(storage.read(name))).read(columns=columns, use_threads=False)
+
+
 def _read_crops(storage: Storage) -> Columns:
-    raw = storage.read(names.CROPS)
     wanted = ["shard", "offset", "size", "label", "group", "left", "top", "right", "bottom"]
     wanted += ["box_x", "box_y", "box_width", "box_height"]
-    table = pq.read_table(io.BytesIO(raw), columns=wanted)
+    table = _table(storage, names.CROPS, wanted)
     return {name: table.column(name).to_numpy() for name in wanted}
 
 
@@ -130,7 +134,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
 def _skipped(storage: Storage) -> Section:
     if not storage.exists(names.SKIPPED):
         return Section("Skipped", missing=f"{names.SKIPPED} is not there.")
-    rows = pq.read_table(io.BytesIO(storage.read(names.SKIPPED))).to_pylist()
+    rows = _table(storage, names.SKIPPED).to_pylist()
     if not rows:
         return Section("Skipped", "Nothing: every annotation that is no crowd region became a crop.")
     by_reason: dict[tuple[str, str], list[dict[str, Any]]] = {}
