@@ -14,12 +14,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 SAMPLE := .sample
+HELD_OUT := .sample-held-out
 READY := $(VENV)/.ready
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train,$(BIN)/python -m train)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock shards pretrain preview export test soak lint bench clean
+.PHONY: help venv lock shards pretrain evaluate preview export test soak lint bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -42,6 +43,57 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
 	echo uv > $(VENV)/extra.in
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --no-header --no-annotate --output-file requirements.lock pyproject.toml $(VENV)/extra.in
 
+# What to prep: the user's annotations, or else the sample dataset, drawn first.
+ifeq ($(strip $(ANNOTATIONS)),)
+SOURCE_ANNOTATIONS := $(SAMPLE)/annotations.json
+SOURCE_IMAGES := $(SAMPLE)/images
+DRAWN := $(SAMPLE)/annotations.json
+else
+SOURCE_ANNOTATIONS := $(ANNOTATIONS)
+SOURCE_IMAGES := $(if $(IMAGES),$(IMAGES),$(error ANNOTATIONS is given without IMAGES: name the image folder too, make ... IMAGES=DIR))
+DRAWN :=
+endif
+
+# Prep before training where it is ours to do: annotations were named, or a local OUT holds no finished dataset yet.
+PREPPED := $(if $(strip $(ANNOTATIONS)),,$(if $(findstring ://,$(OUT)),remote,$(wildcard $(OUT)/manifests/dataset.json)))
+
 $(SAMPLE)/annotations.json: | $(READY)
 	$(BIN)/python -m prep sample-data --out $(SAMPLE) --images 240 --seed 0
 
+$(HELD_OUT)/annotations.json: | $(READY)
+	$(BIN)/python -m prep sample-data --out $(HELD_OUT) --images 120 --seed 1
+
+shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/manifests (resumes what was begun)
+	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
+		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)
+
+pretrain: $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
+	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS) --resume
+
+evaluate: $(HELD_OUT)/annotations.json | $(READY)  ## accuracy of RUN on sample images it has never seen
+	$(BIN)/python -m prep shards --annotations $(HELD_OUT)/annotations.json --images $(HELD_OUT)/images --out $(HELD_OUT)
+	$(BIN)/python -m train evaluate --run "$(RUN)" --data $(HELD_OUT)
+
+preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
+	$(BIN)/python -m train preview --data "$(OUT)" --out preview.png --count 16
+
+export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
+	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
+
+test: | $(READY)  ## the tests, on two cores below 8 minutes
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)
+	JIGSAW_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: | $(READY)  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: | $(READY)  ## side-by-side measurements -> tables, and JSON under bench/results
+	@for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the sample, the runs and the shards of this folder; the environment stays
+	rm -rf $(SAMPLE) $(HELD_OUT) runs preview.png bench/results
+	find shards manifests -mindepth 1 -not -name README.md -delete

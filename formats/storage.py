@@ -29,8 +29,8 @@ class Storage:
         except (ImportError, ValueError) as error:
             scheme = self.url.split("://")[0]
             raise UserError(
-                f"{self.url}: no driver for {scheme}:// ({error}). Install one: pip install 'jigsaw-pretrain[s3]', [gcs] "
-                "or [azure]."
+                f"{self.url}: no driver for {scheme}:// ({error}). "
+                "Install one: pip install 'jigsaw-pretrain[s3]' (or [gcs], [azure])."
             ) from error
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)

@@ -7,6 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+SOAK = os.environ.get("JIGSAW_SOAK") == "1"
+"""Set by `make soak`: the same tests, with hundreds of kills and thousands of cases."""
+
+settings.register_profile("short", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("soak", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("soak" if SOAK else "short")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("JIGSAW_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -36,7 +36,7 @@ class Template:
         """Refuse a split that leaves a region empty."""
         if not 0 < self.split < self.size:
             raise UserError(
-                f"template split {self.split} must lie inside the size {self.size}: choose one between 1 and {self.size - 1}"
+                f"template split {self.split} must lie inside the size {self.size}: choose 1 to {self.size - 1}"
             )
 
     @property

@@ -1,0 +1,64 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formats import names
+from formats.errors import UserError
+from formats.storage import Storage
+
+
+def test_publish_replaces_whole_files_and_leaves_no_litter(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.publish("a/b.bin", b"one")
+    storage.publish("a/b.bin", b"two")
+    assert storage.read("a/b.bin") == b"two"
+    assert os.listdir(tmp_path / "a") == ["b.bin"]
+    assert storage.list("a") == ["b.bin"]
+    assert storage.list("nowhere") == []
+    storage.remove("a/b.bin")
+    storage.remove("a/b.bin")
+    assert not storage.exists("a/b.bin")
+
+
+def test_failed_publish_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(tmp_path)
+    storage.publish("x", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.publish("x", b"new")
+    assert storage.read("x") == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_unknown_scheme_names_the_remedy() -> None:
+    with pytest.raises(UserError, match="no driver for nope"):
+        Storage("nope://bucket/x")
+
+
+@given(st.sampled_from("STW"), st.integers(0, 2_000_000))
+def test_shard_names_round_trip(group: str, part: int) -> None:
+    assert names.parse_shard_name(names.shard_name(group, part)) == (group, part)
+
+
+@pytest.mark.parametrize("name", ["S-1.tar", "X-000001.tar", "S-000001.tar.gz", "S-000001", "", "S--00001.tar"])
+def test_other_names_are_no_shards(name: str) -> None:
+    with pytest.raises(ValueError, match="not a shard"):
+        names.parse_shard_name(name)
+
+
+def test_identity_is_the_path_without_suffix() -> None:
+    assert names.image_id("train/a.b.jpg") == "train/a.b"
+    assert names.image_id("x\\y.png") == "x/y"
+    assert names.image_id("plain") == "plain"
+    key = names.crop_key("train/a.b", 3, False)
+    assert key.endswith("-p00003")
+    assert "." not in key
+    assert "/" not in key
+    assert names.crop_key("train/a.b", 3, True) == key.replace("-p", "-n")
