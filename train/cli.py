@@ -15,6 +15,8 @@ main = LazyGroup(
         "export": ("train.export:export", "write the backbone's weights under another library's names"),
         "evaluate": ("train.evaluate:evaluate", "accuracy by region, group and class on a dataset's jigsaws"),
         "preview": ("train.preview:preview", "a sheet of jigsaws as the trainer sees them"),
+        "erf": ("train.compare_fields:erf", "the receptive field of any weights, drawn and in numbers"),
+        "report": ("train.report:report", "one HTML page about a run, or several side by side"),
         "digest": ("train.digest:digest", "one line a step that says which crops and pixels a batch holds"),
     },
 )
