@@ -1,6 +1,12 @@
 """The command line of the training stage: `python -m train COMMAND`, or `jigsaw-train COMMAND` anywhere."""
 
+import os
+
 from formats.commands import LazyGroup
+
+# Before torch is imported: its threads are to sleep at a barrier, not to spin there. Where loader workers or others
+# share the cores that is 2.5 times as fast (2 cores, load 8: 16.5 jigsaws a second against 6.7); the bits are the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 main = LazyGroup(
     help="Pre-train a backbone on jigsaws of a prepped detection dataset (see `jigsaw-prep`).",
