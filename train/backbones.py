@@ -1,0 +1,175 @@
+"""Backbones: torchvision's classification models by name, cut after their last feature map.
+
+Where to cut is found, not listed: the model is traced by torchvision's feature extraction and run on two input sizes
+without data (meta tensors, a second at most). The last 4-D value whose height and width grow with the input and whose
+consumers do not is what the final pooling pools. Squeeze-and-excite branches are 1 x 1 and VGG's 7 x 7 pool does not
+grow, so neither is taken; Swin's map is the one after its last permute. All that lies behind is dropped (DDP meets no
+unused parameter), names in the state dict stay torchvision's, and train and eval keep their own graphs, so dropout and
+stochastic depth behave. Nothing is ever downloaded.
+Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do for the rest.
+"""
+
+import difflib
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torchvision.models import feature_extraction
+
+from formats.errors import UserError
+
+SIZES = (256, 512)
+"""The input sizes tried, pixels: multiples of any stride in use."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
+
+    head: the names in the whole model's state dict that lie behind the map (the classifier's) and are not in the module's.
+    """
+
+    name: str
+    module: nn.Module
+    channels: int
+    stride: int
+    head: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """The node to cut at, and what was measured there."""
+
+    node: str
+    channels: int
+    stride: int
+
+
+def names() -> list[str]:
+    """Every classification model this torchvision knows, in alphabetical order."""
+    return sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+def build(name: str) -> Backbone:
+    """The backbone of that name, with torchvision's own random initialisation (from torch's global generator).
+
+    Raises UserError for a name torchvision does not have (with the nearest ones) and for a model without a feature map
+    that can be cut into regions.
+    """
+    whole = whole_model(name)
+    found = _find_map(name, whole)
+    module = _cut(whole, found.node)
+    head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
+    return Backbone(name, module, found.channels, found.stride, head)
+
+
+def whole_model(name: str) -> nn.Module:
+    """torchvision's model with its classifier, randomly initialised; raises UserError for an unknown name."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()."
+        raise UserError(f"backbone {name!r} is not a classification model of torchvision: {hint}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model
+
+
+def _find_map(name: str, whole: nn.Module) -> _Map:
+    """The last feature map before the final pooling, with its channels and stride."""
+    mode = whole.training
+    whole.eval()
+    try:
+        tracer = feature_extraction.NodePathTracer()
+        graph = tracer.trace(whole)
+        small, large = (_shapes(fx.GraphModule(whole, graph), size) for size in SIZES)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"backbone {name} cannot be traced at {SIZES[0]} and {SIZES[1]} pixels ({reason}): it has no feature map that "
+            "follows the input's size. Choose a convolutional network or Swin."
+        ) from error
+    finally:
+        whole.train(mode)
+    found: _Map | None = None
+    for node in graph.nodes:
+        shape, larger = small.get(node), large.get(node)
+        if shape is None or larger is None or not _is_map(shape, larger):
+            continue
+        users = [user for user in node.users if user in small]
+        if users and all(small[user].numel() == large[user].numel() for user in users):
+            stride = SIZES[0] // shape[2]
+            found = _Map(tracer.node_to_qualname[node], shape[1], stride)
+    if found is None:
+        raise UserError(
+            f"backbone {name} has no feature map on a regular grid before its final pooling (its padding leaves parts of "
+            "pixels over, or it pools nothing). Choose another one, such as resnet50."
+        )
+    return found
+
+
+def _is_map(small: torch.Size, large: torch.Size) -> bool:
+    """Whether a value of these shapes at the two sizes is a map of an integral stride."""
+    if len(small) != 4 or len(large) != 4 or min(small[2:]) < 2:
+        return False
+    grown = [[shape[2], shape[3]] == [size // (SIZES[0] // small[2])] * 2 for shape, size in zip((small, large), SIZES, strict=True)]
+    return SIZES[0] % small[2] == 0 and all(grown)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+        return result
+
+
+class _Recorded(nn.Module):
+    """Lets functional_call put meta tensors in the place of a traced model's parameters while it is recorded."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, image: Tensor) -> dict[fx.Node, torch.Size]:
+        recorder = _ShapeRecorder(self.traced)
+        recorder.run(image)
+        return recorder.shapes
+
+
+def _shapes(traced: fx.GraphModule, size: int) -> dict[fx.Node, torch.Size]:
+    """The shape of every tensor of the graph for one image of that size, computed without data."""
+    recorded = _Recorded(traced)
+    state = {**dict(recorded.named_parameters()), **dict(recorded.named_buffers())}
+    meta = {name: value.detach().to("meta") for name, value in state.items()}
+    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (torch.empty(1, 3, size, size, device="meta"),))
+    return shapes
+
+
+def _cut(whole: nn.Module, node: str) -> nn.Module:
+    """The part of the model up to a node, returning that node's value alone; in train mode."""
+    graphs = []
+    for training in (True, False):
+        whole.train(training)
+        tracer = feature_extraction.NodePathTracer()
+        graph = fx.GraphModule(whole, tracer.trace(whole)).graph
+        last = next(one for one in graph.nodes if tracer.node_to_qualname.get(one) == node)
+        for later in reversed(graph.nodes):
+            if later is last:
+                break
+            graph.erase_node(later)
+        with graph.inserting_after(last):
+            graph.output(last)
+        graph.eliminate_dead_code()
+        graphs.append(graph)
+    return feature_extraction.DualGraphModule(whole.train(), *graphs, class_name=type(whole).__name__)

@@ -1,0 +1,109 @@
+"""Effective receptive fields, and the label weights that follow from them (section 3.3, equation 2).
+
+The field of a position of the feature map is the gradient of its channel-summed features with respect to the normalised
+input: absolute value, summed over colours, averaged over images, model in eval mode, float32 without autocast, no
+logarithm. Equation 2 asks only for its mass in each of the four regions, so each field is reduced on the device as soon
+as it is known and [4, h, w] numbers are kept.
+
+Costs one forward and h * w backward passes to the input (49 at the paper's size, no parameter gradients): about what 30
+training steps on the same images cost, so the loop refreshes the table every few thousand steps on a few images.
+Prefer a plain field with a logarithm for pictures; this one is for ratios.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+RegionMap = Tensor | npt.NDArray[np.integer]
+
+IMAGES_AT_ONCE = 32
+"""Bounds the memory of the retained graph; the table is a sum over images, so it does not depend on it but to rounding."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each submodule's own mode afterwards (frozen ones stay frozen)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        # Parents come first and set their children, so train() runs on every part: a traced one swaps its graph there.
+        for part, mode in modes:
+            part.train(mode)
+
+
+def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) -> Tensor:
+    """The mass of each position's effective receptive field in each region: float32 [4, h, w] on the images' device.
+
+    ``out[i, j, k] = mean over images of sum over colours and pixels of region i of |d sum_c X[c, j, k] / d image|``.
+
+    backbone: maps [n, 3, H, W] to [n, C, h, w]; run in eval mode, which is undone afterwards; its parameters' gradients
+    are not touched. images: normalised, [n, 3, H, W], any number of colours (float64 stays float64, with a float64
+    backbone and result). region_map: int [h, w], 0 to 3; a pixel belongs to the region of its nearest position.
+    Raises ValueError where the backbone's map is not of the region map's size or there are no images.
+    """
+    if images.dim() != 4 or images.shape[0] == 0:
+        raise ValueError(f"images of shape {list(images.shape)}: region masses need [n, colours, H, W] with n > 0")
+    dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+    regions = torch.as_tensor(region_map, device=images.device)
+    height, width = regions.shape
+    pixels = _pixel_regions(regions, images.shape[2], images.shape[3])
+    masks = torch.stack([pixels == region for region in range(4)]).flatten(1).to(dtype)
+    total = torch.zeros(4, height, width, dtype=dtype, device=images.device)
+    with evaluating(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        for part in images.detach().to(dtype).split(IMAGES_AT_ONCE):
+            leaf = part.requires_grad_()
+            features = backbone(leaf.clone())  # a first layer that works in place would fail on a leaf
+            if features.shape[2:] != regions.shape:
+                raise ValueError(
+                    f"the backbone maps {list(part.shape)} to {list(features.shape)}, the region map is {height} x {width}"
+                )
+            sums = features.sum(dim=1)
+            for row in range(height):
+                for column in range(width):
+                    target = sums[:, row, column].sum()
+                    (gradient,) = torch.autograd.grad(target, leaf, retain_graph=True, materialize_grads=True)
+                    field = gradient.abs().sum(dim=(0, 1))
+                    total[:, row, column] += masks @ field.flatten()
+            del features, sums
+    return total / images.shape[0]
+
+
+def label_weights(masses: Tensor, region_map: RegionMap, tau: float) -> Tensor:
+    """Equation 2: the weight of each region's label at each position, [4, h, w] in the masses' dtype.
+
+    ``w[r] = max(tau, m[r] / sum(m))`` for the position's own region r; ``w[i] = (1 - w[r]) m[i] / sum of the other three``
+    for the rest. Finite and summing to 1 everywhere: where the other three have no mass (or a mass is not finite) the own
+    region's weight is 1. ``tau = 1`` gives one-hot weights.
+
+    masses: [4, h, w], not negative. region_map: int [h, w]. Raises ValueError for other shapes or tau outside [0, 1].
+    """
+    regions = torch.as_tensor(region_map, device=masses.device).long()
+    if masses.shape != (4, *regions.shape):
+        raise ValueError(f"masses of shape {list(masses.shape)} for a region map of {list(regions.shape)}")
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau {tau} is a share between 0 and 1")
+    own = torch.nn.functional.one_hot(regions, 4).permute(2, 0, 1).bool()
+    mass = masses.double()
+    mass = torch.where(mass.isfinite().all(dim=0), mass.nan_to_num(), 0.0)
+    # Scaled by each position's largest mass, sums neither overflow nor vanish.
+    largest = mass.amax(dim=0)
+    mass = mass / torch.where(largest > 0, largest, 1.0)
+    inside = mass.masked_fill(~own, 0).sum(dim=0)
+    outside = mass.masked_fill(own, 0).sum(dim=0)
+    alone = outside == 0
+    own_weight = torch.where(alone, 1.0, (inside / torch.where(alone, 1.0, inside + outside)).clamp(min=tau))
+    shares = mass / torch.where(alone, 1.0, outside)
+    return torch.where(own, own_weight, (1 - own_weight) * shares).to(masses.dtype)
+
+
+def _pixel_regions(regions: Tensor, height: int, width: int) -> Tensor:
+    """The region of every input pixel, [height, width]: nearest upsampling of the region map."""
+    rows = torch.arange(height, device=regions.device) * regions.shape[0] // height
+    columns = torch.arange(width, device=regions.device) * regions.shape[1] // width
+    return regions[rows][:, columns]

@@ -1,0 +1,206 @@
+"""Recipes: everything that decides a run's result, as one flat TOML file of typed keys.
+
+A key that is not given has the paper's value, so an empty recipe is the paper's. What does not change the result
+(workers, folders, GPUs) is on the command line instead. A recipe is checked whole before anything is loaded: unknown
+keys are refused with the nearest known one, wrong types and impossible values by name.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from formats.errors import UserError
+from train.losses import STRATEGIES
+from train.model import MEAN, STD
+from train.schedule import scaled_rate
+from train.streams import StreamOptions
+from train.template import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run's settings; the defaults are the paper's (section 4.1).
+
+    backbone: a torchvision classification model. template_size, template_split: pixels (figure 4b). batch: jigsaws over
+    all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit, resize_low,
+    resize_high, flip: augmentation (train.streams). strategy: one of train.losses.STRATEGIES; tau, erf_every: equation
+    2's threshold and the steps between refreshes of its table. steps: optimizer steps. lr_start, lr_peak, warmup_steps:
+    the schedule, its rates being for a batch of lr_batch and scaled linearly to others. mean, std: of pixels in 0..1.
+    checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
+    looks at the device for metrics (every step has its row all the same).
+    """
+
+    backbone: str = "resnet50"
+    template_size: int = 224
+    template_split: int = 64
+    seed: int = 0
+    batch: int = 512
+    lanes: int | None = None
+    fit: str = "crop"
+    resize_low: float = 0.8
+    resize_high: float = 1.5
+    flip: float = 0.5
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    strategy: str = "erf-adaptive"
+    tau: float = 0.7
+    erf_every: int = 5_000
+    steps: int = 64_000
+    lr_start: float = 0.2
+    lr_peak: float = 0.8
+    lr_batch: int = 512
+    warmup_steps: int = 1_250
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    checkpoint_every: int = 1_000
+    keep_checkpoints: int = 2
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be trained with; UserError names the key."""
+        for key in ("steps", "erf_every", "lr_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        for key in ("lr_start", "lr_peak", "weight_decay", "warmup_steps"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "not negative")
+        _require(0 < self.tau <= 1, "tau", self.tau, "above 0 and at most 1")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        _require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
+        _require(len(self.mean) == 3, "mean", list(self.mean), "three numbers: red, green, blue")
+        _require(len(self.std) == 3 and min(self.std) > 0, "std", list(self.std), "three positive numbers")
+        _ = self.template, self.stream  # refuse what they refuse
+
+    @property
+    def template(self) -> Template:
+        """The jigsaw's template."""
+        return Template(self.template_size, self.template_split)
+
+    @property
+    def stream(self) -> StreamOptions:
+        """What decides the batches."""
+        return StreamOptions(
+            seed=self.seed,
+            batch=self.batch,
+            lanes=self.lanes,
+            fit=self.fit,
+            resize_low=self.resize_low,
+            resize_high=self.resize_high,
+            flip=self.flip,
+        )
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The first and the highest learning rate for this batch (linear scaling)."""
+        return tuple(scaled_rate(rate, self.batch, self.lr_batch) for rate in (self.lr_start, self.lr_peak))  # type: ignore[return-value]
+
+    def resolved(self) -> "Recipe":
+        """The same with the lanes it implies written out, as the run folder keeps it."""
+        return replace(self, lanes=self.stream.lane_count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (lists for tuples), for JSON and checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def to_toml(self) -> str:
+        """A recipe file that gives this recipe again."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_dict().items() if value is not None)
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """``key: mine, not theirs`` for every key that differs."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{key} = {mine[key]}, was {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+def load_recipe(path: Path | None, settings: Iterable[str] = (), base: Recipe | None = None) -> Recipe:
+    """The recipe of a TOML file (without one: ``base``, or the paper's) with ``key=value`` settings laid over it.
+
+    Raises UserError naming the file or ``--set``, the key and the remedy.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _checked(_read_toml(path), str(path))
+    elif base is not None:
+        values = asdict(base)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write it as key=value, such as --set steps=200")
+        values |= _checked({key.strip(): _value(text.strip())}, f"--set {setting}")
+    return Recipe(**values)
+
+
+def recipe_from(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of plain values as to_dict gave them; ``where`` is named in errors."""
+    return Recipe(**_checked(values, where))
+
+
+def _require(holds: bool, key: str, value: object, must: str) -> None:
+    if not holds:
+        raise UserError(f"recipe: {key} = {value} must be {must}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read ({error.strerror}): name a TOML file, see recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid TOML: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """A setting's text as TOML reads it; a bare word is a string, ``none`` is no value."""
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values with their declared types; UserError for an unknown key or another type."""
+    hints = get_type_hints(Recipe)
+    known = [field.name for field in fields(Recipe)]
+    result = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"the known ones are {', '.join(known)}."
+            raise UserError(f"{where}: unknown key {key}; {hint}")
+        result[key] = _converted(value, hints[key], f"{where}: {key}")
+    return result
+
+
+def _converted(value: Any, kind: Any, where: str) -> Any:
+    """The value as ``kind``: integers pass for numbers, nothing else is converted."""
+    if get_origin(kind) is UnionType:
+        if value is None:
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where} must be a list of numbers such as [0.5, 0.5, 0.5], not {value!r}")
+        return tuple(_converted(one, float, where) for one in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, not {value!r}")
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
+        wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
+        raise UserError(f"{where} must be {wanted}, not {value!r}")
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(one) for one in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
