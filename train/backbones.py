@@ -29,7 +29,7 @@ SIZES = (256, 512)
 class Backbone:
     """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
-    head: the names in the whole model's state dict that lie behind the map (the classifier's) and are not in the module's.
+    head: the names in the whole model's state dict that lie behind the map: the classifier's.
     """
 
     name: str
@@ -59,15 +59,22 @@ def build(name: str) -> Backbone:
     Raises UserError for a name torchvision does not have (with the nearest ones) and for a model without a feature map
     that can be cut into regions.
     """
-    whole = whole_model(name)
+    return cut(name, whole_model(name))
+
+
+def cut(name: str, whole: nn.Module) -> Backbone:
+    """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
+
+    Raises UserError where there is no map that can be cut into regions; ``name`` is for the message.
+    """
     found = _find_map(name, whole)
-    module = _cut(whole, found.node)
+    module = _up_to(whole, found.node)
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
     return Backbone(name, module, found.channels, found.stride, head)
 
 
 def whole_model(name: str) -> nn.Module:
-    """torchvision's model with its classifier, randomly initialised; raises UserError for an unknown name."""
+    """The model of torchvision with its classifier, randomly initialised; raises UserError for an unknown name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()."
@@ -89,8 +96,8 @@ def _find_map(name: str, whole: nn.Module) -> _Map:
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"backbone {name} cannot be traced at {SIZES[0]} and {SIZES[1]} pixels ({reason}): it has no feature map that "
-            "follows the input's size. Choose a convolutional network or Swin."
+            f"backbone {name} cannot be traced at {SIZES[0]} and {SIZES[1]} pixels ({reason}): it has no feature map "
+            "that follows the input's size. Choose a convolutional network or Swin."
         ) from error
     finally:
         whole.train(mode)
@@ -105,8 +112,8 @@ def _find_map(name: str, whole: nn.Module) -> _Map:
             found = _Map(tracer.node_to_qualname[node], shape[1], stride)
     if found is None:
         raise UserError(
-            f"backbone {name} has no feature map on a regular grid before its final pooling (its padding leaves parts of "
-            "pixels over, or it pools nothing). Choose another one, such as resnet50."
+            f"backbone {name} has no feature map on a regular grid before its final pooling (its padding leaves parts "
+            "of pixels over, or it pools nothing). Choose another one, such as resnet50."
         )
     return found
 
@@ -115,7 +122,10 @@ def _is_map(small: torch.Size, large: torch.Size) -> bool:
     """Whether a value of these shapes at the two sizes is a map of an integral stride."""
     if len(small) != 4 or len(large) != 4 or min(small[2:]) < 2:
         return False
-    grown = [[shape[2], shape[3]] == [size // (SIZES[0] // small[2])] * 2 for shape, size in zip((small, large), SIZES, strict=True)]
+    grown = [
+        [shape[2], shape[3]] == [size // (SIZES[0] // small[2])] * 2
+        for shape, size in zip((small, large), SIZES, strict=True)
+    ]
     return SIZES[0] % small[2] == 0 and all(grown)
 
 
@@ -156,7 +166,7 @@ def _shapes(traced: fx.GraphModule, size: int) -> dict[fx.Node, torch.Size]:
     return shapes
 
 
-def _cut(whole: nn.Module, node: str) -> nn.Module:
+def _up_to(whole: nn.Module, node: str) -> nn.Module:
     """The part of the model up to a node, returning that node's value alone; in train mode."""
     graphs = []
     for training in (True, False):

@@ -1,9 +1,9 @@
 """Checkpoints: one file a checkpoint, whole or absent, read without unpickling code.
 
-A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and the
-recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing is a
-temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. About 3 bytes for each byte of
-weights' half (ResNet-50 with momentum: 190 MB, under a second on a local disk). Prefer `train.export` for weights alone.
+A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and
+the recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing
+is a temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. Twice the weights'
+bytes (momentum; ResNet-50: 190 MB, about a second on a local disk). Prefer `export` for weights alone.
 """
 
 import contextlib
@@ -71,7 +71,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing: all hosts must see the run folder, so put it on shared storage") from error
     except Exception as error:
         reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{path} is not a readable checkpoint ({reason}): remove it, and the one before is used") from error
+        raise UserError(
+            f"{path} is not a readable checkpoint ({reason}): remove it, and the one before is used"
+        ) from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} is of checkpoint format {version}; this program reads {FORMAT_VERSION}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 RegionMap = Tensor | npt.NDArray[np.integer]
 
 IMAGES_AT_ONCE = 32
-"""Bounds the memory of the retained graph; the table is a sum over images, so it does not depend on it but to rounding."""
+"""Bounds the memory of the retained graph; the table, a sum over images, depends on it to rounding only."""
 
 
 @contextmanager
@@ -61,7 +61,8 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) ->
             features = backbone(leaf.clone())  # a first layer that works in place would fail on a leaf
             if features.shape[2:] != regions.shape:
                 raise ValueError(
-                    f"the backbone maps {list(part.shape)} to {list(features.shape)}, the region map is {height} x {width}"
+                    f"the backbone maps {list(part.shape)} to {list(features.shape)}, "
+                    f"the region map is {height} x {width}"
                 )
             sums = features.sum(dim=1)
             for row in range(height):
@@ -77,9 +78,9 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) ->
 def label_weights(masses: Tensor, region_map: RegionMap, tau: float) -> Tensor:
     """Equation 2: the weight of each region's label at each position, [4, h, w] in the masses' dtype.
 
-    ``w[r] = max(tau, m[r] / sum(m))`` for the position's own region r; ``w[i] = (1 - w[r]) m[i] / sum of the other three``
-    for the rest. Finite and summing to 1 everywhere: where the other three have no mass (or a mass is not finite) the own
-    region's weight is 1. ``tau = 1`` gives one-hot weights.
+    ``w[r] = max(tau, m[r] / sum(m))`` for the position's own region r; ``w[i] = (1 - w[r]) m[i] / sum of the other
+    three`` for the rest. Finite and summing to 1 everywhere: where the other three have no mass (or a mass is not
+    finite) the own region's weight is 1. ``tau = 1`` gives one-hot weights.
 
     masses: [4, h, w], not negative. region_map: int [h, w]. Raises ValueError for other shapes or tau outside [0, 1].
     """

@@ -1,8 +1,8 @@
 """Metrics of a run: one JSON row a step in ``metrics.jsonl``, and line files that can be cut back to a step.
 
 Losses and hits stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once in
-`log_every` steps, not once a step; all rows of a window carry its images per second and waiting share. A row is about 200
-bytes (64,000 steps: 13 MB). TensorBoard reads the same numbers if you convert them; nothing here depends on it.
+`log_every` steps, not once a step; all rows of a window carry its images per second and waiting share. A row is about
+200 bytes (64,000 steps: 13 MB). TensorBoard reads the same numbers if you convert them; nothing here depends on it.
 """
 
 import json

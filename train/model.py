@@ -1,7 +1,7 @@
 """The dense classifier: normalisation, backbone, and a 1 x 1 convolution to C + 1 classes at every position.
 
-Takes batches as they travel, uint8 rows of RGB pixels, and normalises them on the device; a permuted view of such rows is
-channels_last already, so nothing is copied. The convolution costs nothing beside a backbone (0.2 % of ResNet-50's
+Takes batches as they travel, uint8 rows of RGB pixels, and normalises them on the device; a permuted view of such rows
+is channels_last already, so nothing is copied. The convolution costs nothing beside a backbone (0.2 % of ResNet-50's
 arithmetic at 81 classes).
 """
 
@@ -35,13 +35,14 @@ class DenseClassifier(nn.Module):
         self.backbone = backbone
         self.head = nn.Conv2d(channels, classes, kernel_size=1)
         nn.init.normal_(self.head.weight, std=0.01)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
         shape = (1, len(mean), 1, 1)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(shape), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [n, H, W, colours] in 0..255 to float32 [n, colours, H, W], ``(x / 255 - mean) / std``, channels_last."""
+        """``(x / 255 - mean) / std``: uint8 [n, H, W, colours] to float32 [n, colours, H, W], channels_last."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:

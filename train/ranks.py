@@ -1,8 +1,8 @@
 """The processes of a run: one alone, or several under torchrun (gloo on CPUs, NCCL between GPUs).
 
 All that differs between one rank and many is here: set-up, sums, speaking once, and failing together. Small agreements
-(a signal, an error, a row of metrics) travel by gloo in host memory, about 0.1 ms on one machine, so they never make the
-host wait for the GPU. Gradients are DDP's business, not this module's.
+(a signal, an error, a row of metrics) travel by gloo in host memory, about 0.1 ms on one machine, so they never make
+the host wait for the GPU. Gradients are DDP's business, not this module's.
 """
 
 import os
@@ -26,7 +26,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the run's ``world`` processes, and its device."""
+    """A process's place among the run's ``world`` processes, and its device."""
 
     rank: int = 0
     world: int = 1
@@ -107,7 +107,8 @@ def start(device: str = "auto") -> Ranks:
         raise UserError("--device cuda: this machine shows no GPU (see CUDA_VISIBLE_DEVICES); use --device cpu")
     if gpus and local_rank >= gpus:
         raise UserError(
-            f"rank {rank} is process {local_rank} of its machine, which has {gpus} GPUs: use torchrun --nproc-per-node {gpus}"
+            f"rank {rank} is process {local_rank} of its machine, which has {gpus} GPUs: use "
+            f"torchrun --nproc-per-node {gpus}"
         )
     chosen = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:

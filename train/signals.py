@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT as requests: noted when they come, served by the loop between two steps.
 
-A scheduler's SIGTERM and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits 30
-seconds before it kills, so later ones are only noted again; SIGQUIT (Ctrl-\\) ends at once.
+A scheduler's SIGTERM and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits
+30 seconds before it kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
 """
 
 import signal

@@ -14,7 +14,8 @@ class StreamOptions:
     batch: jigsaws in a global batch. lanes: streams that the run is made of, kept for its whole life; None takes the
     largest divisor of the batch not above 64. fit: how a crop meets its region (Table 1). resize_low, resize_high:
     the range of the one resize ratio. flip: the probability of a horizontal flip. augment: False for evaluation
-    (ratio 1, no flip, centred).
+    (ratio 1, no flip, centred). max_repeat: how many times as often as a crop of the best-supplied group one of a thin
+    group may be drawn.
     """
 
     seed: int = 0
@@ -25,6 +26,7 @@ class StreamOptions:
     resize_high: float = 1.5
     flip: float = 0.5
     augment: bool = True
+    max_repeat: int = 20
 
     def __post_init__(self) -> None:
         """Refuse what cannot be streamed, naming the remedy."""
@@ -36,6 +38,8 @@ class StreamOptions:
             raise UserError(f"resize ratios {self.resize_low} to {self.resize_high} must be positive and in order")
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip {self.flip} is a probability between 0 and 1")
+        if self.max_repeat < 1:
+            raise UserError(f"max-repeat {self.max_repeat} must be at least 1")
         if self.lane_count < 1 or self.batch % self.lane_count:
             divisors = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
             raise UserError(f"a batch of {self.batch} is not divisible by {self.lanes} lanes: choose one of {divisors}")

@@ -1,0 +1,42 @@
+"""Augmentation draws: what chance decides for each crop of a jigsaw, keyed by (seed, lane, position, region).
+
+One call draws for a whole chunk, about 60 us however many crops; a crop's draws depend on nothing but its key, so no
+worker, batch size or earlier position can change them. What the draws mean in pixels is window.py's business.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.draws import U64, fold, text_key, uniform, words
+from train.streams import StreamOptions
+from train.template import REGIONS
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws for n jigsaws: every array is [n, 4], by region.
+
+    ratio: float64, the resize ratio (1 for the fits that have none). flip: bool. across, down: uint64 words that decide
+    the place in each axis; None for the centre. substitute: uint64 words that choose a crop where the slot's own group
+    gives none.
+    """
+
+    ratio: npt.NDArray[np.float64]
+    flip: npt.NDArray[np.bool_]
+    across: U64 | None
+    down: U64 | None
+    substitute: U64
+
+
+def draw(options: StreamOptions, lanes: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> Draws:
+    """The draws of the jigsaws at ``positions`` [n] of ``lanes`` [n]."""
+    key = text_key(options.seed, "augment")
+    raw = words(fold(key, lanes[:, None], positions[:, None], np.arange(len(REGIONS))), 5)
+    ratio = np.ones(raw.shape[:-1])
+    if not options.augment:
+        return Draws(ratio, np.zeros(ratio.shape, dtype=bool), None, None, raw[..., 4])
+    if options.fit == "crop":
+        ratio = options.resize_low + uniform(raw[..., 0]) * (options.resize_high - options.resize_low)
+    return Draws(ratio, uniform(raw[..., 1]) < options.flip, raw[..., 2], raw[..., 3], raw[..., 4])

@@ -1,0 +1,164 @@
+"""Jigsaws: four crops decoded, resized, flipped, cut or padded into one image (section 3.2).
+
+A pure function of (dataset, options, lane, position). On COCO crops a jigsaw takes MEASURED times what decoding its
+four crops alone takes. Everything here runs in one thread of one worker; see loader.py for batches.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from formats.dataset import Dataset
+from formats.errors import UserError
+from formats.groups import GROUPS
+from train.augment import Draws, draw
+from train.crops import SOURCE, CropReader, Crops, LocalShards
+from train.picks import Picks, order_squares, slots_of
+from train.streams import StreamOptions
+from train.template import REGIONS, Template
+from train.window import Windows, lay_out, resample
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a worker adds to the pixels of its jigsaws, in its lanes' order and each lane's order of positions.
+
+    labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for unreadable ones.
+    digests: (identity, pixels) of each jigsaw, 32 bytes each, where asked for.
+    """
+
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.uint8]
+    replaced: int
+    digests: tuple[tuple[bytes, bytes], ...] | None
+
+
+class Assembler:
+    """Assembles the jigsaws of some lanes of a dataset; build it in the process that uses it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        lanes: Sequence[int],
+        *,
+        with_digests: bool = False,
+    ) -> None:
+        # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
+        cv2.setNumThreads(1)
+        self._template, self._options, self._lanes = template, options, list(lanes)
+        slots = slots_of(dataset, options)
+        self._reader = CropReader(
+            dataset,
+            LocalShards(dataset),
+            capacity=len(slots.feeds) * len(self._lanes) + len(GROUPS),
+            with_keys=with_digests,
+        )
+        self._picks = Picks(dataset, slots, options, self._lanes, self._reader)
+        self._with_digests = with_digests
+
+    def step(self, step: int, out: Pixels) -> Chunk:
+        """Write the lanes' jigsaws of global batch ``step`` into ``out``, uint8 [lanes * k, size, size, 3], all zero.
+
+        Raises UserError where a group has no crop left that can be read.
+        """
+        count = self._options.chunk
+        lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
+        positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
+        draws = draw(self._options, lanes, positions)
+        drawn = np.concatenate(
+            [
+                self._picks.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
+                for nth, lane in enumerate(self._lanes)
+            ]
+        )
+        crops, windows = self._arrange(drawn, draws)
+        broken = self._render(range(len(drawn)), crops, windows, out)
+        replaced = sum(self._mend(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
+        if broken:
+            crops, windows = self._arrange(drawn, draws)
+            out[broken] = 0
+            self._render(broken, crops, windows, out)
+        return Chunk(
+            labels=crops["label"].astype(np.int64),
+            groups=crops["group"].astype(np.uint8),
+            replaced=replaced,
+            digests=self._digests(crops, draws, windows, out) if self._with_digests else None,
+        )
+
+    def _arrange(self, drawn: Crops, draws: Draws) -> tuple[Crops, Windows]:
+        """Crops by region, CROP [n, 4], and where they land."""
+        crops = order_squares(drawn)
+        width, height = crops["width"].astype(np.int64), crops["height"].astype(np.int64)
+        return crops, lay_out(width, height, draws, self._template, self._options.fit)
+
+    def _render(self, which: Iterable[int], crops: Crops, windows: Windows, out: Pixels) -> list[int]:
+        """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
+        broken = []
+        decode, places = self._reader.decode, windows.table()
+        for nth in which:
+            image = out[nth]
+            for crop, place in zip(crops[SOURCE][nth].tolist(), places[nth].tolist(), strict=True):
+                pixels = decode(*crop)
+                if pixels is None:
+                    broken.append(nth)
+                    break
+                scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = place
+                window = image[to_y : to_y + height, to_x : to_x + width]
+                resample(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+        return broken
+
+    def _mend(self, lane: int, position: int, drawn: Crops) -> int:
+        """Replace the unreadable ones of a jigsaw's four crops, CROP [4] by slot, in place; how many there were."""
+        replaced = 0
+        for slot in range(len(REGIONS)):
+            if self._readable(drawn[slot]):
+                continue
+            for other in self._picks.replacements(lane, position, slot, drawn[slot]):
+                if self._readable(other):
+                    drawn[slot] = other
+                    replaced += 1
+                    break
+            else:
+                raise UserError(
+                    f"group {GROUPS[int(drawn[slot]['group'])]} has no crop that can be decoded: its shards are damaged. "
+                    "Run `jigsaw-prep verify --repair`, or prep the dataset again"
+                )
+        return replaced
+
+    def _readable(self, crop: Crops) -> bool:
+        return self._reader.decode(*crop[SOURCE].tolist()) is not None
+
+    def _digests(
+        self, crops: Crops, draws: Draws, windows: Windows, out: Pixels
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Identity and pixels of each jigsaw.
+
+        The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,
+        the region's left, top, width and height, the resize ratio (a float) and the fields of Windows in their order.
+        """
+        regions = np.array([(r.left, r.top, r.width, r.height) for r in self._template.regions], dtype=np.int64)
+        plain = np.concatenate(
+            [
+                crops["label"].astype(np.int64)[..., None],
+                np.broadcast_to(regions, (len(crops), *regions.shape)),
+                draws.ratio.view(np.int64)[..., None],
+                windows.table(),
+            ],
+            axis=-1,
+        ).astype("<i8")
+        found = []
+        for nth, jigsaw in enumerate(crops):
+            identity = hashlib.sha256()
+            for key, numbers in zip(self._reader.keys(jigsaw), plain[nth], strict=True):
+                name = key.encode()
+                identity.update(len(name).to_bytes(8, "little") + name + numbers.tobytes())
+            found.append((identity.digest(), hashlib.sha256(out[nth]).digest()))
+        return tuple(found)

@@ -1,0 +1,251 @@
+"""Batches of jigsaws for one rank: lanes dealt to worker processes, their chunks put together in lane order.
+
+Lane ``l`` belongs to rank ``l % world`` and there to worker ``(l // world) % workers``, and global batch ``b`` is, for
+every lane in order, its jigsaws ``[b * k, (b + 1) * k)``. So neither the rank nor the worker count decides what a batch
+holds, and the whole state of the data is the step. A worker sends the chunk of its lanes through shared memory and the
+rank copies it to its place: MEASURED us a jigsaw in the rank's process, whatever the number of workers.
+
+Prefer torch's DataLoader over a map-style dataset where every sample is a file of its own and order does not matter.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from formats.dataset import Dataset
+from formats.errors import UserError
+from train.batch import Batch
+from train.jigsaw import Assembler, Chunk
+from train.picks import slots_of
+from train.streams import StreamOptions
+from train.template import Template
+
+BUFFERS = 3
+"""Batches in the ring: the one in use, the one being filled, and one whose copy to a device may still be under way."""
+
+
+def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
+    """The lanes of one rank, ascending; raises UserError where the ranks would get different numbers of them."""
+    lanes = options.lane_count
+    if lanes % world:
+        fitting = [n for n in range(1, lanes + 1) if lanes % n == 0]
+        multiples = [n for n in range(world, options.batch + 1, world) if options.batch % n == 0]
+        remedy = f"run on one of {fitting} processes"
+        if multiples:
+            remedy += f", or start a new run with --lanes of {multiples}"
+        raise UserError(f"{lanes} lanes cannot be shared equally by {world} processes: {remedy}")
+    if not 0 <= rank < world:
+        raise UserError(f"rank {rank} is not one of {world} processes")
+    return list(range(rank, lanes, world))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker sends for a step: its jigsaws [n, size, size, 3] and what goes with them, or why it stopped."""
+
+    images: torch.Tensor | None = None
+    chunk: Chunk | None = None
+    error: str | None = None
+
+
+class _Chunks(IterableDataset[_Sent]):
+    """In each worker, the chunks of its lanes from a step on."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        lanes: Sequence[int],
+        steps: range,
+        with_digests: bool,
+    ) -> None:
+        self._dataset, self._template, self._options = dataset, template, options
+        self._lanes, self._steps, self._with_digests = list(lanes), steps, with_digests
+
+    def __iter__(self) -> Iterator[_Sent]:
+        worker = get_worker_info()
+        assert worker is not None
+        lanes = self._lanes[worker.id :: worker.num_workers]
+        size = self._template.size
+        shape = (len(lanes) * self._options.chunk, size, size, 3)
+        try:
+            assembler = Assembler(
+                self._dataset, self._template, self._options, lanes, with_digests=self._with_digests
+            )
+            for step in self._steps:
+                images = _shared_zeros(shape)
+                chunk = assembler.step(step, images.numpy())
+                yield _Sent(images, chunk)
+        except UserError as error:
+            # Across processes an exception becomes a traceback as text; a user's mistake stays one line.
+            yield _Sent(error=error.message)
+
+
+def _shared_zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """A uint8 tensor of zeros that travels to another process without a copy."""
+    # What torch's own collate function does; memory that is shared anew is zero.
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+
+def _prepare_worker(_: int) -> None:
+    """Leave signals to the rank: it finishes its step and ends its workers; a signal to all must not take them first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _as_sent(sent: _Sent) -> _Sent:
+    return sent
+
+
+class JigsawLoader:
+    """One rank's batches (train.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
+
+    workers: processes, at most one a lane; 0 assembles in this process. with_digests: compute digests as well.
+    pin_memory: keep batches in page-locked memory, for copies to a GPU that do not wait. start_method: "fork", "spawn"
+    or "forkserver"; None for Python's own default. ``notes`` says in plain words what is special about the dataset.
+    Raises UserError for lanes that the ranks cannot share equally, and while iterating for damaged or missing shards
+    and for a worker that ended.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        with_digests: bool = False,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        self._dataset, self._template, self._options = dataset, template, options
+        self._lanes = lanes_of_rank(options, rank, world)
+        self.lanes_per_rank = len(self._lanes)
+        self.notes = tuple(slots_of(dataset, options).notes())
+        if workers < 0:
+            raise UserError(f"workers {workers} must be 0 or more")
+        self._workers = min(workers, self.lanes_per_rank)
+        self._steps = range(start_step, stop_step if stop_step is not None else 2**62)
+        self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
+        self._received: Iterator[_Sent] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
+        self.close()
+        size = self._template.size
+        jigsaws = self.lanes_per_rank * self._options.chunk
+        ring = [
+            torch.zeros((jigsaws, size, size, 3), dtype=torch.uint8, pin_memory=self._pin_memory)
+            for _ in range(BUFFERS)
+        ]
+        return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
+
+    def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
+        assembler = Assembler(
+            self._dataset, self._template, self._options, self._lanes, with_digests=self._with_digests
+        )
+        for step in self._steps:
+            images = ring[step % len(ring)]
+            chunk = assembler.step(step, images.zero_().numpy())
+            yield self._batch(step, images, [chunk])
+
+    def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
+        chunks = _Chunks(
+            self._dataset, self._template, self._options, self._lanes, self._steps, self._with_digests
+        )
+        context = multiprocessing.get_context(self._start_method)
+        with warnings.catch_warnings():
+            # Its guess of the right number of workers knows neither what else runs here nor what they do.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            received = self._received = iter(
+                DataLoader(
+                    chunks,
+                    batch_size=None,
+                    num_workers=self._workers,
+                    collate_fn=_as_sent,
+                    worker_init_fn=_prepare_worker,
+                    multiprocessing_context=context,
+                )
+            )
+        size = self._template.size
+        try:
+            for step in self._steps:
+                images = ring[step % len(ring)]
+                by_lane = images.view(self.lanes_per_rank, self._options.chunk, size, size, 3)
+                parts = []
+                for worker in range(self._workers):
+                    sent = self._receive(received)
+                    assert sent.images is not None and sent.chunk is not None
+                    mine = by_lane[worker :: self._workers]
+                    mine.copy_(sent.images.view(mine.shape))
+                    parts.append(sent.chunk)
+                yield self._batch(step, images, parts)
+        finally:
+            if self._received is received:
+                self.close()
+
+    def _receive(self, received: Iterator[_Sent]) -> _Sent:
+        try:
+            sent = next(received)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise UserError(
+                f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); the usual cause is too little memory: "
+                "run with fewer --workers"
+            ) from error
+        if sent.error is not None:
+            raise UserError(sent.error)
+        return sent
+
+    def _batch(self, step: int, images: torch.Tensor, parts: list[Chunk]) -> Batch:
+        """Put what came with the workers' jigsaws into lane order."""
+        k = self._options.chunk
+        shape = (self.lanes_per_rank, k, 4)
+        labels, groups = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)
+        digests: list[tuple[bytes, bytes]] | None = [(b"", b"")] * len(images) if self._with_digests else None
+        for worker, part in enumerate(parts):
+            labels[worker :: len(parts)] = part.labels.reshape(-1, k, 4)
+            groups[worker :: len(parts)] = part.groups.reshape(-1, k, 4)
+            if digests is not None and part.digests is not None:
+                for nth, lane in enumerate(range(worker, self.lanes_per_rank, len(parts))):
+                    digests[lane * k : (lane + 1) * k] = part.digests[nth * k : (nth + 1) * k]
+        return Batch(
+            step=step,
+            images=images,
+            labels=torch.from_numpy(labels.reshape(-1, 4)),
+            groups=torch.from_numpy(groups.reshape(-1, 4)),
+            replaced=sum(part.replaced for part in parts),
+            digests=None if digests is None else tuple(digests),
+        )
+
+    def close(self) -> None:
+        """End the workers; an iterator under way is finished. Returns within seconds whatever they are doing."""
+        received, self._received = self._received, None
+        if received is None:
+            return
+        processes = list(getattr(received, "_workers", ()))
+        shut_down: Any = getattr(received, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        for process in processes:
+            if process.is_alive():
+                # They ignore the signal by which torch ends the unwilling.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+                process.join()

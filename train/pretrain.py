@@ -1,0 +1,157 @@
+"""`python -m train pretrain`: from a prepped dataset to a backbone, alone or under torchrun.
+
+Glue: options, the dataset and its loader on one side, the run folder, state and loop on the other.
+"""
+
+import os
+from pathlib import Path
+
+import click
+
+from formats.dataset import Dataset, open_dataset
+from train.batch import BatchSource
+from train.checkpoint import backbone_state, newest_checkpoint, read_checkpoint, remove_leftovers, save_file
+from train.loop import DigestLine, Job, Loop, OpenSource
+from train.ranks import DEVICES, one_voice, start
+from train.run import Origin, RunFolder, check_origin, choose_recipe, versions
+from train.state import State, build_state
+
+
+@click.command()
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run: made, or continued.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
+@click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
+def pretrain(
+    data: str,
+    run: Path,
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    stop_after: int | None,
+    workers: int,
+    device: str,
+    log_digest: bool,
+) -> None:
+    """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train pretrain ...`.
+
+    SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.
+    """
+    with one_voice():
+        ranks = start(device)
+        folder = RunFolder(run)
+        # torchrun starts all ranks anew after a failure, with the same command line.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
+        dataset = ranks.together(lambda: open_dataset(data))
+        job = Job(chosen, Origin(tuple(dataset.classes), dataset.fingerprint), folder, ranks)
+        open_source = loader_source(job, dataset, workers, log_digest)
+        execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
+
+
+def loader_source(job: Job, dataset: Dataset, workers: int, with_digests: bool) -> OpenSource:
+    """One rank's jigsaws of a dataset, from any step on."""
+    from train.loader import JigsawLoader
+
+    def open_source(first: int, end: int) -> BatchSource:
+        loader = JigsawLoader(
+            dataset,
+            job.recipe.template,
+            job.recipe.stream,
+            rank=job.ranks.rank,
+            world=job.ranks.world,
+            workers=workers,
+            start_step=first,
+            stop_step=end,
+            with_digests=with_digests,
+            pin_memory=job.ranks.device.type == "cuda",
+        )
+        for note in loader.notes:
+            job.ranks.say(note)
+        return loader
+
+    return open_source
+
+
+def digest_lines(job: Job) -> DigestLine:
+    """The lines that `digest` prints, from the digests of all ranks' batches."""
+    from train.digest import digest_line, interleave
+
+    stream, world = job.recipe.stream, job.ranks.world
+    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
+
+
+def execute(
+    job: Job, open_source: OpenSource, *, stop_after: int | None = None, digest_line: DigestLine | None = None
+) -> State:
+    """Begin or continue a job's run, on every rank; returns the state it ended with.
+
+    Writes RUN/backbone.pth where the schedule ends. Raises UserError for whatever the user can mend.
+    """
+    recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    ranks.on_first(lambda: check_origin(folder, job.origin))
+    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks))
+    _continue(job, state)
+    until = min(recipe.steps, stop_after or recipe.steps)
+    ending = None
+    if state.step < until:
+        _announce(job, state, until)
+        ending = Loop(job, state, digest_line).run(open_source, until)
+    else:
+        ranks.say(f"{folder.path}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
+    if state.step >= recipe.steps:
+        ranks.on_first(lambda: save_file(folder.backbone, backbone_state(state.model.state_dict())))
+        ranks.say(f"done: {folder.backbone} holds the backbone in torchvision's names")
+    else:
+        why = f"on {ending} " if ending else ""
+        ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+    return state
+
+
+def _continue(job: Job, state: State) -> None:
+    """Restore the newest checkpoint, where there is one."""
+    folder, ranks = job.folder, job.ranks
+
+    def find() -> Path | None:
+        remove_leftovers(folder.checkpoints)
+        newest = newest_checkpoint(folder.checkpoints, click.echo)
+        return newest and newest[0]
+
+    path = ranks.on_first(find)
+    if path is None:
+        return
+    content = ranks.together(lambda: read_checkpoint(path))
+    state.restore(content)
+    now = versions()
+    changed = [
+        f"{name} {old}, now {now.get(name)}" for name, old in content["versions"].items() if now.get(name) != old
+    ]
+    if changed:
+        ranks.say(
+            f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
+        )
+
+
+def _announce(job: Job, state: State, until: int) -> None:
+    """Say what is about to run."""
+    recipe, ranks = job.recipe, job.ranks
+    start_rate, peak = recipe.rates
+    stride = state.backbone.stride
+    ranks.say(
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels), {len(job.origin.classes)} classes "
+        f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+    )
+    ranks.say(
+        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
+        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+    )
+    if recipe.warmup_steps >= recipe.steps:
+        ranks.say(
+            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
+            "never falls; set warmup_steps lower"
+        )

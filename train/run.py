@@ -1,0 +1,174 @@
+"""The run folder: what lies where, what the run is of, and when it may be begun or continued.
+
+    RUN/run.json         recipe, classes, dataset fingerprint, backbone, versions: written at the first step
+    RUN/recipe.toml      the recipe in full, for the next run
+    RUN/checkpoints/     step-NNNNNNNN.pt, the newest few
+    RUN/metrics.jsonl    a row a step; RUN/digest.txt, a line a step, with --log-digest
+    RUN/backbone.pth     at the end of the schedule: the backbone in torchvision's names
+
+The checks here keep a run one run: same recipe, same classes, same dataset from its first step to its last, whatever
+the machine, the number of ranks or of workers.
+"""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from formats.errors import UserError
+from formats.storage import Storage
+from train.checkpoint import list_checkpoints, newest_checkpoint
+from train.recipe import Recipe, load_recipe, recipe_from
+
+FORMAT_VERSION = 1
+
+PACKAGES = ("jigsaw-pretrain", "torch", "torchvision", "numpy")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The dataset of a run, as far as it shapes the weights: class names in label order, and the manifests' hash."""
+
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def digest(self) -> Path:
+        """digest.txt."""
+        return self.path / "digest.txt"
+
+    @property
+    def backbone(self) -> Path:
+        """backbone.pth."""
+        return self.path / "backbone.pth"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run's first step was taken here."""
+        return self.description.exists() or bool(list_checkpoints(self.checkpoints))
+
+
+def versions() -> dict[str, str]:
+    """The versions that shape a run's bits."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def choose_recipe(folder: RunFolder, file: Path | None, settings: tuple[str, ...], resume: bool) -> Recipe:
+    """The recipe to run, its lanes written out: file and settings' for a new run, the run's own for a resumed one.
+
+    Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
+    naming what differs.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"--run {folder.path} is a file: name a folder")
+    if not (resume and folder.begun):
+        if folder.begun:
+            raise UserError(
+                f"{folder.path} already holds a run: add --resume to continue it, or name another folder with --run"
+            )
+        return load_recipe(file, settings).resolved()
+    own = recipe_from(read_description(folder)["recipe"], str(folder.description))
+    wanted = load_recipe(file, settings, base=own).resolved()
+    if changed := wanted.differences(own):
+        raise UserError(
+            f"{folder.path} was run with another recipe ({'; '.join(changed)}): resume it without these, "
+            "or name another folder with --run"
+        )
+    return own
+
+
+def check_origin(folder: RunFolder, origin: Origin) -> None:
+    """Refuse to continue a run on a dataset other than its own; nothing to check for a new one."""
+    if not folder.begun:
+        return
+    description = read_description(folder)
+    check_classes(folder, description["classes"], origin.classes)
+    if description["dataset"] != origin.fingerprint:
+        raise UserError(
+            f"{folder.path} was run on another dataset (its manifests were {description['dataset'][:12]}, these are "
+            f"{origin.fingerprint[:12]}): resume it with the --data it began with, or name another folder with --run"
+        )
+
+
+def check_classes(folder: RunFolder, own: list[str] | tuple[str, ...], others: tuple[str, ...]) -> None:
+    """Refuse a dataset whose labels mean other classes than the run's."""
+    if list(own) == list(others):
+        return
+    pairs = [(mine, theirs) for mine, theirs in zip(own, others, strict=False) if mine != theirs]
+    what = f"label {list(own).index(pairs[0][0])} is {pairs[0][0]!r} there and {pairs[0][1]!r} here" if pairs else ""
+    what = what or f"{len(own)} classes there and {len(others)} here"
+    raise UserError(
+        f"{folder.path} was trained on other classes than this dataset has ({what}): name that run's dataset"
+    )
+
+
+def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: dict[str, Any]) -> None:
+    """Write run.json and recipe.toml."""
+    description = {
+        "format": FORMAT_VERSION,
+        "recipe": recipe.to_dict(),
+        "classes": list(origin.classes),
+        "dataset": origin.fingerprint,
+        "backbone": backbone,
+        "versions": versions(),
+    }
+    storage = Storage(folder.path)
+    storage.publish("recipe.toml", recipe.to_toml().encode())
+    storage.publish("run.json", (json.dumps(description, indent=2) + "\n").encode())
+
+
+def read_description(folder: RunFolder) -> dict[str, Any]:
+    """The contents of run.json; UserError where it is missing, damaged or newer than this program."""
+    try:
+        description = json.loads(folder.description.read_text(encoding="utf-8"))
+        version = description["format"]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder.path} holds no run (no run.json): name the folder that was given as --run") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.description} is damaged ({error}): restore it, or begin another run") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder.description} is of format {version}; this program reads {FORMAT_VERSION}")
+    assert isinstance(description, dict)
+    return description
+
+
+def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, Any]]:
+    """A run's description, recipe and newest checkpoint, for commands that use its weights.
+
+    Raises UserError where there is no run or no checkpoint yet.
+    """
+    description = read_description(folder)
+    newest = newest_checkpoint(folder.checkpoints, print)
+    if newest is None:
+        raise UserError(f"{folder.path} has no checkpoint yet: continue it with `pretrain --resume`")
+    return description, recipe_from(description["recipe"], str(folder.description)), newest[1]

@@ -1,0 +1,78 @@
+"""What a run carries from step to step, and its form in a checkpoint: model, optimizer, ERF table, step.
+
+Everything is built from the recipe and the seed on the CPU, the same on every rank, then moved; nothing else of a run
+has a memory (data and randomness are functions of the step).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from formats.draws import text_key
+from train import backbones
+from train.model import DenseClassifier
+from train.ranks import Ranks
+from train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ErfTable:
+    """The label weights in force: made at ``step`` from ``masses``; both tensors float32 [4, h, w]."""
+
+    step: int
+    masses: Tensor
+    weights: Tensor
+
+
+@dataclass
+class State:
+    """A run's moving parts; ``step`` counts the steps done, so it is the next batch's number."""
+
+    backbone: backbones.Backbone
+    model: DenseClassifier
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    table: ErfTable | None = None
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that weights_only loading takes it."""
+        table = self.table
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "erf": table and {"step": table.step, "masses": table.masses, "weights": table.weights},
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take a checkpoint's place, bit for bit."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step = content["step"]
+        device = self.model.mean.device
+        table = content["erf"]
+        self.table = table and ErfTable(
+            step=table["step"], masses=table["masses"].to(device), weights=table["weights"].to(device)
+        )
+
+
+def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, DenseClassifier]:
+    """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid."""
+    torch.manual_seed(text_key(recipe.seed, "initial weights"))
+    backbone = backbones.build(recipe.backbone)
+    recipe.template.region_map(backbone.stride)
+    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std)
+
+
+def build_state(recipe: Recipe, label_count: int, ranks: Ranks) -> State:
+    """A run's state before its first step, on this rank's device.
+
+    Raises UserError for an unknown backbone or a template off its grid.
+    """
+    backbone, model = build_model(recipe, label_count)
+    model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.rates[0], momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    return State(backbone, model, optimizer)
