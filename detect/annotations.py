@@ -135,7 +135,7 @@ def _decode(path: Path) -> _Document:
 def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> Photo:
     """The photo with the boxes that have an area inside it."""
     raw = np.array([one.bbox for one in found], dtype=np.float64).reshape(-1, 4)
-    finite = np.isfinite(raw).all(axis=1)
+    finite = np.isfinite(raw.sum(axis=1))
     corners = np.concatenate((raw[:, :2], raw[:, :2] + raw[:, 2:]), axis=1)
     limits = np.array([image.width, image.height, image.width, image.height], dtype=np.float64)
     boxes = np.clip(np.where(finite[:, None], corners, 0), 0, limits)
@@ -155,7 +155,7 @@ def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]
 
 def _truth(document: _Document) -> dict[str, Any]:
     """The ground truth for COCOeval: every finite box, areas filled in where the file has none."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for one in document.annotations:
         if not np.isfinite(one.bbox).all():
             continue

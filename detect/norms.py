@@ -4,8 +4,8 @@
   statistics; barely trained ones hurt, and random ones are no normalisation at all.
 - ``sync-bn``: batch statistics over all ranks (the scratch paper's choice for large batches). On GPUs torch's own, on
   CPUs the same arithmetic by an all-reduce; one rank alone is plain batch normalisation.
-- ``gn``: 32 groups (the scratch paper's choice), independent of the batch, so the one for one or two images a GPU. Costs
-  about a tenth of a step more. Layers of fewer or odd channel counts take the largest divisor of 32 and theirs.
+- ``gn``: 32 groups (the scratch paper's choice), independent of the batch, so the one for one or two images a GPU.
+  Layers of other channel counts than multiples of 32 take as many groups as 32 and the count have in common.
 """
 
 import math
@@ -31,17 +31,18 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """[n, C, h, w] -> the same shape; statistics of all ranks' values in train mode."""
         alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-        if not self.training or alone:
+        if not self.training or (alone and input.numel()):
             return super().forward(input)
+        if alone:
+            # No region at all: there is nothing to gather, and batch_norm would make the statistics NaN.
+            return input * self.weight[:, None, None]
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         values = input.float()
-        moments = torch.cat(
-            (values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), values.new_tensor([values.numel() / values.shape[1]]))
-        )
-        moments = all_reduce(moments)
-        count = moments[-1].clamp(min=1)
-        mean, square = moments[:-1].div(count).chunk(2)
-        variance = (square - mean.square()).clamp(min=0)
+        # The mean first and the squares about it after: one pass over both would cancel where the mean is large.
+        sums = all_reduce(torch.cat((values.sum((0, 2, 3)), values.new_tensor([values.numel() / values.shape[1]]))))
+        count = sums[-1].clamp(min=1)
+        mean = sums[:-1] / count
+        variance = all_reduce((values - mean[:, None, None]).square().sum((0, 2, 3))) / count
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.detach(), momentum)
@@ -65,13 +66,15 @@ def norm_layer(norm: str, device: torch.device) -> NormLayer:
         return FrozenBatchNorm2d
     if norm == "gn":
         return GroupNorm
-    return nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm2d
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return nn.SyncBatchNorm if device.type == "cuda" and several else SyncBatchNorm2d
 
 
 def added_norm(norm: str, device: torch.device) -> NormLayer | None:
-    """The layer for what the detector adds (pyramid, convolutional heads): none under frozen-bn, which has nothing
-    to freeze there, and everywhere under the other two, as the scratch paper has it.
-    """  # noqa: D205
+    """The layer for what the detector adds (pyramid, convolutional heads), or None.
+
+    None under frozen-bn, which has nothing to freeze there; the other two are everywhere, as the scratch paper has it.
+    """
     return None if norm == "frozen-bn" else norm_layer(norm, device)
 
 

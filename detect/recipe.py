@@ -7,7 +7,7 @@ How a recipe written for COCO is fitted to another dataset is one rule, in detec
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -135,28 +135,25 @@ def read_recipe(path: Path | None, sets: Iterable[str] = (), overrides: Mapping[
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): name a recipe, such as recipes/detect-paper.toml") from error
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): name a recipe, such as recipes/detect-paper.toml"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not TOML ({error})") from error
-    source = str(path) if path is not None else "--set"
-    recipe = from_mapping(values, source)
+    checked = {key: _checked(key, value, str(path)) for key, value in values.items()}
     for item in sets:
         key, sign, text = item.partition("=")
         if not sign:
             raise UserError(f"--set {item!r} is not key=value, such as --set lr=0.01")
-        recipe = _with(recipe, key.strip(), _parse(text.strip()), "--set")
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    return replace(recipe, **given) if given else recipe
+        checked[key.strip()] = _checked(key.strip(), _parse(text.strip()), "--set")
+    # Built once from everything: keys are judged together (a head fits some models only).
+    return Recipe(**{**checked, **{key: value for key, value in (overrides or {}).items() if value is not None}})
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Recipe:
     """The recipe of a TOML table or a saved configuration; raises UserError as read_recipe does."""
     checked = {key: _checked(key, value, source) for key, value in values.items()}
     return Recipe(**checked)
-
-
-def _with(recipe: Recipe, key: str, value: Any, source: str) -> Recipe:
-    return replace(recipe, **{key: _checked(key, value, source)})
 
 
 def _parse(text: str) -> Any:
@@ -171,7 +168,7 @@ def _checked(key: str, value: Any, source: str) -> Any:
     """The value as the recipe's field wants it."""
     if key not in _TYPES:
         near = difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.0)
-        raise UserError(f"{source}: there is no key {key!r} in a detector's recipe; the nearest is {near[0]!r}")
+        raise UserError(f"{source}: unknown key {key}; did you mean {near[0]}?")
     wanted = str(_TYPES[key])
     if value is None or (value == "none" and "None" in wanted):
         good: Any = None if "None" in wanted else _WRONG

@@ -158,7 +158,7 @@ def training_batches(views: Views, order: Order, steps: range, rank: int, share:
     sampler = _Steps(order, steps.start, steps.stop, rank, share)
     return DataLoader(
         views,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_list,
         worker_init_fn=_quiet_worker,
@@ -170,7 +170,7 @@ def validation_batches(views: Views, indices: list[int], batch: int, workers: in
     chunks = [[(index, 0, 0) for index in indices[at : at + batch]] for at in range(0, len(indices), batch)]
     return DataLoader(
         views,
-        batch_sampler=chunks,  # type: ignore[arg-type]
+        batch_sampler=chunks,
         num_workers=workers,
         collate_fn=_as_list,
         worker_init_fn=_quiet_worker,

@@ -75,7 +75,7 @@ def view_pixels(pixels: npt.NDArray[np.uint8], view: View) -> npt.NDArray[np.uin
 def view_boxes(
     boxes: npt.NDArray[np.float64], size: tuple[int, int], view: View
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Boxes [n, 4] of an image of ``size`` (width, height) in the view, and which of them keep at least a pixel there."""
+    """Boxes [n, 4] of an image of ``size`` (width, height) in the view, and which keep at least a pixel there."""
     factor = np.array([view.width / size[0], view.height / size[1]] * 2)
     moved = boxes * factor - np.array([view.left, view.top] * 2)
     moved = np.clip(moved, 0, np.array([view.out_width, view.out_height] * 2))
