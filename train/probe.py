@@ -131,8 +131,8 @@ def judged(values: Tensor, labels: Tensor, fold: npt.NDArray[np.int64], classes:
     best = (-1.0, PENALTIES[0])
     for penalty in PENALTIES:
         weights = fitted(values[part > 1], labels[part > 1], classes, penalty)
-        right = (predicted(values[part == 1], weights) == labels[part == 1]).double().mean().item()
-        best = max(best, (right, penalty), key=lambda one: one[0])
+        share = (predicted(values[part == 1], weights) == labels[part == 1]).double().mean().item()
+        best = max(best, (share, penalty), key=lambda one: one[0])
     weights = fitted(values[fitting], labels[fitting], classes, best[1])
     right = predicted(values[~fitting], weights) == labels[~fitting]
     by_class = [right[labels[~fitting] == label].double().mean() for label in labels[~fitting].unique()]
