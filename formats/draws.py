@@ -7,6 +7,7 @@ A million words take about 30 ms. Not for cryptography.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,12 @@ def text_key(seed: int, text: str) -> int:
     """The key of a named thing (an image's identity, a purpose) under ``seed``: the same on every machine."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int(fold(seed, int.from_bytes(digest, "little"))[0])
+
+
+def text_keys(seed: int, texts: Sequence[str]) -> U64:
+    """``text_key`` of each text, at once: uint64 [len(texts)], a million in about a second."""
+    hashed = b"".join(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
+    return fold(seed, np.frombuffer(hashed, dtype="<u8"))
 
 
 def words(key: Words, count: int) -> U64:

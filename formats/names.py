@@ -12,6 +12,9 @@ DATASET = f"{MANIFESTS}/dataset.json"
 CROPS = f"{MANIFESTS}/crops.parquet"
 SHARD_TABLE = f"{MANIFESTS}/shards.parquet"
 SKIPPED = f"{MANIFESTS}/skipped.parquet"
+PLAN = f"{MANIFESTS}/plan.json"
+PARTS = f"{MANIFESTS}/parts"
+PLAN_SKIPPED = f"{PARTS}/plan-skipped.parquet"
 
 _SHARD = re.compile(r"([STW])-(\d{6,})\.tar")
 
@@ -29,6 +32,16 @@ def parse_shard_name(name: str) -> tuple[str, int]:
     if match is None:
         raise ValueError(f"{name!r} is not a shard's name (such as S-000017.tar)")
     return match[1], int(match[2])
+
+
+def part_rows(part: int) -> str:
+    """Where the manifest rows of a part lie: ``manifests/parts/000017.parquet``."""
+    return f"{PARTS}/{part:06d}.parquet"
+
+
+def part_record(part: int) -> str:
+    """Where the done record of a part lies: ``manifests/parts/000017.json``. A part without one does not exist."""
+    return f"{PARTS}/{part:06d}.json"
 
 
 def image_id(file_name: str) -> str:

@@ -1,0 +1,137 @@
+"""Finishing: the parts' rows become the dataset's manifests, last of all dataset.json.
+
+Needs the output alone, in any process. Reads every part's record and rows once a group: a second for a million crops,
+which are held as one compressed file (about 50 MB) in memory.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from formats import manifest, names
+from formats.dataset import FORMAT_VERSION, Description, memory_file
+from formats.errors import UserError
+from formats.groups import GROUPS
+from formats.storage import Storage
+from prep.fill import slot_fill
+from prep.reasons import count_reasons, skipped_table
+from prep.records import PartRecord, PlanRecord, check_agreement, read_part, read_plan, shaping_versions
+from prep.summary import Summary, count_crops
+
+
+def finish(out: Storage) -> Summary:
+    """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
+
+    Raises UserError where no plan or not every part is there, or a record is of another plan or other versions.
+    """
+    plan = read_plan(out)
+    if plan is None:
+        raise UserError(
+            f"{out.describe(names.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
+        )
+    check_agreement(out.describe(names.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
+    records = read_records(out, plan)
+    shard_rows = [
+        {"name": shard.name, "group": group, "part": record.part, "crops": shard.crops, "bytes": shard.bytes}
+        | {"sha256": shard.sha256}
+        for group in GROUPS
+        for record in records
+        for shard in record.shards
+        if shard.group == group
+    ]
+    seen = _Seen()
+    out.publish(names.CROPS, manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records))))
+    shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
+    out.publish(names.SHARD_TABLE, manifest.table_bytes(manifest.SHARDS, [shards]))
+    skipped = pa.concat_tables(
+        [
+            pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED),
+            *(skipped_table(record.skipped) for record in records if record.skipped),
+        ]
+    )
+    out.publish(names.SKIPPED, manifest.table_bytes(manifest.SKIPPED, [skipped.combine_chunks()]))
+    summary = seen.summary(plan, records, skipped)
+    out.publish(names.DATASET, describe(plan, summary).to_json())
+    return summary
+
+
+def describe(plan: PlanRecord, summary: Summary) -> Description:
+    """dataset.json of a finished dataset."""
+    return Description(
+        format_version=FORMAT_VERSION,
+        classes=plan.classes,
+        background=len(plan.classes),
+        seed=plan.seed,
+        plan=plan.plan,
+        options=plan.options,
+        versions=plan.versions,
+        totals=summary.totals(),
+    )
+
+
+def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
+    """Every part's done record; raises UserError where some are missing or of another plan."""
+    records, missing = [], []
+    for number in range(plan.parts):
+        record = read_part(out, number)
+        if record is None:
+            missing.append(number)
+            continue
+        check_agreement(
+            out.describe(names.part_record(number)),
+            {"plan": record.plan, "versions": record.versions},
+            {"plan": plan.plan, "versions": plan.versions},
+        )
+        records.append(record)
+    if missing:
+        listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise UserError(
+            f"{out.url}: {len(missing):,} of {plan.parts:,} parts are not done ({listed}). "
+            "Run the same `jigsaw-prep shards` command again; it cuts what is missing."
+        )
+    return records
+
+
+def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
+    """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
+    for group in GROUPS:
+        for record in records:
+            place = next((index for index, shard in enumerate(record.shards) if shard.group == group), None)
+            if place is not None:
+                rows = pq.ParquetFile(memory_file(out.read(names.part_rows(record.part))))
+                yield rows.read_row_group(place).cast(manifest.CROPS)
+
+
+class _Seen:
+    """Gathers labels, groups and sizes of the rows that pass through ``watch``."""
+
+    def __init__(self) -> None:
+        self.columns: list[list[np.ndarray]] = [[], [], [], []]
+
+    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            found = {name: table.column(name).to_numpy() for name in ("label", "left", "top", "right", "bottom")}
+            group = GROUPS.index(table.column("group")[0].as_py())
+            widths, heights = found["right"] - found["left"], found["bottom"] - found["top"]
+            values = (found["label"], np.full(table.num_rows, group, dtype=np.uint8), widths, heights)
+            for column, value in zip(self.columns, values, strict=True):
+                column.append(value)
+            yield table
+
+    def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
+        empty = np.empty(0, dtype=np.int64)
+        labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
+        return Summary(
+            classes=plan.classes,
+            counts=count_crops(labels, groups, len(plan.classes)),
+            images=sum(record.images for record in records),
+            images_listed=plan.images_listed,
+            negatives_wanted=plan.negatives_wanted,
+            parts=plan.parts,
+            shards=sum(len(record.shards) for record in records),
+            bytes=sum(record.bytes for record in records),
+            skipped=count_reasons(skipped.column("reason").to_pylist()),
+            slots=slot_fill(widths, heights, groups),
+        )

@@ -1,0 +1,157 @@
+"""The state of a run on disk: the plan's record and the parts' done records, and what must agree between them.
+
+``manifests/plan.json`` is written before the first part and says what the dataset will be; every part's done record
+carries the plan's digest and the versions of what shapes bytes. Whoever meets a record of another plan or of other
+versions refuses it and says what differs: parts of two plans never mix.
+"""
+
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from formats import names
+from formats.dataset import FORMAT_VERSION
+from formats.errors import UserError
+from formats.storage import Storage
+from prep.plan import Plan
+from prep.reasons import Skipped, skipped_table
+
+SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
+"""The packages whose versions shape the bytes of shards and manifests."""
+
+
+class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of plan.json; manifests/README.md defines each field."""
+
+    format_version: int
+    plan: str
+    seed: int
+    options: dict[str, Any]
+    versions: dict[str, str]
+    classes: list[str]
+    parts: int
+    images: int
+    images_listed: int
+    crops: int
+    negatives_wanted: int
+
+
+class ShardRecord(msgspec.Struct, frozen=True):
+    """A published shard of a part."""
+
+    name: str
+    group: str
+    crops: int
+    bytes: int
+    sha256: str
+
+
+class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The done record of a part: its shards, and what could not be used of its images."""
+
+    part: int
+    plan: str
+    versions: dict[str, str]
+    images: int
+    crops: int
+    shards: list[ShardRecord]
+    skipped: list[Skipped]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the part's shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+def shaping_versions() -> dict[str, str]:
+    """The versions, here and now, of what shapes bytes."""
+    return {name: metadata.version(name) for name in SHAPING}
+
+
+def plan_record(plan: Plan) -> PlanRecord:
+    """What plan.json says of a plan made here."""
+    return PlanRecord(
+        format_version=FORMAT_VERSION,
+        plan=plan.digest,
+        seed=plan.seed,
+        options=recorded_options(plan.options.to_dict(), plan.annotations_sha256),
+        versions=shaping_versions(),
+        classes=list(plan.classes),
+        parts=plan.part_count,
+        images=len(plan.images),
+        images_listed=plan.listed_images,
+        crops=len(plan.crops),
+        negatives_wanted=plan.wanted_negatives,
+    )
+
+
+def recorded_options(options: dict[str, Any], annotations_sha256: str) -> dict[str, Any]:
+    """The options of a record: all that shapes the data, the annotations by their SHA-256 and never by a path."""
+    return {**options, "annotations_sha256": annotations_sha256}
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """A record's bytes: keys sorted, two spaces of indent, a final newline."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def read_plan(out: Storage) -> PlanRecord | None:
+    """The plan that ``out`` was begun with; None where none was. Raises UserError for a damaged record."""
+    try:
+        return msgspec.json.decode(out.read(names.PLAN), type=PlanRecord)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise UserError(
+            f"{out.describe(names.PLAN)} is damaged ({error}). Remove the shards and manifests there and start anew."
+        ) from error
+
+
+def publish_plan(out: Storage, plan: Plan) -> None:
+    """Write what the plan skipped, then its record: where the record is, the rest is too."""
+    from formats import manifest
+
+    rows = manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
+    out.publish(names.PLAN_SKIPPED, rows)
+    out.publish(names.PLAN, encode(plan_record(plan)))
+
+
+def read_part(out: Storage, number: int) -> PartRecord | None:
+    """The done record of a part; None where the part is not done. Raises UserError for a damaged record."""
+    try:
+        return msgspec.json.decode(out.read(names.part_record(number)), type=PartRecord)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        name = out.describe(names.part_record(number))
+        raise UserError(
+            f"{name} is damaged ({error}). Remove it; the same command then cuts the part again."
+        ) from error
+
+
+def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise UserError where a record at ``where`` differs from what is expected, naming each difference."""
+    told = differences(found, expected)
+    if told:
+        raise UserError(
+            f"{where} was made otherwise: {'; '.join(told)}. Give the same options, annotations and package versions "
+            "(requirements.lock) to go on with it, or another --out to start anew."
+        )
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
+    """``name was X, now Y`` for each entry that differs, entries of nested mappings by their own names."""
+    told: list[str] = []
+    for name in sorted(found.keys() | expected.keys()):
+        before, now = found.get(name), expected.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            told += differences(before, now, "" if name == "options" else f"{name}.")
+        elif before != now:
+            told.append(f"{prefix}{name} was {_short(before)}, now {_short(now)}")
+    return told
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
