@@ -35,18 +35,27 @@ SETTINGS = {
 class Narrow(ResNet):
     """A ResNet with an eighth of the usual channels in its stages."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        whole: nn.Linear = self.fc
+        self.fc: nn.Linear = nn.Linear(whole.in_features // 8, whole.out_features)
+
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         return super()._make_layer(block, planes // 8, *args, **kwargs)
 
 
-@register_model(TINY)
-def _tiny(weights: None = None, **kwargs: Any) -> ResNet:
+def tinyresnet(weights: None = None, **kwargs: Any) -> ResNet:
     return Narrow(BasicBlock, [1, 1, 1, 1], **kwargs)
 
 
-@register_model("tinybottleneck")
-def _tiny_bottleneck(weights: None = None, **kwargs: Any) -> ResNet:
+def tinybottleneck(weights: None = None, **kwargs: Any) -> ResNet:
     return Narrow(Bottleneck, [1, 1, 1, 1], **kwargs)
+
+
+for builder in (tinyresnet, tinybottleneck):
+    # Pre-training takes classification models only, which torchvision tells by the module that they are defined in.
+    builder.__module__ = "torchvision.models.resnet"
+    register_model(builder.__name__)(builder)
 
 
 def draw(folder: Path, count: int, seed: int, masks: bool = False) -> tuple[Path, Path]:
