@@ -34,7 +34,7 @@ def interleave(per_rank: Sequence[Sequence[Pair]], world: int, lanes: int, chunk
 
 
 def batch_digest(pairs: Sequence[Pair]) -> tuple[str, str]:
-    """The (identity, pixels) digests of a global batch as hexadecimal sha256, from its jigsaws' in global lane order."""
+    """The (identity, pixels) digests of a batch as hexadecimal sha256, from its jigsaws' in global lane order."""
     identity, pixels = zip(*pairs, strict=True)
     return hashlib.sha256(b"".join(identity)).hexdigest(), hashlib.sha256(b"".join(pixels)).hexdigest()
 

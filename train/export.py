@@ -32,10 +32,10 @@ def to_torchvision(name: str, state: State) -> State:
     except RuntimeError as error:
         raise UserError(f"{refuse}: {' '.join(str(error).split())[:300]}") from error
     target = backbones.whole_model(name)
-    loaded = target.load_state_dict(state, strict=False)
-    lost = sorted(set(loaded.missing_keys) - own.head)
-    if lost or loaded.unexpected_keys:
-        raise UserError(f"{refuse}: missing {lost[:3]}, left over {loaded.unexpected_keys[:3]}")
+    missing, extra = set(target.state_dict()) - own.head - set(state), set(state) - set(target.state_dict())
+    if missing or extra:
+        raise UserError(f"{refuse}: missing {sorted(missing)[:3]}, left over {sorted(extra)[:3]}")
+    target.load_state_dict(state, strict=False)
     image = torch.rand(1, 3, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = own.module.eval()(image)

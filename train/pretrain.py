@@ -38,8 +38,9 @@ def pretrain(
     device: str,
     log_digest: bool,
 ) -> None:
-    """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train pretrain ...`.
+    """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train -- pretrain ...`.
 
+    The two dashes keep torchrun from taking --run for an option of its own.
     SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.
     """
     with one_voice():

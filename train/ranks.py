@@ -113,7 +113,7 @@ def start(device: str = "auto") -> Ranks:
     chosen = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(chosen)
-    if world > 1:
+    if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     return Ranks(rank, world, chosen)
 

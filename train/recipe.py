@@ -28,11 +28,12 @@ class Recipe:
 
     backbone: a torchvision classification model. template_size, template_split: pixels (figure 4b). batch: jigsaws over
     all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit, resize_low,
-    resize_high, flip, max_repeat: what the jigsaws are made of and how (train.streams). strategy: one of train.losses.STRATEGIES; tau, erf_every: equation
-    2's threshold and the steps between refreshes of its table. steps: optimizer steps. lr_start, lr_peak, warmup_steps:
-    the schedule, its rates being for a batch of lr_batch and scaled linearly to others. mean, std: of pixels in 0..1.
-    checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
-    looks at the device for metrics (every step has its row all the same).
+    resize_high, flip, max_repeat: what the jigsaws are made of and how (train.streams). strategy: one of
+    train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of its table. steps:
+    optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
+    linearly to others. mean, std: of pixels in 0..1. checkpoint_every: steps between checkpoints, of which the newest
+    keep_checkpoints stay. log_every: steps between looks at the device for metrics (every step has its row all the
+    same).
     """
 
     backbone: str = "resnet50"

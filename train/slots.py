@@ -3,7 +3,7 @@
 Decided once from the groups' counts, as exact fractions; then a few integer operations a crop. A slot whose group is
 empty belongs to the next group by aspect for good and advances that group's stream. A thin group, whose crops would be
 drawn more than ``max_repeat`` times as often as those of the best-supplied group, feeds its slots only as often as that
-allows, spread evenly over the positions; a substitute from the next group by aspect fills the rest and advances nothing.
+allows, spread evenly over the positions; a substitute from the next group by aspect fills the rest, advancing nothing.
 """
 
 from collections.abc import Mapping
@@ -71,8 +71,8 @@ class Slots:
             if feed.topped_up_from:
                 lines.append(
                     f"group {NAMES[feed.group]} is thin ({self.counts[feed.group]:,} crops): it fills "
-                    f"{float(feed.share):.2%} of its slots and {feed.topped_up_from} crops the others, so that none of its "
-                    f"crops is drawn more than {self.max_repeat} times as often as one of the best-supplied group"
+                    f"{float(feed.share):.2%} of its slots and {feed.topped_up_from} crops the others, so that none of "
+                    f"its crops is drawn more than {self.max_repeat} times as often as one of the best-supplied group"
                 )
         if lines:
             shares = ", ".join(f"{group} {share:.1%}" for group, share in self.shares().items())

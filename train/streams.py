@@ -53,5 +53,5 @@ class StreamOptions:
 
     @property
     def chunk(self) -> int:
-        """k = batch / L: jigsaws of one lane in a global batch."""
+        """Jigsaws of one lane in a global batch: k = batch / L."""
         return self.batch // self.lane_count

@@ -77,12 +77,12 @@ def lay_out(width: I64, height: I64, draws: Draws, template: Template, fit: str)
             scaled_x = np.where(wide, scaled_x, np.maximum(1, (2 * width * room_y + height) // (2 * height)))
     from_x, to_x, lands_x = _along(scaled_x, room_x, draws.across)
     from_y, to_y, lands_y = _along(scaled_y, room_y, draws.down)
-    return Windows(
-        scaled_x, scaled_y, draws.flip, from_x, from_y, left + to_x, top + to_y, lands_x, lands_y, smooth
-    )
+    return Windows(scaled_x, scaled_y, draws.flip, from_x, from_y, left + to_x, top + to_y, lands_x, lands_y, smooth)
 
 
-def resample(pixels: Pixels, scaled: tuple[int, int], flip: bool, start: tuple[int, int], smooth: bool, out: Pixels) -> None:
+def resample(
+    pixels: Pixels, scaled: tuple[int, int], flip: bool, start: tuple[int, int], smooth: bool, out: Pixels
+) -> None:
     """Write the window of a scaled, flipped crop that starts at ``start`` (x, y) over all of ``out``.
 
     pixels: uint8 [height, width, 3]. scaled: width and height after resizing. out: uint8 [h, w, 3], rows may be apart.

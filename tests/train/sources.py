@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ class SyntheticSource:
     seed: int = 0
     fail_at: int | None = None
     closed: bool = False
+    lanes_per_rank: int = field(init=False)
 
-    @property
-    def lanes_per_rank(self) -> int:
-        return len(range(self.rank, self.lanes, self.world))
+    def __post_init__(self) -> None:
+        self.lanes_per_rank = len(range(self.rank, self.lanes, self.world))
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first, self.end):

@@ -36,6 +36,41 @@ def picture(width: int, height: int, rng: np.random.Generator) -> npt.NDArray[np
     return np.ascontiguousarray(np.kron(cells, np.ones((8, 8, 1), dtype=np.uint8))[:height, :width])
 
 
+def flat_pictures(
+    shards: Mapping[str, Sequence[int]], seed: int = 0, low: int = 12, high: int = 60
+) -> dict[str, list[npt.NDArray[np.uint8]]]:
+    """Crops of one colour each, no two alike, so that a jigsaw's pixels tell whose they are (at most 343 crops)."""
+    rng = np.random.default_rng(seed)
+    levels = range(64, 256, 31)
+    colours = iter([(red, green, blue) for red in levels for green in levels for blue in levels])
+    found: dict[str, list[npt.NDArray[np.uint8]]] = {}
+    for group, counts in shards.items():
+        for _ in range(sum(counts)):
+            width, height = crop_size(group, rng, low, high)
+            found.setdefault(group, []).append(np.full((height, width, 3), next(colours), dtype=np.uint8))
+    return found
+
+
+class Colours:
+    """Whose pixels these are, in a dataset of flat pictures."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.rows = list(all_crops(dataset).values())
+        self._colours = []
+        for row in self.rows:
+            path = Path(dataset.url) / names.SHARDS / row["shard"]
+            raw = path.read_bytes()[row["offset"] : row["offset"] + row["size"]]
+            self._colours.append(simplejpeg.decode_jpeg(raw)[0, 0].astype(int))
+        self._table = np.array(self._colours)
+
+    def owner(self, region: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """The crops.parquet row of the crop in a region, uint8 [height, width, 3]."""
+        colour = region.reshape(-1, 3).max(axis=0).astype(int)
+        distance = np.abs(self._table - colour).sum(axis=1)
+        assert distance.min() <= 6, f"no crop has the colour {colour}"
+        return self.rows[int(distance.argmin())]
+
+
 def make_dataset(
     folder: Path,
     shards: Mapping[str, Sequence[int]],

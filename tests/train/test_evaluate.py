@@ -1,0 +1,58 @@
+import numpy as np
+import torch
+from torch import nn
+
+from tests.train.sources import CLASSES, SyntheticSource
+from train.evaluate import Answers, predict, score, summarise
+from train.template import Template
+
+
+def test_scores_count_hits_beside_the_commonest_label() -> None:
+    labels = np.array([1, 1, 1, 2])
+    assert score(np.array([1, 1, 0, 2]), labels) == {"count": 4, "accuracy": 0.75, "majority_share": 0.75}
+    assert score(labels[:0], labels[:0]) == {"count": 0, "accuracy": None, "majority_share": None}
+
+
+def test_a_summary_by_region_group_and_class() -> None:
+    labels = np.array([[0, 1, 2, 0], [0, 1, 0, 1]])
+    predictions = np.array([[0, 1, 0, 1], [1, 1, 0, 1]])
+    groups = np.array([[0, 2, 1, 0], [0, 2, 2, 0]])
+    report = summarise(Answers(predictions, labels, groups), ["a", "b"])
+    assert report["jigsaws"] == 2
+    assert report["overall"] == {"count": 8, "accuracy": 5 / 8, "majority_share": 0.5}
+    assert report["regions"]["S-small"] == {"count": 2, "accuracy": 0.5, "majority_share": 1.0}
+    assert report["regions"]["T"] == {"count": 2, "accuracy": 0.5, "majority_share": 0.5}
+    assert report["groups"]["S"] == {"count": 4, "accuracy": 0.5, "majority_share": 0.75}
+    assert report["groups"]["T"]["count"] == 1 and report["groups"]["W"]["accuracy"] == 1.0
+    assert [one["class"] for one in report["classes"]] == ["a", "b", "background"]
+    assert report["classes"][1] == {"class": "b", "count": 3, "accuracy": 1.0, "share": 3 / 8}
+    assert report["classes"][2]["accuracy"] == 0.0
+
+
+class Oracle(nn.Module):
+    """Sure of the right class at one position of each region, mildly for another one at all positions."""
+
+    def __init__(self, source: SyntheticSource, region_map: torch.Tensor) -> None:
+        super().__init__()
+        self.labels = {batch.images.sum().item(): batch.labels for batch in source}
+        self.region_map = region_map
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(images), CLASSES + 1, *self.region_map.shape)
+        for image, labels in enumerate(self.labels[images.sum().item()].tolist()):
+            for region, label in enumerate(labels):
+                places = self.region_map == region
+                logits[image, (label + 1) % (CLASSES + 1), places] += 1
+                row, column = places.nonzero()[0].tolist()
+                logits[image, label, row, column] += 100
+        return logits
+
+
+def test_a_region_is_predicted_by_its_mean_logits() -> None:
+    template = Template(64, 16)
+    source = SyntheticSource(template, batch=4, lanes=2, first=0, end=3)
+    region_map = torch.from_numpy(template.region_map(16))
+    answers = predict(Oracle(source, region_map), source, region_map)
+    assert answers.labels.shape == (12, 4)
+    assert (answers.predictions == answers.labels).all()
+    assert answers.groups[0].tolist() == [0, 2, 1, 0]

@@ -1,0 +1,145 @@
+"""The commands as a user runs them, on a tiny dataset of the agreed layout."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from click.testing import CliRunner, Result
+
+from tests.train.jobs import SMALL, rows, same, untimed
+from tests.train.tiny import CLASSES, make_dataset
+from train.checkpoint import list_checkpoints, read_checkpoint
+from train.cli import main
+
+BASE = [part for setting in (*SMALL, "steps=4", "erf_every=3") for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder, {"S": [30], "T": [10], "W": [12]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps without workers."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert call("pretrain", "--data", data, "--run", run, "--workers", 0, "--log-digest", *BASE).exit_code == 0
+    return run
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_a_run_in_two_parts_with_other_workers_is_the_same(data: Path, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start = ("pretrain", "--data", data, "--run", run, "--log-digest")
+    first = call(*start, *BASE, "--workers", 1, "--stop-after", 2)
+    assert first.exit_code == 0 and "stopped after step 2 of 4: continue with --resume" in first.output
+    second = call(*start, "--workers", 3, "--resume")
+    assert second.exit_code == 0, second.output
+    contents = [read_checkpoint(list_checkpoints(one / "checkpoints")[-1][1]) for one in (finished, run)]
+    assert same(*contents)
+    assert untimed(finished) == untimed(run)
+    assert (finished / "digest.txt").read_text() == (run / "digest.txt").read_text()
+
+
+def test_the_run_folder_says_what_was_run(finished: Path) -> None:
+    description = json.loads((finished / "run.json").read_text())
+    assert description["classes"] == CLASSES
+    assert description["recipe"]["lanes"] == 4 and description["recipe"]["tau"] == 0.7
+    assert description["backbone"] == {"name": "shufflenet_v2_x0_5", "channels": 1024, "stride": 32}
+    assert set(description["versions"]) == {"python", "jigsaw-pretrain", "torch", "torchvision", "numpy"}
+    assert "steps = 4" in (finished / "recipe.toml").read_text()
+    assert len(rows(finished)) == 4
+
+
+def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) -> None:
+    printed = call("digest", "--data", data, "--batch", 4, "--lanes", 4, "--size", 64, "--split", 32, "--steps", 4)
+    assert (finished / "digest.txt").read_text() in printed.output
+
+
+def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "backbone.pth"
+    result = call("export", "--run", finished, "--to", "torchvision", "--out", out)
+    assert result.exit_code == 0 and "4 of 4 steps" in result.output
+    state = torch.load(out, weights_only=True)
+    target = torchvision.models.shufflenet_v2_x0_5()
+    loaded = target.load_state_dict(state, strict=False)
+    assert loaded.missing_keys == ["fc.weight", "fc.bias"] and loaded.unexpected_keys == []
+    assert same(state, torch.load(finished / "backbone.pth", weights_only=True))
+    assert same(state["conv1.0.weight"], target.conv1[0].weight.data)
+
+
+def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
+    from formats.errors import UserError
+    from train.export import to_torchvision
+
+    state = torch.load(finished / "backbone.pth", weights_only=True)
+    with pytest.raises(UserError, match="not of torchvision's resnet18"):
+        to_torchvision("resnet18", state)
+    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x1_0"):
+        to_torchvision("shufflenet_v2_x1_0", state)
+    del state["conv1.0.weight"]
+    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x0_5"):
+        to_torchvision("shufflenet_v2_x0_5", state)
+
+
+def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    result = call("evaluate", "--run", finished, "--data", data, "--workers", 0, "--json", file, "--batch", 4)
+    assert result.exit_code == 0, result.output
+    assert "majority share" in result.output and "region S-small" in result.output
+    report = json.loads(file.read_text())
+    assert report["step"] == 4 and report["jigsaws"] == 16
+    assert report["overall"]["count"] == 64
+    assert list(report["regions"]) == ["S-small", "W", "T", "S-large"]
+    assert [one["class"] for one in report["classes"]] == [*CLASSES, "background"]
+    assert sum(one["count"] for one in report["classes"]) == 64
+    again = tmp_path / "again.json"
+    call("evaluate", "--run", finished, "--data", data, "--workers", 2, "--json", again, "--batch", 4)
+    assert json.loads(again.read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "stepz=3"], "unknown key stepz; did you mean steps?"),
+        (["--recipe", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["--set", "backbone=resnet51"], "did you mean resnet50"),
+        (["--set", "backbone=vit_b_16"], "vit_b_16"),
+        (["--set", "template_size=100", "--set", "template_split=30"], "multiples of 32"),
+        (["--device", "cuda"], "shows no GPU"),
+    ],
+)
+def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = call("pretrain", "--data", data, "--run", tmp_path / "run", *BASE, *arguments)
+    assert result.exit_code == 2
+    assert result.output.count("Error") == 1 and message in result.output and "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_path: Path) -> None:
+    missing = call("pretrain", "--data", tmp_path, "--run", tmp_path / "run", *BASE)
+    assert missing.exit_code == 2 and "dataset.json is missing" in missing.output
+    taken = call("pretrain", "--data", data, "--run", finished, *BASE)
+    assert taken.exit_code == 2 and "already holds a run: add --resume" in taken.output
+    none = call("export", "--run", tmp_path, "--to", "torchvision", "--out", tmp_path / "x")
+    assert none.exit_code == 2 and "holds no run" in none.output
+
+
+def test_evaluate_refuses_other_classes(finished: Path, tmp_path: Path) -> None:
+    from formats.storage import Storage
+
+    make_dataset(tmp_path, {"S": [4]})
+    file = tmp_path / "manifests" / "dataset.json"
+    Storage(str(tmp_path)).publish("manifests/dataset.json", file.read_bytes().replace(b'"bee"', b'"wasp"'))
+    result = call("evaluate", "--run", finished, "--data", tmp_path, "--workers", 0)
+    assert result.exit_code == 2 and "label 1 is 'bee' there and 'wasp' here" in result.output

@@ -1,0 +1,116 @@
+"""Two gloo ranks under torchrun: the slow part of a launch is the start, so one launch plays many scenes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from formats.errors import UserError
+from tests.conftest import REPOSITORY
+from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
+from tests.train.tiny import make_dataset
+from tests.train.two_ranks import BN_FREE
+from train.checkpoint import list_checkpoints, read_checkpoint
+from train.cli import main
+from train.pretrain import execute
+from train.ranks import one_voice
+
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    make_dataset(folder / "data", {"S": [30], "T": [10], "W": [12]})
+    settings = [part for setting in (*SMALL, "steps=3", "batch=8") for part in ("--set", setting)]
+    # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
+    command = [*LAUNCH, "-m", "tests.train.two_ranks", "--", str(folder), "--log-digest", "--workers", "1"]
+    command += ["--data", str(folder / "data"), "--run", str(folder / "run"), *settings]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "out.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    job = small_job(folder, *BN_FREE)
+    with plain_for_vgg11():
+        execute(job, synthetic(job))
+    return folder
+
+
+def newest(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
+
+
+def test_two_ranks_follow_the_curve_of_one(played: Path, alone: Path) -> None:
+    one, two = rows(alone), rows(played / "two")
+    assert [row["step"] for row in two] == list(range(8))
+    for left, right in zip(one, two, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+        assert left["lr"] == right["lr"]
+    assert one[0]["accuracy"] == two[0]["accuracy"]
+    single, double = newest(alone), newest(played / "two")
+    torch.testing.assert_close(single["erf"]["masses"], double["erf"]["masses"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(single["erf"]["weights"], double["erf"]["weights"], rtol=1e-3, atol=1e-5)
+    for name, value in single["model"].items():
+        torch.testing.assert_close(value, double["model"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(played: Path) -> None:
+    assert "stopped on SIGTERM after step 5 of 8" in (played / "out.txt").read_text()
+    assert same(newest(played / "two"), newest(played / "cut"))
+    assert untimed(played / "two") == untimed(played / "cut")
+
+
+def test_an_error_on_one_rank_ends_both_after_a_checkpoint(played: Path) -> None:
+    assert (played / "failed-1.txt").read_text() == "RuntimeError: broken at step 3"
+    assert "rank 1 failed: RuntimeError: broken at step 3" in (played / "failed-0.txt").read_text()
+    assert newest(played / "failing")["step"] == 3
+
+
+def test_refusals_reach_every_rank(played: Path) -> None:
+    for rank in (0, 1):
+        assert (played / f"error-{rank}.txt").read_text() == "refused by rank 0\nrefused by rank 1\n"
+
+
+def test_the_command_logs_the_digests_of_one_process(played: Path) -> None:
+    assert (played / "out.txt").read_text().count("step 3/3") == 1
+    command = [
+        "digest",
+        "--data",
+        str(played / "data"),
+        "--batch",
+        "8",
+        "--lanes",
+        "4",
+        "--size",
+        "64",
+        "--split",
+        "32",
+    ]
+    printed = CliRunner().invoke(main, [*command, "--split", "32", "--steps", "3"]).output
+    assert (played / "run" / "digest.txt").read_text() in printed
+    assert len(rows(played / "run")) == 3
+
+
+def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        with one_voice():
+            raise UserError("no")
+
+    with pytest.raises(UserError):
+        refuse()
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ending:
+        refuse()
+    assert ending.value.code == 2
