@@ -165,9 +165,9 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
             metrics.append([json.dumps(row)])
 
     while True:
-        due = recipe.eval_every and progress.step and progress.step % recipe.eval_every == 0
-        if trainer.evaluate and (due or progress.step == trainer.config.plan.steps):
-            if progress.step not in progress.evaluated and not _evaluated(trainer, stop, write):
+        due = _due(recipe, progress.step) or progress.step == trainer.config.plan.steps
+        if trainer.evaluate and due and progress.step not in progress.evaluated:
+            if not _evaluated(trainer, stop, write):
                 return False
             window = _Window()
         if progress.step >= last:
@@ -181,7 +181,8 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
         progress.step += 1
         stopping = ranks.largest(int(stop.name is not None)) > 0
         saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
-        if saving or progress.step % recipe.log_every == 0:
+        # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
+        if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
             row = window.row(trainer)
             write(row)
             _say(trainer, row)
@@ -193,12 +194,18 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
             return False
 
 
+def _due(recipe: Recipe, step: int) -> bool:
+    """Whether an evaluation on the way belongs after ``step`` steps."""
+    return bool(recipe.eval_every and step and step % recipe.eval_every == 0)
+
+
 def _evaluated(trainer: Trainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
-    """Evaluate and write the row; False where a signal came in between (the checkpoint is there already)."""
+    """Evaluate and write the row; False where a signal came in between, after a checkpoint."""
     assert trainer.evaluate is not None
     progress = trainer.progress
     row = trainer.evaluate(lambda: stop.name is not None)
     if row is None:
+        trainer.save()
         return False
     progress.evaluated.add(progress.step)
     progress.evaluation_seconds += row["evaluation_seconds"]

@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detect.cli import main
 from detect.recipe import FREEZES, MODELS, NORMS
+from train.checkpoint import save_checkpoint
 
 Run = Callable[..., Any]
 
@@ -143,3 +144,42 @@ def test_weights_that_fit_in_part_are_taken_only_when_told(tmp_path: Path, detec
 def test_loss_that_is_not_finite_ends_the_run_with_a_remedy(tmp_path: Path, detect: Run, plain_runs: None) -> None:
     said = detect(tmp_path / "run", expect=2, norm="gn", lr=1e30, warmup_steps=0, steps=5).output
     assert "lower the learning rate" in said
+
+
+def test_a_run_is_taken_by_its_backbone_or_else_its_newest_checkpoint(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    state = torch.load(tiny_weights, weights_only=True)
+    run = tmp_path / "pretrained"
+    assert "does not exist" in detect(tmp_path / "a", expect=2, init=run).output
+    run.mkdir()
+    assert "neither backbone.pth nor a checkpoint" in detect(tmp_path / "a", expect=2, init=run).output
+    content = {"model": {**{f"backbone.{name}": value for name, value in state.items()}, "head.bias": torch.zeros(3)}}
+    save_checkpoint(run / "checkpoints", 7, content, keep=1)
+    options = {"model": "faster-rcnn-fpn", "freeze": "backbone", "norm": "frozen-bn", "steps": 1}
+    detect(tmp_path / "by-checkpoint", init=run, **options)
+    torch.save({"state_dict": state}, run / "backbone.pth")
+    assert "not a state dict of tensors" in detect(tmp_path / "b", expect=2, init=run).output
+    torch.save({**state, "fc.weight": torch.zeros(3, 3)}, run / "backbone.pth")
+    assert "not used: fc.weight (the classifier)" in detect(tmp_path / "by-file", init=run, **options).output
+    for name in ("by-checkpoint", "by-file"):
+        found = torch.load(tmp_path / name / "backbone.pth", weights_only=True)
+        assert all(torch.equal(value, state[key]) for key, value in found.items())
+    # A detector's own backbone is a start as well.
+    detect(tmp_path / "again", init=tmp_path / "by-file", **options)
+
+
+def test_a_group_norm_takes_batch_norm_weights_and_says_what_it_leaves_out(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    said = detect(tmp_path / "run", init=tiny_weights, norm="gn", model="retinanet").output
+    assert "0 missing, 0 unexpected" in said and "batch statistics that only one side has" in said
+
+
+def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:
+    detect(tmp_path / "run", norm="gn", model="retinanet", steps=5, log_every=3, eval_every=2)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in found if "AP" in row] == [1, 3, 4]
+    seconds = [row["seconds"] for row in found if "loss" in row]
+    assert seconds == sorted(seconds) and seconds[0] > 0
