@@ -31,7 +31,7 @@ from formats.storage import Storage
 PAGE = "page.html"
 PICTURES = 8
 SHOWN_ABOVE = 0.3
-"""Scores from which predictions are drawn."""
+"""Scores from which predictions are drawn; where an image has none, its best three are."""
 
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -155,18 +155,18 @@ def pictures(annotations: Annotations, images: Path, results: list[Detection]) -
     chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
     by_image: dict[Any, list[Detection]] = {}
     for one in results:
-        if one["score"] >= SHOWN_ABOVE:
-            by_image.setdefault(one["image_id"], []).append(one)
+        by_image.setdefault(one["image_id"], []).append(one)
     names = dict(annotations.categories)
     across = 4
     figure = Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
     for place, photo in enumerate(chosen):
         axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
-        _picture(axes, photo, images, by_image.get(photo.id, []), names, annotations.classes)
+        found = sorted(by_image.get(photo.id, []), key=lambda one: -one["score"])
+        sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
+        _picture(axes, photo, images, sure or found[:3], names, annotations.classes)
     figure.tight_layout()
-    return inline(
-        figure, f"Validation images: ground truth dashed white, predictions of score {SHOWN_ABOVE} or more solid"
-    )
+    shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
+    return inline(figure, f"Validation images: ground truth dashed white, {shown}")
 
 
 def _picture(
