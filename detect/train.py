@@ -4,6 +4,7 @@ A run is resumed with --resume and is then bit for bit the undisturbed one on a 
 the same step. What a run of a dataset's size comes to is printed before its first step (detect/scaling.py).
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,15 @@ def train(
     stop_after: int | None,
     **options: Any,
 ) -> None:
-    """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page."""
+    """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page.
+
+    Under torchrun put -- before the module (`torchrun --nproc-per-node N -m -- detect train ...`): without it torchrun
+    takes --run for its own --run-path. SIGTERM and SIGINT save a checkpoint and end with status 0.
+    """
     with one_voice():
         chosen = read_recipe(recipe, sets, options)
+        # torchrun starts all ranks anew after a failure, with the same command line.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if (val_annotations is None) != (val_images is None):
             raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
         job = Job(annotations, images, val_annotations, val_images, run, init, workers, resume, stop_after)

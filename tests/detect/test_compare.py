@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from detect.cli import main
 from detect.outcomes import Outcome, difference
 from detect.report import cost_table, main_table, markdown
 from formats.errors import UserError
+from tests.conftest import REPOSITORY
 from tests.detect.conftest import SETTINGS, TINY
 from tests.train.tiny import make_dataset, picture
 
@@ -166,3 +168,8 @@ def test_compare_refuses_runs_that_have_not_finished(
     result = CliRunner().invoke(main, ["compare", str(tmp_path / "run")])
     assert result.exit_code == 2 and "has not finished" in result.output
     assert CliRunner().invoke(main, ["compare"]).exit_code == 2
+
+
+def test_detect_never_imports_prep() -> None:
+    for path in sorted((REPOSITORY / "detect").glob("*.py")):
+        assert not re.search(r"^\s*(from|import) prep\b", path.read_text(), re.MULTILINE), path
