@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 SAMPLE := .sample
 HELD_OUT := .sample-held-out
 READY := $(VENV)/.ready
-LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train,$(BIN)/python -m train)
+LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -73,6 +73,7 @@ $(HELD_OUT)/annotations.json: | $(READY)
 shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/manifests (resumes what was begun)
 	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
 		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)
+	$(BIN)/python -m prep report --out "$(OUT)"
 
 pretrain: $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS) --resume

@@ -19,6 +19,7 @@ from formats.errors import UserError
 from train import erf, losses
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
+from train.look import Witness, region_fields, save_look
 from train.metrics import Row, Window, digest_file, metrics_file
 from train.progress import ProgressLine
 from train.ranks import Ranks
@@ -41,12 +42,13 @@ _GO, _FAILED, _STOP = 0, 1, 2
 
 @dataclass(frozen=True)
 class Job:
-    """What is run, on what, where to, by whom."""
+    """What is run, on what, where to, by whom; ``page``: whether to keep looks and RUN/report.html along the way."""
 
     recipe: Recipe
     origin: Origin
     folder: RunFolder
     ranks: Ranks
+    page: bool = False
 
 
 class Loop:
@@ -66,6 +68,8 @@ class Loop:
         self._digests: list[str] = []
         self._saved = state.step
         self._described = False
+        watched = job.page and job.ranks.first
+        self._witness = Witness(len(job.origin.classes) + 1) if watched else None
 
     def run(self, open_source: OpenSource, until: int) -> str | None:
         """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.
@@ -125,7 +129,10 @@ class Loop:
         (loss * (len(images) * ranks.world / recipe.batch)).backward()
         state.optimizer.step()
         with torch.no_grad():
-            hits = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2).eq(labels).sum(dim=0)
+            guesses = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2)
+            hits = guesses.eq(labels).sum(dim=0)
+        if self._witness is not None:
+            self._witness.note(batch, labels, guesses)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
@@ -155,6 +162,9 @@ class Loop:
         masses = (summed[:-1] / summed[-1]).view_as(masses)
         weights = erf.label_weights(masses, self._region_map, self.job.recipe.tau)
         self.state.table = ErfTable(self.state.step, masses, weights)
+        if self._witness is not None:
+            fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
+            save_look(self.job.folder.path, self.state.step, fields)
 
     def _set_rate(self) -> float:
         """Set and return this step's learning rate."""
@@ -208,6 +218,17 @@ class Loop:
                 f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
+        if self._witness is not None:
+            self._report(self._witness)
+
+    def _report(self, witness: Witness) -> None:
+        """Keep what the steps since the last checkpoint showed, and write the run's page."""
+        from train.report import write_report
+
+        answers = witness.answers()
+        if answers is not None:
+            save_look(self.job.folder.path, self.state.step, answers)
+        write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
     def _describe(self) -> None:
         """Write run.json before the first step is taken: a run that never came so far leaves no trace of one."""

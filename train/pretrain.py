@@ -26,6 +26,7 @@ from train.state import State, build_state
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
     data: str,
@@ -36,6 +37,7 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
+    page: bool,
     log_digest: bool,
 ) -> None:
     """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train -- pretrain ...`.
@@ -50,7 +52,7 @@ def pretrain(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
         dataset = ranks.together(lambda: open_dataset(data))
-        job = Job(chosen, Origin(tuple(dataset.classes), dataset.fingerprint), folder, ranks)
+        job = Job(chosen, Origin(tuple(dataset.classes), dataset.fingerprint), folder, ranks, page)
         open_source = loader_source(job, dataset, workers, log_digest)
         execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
 
