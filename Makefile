@@ -15,7 +15,7 @@ INIT ?= $(RUN)
 DETECTOR ?= $(RUN)-detector
 DETECT_RECIPE ?= recipes/detect-sample.toml
 COMPARISON ?= runs/comparison
-ARMS ?= scratch,jigsaw,jigsaw-frozen
+ARMS ?= scratch,jigsaw
 
 VENV ?= .venv
 PYTHON ?= python3
