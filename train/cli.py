@@ -14,6 +14,7 @@ main = LazyGroup(
         "pretrain": ("train.pretrain:pretrain", "pre-train a backbone; also under torchrun"),
         "export": ("train.export:export", "write the backbone's weights under another library's names"),
         "evaluate": ("train.evaluate:evaluate", "accuracy by region, group and class on a dataset's jigsaws"),
+        "probe": ("train.probe:probe", "a linear probe of the features on held-out crops, beside random ones"),
         "preview": ("train.preview:preview", "a sheet of jigsaws as the trainer sees them"),
         "erf": ("train.compare_fields:erf", "the receptive field of any weights, drawn and in numbers"),
         "report": ("train.report:report", "one HTML page about a run, or several side by side"),
