@@ -15,6 +15,7 @@ from train.loop import DigestLine, Job, Loop, OpenSource
 from train.ranks import DEVICES, one_voice, start
 from train.run import Origin, RunFolder, check_origin, choose_recipe, versions
 from train.state import State, build_state
+from train.weights import load_weights
 
 
 @click.command()
@@ -109,7 +110,7 @@ def execute(
         ranks.say(f"{folder.path}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
     if state.step >= recipe.steps:
         ranks.on_first(lambda: save_file(folder.backbone, backbone_state(state.model.state_dict())))
-        ranks.say(f"done: {folder.backbone} holds the backbone in torchvision's names")
+        ranks.say(f"done: {folder.backbone} holds the backbone under its own names")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -117,7 +118,7 @@ def execute(
 
 
 def _continue(job: Job, state: State) -> None:
-    """Restore the newest checkpoint, where there is one."""
+    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
     folder, ranks = job.folder, job.ranks
 
     def find() -> Path | None:
@@ -127,6 +128,8 @@ def _continue(job: Job, state: State) -> None:
 
     path = ranks.on_first(find)
     if path is None:
+        if (file := job.recipe.init) is not None:
+            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
         return
     content = ranks.together(lambda: read_checkpoint(path))
     state.restore(content)
