@@ -31,14 +31,15 @@ def _table(storage: Storage, name: str, columns: list[str] | None = None) -> pa.
     return pq.ParquetFile(memory_file(storage.read(name))).read(columns=columns, use_threads=False)
 
 
-def _read_crops(storage: Storage) -> Columns:
+def read_crops(storage: Storage) -> Columns:
+    """The columns of crops.parquet that the page needs, each [crops]."""
     wanted = ["shard", "offset", "size", "label", "group", "left", "top", "right", "bottom"]
     wanted += ["box_x", "box_y", "box_width", "box_height"]
     table = _table(storage, names.CROPS, wanted)
     return {name: table.column(name).to_numpy() for name in wanted}
 
 
-def _some(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
+def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
     """Up to ``count`` of the chosen crops, drawn by the seed: the same page for the same dataset."""
     rows = np.flatnonzero(chosen)
     picked = rows[draws.permutation(draws.text_key(seed, "report"), len(rows))[:count]]
@@ -62,7 +63,7 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         megabytes = sum(shard.bytes for shard in shards) / 1e6
         rows.append([GROUP_NAMES[group], count, 100 * count / total, len(shards), megabytes])
         if count:
-            some = _some(crops, chosen, 24, dataset.description.seed)
+            some = choose(crops, chosen, 24, dataset.description.seed)
             alt = f"{len(some)} crops of group {group} with their objects' boxes"
             figures.append(picture(sheet(storage, some, 6), alt, f"{GROUP_NAMES[group]}: {count:,} crops", "webp"))
     text = (
@@ -117,7 +118,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
     figures = []
     for label in order[:CLASSES_SHOWN]:
         if counts[label]:
-            some = _some(crops, crops["label"] == label, 5, dataset.description.seed)
+            some = choose(crops, crops["label"] == label, 5, dataset.description.seed)
             alt = f"{len(some)} crops of class {labels[label]}"
             image = sheet(storage, some, 5, 72)
             figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,}", "webp"))
@@ -170,7 +171,7 @@ def page(url: str) -> str:
         done = sum(1 for name in storage.list(f"{names.MANIFESTS}/parts") if name.endswith(".json"))
         text = f"{error.message} Parts finished so far: {done}."
         return render("Crops of an unfinished dataset", "Not finished.", [Section("What is missing", missing=text)])
-    crops = _read_crops(storage)
+    crops = read_crops(storage)
     total = len(crops["label"])
     background = int((crops["label"] == dataset.description.background).sum())
     tiles = {
