@@ -115,8 +115,10 @@ def mmdet_own(state: dict[str, Tensor], config: dict[str, Any], bgr: Tensor) -> 
     module.load_state_dict(state)  # strict: every key of the file is one of the framework's, and the other way round
     pixels = config["data_preprocessor"]
     image = bgr.flip(-1) if pixels["bgr_to_rgb"] else bgr
+    module.double()
+    module.eval()  # its own, which returns nothing
     with torch.no_grad():
-        found: Tensor = module.double().eval()(channels_first(image, pixels["mean"], pixels["std"]))[-1]
+        found: Tensor = module(channels_first(image, pixels["mean"], pixels["std"]))[-1]
     return found
 
 
