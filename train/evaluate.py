@@ -23,6 +23,7 @@ from formats.groups import GROUPS
 from formats.storage import Storage
 from train import losses
 from train.batch import BatchSource
+from train.checkpoint import trained_state
 from train.ranks import DEVICES, start
 from train.run import RunFolder, check_classes, open_trained
 from train.state import build_model
@@ -119,7 +120,7 @@ def evaluate(
     dataset = open_dataset(data)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     backbone, model = build_model(recipe, dataset.label_count)
-    model.load_state_dict(content["model"])
+    model.load_state_dict(trained_state(content))
     chosen = start(device).device
     model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     region_map = torch.from_numpy(recipe.template.region_map(backbone.stride)).to(chosen)

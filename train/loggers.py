@@ -6,7 +6,7 @@ TensorBoard. Nothing is read back from any of them: what counts is in the run fo
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,17 +43,17 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed run wrote after its last checkpoint is hidden by the viewer from here on.
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
-        self._writer.add_image(name, pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _Wandb:
@@ -91,7 +91,7 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
-_MAKERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+_MAKERS: dict[str, Callable[[Path, int, dict[str, Any]], Logger]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def wanted(asked: Sequence[str]) -> tuple[str, ...]:

@@ -12,23 +12,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from formats.draws import fold
 from formats.errors import UserError
-from train import erf, losses
+from train import erf
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
 from train.look import Witness, region_fields, save_look
+from train.machine import Machine
 from train.metrics import Row, Window, digest_file, metrics_file
 from train.progress import ProgressLine
 from train.ranks import Ranks
 from train.recipe import Recipe
 from train.run import Origin, RunFolder, describe_run, versions
-from train.schedule import learning_rate
 from train.signals import StopRequest
 from train.state import ErfTable, State
+from train.stepper import Stepper
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -50,6 +49,7 @@ class Job:
     folder: RunFolder
     ranks: Ranks
     page: bool = False
+    machine: Machine = Machine()
 
 
 class Loop:
@@ -60,11 +60,7 @@ class Loop:
         self.state = state
         self._digest_line = digest_line
         self._region_map = torch.from_numpy(job.recipe.template.region_map(state.backbone.stride)).to(job.ranks.device)
-        self._parallel: nn.Module = state.model
-        if job.ranks.world > 1:
-            devices = [job.ranks.device] if job.ranks.device.type == "cuda" else None
-            # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast a step.
-            self._parallel = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False)
+        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_map, job.machine)
         self._window = Window(job.ranks)
         self._digests: list[str] = []
         self._saved = state.step
@@ -82,7 +78,6 @@ class Loop:
         if job.ranks.first:
             for file in (metrics_file(job.folder.metrics), digest_file(job.folder.digest)):
                 file.cut_back(state.step)
-        self._parallel.train()
         with StopRequest() as stop, ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress:
             source = job.ranks.together(lambda: open_source(state.step, until))
             try:
@@ -101,8 +96,8 @@ class Loop:
                             job.ranks.together(lambda: _raise(error))  # noqa: B023
                         break
                     assert batch is not None
-                    self._describe()
                     self._step(batch, source.lanes_per_rank, waited)
+                    self._describe()
                     save = state.step == until or state.step % job.recipe.checkpoint_every == 0
                     if save or state.step % job.recipe.log_every == 0:
                         progress.show(self._flush())
@@ -120,18 +115,8 @@ class Loop:
         labels = batch.labels.to(ranks.device, non_blocking=True)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self._refresh(images[:: len(images) // lanes])
-        rate = self._set_rate()
-        # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
-        torch.manual_seed(int(fold(recipe.seed, state.step, ranks.rank)[0]))
-        logits = self._parallel(images)
-        loss = self._loss(logits, labels)
-        state.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over ranks; shares of unequal size would otherwise count alike.
-        (loss * (len(images) * ranks.world / recipe.batch)).backward()
-        state.optimizer.step()
-        with torch.no_grad():
-            guesses = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2)
-            hits = guesses.eq(labels).sum(dim=0)
+        loss, guesses, rate = self._stepper.take(images, labels)
+        hits = guesses.eq(labels).sum(dim=0)
         if self._witness is not None:
             self._witness.note(batch, labels, guesses)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
@@ -139,16 +124,6 @@ class Loop:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
         state.step += 1
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The recipe's loss, a scalar: the mean over this rank's images."""
-        strategy = self.job.recipe.strategy
-        if strategy == "block-wise":
-            return losses.block_wise_loss(logits, labels, self._region_map)
-        if strategy == "global":
-            return losses.global_loss(logits, labels, self._region_map)
-        assert self.state.table is not None
-        return losses.erf_adaptive_loss(logits, labels, self.state.table.weights, self._region_map)
 
     def _refresh(self, images: Tensor) -> None:
         """Renew the ERF table from the first jigsaw of each lane, averaged over all ranks' lanes."""
@@ -166,17 +141,6 @@ class Loop:
         if self._witness is not None:
             fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
             save_look(self.job.folder.path, self.state.step, fields)
-
-    def _set_rate(self) -> float:
-        """Set and return this step's learning rate."""
-        recipe = self.job.recipe
-        start, peak = recipe.rates
-        rate = learning_rate(
-            self.state.step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, start=start, peak=peak
-        )
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def _flush(self) -> list[Row]:
         """Write the rows and digest lines since the last flush; refuses a loss that is not finite."""
@@ -232,7 +196,7 @@ class Loop:
         write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
     def _describe(self) -> None:
-        """Write run.json before the first step is taken: a run that never came so far leaves no trace of one."""
+        """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
         if self._described:
             return
         found = self.state.backbone

@@ -10,11 +10,22 @@ import click
 
 from formats.dataset import Dataset, open_dataset
 from train.batch import BatchSource
-from train.checkpoint import backbone_state, newest_checkpoint, read_checkpoint, remove_leftovers, save_file
+from train.checkpoint import (
+    backbone_state,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    save_file,
+    trained_state,
+)
 from train.loop import DigestLine, Job, Loop, OpenSource
+from train.machine import COMPILE, Machine
+from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
 from train.run import Origin, RunFolder, check_origin, choose_recipe, versions
 from train.state import State, build_state
+from train.stepper import micro_batch_of
+from train.weights import load_weights
 
 
 @click.command()
@@ -26,6 +37,10 @@ from train.state import State, build_state
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option(
+    "--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE), help="torch.compile."
+)
+@click.option("--deterministic", is_flag=True, help="The same bits on the same GPU, or an error; slower.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
@@ -37,6 +52,8 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
+    compiling: str,
+    deterministic: bool,
     page: bool,
     log_digest: bool,
 ) -> None:
@@ -52,7 +69,14 @@ def pretrain(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
         dataset = ranks.together(lambda: open_dataset(data))
-        job = Job(chosen, Origin(tuple(dataset.classes), dataset.fingerprint), folder, ranks, page)
+        job = Job(
+            chosen,
+            Origin(tuple(dataset.classes), dataset.fingerprint),
+            folder,
+            ranks,
+            page,
+            Machine(compiling, deterministic),
+        )
         open_source = loader_source(job, dataset, workers, log_digest)
         execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
 
@@ -97,6 +121,7 @@ def execute(
     Writes RUN/backbone.pth where the schedule ends. Raises UserError for whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
     ranks.on_first(lambda: check_origin(folder, job.origin))
     state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks))
     _continue(job, state)
@@ -108,8 +133,8 @@ def execute(
     else:
         ranks.say(f"{folder.path}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
     if state.step >= recipe.steps:
-        ranks.on_first(lambda: save_file(folder.backbone, backbone_state(state.model.state_dict())))
-        ranks.say(f"done: {folder.backbone} holds the backbone in torchvision's names")
+        ranks.on_first(lambda: save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint()))))
+        ranks.say(f"done: {folder.backbone} holds the backbone under its own names")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -117,7 +142,7 @@ def execute(
 
 
 def _continue(job: Job, state: State) -> None:
-    """Restore the newest checkpoint, where there is one."""
+    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
     folder, ranks = job.folder, job.ranks
 
     def find() -> Path | None:
@@ -127,6 +152,8 @@ def _continue(job: Job, state: State) -> None:
 
     path = ranks.on_first(find)
     if path is None:
+        if (file := job.recipe.init) is not None:
+            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
         return
     content = ranks.together(lambda: read_checkpoint(path))
     state.restore(content)
@@ -145,6 +172,7 @@ def _announce(job: Job, state: State, until: int) -> None:
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
     stride = state.backbone.stride
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
     ranks.say(
         f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels), {len(job.origin.classes)} classes "
         f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
@@ -153,6 +181,13 @@ def _announce(job: Job, state: State, until: int) -> None:
         f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
         f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
     )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
+    if (recipe.micro_batch or 0) > share and not recipe.sync_bn:
+        ranks.say(
+            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn"
+        )
     if recipe.warmup_steps >= recipe.steps:
         ranks.say(
             f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "

@@ -80,16 +80,16 @@ def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> Non
 
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
     from formats.errors import UserError
-    from train.export import to_torchvision
+    from train.targets import check_own
 
     state = torch.load(finished / "backbone.pth", weights_only=True)
-    with pytest.raises(UserError, match="not of torchvision's resnet18"):
-        to_torchvision("resnet18", state)
-    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x1_0"):
-        to_torchvision("shufflenet_v2_x1_0", state)
+    with pytest.raises(UserError, match="not of resnet18"):
+        check_own("resnet18", state)
+    with pytest.raises(UserError, match="not of shufflenet_v2_x1_0"):
+        check_own("shufflenet_v2_x1_0", state)
     del state["conv1.0.weight"]
-    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x0_5"):
-        to_torchvision("shufflenet_v2_x0_5", state)
+    with pytest.raises(UserError, match="not of shufflenet_v2_x0_5"):
+        check_own("shufflenet_v2_x0_5", state)
 
 
 def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, tmp_path: Path) -> None:
