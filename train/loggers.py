@@ -91,7 +91,11 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
-_MAKERS: dict[str, Callable[[Path, int, dict[str, Any]], Logger]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+_MAKERS: dict[str, Callable[[Path, int, dict[str, Any]], Logger]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+}
 
 
 def wanted(asked: Sequence[str]) -> tuple[str, ...]:
