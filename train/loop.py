@@ -90,31 +90,31 @@ class Loop:
                     # A signal wins over an error: a scheduler that ends a job ends its data workers too.
                     verdict = job.ranks.largest(_STOP if stop.name else _FAILED if error else _GO)
                     if verdict != _GO:
-                        progress.show(self._flush())
-                        self._save()
+                        progress.show(self.flush())
+                        self.save()
                         if verdict == _FAILED:
                             job.ranks.together(lambda: _raise(error))  # noqa: B023
                         break
                     assert batch is not None
-                    self._step(batch, source.lanes_per_rank, waited)
-                    self._describe()
+                    self.step(batch, source.lanes_per_rank, waited)
+                    self.describe()
                     save = state.step == until or state.step % job.recipe.checkpoint_every == 0
                     if save or state.step % job.recipe.log_every == 0:
-                        progress.show(self._flush())
+                        progress.show(self.flush())
                     if save:
-                        self._save()
+                        self.save()
             finally:
                 source.close()
         names = [name for name in job.ranks.gathered(stop.name) if name]
         return names[0] if names and state.step < until else None
 
-    def _step(self, batch: Batch, lanes: int, waited: float) -> None:
+    def step(self, batch: Batch, lanes: int, waited: float) -> None:
         """One optimizer step on this rank's share of the batch."""
         recipe, state, ranks = self.job.recipe, self.state, self.job.ranks
         images = batch.images.to(ranks.device, non_blocking=True)
         labels = batch.labels.to(ranks.device, non_blocking=True)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
-            self._refresh(images[:: len(images) // lanes])
+            self.refresh(images[:: len(images) // lanes])
         loss, guesses, rate = self._stepper.take(images, labels)
         hits = guesses.eq(labels).sum(dim=0)
         if self._witness is not None:
@@ -125,13 +125,13 @@ class Loop:
             self._digests.append(self._digest_line(state.step, shares))
         state.step += 1
 
-    def _refresh(self, images: Tensor) -> None:
+    def refresh(self, images: Tensor) -> None:
         """Renew the ERF table from the first jigsaw of each lane, averaged over all ranks' lanes."""
         model, ranks = self.state.model, self.job.ranks
         ranks.share_buffers(model.backbone)
         with torch.no_grad():
             normalised = model.normalise(images)
-        masses = erf.region_masses(model.backbone, normalised, self._region_map)
+        masses = erf.region_masses(model.backbone, normalised, self._region_map, self._stepper.micro_batch)
         # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
         count = masses.new_tensor([len(images)])
         summed = ranks.total(torch.cat([masses.flatten() * count, count]))
@@ -142,7 +142,7 @@ class Loop:
             fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
             save_look(self.job.folder.path, self.state.step, fields)
 
-    def _flush(self) -> list[Row]:
+    def flush(self) -> list[Row]:
         """Write the rows and digest lines since the last flush; refuses a loss that is not finite."""
         rows = self._window.flush()
         if self.job.ranks.first:
@@ -158,7 +158,7 @@ class Loop:
                 )
         return rows
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Publish a checkpoint of this step, unless it is there; all ranks leave together. Flush first."""
         state, job = self.state, self.job
         if self._saved == state.step:
@@ -195,7 +195,7 @@ class Loop:
             save_look(self.job.folder.path, self.state.step, answers)
         write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
-    def _describe(self) -> None:
+    def describe(self) -> None:
         """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
         if self._described:
             return

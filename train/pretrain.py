@@ -128,7 +128,7 @@ def execute(
     until = min(recipe.steps, stop_after or recipe.steps)
     ending = None
     if state.step < until:
-        _announce(job, state, until)
+        announce(job, state, until)
         ending = Loop(job, state, digest_line).run(open_source, until)
     else:
         ranks.say(f"{folder.path}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
@@ -167,7 +167,7 @@ def _continue(job: Job, state: State) -> None:
         )
 
 
-def _announce(job: Job, state: State, until: int) -> None:
+def announce(job: Job, state: State, until: int) -> None:
     """Say what is about to run."""
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
@@ -183,7 +183,7 @@ def _announce(job: Job, state: State, until: int) -> None:
     )
     if recipe.precision != "fp32" or micro_batch < share:
         ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
-    if (recipe.micro_batch or 0) > share and not recipe.sync_bn:
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
         ranks.say(
             f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
             "share: use fewer processes, or sync_bn"

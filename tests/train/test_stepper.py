@@ -18,7 +18,7 @@ from train.loop import Job
 from train.machine import Machine
 from train.model import DenseClassifier
 from train.precision import set_arithmetic
-from train.pretrain import execute
+from train.pretrain import announce, execute
 from train.ranks import Ranks
 from train.recalibrate import remeasure
 from train.recipe import load_recipe
@@ -161,8 +161,12 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
 
 
 def test_small_shares_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, "micro_batch=64", "steps=1", "warmup_steps=1")
-    assert "the recipe's batch statistics are of 64 jigsaws, here of 4" in capsys.readouterr().out
+    job = small_job(tmp_path, *PLAIN, "micro_batch=4")
+    announce(job, build_state(job.recipe, 6, Ranks()), 6)
+    assert "warning" not in capsys.readouterr().out
+    halves = replace(job, ranks=Ranks(0, 2))
+    announce(halves, build_state(job.recipe, 6, halves.ranks), 6)
+    assert "the recipe's batch statistics are of 4 jigsaws, here of 2" in capsys.readouterr().out
 
 
 def test_arithmetic_is_set_for_the_process(tmp_path: Path) -> None:
