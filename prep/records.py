@@ -136,7 +136,7 @@ def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any])
     if told:
         raise UserError(
             f"{where} was made otherwise: {'; '.join(told)}. Give the same options, annotations and package versions "
-            "(requirements.lock) to go on with it, or another --out to start anew."
+            "(requirements.lock) to go on with it, or start anew with --overwrite or another --out."
         )
 
 
