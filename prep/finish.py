@@ -60,6 +60,15 @@ def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
     for record in records:
         allowed.add(record)
     allowed.check()
+    made, summary = manifests(out, plan, records)
+    for name, data in made.items():
+        out.publish(name, data)
+    tidy(out)
+    return summary
+
+
+def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
+    """The four files of a finished dataset by name, dataset.json last, and its figures."""
     shard_rows = [
         {"name": shard.name, "group": group, "part": record.part, "crops": shard.crops, "bytes": shard.bytes}
         | {"sha256": shard.sha256}
@@ -69,20 +78,22 @@ def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
         if shard.group == group
     ]
     seen = _Seen()
-    out.publish(names.CROPS, manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records))))
+    crops = manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records)))
     shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
-    out.publish(names.SHARD_TABLE, manifest.table_bytes(manifest.SHARDS, [shards]))
     skipped = pa.concat_tables(
         [
             pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED),
             *(skipped_table(record.skipped) for record in records if record.skipped),
         ]
     )
-    out.publish(names.SKIPPED, manifest.table_bytes(manifest.SKIPPED, [skipped.combine_chunks()]))
     summary = seen.summary(plan, records, skipped)
-    out.publish(names.DATASET, describe(plan, summary).to_json())
-    tidy(out)
-    return summary
+    made = {
+        names.CROPS: crops,
+        names.SHARD_TABLE: manifest.table_bytes(manifest.SHARDS, [shards]),
+        names.SKIPPED: manifest.table_bytes(manifest.SKIPPED, [skipped.combine_chunks()]),
+        names.DATASET: describe(plan, summary).to_json(),
+    }
+    return made, summary
 
 
 def tidy(out: Storage) -> None:

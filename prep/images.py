@@ -81,16 +81,15 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int) -> Pixels | None:
         return None
 
 
-def stored_size(raw: bytes, exif: str = "ignore") -> tuple[int, int]:
-    """Width and height in an image file's head (upright where ``exif`` is ``apply``); raises ImageTrouble."""
+def head(raw: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
     if not raw:
         raise ImageTrouble("image file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw)) as image:
-                turned = exif == "apply" and int(image.getexif().get(_ORIENTATION, 1)) in (5, 6, 7, 8)
-                return (image.height, image.width) if turned else (image.width, image.height)
+                return image.width, image.height, int(image.getexif().get(_ORIENTATION, 1))
     except Image.DecompressionBombError as error:
         raise ImageTrouble(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:

@@ -19,7 +19,7 @@ from formats.errors import UserError
 from formats.retry import StoreError
 from formats.storage import Storage
 from prep.archive import MOST_BYTES, Member, find, is_archive, read_index, read_member, top_folder
-from prep.images import ImageTrouble, stored_size
+from prep.images import ImageTrouble, head
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
 """How many images are fetched at the same time: the latency of a store is hidden by width."""
@@ -130,16 +130,20 @@ class ImageSource:
         finally:
             os.close(descriptor)
 
-    def size(self, file: str, exif: str) -> Size:
-        """Width and height of an image by its head; raises ImageTrouble, StoreError."""
+    def head(self, file: str) -> tuple[int, int, int]:
+        """Width, height and EXIF orientation of an image by its head; raises ImageTrouble, StoreError."""
         if not self.archive and not self._storage.is_local:
             try:
-                head = self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES)
-                return stored_size(head, exif)
+                return head(self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES))
             except (ImageTrouble, OSError):
                 # An empty file has no first bytes to a store, and some heads are longer: the whole file decides.
                 pass
-        return stored_size(self.read(file), exif)
+        return head(self.read(file))
+
+    def size(self, file: str, exif: str) -> Size:
+        """Width and height of an image by its head, upright where ``exif`` is ``apply``; raises as ``head`` does."""
+        width, height, orientation = self.head(file)
+        return (height, width) if exif == "apply" and orientation in (5, 6, 7, 8) else (width, height)
 
 
 def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:

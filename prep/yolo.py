@@ -2,8 +2,8 @@
 
 A label file belongs to the image of the same path and stem; an image without one is background, where its folder has
 label files at all. Sizes come from the images' heads (0.2 ms each locally). Lines of more than five numbers are
-polygons; their bounds are taken, as YOLO's own trainers do. Numbers that lie within a thousandth of a whole pixel are whole: six
-or ten decimals cannot say it better, and whole boxes then give the very crops of the COCO file.
+polygons; their bounds are taken, as YOLO's own trainers do. Numbers that lie within a thousandth of a whole pixel are
+whole: six or ten decimals cannot say it better, and whole boxes then give the very crops of the COCO file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
