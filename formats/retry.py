@@ -51,7 +51,9 @@ def patiently(action: Callable[[], Answer], what: str, tries: int = TRIES) -> An
 
 
 def passing(error: Exception) -> bool:
-    """Whether a failure may pass: all but answers that say the request itself is wrong (4xx)."""
+    """Whether a failure may pass: all but those that say the request itself is wrong (4xx and the driver's own)."""
+    if isinstance(error, ValueError | TypeError):
+        return False
     status = getattr(error, "status", None)
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429))
 

@@ -58,15 +58,18 @@ def read_index(storage: Storage, name: str) -> dict[str, Member]:
     def read() -> dict[str, Member]:
         path = f"{storage.root.rstrip('/')}/{name}"
         options = {} if storage.is_local else {"block_size": _BLOCK, "cache_type": "readahead"}
-        with storage.fs.open(path, "rb", **options) as file:
-            return index(file)
+        try:
+            with storage.fs.open(path, "rb", **options) as file:
+                return index(file)
+        except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
+            if "range requests" in str(error):
+                raise UserError(f"{where}: that web server does not serve parts of files. Copy it first.") from error
+            raise UserError(f"{where} is not a whole archive ({error}). Copy or download it again.") from error
 
     try:
         return read() if storage.is_local else patiently(read, where)
     except FileNotFoundError as error:
         raise UserError(f"{where}: no such file. Name the image folder or archive with --images.") from error
-    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
-        raise UserError(f"{where} is not a whole archive ({error}). Copy or download it again.") from error
     except StoreError:
         raise
     except OSError as error:

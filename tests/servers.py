@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import os
 import random
+import re
 import socket
 import struct
 import threading
@@ -76,12 +77,29 @@ def s3_server(bucket: str = "bucket") -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def file_server(folder: Path) -> Iterator[str]:
-    """A plain web server over a folder; yields its URL."""
+def file_server(folder: Path, ranges: bool = True) -> Iterator[str]:
+    """A plain web server over a folder; yields its URL. ranges: whether it knows requests for a part of a file."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
             pass
+
+        def do_GET(self) -> None:  # noqa: N802
+            path = Path(self.translate_path(self.path))
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if ranges else None
+            if asked is None or not path.is_file():
+                super().do_GET()
+                return
+            size, first = path.stat().st_size, int(asked[1])
+            last = min(int(asked[2] or size), size - 1)
+            with path.open("rb") as file:
+                file.seek(first)
+                data = file.read(max(0, last - first + 1))
+            self.send_response(206 if data else 416)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}" if data else f"bytes */{size}")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=os.fspath(folder)))
     with _serving(server):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -77,7 +78,7 @@ def drawn(tmp_path: Path) -> Drawn:
 Run = Callable[..., Result]
 
 
-def run_shards(annotations: Path, images: Path, out: Path, *extra: str) -> Result:
+def run_shards(annotations: Path | str, images: Path | str, out: Path | str, *extra: str) -> Result:
     """The command in this process."""
     arguments = ["--annotations", str(annotations), "--images", str(images), "--out", str(out), *extra]
     return CliRunner().invoke(shards, arguments)
@@ -113,6 +114,11 @@ class Small:
     images: Path
     crops_per_part: int
     tree: Mapping[str, bytes]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options that give ``tree``, with one worker."""
+        return ("--crops-per-part", str(self.crops_per_part), "--workers", "1")
 
     def arguments(self, out: str | Path, *extra: str) -> list[str]:
         """The arguments of the shards command."""
@@ -151,3 +157,8 @@ def write_sample(folder: Path, images: int) -> None:
     """The sample dataset."""
     result = CliRunner().invoke(sample_data, ["--out", str(folder), "--images", str(images)])
     assert result.exit_code == 0, result.output
+
+
+def invoke(command: click.Command, *arguments: str) -> Result:
+    """A command in this process."""
+    return CliRunner().invoke(command, list(arguments))
