@@ -23,6 +23,7 @@ from prep.reading import Raw, listed
 from prep.records import (
     PlanRecord,
     check_agreement,
+    mend_plan_rows,
     publish_plan,
     read_part,
     read_plan,
@@ -81,6 +82,8 @@ def begin(plan: Plan, out: Storage) -> None:
             "with the same options and annotations: other images, or sizes that the annotations do not tell. "
             "Give the same --images to go on with it, or start anew with --overwrite or another --out."
         )
+    else:
+        mend_plan_rows(out, plan)
 
 
 def cut(

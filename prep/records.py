@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from formats import names
+from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.errors import UserError
 from formats.storage import Storage
@@ -110,11 +110,23 @@ def read_plan(out: Storage) -> PlanRecord | None:
 
 def publish_plan(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped, then its record: where the record is, the rest is too."""
-    from formats import manifest
-
-    rows = manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
-    out.publish(names.PLAN_SKIPPED, rows)
+    out.publish(names.PLAN_SKIPPED, _plan_rows(plan))
     out.publish(names.PLAN, encode(plan_record(plan)))
+
+
+def mend_plan_rows(out: Storage, plan: Plan) -> None:
+    """Write what the plan skipped once more, where it was lost or damaged."""
+    rows = _plan_rows(plan)
+    try:
+        same = out.read(names.PLAN_SKIPPED) == rows
+    except FileNotFoundError:
+        same = False
+    if not same:
+        out.publish(names.PLAN_SKIPPED, rows)
+
+
+def _plan_rows(plan: Plan) -> bytes:
+    return manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
 
 
 def read_part(out: Storage, number: int) -> PartRecord | None:

@@ -76,7 +76,8 @@ def mend(
 ) -> None:
     """Cut the damaged parts again and finish; what is no part's shard is removed. Raises UserError."""
     parts = sorted({damage.part for damage in found if damage.part is not None})
-    inputs = recall(out.url, annotations, images) if parts else None
+    replan = any(damage.file == names.PLAN_SKIPPED for damage in found)
+    inputs = recall(out.url, annotations, images) if parts or replan else None
     out.remove(names.DATASET)
     for name in _strays(out, plan):
         out.remove(f"{names.SHARDS}/{name}")
@@ -96,6 +97,7 @@ def inspect(out: Storage, plan: PlanRecord, workers: int) -> list[Damage]:
         for damages in run_tasks(executor, inspect_part, tasks, 2 * workers):
             found += damages
     found += [Damage(None, f"{names.SHARDS}/{name}", "is of no part of this dataset") for name in _strays(out, plan)]
+    found += _inspect_plan_rows(out)
     if not found:
         found += _inspect_manifests(out, plan)
     return sorted(found, key=lambda damage: (damage.part is None, damage.part or 0, damage.file))
@@ -169,6 +171,15 @@ def _inspect_manifests(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
                 yield Damage(None, name, "is not what the parts give")
         except FileNotFoundError:
             yield Damage(None, name, "is missing")
+
+
+def _inspect_plan_rows(out: Storage) -> Iterable[Damage]:
+    try:
+        pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED)
+    except FileNotFoundError:
+        yield Damage(None, names.PLAN_SKIPPED, "is missing")
+    except Exception as error:
+        yield Damage(None, names.PLAN_SKIPPED, f"cannot be read ({type(error).__name__})")
 
 
 def _strays(out: Storage, plan: PlanRecord) -> list[str]:
