@@ -129,7 +129,8 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
     reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
     widths, heights = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     return Annotations(
-        classes=tuple(classes),
+        # Half of a surrogate pair, which JSON can spell, is no text: no file could hold such a name.
+        classes=tuple(name.encode("utf-8", "replace").decode("utf-8") for name in classes),
         ids=tuple(identities(files)),
         files=tuple(files),
         widths=widths,

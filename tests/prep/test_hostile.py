@@ -40,30 +40,45 @@ text = st.text(max_size=8) | st.sampled_from(
 junk = st.recursive(st.none() | st.booleans() | number | text, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 
 
-def record(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Mostly of the right shape; now and then a field is junk or absent."""
+def record(wild: bool, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Of the right types; where ``wild``, now and then a field is junk or absent."""
+    if not wild:
+        return st.fixed_dictionaries(fields)
     mixed = {name: st.one_of(value, value, value, value, value, junk) for name, value in fields.items()}
     return st.fixed_dictionaries(mixed) | st.fixed_dictionaries({}, optional=mixed)
 
 
-image_id = st.integers(0, 4)
-images = record(id=image_id, file_name=text, width=st.just(100) | number, height=st.just(80) | number)
-boxes = record(
-    id=number,
-    image_id=image_id | whole,
-    category_id=st.integers(0, 3) | whole,
-    bbox=st.lists(st.floats(-20, 120) | number, min_size=4, max_size=4) | st.lists(number, max_size=6),
-    iscrowd=st.integers(0, 1) | st.none(),
-    segmentation=junk,
-)
-categories = record(id=st.integers(0, 3) | whole, name=text)
-files = st.fixed_dictionaries(
-    {
-        "images": st.lists(images, max_size=5),
-        "annotations": st.lists(boxes, max_size=12),
-        "categories": st.lists(categories, max_size=4),
-    }
-)
+def lists_of(wild: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """The three lists; where not ``wild``, most files can be planned, hostile as their values are."""
+    sane = st.lists(st.floats(-20, 120), min_size=4, max_size=4)
+    side = st.sampled_from([100, 100, 100, 100, 80]) | number
+    image = record(wild, id=st.integers(2, 5), file_name=text, width=side, height=side)
+    box = record(
+        wild,
+        id=number,
+        image_id=st.sampled_from([1, 1, 1, 2, 3]) | whole,
+        category_id=st.sampled_from([1, 1, 1, 2, 3]) | whole,
+        bbox=sane | sane | st.lists(number, min_size=4, max_size=4) | st.lists(number, max_size=6),
+        iscrowd=st.integers(0, 1) | st.none(),
+        segmentation=junk,
+    )
+    category = record(wild, id=st.integers(2, 9) | whole.filter(lambda value: value > 9), name=text)
+    good = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}]
+    first = [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}]
+    return st.fixed_dictionaries(
+        {
+            "images": st.lists(image, max_size=4, unique_by=None if wild else lambda entry: entry["id"]).map(
+                lambda found: first + found
+            ),
+            "annotations": st.lists(box, max_size=12).map(lambda found: found if wild else good + found),
+            "categories": st.lists(category, max_size=4, unique_by=None if wild else lambda entry: entry["id"]).map(
+                lambda found: [{"id": 1, "name": "thing"}, *found]
+            ),
+        }
+    )
+
+
+files = lists_of(False) | lists_of(False) | lists_of(True)
 
 
 def check(annotations: Path, folder: Path, *extra: str) -> Result:
