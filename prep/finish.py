@@ -20,11 +20,12 @@ from formats.groups import GROUPS
 from formats.retry import redacted
 from formats.storage import Storage
 from prep import markers, table
+from prep.ahead import REMOTE_THREADS, ahead
 from prep.allowance import DEFAULT, Share, allowance
 from prep.failures import plain_errors
 from prep.fill import slot_fill
 from prep.reasons import count_reasons, skipped_table
-from prep.records import PartRecord, PlanRecord, check_agreement, read_part, read_plan, shaping_versions
+from prep.records import PartRecord, PlanRecord, check_agreement, read_parts, read_plan, shaping_versions
 from prep.summary import Summary, count_crops
 
 
@@ -119,8 +120,7 @@ def describe(plan: PlanRecord, summary: Summary) -> Description:
 def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
     """Every part's done record; raises UserError where some are missing or of another plan."""
     records, missing = [], []
-    for number in range(plan.parts):
-        record = read_part(out, number)
+    for number, record in enumerate(read_parts(out, range(plan.parts))):
         if record is None:
             missing.append(number)
             continue
@@ -141,12 +141,19 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
 
 def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
     """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
-    for group in GROUPS:
-        for record in records:
-            place = next((index for index, shard in enumerate(record.shards) if shard.group == group), None)
-            if place is not None:
-                rows = pq.ParquetFile(memory_file(out.read(names.part_rows(record.part))))
-                yield rows.read_row_group(place).cast(manifest.CROPS)
+    places = [
+        (record.part, place)
+        for group in GROUPS
+        for record in records
+        for place, shard in enumerate(record.shards)
+        if shard.group == group
+    ]
+
+    def read(place: tuple[int, int]) -> pa.Table:
+        rows = pq.ParquetFile(memory_file(out.read(names.part_rows(place[0]))))
+        return rows.read_row_group(place[1]).cast(manifest.CROPS)
+
+    return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
 
 
 class _Seen:

@@ -25,7 +25,7 @@ from prep.records import (
     check_agreement,
     mend_plan_rows,
     publish_plan,
-    read_part,
+    read_parts,
     read_plan,
     recorded_options,
     shaping_versions,
@@ -101,8 +101,7 @@ def cut(
     allowed.check()
     listed_parts = list(numbers)
     missing = []
-    for number in listed_parts:
-        record = read_part(out, number)
+    for number, record in zip(listed_parts, read_parts(out, listed_parts), strict=True):
         if record is None:
             missing.append(number)
         else:

@@ -6,16 +6,16 @@ opening images only for sizes that the annotations do not tell (YOLO never does)
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from formats.errors import UserError
 from formats.retry import redacted
 from formats.storage import Storage
+from prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
 from prep.annotations import Annotations, ImageEntry, assemble, clean_name
 from prep.coco import read_coco
-from prep.source import REMOTE_THREADS, ImageSource, measure
+from prep.source import ImageSource, measure
 from prep.voc import CLASSES_FILE, read_voc
 from prep.yolo import class_names, read_yolo
 
@@ -153,8 +153,8 @@ def _is_label(path: str) -> bool:
 
 def _read_all(folder: Storage, paths: Sequence[str]) -> dict[str, bytes]:
     """Small files, many at once."""
-    with ThreadPoolExecutor(4 if folder.is_local else REMOTE_THREADS) as pool:
-        return dict(zip(paths, pool.map(folder.read, paths), strict=True))
+    threads = LOCAL_THREADS if folder.is_local else REMOTE_THREADS
+    return dict(zip(paths, ahead(folder.read, paths, threads), strict=True))
 
 
 def _hash(files: dict[str, bytes]) -> str:

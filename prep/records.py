@@ -5,6 +5,8 @@ carries the plan's digest and the versions of what shapes bytes. Whoever meets a
 versions refuses it and says what differs: parts of two plans never mix.
 """
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +16,7 @@ from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.errors import UserError
 from formats.storage import Storage
+from prep.ahead import REMOTE_THREADS, ahead
 from prep.plan import Plan
 from prep.reasons import Skipped, skipped_table
 
@@ -140,6 +143,11 @@ def read_part(out: Storage, number: int) -> PartRecord | None:
         raise UserError(
             f"{name} is damaged ({error}). Remove it; the same command then cuts the part again."
         ) from error
+
+
+def read_parts(out: Storage, numbers: Iterable[int]) -> Iterator[PartRecord | None]:
+    """``read_part`` of each number in order, from a store many at once."""
+    return ahead(partial(read_part, out), numbers, 1 if out.is_local else REMOTE_THREADS)
 
 
 def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

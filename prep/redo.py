@@ -24,7 +24,7 @@ from prep.inputs import Inputs, recall, remember
 from prep.job import Job, begin, begun_as, cut, plan_job
 from prep.plan import Options
 from prep.reading import read_annotations
-from prep.records import PartRecord, PlanRecord, read_part, read_plan
+from prep.records import PartRecord, PlanRecord, read_parts, read_plan
 from prep.source import ImageSource
 from prep.summary import Summary
 
@@ -80,7 +80,7 @@ def plan_of(out: Storage) -> PlanRecord:
 
 def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
     """The done records there are, by part."""
-    found = ((number, read_part(out, number)) for number in range(plan.parts))
+    found = zip(range(plan.parts), read_parts(out, range(plan.parts)), strict=True)
     return {number: record for number, record in found if record is not None}
 
 

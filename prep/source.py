@@ -8,21 +8,16 @@ on later. Build it in the process that reads (see formats.storage).
 
 import os
 import stat
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
 from formats.errors import UserError
 from formats.retry import StoreError
 from formats.storage import Storage
+from prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
 from prep.archive import MOST_BYTES, Member, find, is_archive, read_index, read_member, top_folder
 from prep.images import ImageTrouble, head
-
-LOCAL_THREADS, REMOTE_THREADS = 4, 16
-"""How many images are fetched at the same time: the latency of a store is hidden by width."""
 
 HEAD_BYTES = 1 << 16
 
@@ -155,17 +150,7 @@ def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
         except ImageTrouble as trouble:
             return trouble
 
-    coming = iter(files)
-    with ThreadPoolExecutor(source.threads) as pool:
-        waiting: deque[Future[Fetched]] = deque(pool.submit(fetch, file) for file in islice(coming, 2 * source.threads))
-        try:
-            while waiting:
-                fetched = waiting.popleft().result()
-                for file in islice(coming, 1):
-                    waiting.append(pool.submit(fetch, file))
-                yield fetched
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    return ahead(fetch, files, source.threads)
 
 
 def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size | str]:
@@ -177,5 +162,4 @@ def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size |
         except ImageTrouble as trouble:
             return str(trouble)
 
-    with ThreadPoolExecutor(source.threads) as pool:
-        return list(pool.map(of_one, files))
+    return list(ahead(of_one, files, source.threads))

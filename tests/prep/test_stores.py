@@ -236,3 +236,21 @@ def test_wants_nothing_of_listings(small: Small, tmp_path: Path, monkeypatch: py
     assert small.run(tmp_path / "out", "--max-skipped", "0").exit_code == 0
     assert tree(tmp_path / "out") == small.tree
     assert json.loads(small.tree["manifests/dataset.json"])["totals"]["parts"] > (20 if SOAK else 3)
+
+
+def test_a_folder_of_xml_on_a_store(store: Store, drawn: Drawn) -> None:
+    drawn.add("a/b.jpg", (200, 150))
+    files = s3fs.S3FileSystem()
+    files.pipe_file(f"{store.bucket}/images/a/b.jpg", (drawn.folder / "images" / "a" / "b.jpg").read_bytes())
+    box = "<xmin>11</xmin><ymin>21</ymin><xmax>60</xmax><ymax>90</ymax>"
+    text = f"<annotation><filename>b.jpg</filename><object><name>x</name><bndbox>{box}</bndbox></object></annotation>"
+    files.pipe_file(f"{store.bucket}/xml/a/b.xml", text.encode())
+    url = f"s3://{store.bucket}"
+    result = run_shards(f"{url}/xml", f"{url}/images", f"{url}/voc", "--workers", "1", "--context", "1")
+    assert result.exit_code == 0, result.output
+    drawn.box(1, [10, 20, 50, 70])
+    local = run_shards(drawn.write(), drawn.folder / "images", drawn.folder / "out", "--workers", "1", "--context", "1")
+    assert local.exit_code == 0
+    found = {name: data for name, data in download(store, "voc").items() if name.endswith(".tar")}
+    drawn_tars = {name: data for name, data in tree(drawn.folder / "out").items() if name.endswith(".tar")}
+    assert found.keys() == drawn_tars.keys()
