@@ -205,24 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
                 proxy.closing.wait(proxy.stall)
                 self._reset()
             else:
-                status, headers, data = self._ask(body)
+                status, answered, data = self._ask(body)
                 if fault == "lost":
                     self._reset()
                 else:
-                    sent = self._answer(status, headers, data, short=fault == "short")
+                    sent = self._answer(status, answered, data, short=fault == "short")
         finally:
-            ended = time.monotonic()
-            entry = Request(
-                number,
-                self.command,
-                self.path,
-                dict(self.headers.items()),
-                fault,
-                status,
-                begun - proxy.started,
-                ended - proxy.started,
-                sent,
-            )
+            headers, times = dict(self.headers.items()), (begun - proxy.started, time.monotonic() - proxy.started)
+            entry = Request(number, self.command, self.path, headers, fault, status, *times, sent)
             proxy.log.append(entry)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on  # noqa: N815
