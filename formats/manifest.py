@@ -70,3 +70,11 @@ def table_bytes(schema: pa.Schema, row_groups: Iterable[pa.Table]) -> bytes:
             if table.num_rows:
                 writer.write_table(table.cast(schema), row_group_size=table.num_rows)
     return sink.getvalue()
+
+
+def read_rows(raw: bytes, columns: list[str] | None = None) -> pa.Table:
+    """A whole table of a Parquet file's bytes.
+
+    Read on the calling thread: one of Arrow's own may still hold the bytes when the interpreter ends, which aborts it.
+    """
+    return pq.ParquetFile(pa.BufferReader(raw)).read(columns=columns, use_threads=False)

@@ -112,10 +112,6 @@ class Storage:
         found = self._ask(lambda: tuple(self.fs.find(self.root)), "")
         return tuple(sorted(str(path).removeprefix(root) for path in found))
 
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self._path(name), start=offset, end=offset + size))
-
     def list(self, folder: str) -> list[str]:
         """Names (last component) of the files directly in ``folder``, sorted; none where there is no such folder.
 

@@ -9,10 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import click
-import pyarrow.parquet as pq
 
-from formats import names
-from formats.dataset import memory_file
+from formats import manifest, names
 from formats.errors import UserError
 from formats.retry import redacted
 from formats.storage import Storage
@@ -75,7 +73,7 @@ class Allowance:
 
 def allowance(share: float, out: Storage, usable: int) -> Allowance:
     """The allowance of an output that has a plan; usable: images that the plan could use."""
-    table = pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)))
+    table = manifest.read_rows(out.read(names.PLAN_SKIPPED))
     rows = table.select(["image_file", "annotation_id", "ordinal", "reason"]).to_pylist()
     reasons = [
         row["reason"]

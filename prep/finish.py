@@ -83,7 +83,7 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
     shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
     skipped = pa.concat_tables(
         [
-            pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED),
+            manifest.read_rows(out.read(names.PLAN_SKIPPED)).cast(manifest.SKIPPED),
             *(skipped_table(record.skipped) for record in records if record.skipped),
         ]
     )
@@ -151,7 +151,7 @@ def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
 
     def read(place: tuple[int, int]) -> pa.Table:
         rows = pq.ParquetFile(memory_file(out.read(names.part_rows(place[0]))))
-        return rows.read_row_group(place[1]).cast(manifest.CROPS)
+        return rows.read_row_group(place[1], use_threads=False).cast(manifest.CROPS)
 
     return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
 

@@ -10,11 +10,9 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from formats import draws, names
-from formats.dataset import Dataset, memory_file, open_dataset
+from formats import draws, manifest, names
+from formats.dataset import Dataset, open_dataset
 from formats.errors import UserError
 from formats.groups import GROUPS, TALL_BELOW, WIDE_ABOVE
 from formats.page import Bars, Figure, Section, Table, chart, picture, render
@@ -26,16 +24,11 @@ CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def _table(storage: Storage, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A whole manifest, read on the calling thread: Arrow's own may still hold the bytes when the process ends."""
-    return pq.ParquetFile(memory_file(storage.read(name))).read(columns=columns, use_threads=False)
-
-
 def read_crops(storage: Storage) -> Columns:
     """The columns of crops.parquet that the page needs, each [crops]."""
     wanted = ["shard", "offset", "size", "label", "group", "left", "top", "right", "bottom"]
     wanted += ["box_x", "box_y", "box_width", "box_height"]
-    table = _table(storage, names.CROPS, wanted)
+    table = manifest.read_rows(storage.read(names.CROPS), wanted)
     return {name: table.column(name).to_numpy() for name in wanted}
 
 
@@ -135,7 +128,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
 def _skipped(storage: Storage) -> Section:
     if not storage.exists(names.SKIPPED):
         return Section("Skipped", missing=f"{names.SKIPPED} is not there.")
-    rows = _table(storage, names.SKIPPED).to_pylist()
+    rows = manifest.read_rows(storage.read(names.SKIPPED)).to_pylist()
     if not rows:
         return Section("Skipped", "Nothing: every annotation that is no crowd region became a crop.")
     by_reason: dict[tuple[str, str], list[dict[str, Any]]] = {}

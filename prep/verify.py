@@ -117,7 +117,8 @@ def inspect_part(task: tuple[str, int, PlanRecord]) -> list[Damage]:
         rows = pq.ParquetFile(memory_file(out.read(names.part_rows(number))))
         if rows.num_row_groups != len(record.shards):
             return [Damage(number, names.part_rows(number), "does not have a row group for each shard")]
-        tables = [rows.read_row_group(place).cast(manifest.CROPS) for place in range(rows.num_row_groups)]
+        count = rows.num_row_groups
+        tables = [rows.read_row_group(i, use_threads=False).cast(manifest.CROPS) for i in range(count)]
     except UserError:
         return [Damage(number, name, "cannot be read")]
     except FileNotFoundError:
@@ -175,7 +176,7 @@ def _inspect_manifests(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
 
 def _inspect_plan_rows(out: Storage) -> Iterable[Damage]:
     try:
-        pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED)
+        manifest.read_rows(out.read(names.PLAN_SKIPPED)).cast(manifest.SKIPPED)
     except FileNotFoundError:
         yield Damage(None, names.PLAN_SKIPPED, "is missing")
     except Exception as error:
