@@ -1,8 +1,8 @@
 """Annotations as columns: what every reader hands to the plan.
 
-A reader (prep/coco.py) turns a file into image entries and box columns; ``assemble`` does what all kinds of annotation
-files need: file names are checked and brought to one form, entries that name one file become one image, every image
-gets its identity and every box its ordinal. About a second for a million boxes.
+A reader (prep/coco.py, prep/voc.py, prep/yolo.py) turns files into image entries and box columns; ``assemble``
+does what all kinds of annotations need: file names are checked and brought to one form, entries that name one file
+become one image, every image gets its identity and every box its ordinal. About a second for a million boxes.
 
 Identity. An image's identity is its relative path without suffix. Where two files of a dataset differ in their suffix
 only (``a/x.jpg`` and ``a/x.png``), the identity of each of them is its whole path, so that both are used and their
@@ -10,7 +10,6 @@ crops' keys differ. One file that is named by several entries of the same size i
 entries, in the order of the file. An entry that repeats a file with another size loses its boxes to skipped.parquet.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from formats import names
-from formats.errors import UserError
-from formats.storage import Storage
 from prep import reasons
 from prep.reasons import BoxReason, Skipped
 
@@ -34,11 +31,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """An image as an annotation file lists it: the name as written, width and height in pixels where given."""
+    """An image as an annotation file lists it: the name as written, width and height in pixels where given.
+
+    trouble: why the image cannot be used, where the reader knows.
+    """
 
     file_name: str
     width: float | None
     height: float | None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,8 @@ class Annotations:
     sha256: str
 
 
-def read_file(url: str) -> tuple[bytes, str]:
-    """The bytes of an annotation file (a path or an fsspec URL) and their SHA-256; raises UserError."""
-    folder, _, name = url.replace("\\", "/").rpartition("/")
-    try:
-        raw = Storage(folder or ("/" if url.startswith("/") else ".")).read(name)
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such file. Name the annotation file with --annotations.") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{url} is a folder. Name the annotation file in it with --annotations.") from error
-    except OSError as error:
-        raise UserError(f"{url} cannot be read ({error}). Check its permissions and that it is whole.") from error
-    return raw, hashlib.sha256(raw).hexdigest()
-
-
 def parse(raw: bytes, source: str, sha256: str) -> Annotations:
-    """Annotations from a file's bytes; ``source`` names the file in messages. Raises UserError."""
+    """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
     from prep.coco import read_coco
 
     classes, entries, boxes = read_coco(raw, source)
@@ -117,6 +104,7 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
     conflicting = np.zeros(len(entries) + 1, dtype=bool)
     for position, entry in enumerate(entries):
         file, trouble = clean_name(entry.file_name)
+        trouble = trouble or entry.trouble
         size = None if trouble else whole_size(entry)
         if size is None:
             trouble = trouble or reasons.NO_SIZE
@@ -141,7 +129,8 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
     reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
     widths, heights = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     return Annotations(
-        classes=tuple(classes),
+        # Half of a surrogate pair, which JSON can spell, is no text: no file could hold such a name.
+        classes=tuple(name.encode("utf-8", "replace").decode("utf-8") for name in classes),
         ids=tuple(identities(files)),
         files=tuple(files),
         widths=widths,

@@ -73,7 +73,7 @@ def decode(raw: bytes, source: str) -> CocoFile:
         return msgspec.json.decode(raw, type=CocoFile)
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply to be an annotation file. {shape}.") from error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         # Only the second reader can tell a wrong file from one with NaN tokens, a byte order mark or 1e999.
         pass
     try:

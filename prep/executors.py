@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import TypeVar
 
@@ -38,6 +39,19 @@ def local_executor(workers: int) -> Executor:
     if workers == 1:
         return InlineExecutor()
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+
+@contextmanager
+def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
+    """An executor, of a Dask cluster where one is named, and how many tasks to hand it at once."""
+    if scheduler is not None:
+        from prep.cluster import dask_executor
+
+        with dask_executor(scheduler) as found:
+            yield found
+    else:
+        with local_executor(workers) as executor:
+            yield executor, 2 * workers
 
 
 def _begin_worker() -> None:

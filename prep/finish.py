@@ -4,27 +4,51 @@ Needs the output alone, in any process. Reads every part's record and rows once 
 which are held as one compressed file (about 50 MB) in memory.
 """
 
+import time
 from collections.abc import Iterator
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from formats import manifest, names
 from formats.dataset import FORMAT_VERSION, Description, memory_file
 from formats.errors import UserError
 from formats.groups import GROUPS
+from formats.retry import redacted
 from formats.storage import Storage
+from prep import markers, table
+from prep.ahead import REMOTE_THREADS, ahead
+from prep.allowance import DEFAULT, Share, allowance
+from prep.failures import plain_errors
 from prep.fill import slot_fill
 from prep.reasons import count_reasons, skipped_table
-from prep.records import PartRecord, PlanRecord, check_agreement, read_part, read_plan, shaping_versions
+from prep.records import PartRecord, PlanRecord, check_agreement, read_parts, read_plan, shaping_versions
 from prep.summary import Summary, count_crops
 
 
-def finish(out: Storage) -> Summary:
+@click.command("finish")
+@click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
+@click.option(
+    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
+)
+def finish_command(out: str, max_skipped: float) -> None:
+    """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
+    begun = time.monotonic()
+    console = Console()
+    with plain_errors(out):
+        found = finish(Storage(out), max_skipped)
+    title = f"dataset in {table.plain(redacted(out))}"
+    table.print_summary(console, title, found, time.monotonic() - begun, estimated=False)
+
+
+def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
     """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
 
-    Raises UserError where no plan or not every part is there, or a record is of another plan or other versions.
+    Raises UserError where no plan or not every part is there, a record is of another plan or other versions, or more
+    than the share ``max_skipped`` of the images could not be used.
     """
     plan = read_plan(out)
     if plan is None:
@@ -33,6 +57,19 @@ def finish(out: Storage) -> Summary:
         )
     check_agreement(out.describe(names.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)
+    allowed = allowance(max_skipped, out, plan.images_listed)
+    for record in records:
+        allowed.add(record)
+    allowed.check()
+    made, summary = manifests(out, plan, records)
+    for name, data in made.items():
+        out.publish(name, data)
+    tidy(out)
+    return summary
+
+
+def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
+    """The four files of a finished dataset by name, dataset.json last, and its figures."""
     shard_rows = [
         {"name": shard.name, "group": group, "part": record.part, "crops": shard.crops, "bytes": shard.bytes}
         | {"sha256": shard.sha256}
@@ -42,19 +79,28 @@ def finish(out: Storage) -> Summary:
         if shard.group == group
     ]
     seen = _Seen()
-    out.publish(names.CROPS, manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records))))
+    crops = manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records)))
     shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
-    out.publish(names.SHARD_TABLE, manifest.table_bytes(manifest.SHARDS, [shards]))
     skipped = pa.concat_tables(
         [
             pq.read_table(memory_file(out.read(names.PLAN_SKIPPED)), schema=manifest.SKIPPED),
             *(skipped_table(record.skipped) for record in records if record.skipped),
         ]
     )
-    out.publish(names.SKIPPED, manifest.table_bytes(manifest.SKIPPED, [skipped.combine_chunks()]))
     summary = seen.summary(plan, records, skipped)
-    out.publish(names.DATASET, describe(plan, summary).to_json())
-    return summary
+    made = {
+        names.CROPS: crops,
+        names.SHARD_TABLE: manifest.table_bytes(manifest.SHARDS, [shards]),
+        names.SKIPPED: manifest.table_bytes(manifest.SKIPPED, [skipped.combine_chunks()]),
+        names.DATASET: describe(plan, summary).to_json(),
+    }
+    return made, summary
+
+
+def tidy(out: Storage) -> None:
+    """Remove what killed tasks left in a finished output: temporary files that nobody writes, and markers."""
+    out.sweep(names.SHARDS, names.MANIFESTS, names.PARTS)
+    markers.clear(out)
 
 
 def describe(plan: PlanRecord, summary: Summary) -> Description:
@@ -74,8 +120,7 @@ def describe(plan: PlanRecord, summary: Summary) -> Description:
 def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
     """Every part's done record; raises UserError where some are missing or of another plan."""
     records, missing = [], []
-    for number in range(plan.parts):
-        record = read_part(out, number)
+    for number, record in enumerate(read_parts(out, range(plan.parts))):
         if record is None:
             missing.append(number)
             continue
@@ -96,12 +141,19 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
 
 def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
     """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
-    for group in GROUPS:
-        for record in records:
-            place = next((index for index, shard in enumerate(record.shards) if shard.group == group), None)
-            if place is not None:
-                rows = pq.ParquetFile(memory_file(out.read(names.part_rows(record.part))))
-                yield rows.read_row_group(place).cast(manifest.CROPS)
+    places = [
+        (record.part, place)
+        for group in GROUPS
+        for record in records
+        for place, shard in enumerate(record.shards)
+        if shard.group == group
+    ]
+
+    def read(place: tuple[int, int]) -> pa.Table:
+        rows = pq.ParquetFile(memory_file(out.read(names.part_rows(place[0]))))
+        return rows.read_row_group(place[1]).cast(manifest.CROPS)
+
+    return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
 
 
 class _Seen:
@@ -111,14 +163,14 @@ class _Seen:
         self.columns: list[list[np.ndarray]] = [[], [], [], []]
 
     def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for table in tables:
-            found = {name: table.column(name).to_numpy() for name in ("label", "left", "top", "right", "bottom")}
-            group = GROUPS.index(table.column("group")[0].as_py())
+        for rows in tables:
+            found = {name: rows.column(name).to_numpy() for name in ("label", "left", "top", "right", "bottom")}
+            group = GROUPS.index(rows.column("group")[0].as_py())
             widths, heights = found["right"] - found["left"], found["bottom"] - found["top"]
-            values = (found["label"], np.full(table.num_rows, group, dtype=np.uint8), widths, heights)
+            values = (found["label"], np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
             for column, value in zip(self.columns, values, strict=True):
                 column.append(value)
-            yield table
+            yield rows
 
     def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
         empty = np.empty(0, dtype=np.int64)

@@ -21,6 +21,9 @@ Pixels = npt.NDArray[np.uint8]
 _ORIENTATION = 274
 _DIRECT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
+_DAMAGE = ("premature end", "bad huffman code")
+"""libjpeg's words for pixels that are not in the file, which Pillow lets pass where an end marker follows."""
+
 
 class ImageTrouble(Exception):
     """Why an image cannot be used, in words for skipped.parquet: fixed text, what is particular after a colon."""
@@ -70,8 +73,29 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int) -> Pixels | None:
             return None
         _check_size((found_width, found_height), width, height)
         return np.asarray(simplejpeg.decode_jpeg(raw, "RGB"))
-    except (ValueError, MemoryError):
+    except ValueError as error:
+        if any(words in str(error).lower() for words in _DAMAGE):
+            raise ImageTrouble(f"image is damaged: {_one_line(error)}") from error
         return None
+    except MemoryError:
+        return None
+
+
+def head(raw: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
+    if not raw:
+        raise ImageTrouble("image file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(raw)) as image:
+                return image.width, image.height, int(image.getexif().get(_ORIENTATION, 1))
+    except Image.DecompressionBombError as error:
+        raise ImageTrouble(f"image has too many pixels: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageTrouble("not an image that can be read") from error
+    except Exception as error:
+        raise ImageTrouble(f"image is damaged: {_one_line(error)}") from error
 
 
 def _check_size(found: tuple[int, int], width: int, height: int) -> None:

@@ -17,12 +17,14 @@ import pyarrow as pa
 from formats import manifest, names
 from formats.groups import GROUPS
 from formats.storage import Storage
+from prep import markers
+from prep.archive import Member
 from prep.columns import Crops, Images
 from prep.crops import encode_crops
 from prep.images import ImageTrouble, decode
 from prep.reasons import Skipped
 from prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
-from prep.source import ImageSource
+from prep.source import ImageSource, read_ahead
 
 OWNER = "jigsaw"
 """User and group of all tar members, whoever runs prep."""
@@ -43,6 +45,7 @@ class PartTask:
     background: int
     images: Images
     crops: Crops
+    places: dict[str, Member] | None = None
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -57,7 +60,18 @@ def run_part(task: PartTask) -> PartRecord:
             out.describe(names.part_record(task.number)), {"plan": done.plan, "versions": done.versions}, here
         )
         return done
+    markers.begin(out, task.number)
+    try:
+        record = publish_part(task, out)
+    except Exception as error:
+        markers.fail(out, task.number, error)
+        raise
+    markers.end(out, task.number)
+    return record
 
+
+def publish_part(task: PartTask, out: Storage) -> PartRecord:
+    """Cut a part and publish it: its shards, its rows, last its done record."""
     encoded, skipped = cut_images(task)
     kept = task.crops.take(np.array([jpeg is not None for jpeg in encoded], dtype=bool))
     jpegs = [jpeg for jpeg in encoded if jpeg is not None]
@@ -69,6 +83,8 @@ def run_part(task: PartTask) -> PartRecord:
     for code, group in enumerate(GROUPS):
         rows = np.flatnonzero(kept.group == code)
         if not len(rows):
+            # An attempt that was killed when other images were readable may have left one.
+            out.remove(f"{names.SHARDS}/{names.shard_name(group, task.number)}")
             continue
         rows = rows[np.argsort(kept.member[rows], kind="stable")]
         name = names.shard_name(group, task.number)
@@ -93,16 +109,19 @@ def run_part(task: PartTask) -> PartRecord:
 
 def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
     """Each crop's JPEG, None where its image cannot be used, and a row for each such image."""
-    source = ImageSource(task.source)
+    source = ImageSource(task.source, task.places)
     encoded: list[bytes | None] = []
     skipped: list[Skipped] = []
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
-    for index, end in enumerate(ends.tolist()):
+    fetched = read_ahead(source, task.images.files)
+    for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
         boxes = task.crops.boxes[len(encoded) : end]
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
         try:
-            pixels = decode(source.read(file), width, height, task.exif)
+            if isinstance(raw, ImageTrouble):
+                raise raw
+            pixels = decode(raw, width, height, task.exif)
             encoded += encode_crops(pixels, boxes, task.quality, task.subsampling)
         except ImageTrouble as trouble:
             encoded += [None] * len(boxes)

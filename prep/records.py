@@ -5,15 +5,18 @@ carries the plan's digest and the versions of what shapes bytes. Whoever meets a
 versions refuses it and says what differs: parts of two plans never mix.
 """
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import msgspec
 
-from formats import names
+from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.errors import UserError
 from formats.storage import Storage
+from prep.ahead import REMOTE_THREADS, ahead
 from prep.plan import Plan
 from prep.reasons import Skipped, skipped_table
 
@@ -110,11 +113,23 @@ def read_plan(out: Storage) -> PlanRecord | None:
 
 def publish_plan(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped, then its record: where the record is, the rest is too."""
-    from formats import manifest
-
-    rows = manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
-    out.publish(names.PLAN_SKIPPED, rows)
+    out.publish(names.PLAN_SKIPPED, _plan_rows(plan))
     out.publish(names.PLAN, encode(plan_record(plan)))
+
+
+def mend_plan_rows(out: Storage, plan: Plan) -> None:
+    """Write what the plan skipped once more, where it was lost or damaged."""
+    rows = _plan_rows(plan)
+    try:
+        same = out.read(names.PLAN_SKIPPED) == rows
+    except FileNotFoundError:
+        same = False
+    if not same:
+        out.publish(names.PLAN_SKIPPED, rows)
+
+
+def _plan_rows(plan: Plan) -> bytes:
+    return manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
 
 
 def read_part(out: Storage, number: int) -> PartRecord | None:
@@ -130,13 +145,18 @@ def read_part(out: Storage, number: int) -> PartRecord | None:
         ) from error
 
 
+def read_parts(out: Storage, numbers: Iterable[int]) -> Iterator[PartRecord | None]:
+    """``read_part`` of each number in order, from a store many at once."""
+    return ahead(partial(read_part, out), numbers, 1 if out.is_local else REMOTE_THREADS)
+
+
 def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise UserError where a record at ``where`` differs from what is expected, naming each difference."""
     told = differences(found, expected)
     if told:
         raise UserError(
             f"{where} was made otherwise: {'; '.join(told)}. Give the same options, annotations and package versions "
-            "(requirements.lock) to go on with it, or another --out to start anew."
+            "(requirements.lock) to go on with it, or start anew with --overwrite or another --out."
         )
 
 

@@ -4,52 +4,53 @@ Costs about 15 ms of one core for each image of COCO (seven crops). The same com
 and says so at once when there is nothing left to do; ``--dry-run`` shows what would be made and writes nothing.
 """
 
+import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import click
 from rich.console import Console
 
 from formats import names
-from formats.dataset import FORMAT_VERSION
-from formats.errors import UserError
+from formats.retry import redacted
 from formats.storage import Storage
-from prep import annotations, summary, table
+from prep import summary, table
+from prep.allowance import DEFAULT, Share
+from prep.arrays import ArrayTask, array_task
 from prep.crops import SUBSAMPLINGS
-from prep.executors import local_executor, run_tasks, usable_cores
-from prep.finish import finish
-from prep.parts import PartTask, run_part
-from prep.plan import Options, Plan, make_plan
-from prep.records import (
-    PartRecord,
-    check_agreement,
-    publish_plan,
-    read_part,
-    read_plan,
-    recorded_options,
-    shaping_versions,
-)
+from prep.executors import open_executor, usable_cores
+from prep.failures import plain_errors
+from prep.finish import finish, tidy
+from prep.inputs import Inputs, remember
+from prep.job import Job, begin, begun_as, cut, plan_job
+from prep.overwrite import remove_dataset
+from prep.plan import Options, Plan
+from prep.reading import read_annotations
 from prep.source import ImageSource
+
+ANNOTATIONS_HELP = "COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL."
+IMAGES_HELP = "What the file names are relative to: a folder, zip or tar; a path or a URL."
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run of ``prep shards``: what to read, where to write, the options that shape the data and those that do not."""
+class Manner:
+    """How a job is done, none of which shapes the data.
 
-    annotations: str
-    images: str
-    out: str
-    seed: int
-    options: Options
+    workers: processes. scheduler: a Dask cluster's address. task: of an array job. max_skipped: a share of images.
+    """
+
     workers: int
+    scheduler: str | None
+    task: ArrayTask | None
+    max_skipped: float
+    overwrite: bool
     dry_run: bool
 
 
 @click.command()
-@click.option("--annotations", "annotation_file", required=True, metavar="FILE", help="COCO JSON.")
-@click.option("--images", required=True, metavar="DIR", help="What the annotations' file names are relative to.")
-@click.option("--out", required=True, metavar="OUT", help="Where shards/ and manifests/ go.")
+@click.option("--annotations", "annotation_file", required=True, metavar="FILE", help=ANNOTATIONS_HELP)
+@click.option("--images", required=True, metavar="DIR", help=IMAGES_HELP)
+@click.option("--out", required=True, metavar="OUT", help="Where shards/ and manifests/ go: a folder or a URL.")
 @click.option("--seed", default=0, show_default=True, help="Decides every random choice.")
 @click.option(
     "--negatives-per-positive",
@@ -65,9 +66,7 @@ class Job:
     show_default=True,
     help="How many times as wide and as high an enlarged box may become.",
 )
-@click.option(
-    "--crops-per-part", type=click.IntRange(1), default=4000, show_default=True, help="At most; see --workers."
-)
+@click.option("--crops-per-part", type=click.IntRange(1), default=4000, show_default=True, help="At most.")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of the crops.")
 @click.option(
     "--subsampling", type=click.Choice(SUBSAMPLINGS), default="444", show_default=True, help="Of the crops' colour."
@@ -80,6 +79,13 @@ class Job:
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
 )
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
+@click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as a task of an array job.")
+@click.option("--task-count", type=click.IntRange(1), help="Of how many; then `prep finish` once all are done.")
+@click.option(
+    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
+)
+@click.option("--overwrite", is_flag=True, help="Remove what prep wrote to OUT before, and start anew.")
 @click.option("--dry-run", is_flag=True, help="Print the plan's table and write nothing.")
 def shards(
     annotation_file: str,
@@ -93,6 +99,11 @@ def shards(
     subsampling: str,
     exif: str,
     workers: int | None,
+    scheduler: str | None,
+    task_index: int | None,
+    task_count: int | None,
+    max_skipped: float,
+    overwrite: bool,
     dry_run: bool,
 ) -> None:
     """Cut a detection dataset into shards of object and background crops.
@@ -100,89 +111,53 @@ def shards(
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
     options = Options(negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif)
-    run(Job(annotation_file, images, out, seed, options, workers or usable_cores(), dry_run))
+    task = array_task(task_index, task_count, os.environ)
+    manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
+    with plain_errors(out):
+        run(Job(annotation_file, images, out, seed, options), manner)
 
 
-def run(job: Job) -> None:
-    """Do the job; raises UserError. Tables go to standard output, progress to standard error."""
+def run(job: Job, manner: Manner) -> None:
+    """Do the job; raises UserError, OSError. Tables go to standard output, progress to standard error."""
     begun = time.monotonic()
     console = Console()
-    try:
-        raw, sha256 = annotations.read_file(job.annotations)
-        out = Storage(job.out)
-        if not job.dry_run and already_finished(out, job, sha256):
-            console.print(f"{table.plain(job.out)} is finished: nothing to do.", highlight=False)
+    shown = table.plain(redacted(job.out))
+    raw = read_annotations(job.annotations, job.images)
+    out = Storage(job.out)
+    if not manner.dry_run and not manner.overwrite:
+        begun_as(out, job, raw.sha256)
+        if out.exists(names.DATASET):
+            tidy(out)
+            console.print(f"{shown} is finished: nothing to do.", highlight=False, soft_wrap=True)
             return
-        ImageSource(job.images).check()
-        plan = make_plan(annotations.parse(raw, job.annotations, sha256), job.options, job.seed)
-        del raw
-        if job.dry_run:
-            expected = summary.planned(plan)
-            seconds = (expected.seconds or 0.0) / min(job.workers, plan.part_count)
-            table.print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)
-            return
-        cut(plan, job, out)
-        found = finish(out)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or job.out}: {error.strerror or error}. Mend that and run the same command again: it "
-            "goes on with what is done."
-        ) from error
-    table.print_summary(console, f"dataset in {table.plain(job.out)}", found, time.monotonic() - begun, estimated=False)
-
-
-def already_finished(out: Storage, job: Job, sha256: str) -> bool:
-    """Whether ``out`` holds the finished dataset of this job; raises UserError where it holds another's data."""
-    record = read_plan(out)
-    if record is None:
-        return False
-    check_agreement(
-        out.describe(names.PLAN),
-        {
-            "format_version": record.format_version,
-            "seed": record.seed,
-            "options": record.options,
-            "versions": record.versions,
-        },
-        {
-            "format_version": FORMAT_VERSION,
-            "seed": job.seed,
-            "options": recorded_options(job.options.to_dict(), sha256),
-            "versions": shaping_versions(),
-        },
-    )
-    return out.exists(names.DATASET)
-
-
-def cut(plan: Plan, job: Job, out: Storage) -> None:
-    """Cut all parts that have no done record."""
-    begun = read_plan(out)
-    if begun is None:
-        publish_plan(out, plan)
-    else:
-        check_agreement(out.describe(names.PLAN), {"plan": begun.plan}, {"plan": plan.digest})
-    missing = [number for number in range(plan.part_count) if read_part(out, number) is None]
-    workers = min(job.workers, len(missing)) or 1
-    with local_executor(workers) as executor:
-        records: Iterator[PartRecord] = run_tasks(
-            executor, run_part, (task_of(plan, job, number) for number in missing), 2 * workers
+    source = ImageSource(job.images)
+    source.check()
+    plan = plan_job(job, raw, source)
+    del raw
+    if manner.dry_run:
+        _print_plan(console, plan, manner)
+        return
+    if manner.overwrite:
+        remove_dataset(out)
+    begin(plan, out)
+    remember(job.out, Inputs(job.annotations, job.images))
+    mine = manner.task.mine(plan.part_count) if manner.task else range(plan.part_count)
+    workers = min(manner.workers, len(mine)) or 1
+    with open_executor(workers, manner.scheduler) as (executor, at_once):
+        cut(plan, job, source, mine, executor, at_once, manner.max_skipped)
+    if manner.task:
+        console.print(
+            f"Task {manner.task.index} of {manner.task.count} is done: {len(mine):,} of {plan.part_count:,} parts. "
+            f"When all tasks are: jigsaw-prep finish --out {shown}",
+            highlight=False,
+            soft_wrap=True,
         )
-        table.show_progress(Console(stderr=True), records, plan.part_count, plan.part_count - len(missing))
+        return
+    found = finish(out, manner.max_skipped)
+    table.print_summary(console, f"dataset in {shown}", found, time.monotonic() - begun, estimated=False)
 
 
-def task_of(plan: Plan, job: Job, number: int) -> PartTask:
-    """The task of one part."""
-    images, crops = plan.part(number)
-    return PartTask(
-        number=number,
-        plan=plan.digest,
-        versions=shaping_versions(),
-        out=job.out,
-        source=job.images,
-        quality=job.options.jpeg_quality,
-        subsampling=job.options.subsampling,
-        exif=job.options.exif,
-        background=plan.background,
-        images=images,
-        crops=crops,
-    )
+def _print_plan(console: Console, plan: Plan, manner: Manner) -> None:
+    expected = summary.planned(plan)
+    seconds = (expected.seconds or 0.0) / min(manner.workers, plan.part_count)
+    table.print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)

@@ -1,18 +1,22 @@
 """Small detection datasets drawn for a test, and running the shards command on one."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from prep.sample import sample_data
 from prep.shards import shards
+from tests.conftest import REAL_DATA, SOAK
 
 
 @dataclass
@@ -74,7 +78,7 @@ def drawn(tmp_path: Path) -> Drawn:
 Run = Callable[..., Result]
 
 
-def run_shards(annotations: Path, images: Path, out: Path, *extra: str) -> Result:
+def run_shards(annotations: Path | str, images: Path | str, out: Path | str, *extra: str) -> Result:
     """The command in this process."""
     arguments = ["--annotations", str(annotations), "--images", str(images), "--out", str(out), *extra]
     return CliRunner().invoke(shards, arguments)
@@ -100,3 +104,61 @@ def tree(folder: Path) -> Mapping[str, bytes]:
 def rows(out: Path, table: str) -> list[dict[str, Any]]:
     """Rows of a manifest."""
     return pq.read_table(out / "manifests" / f"{table}.parquet").to_pylist()
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small dataset, and the tree that an undisturbed run in parts of ``crops_per_part`` makes of it."""
+
+    annotations: Path
+    images: Path
+    crops_per_part: int
+    tree: Mapping[str, bytes]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options that give ``tree``, with one worker."""
+        return ("--crops-per-part", str(self.crops_per_part), "--workers", "1")
+
+    def arguments(self, out: str | Path, *extra: str) -> list[str]:
+        """The arguments of the shards command."""
+        named = {"--annotations": self.annotations, "--images": self.images, "--out": out}
+        named["--crops-per-part"] = str(self.crops_per_part)
+        return [*(str(word) for pair in named.items() for word in pair), *extra]
+
+    def run(self, out: str | Path, *extra: str) -> Result:
+        """The shards command in this process, with one worker."""
+        return CliRunner().invoke(shards, self.arguments(out, "--workers", "1", *extra))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The first images of coco_small_train (all of them in `make soak`), drawn ones where that is absent."""
+    folder = tmp_path_factory.mktemp("small")
+    source = REAL_DATA / "coco_small_train"
+    if not source.is_dir():
+        write_sample(folder, 8)
+        source = folder
+    lists = json.loads((source / "annotations.json").read_text())
+    chosen = lists["images"] if SOAK else lists["images"][:8]
+    ids = {image["id"] for image in chosen}
+    lists["images"], lists["annotations"] = chosen, [a for a in lists["annotations"] if a["image_id"] in ids]
+    (folder / "annotations.json").write_text(json.dumps(lists))
+    (folder / "pictures").mkdir()
+    for image in chosen:
+        shutil.copy(source / "images" / image["file_name"], folder / "pictures")
+    made = Small(folder / "annotations.json", folder / "pictures", 60 if SOAK else 12, {})
+    result = made.run(folder / "out")
+    assert result.exit_code == 0, result.output
+    return replace(made, tree=tree(folder / "out"))
+
+
+def write_sample(folder: Path, images: int) -> None:
+    """The sample dataset."""
+    result = CliRunner().invoke(sample_data, ["--out", str(folder), "--images", str(images)])
+    assert result.exit_code == 0, result.output
+
+
+def invoke(command: click.Command, *arguments: str) -> Result:
+    """A command in this process."""
+    return CliRunner().invoke(command, list(arguments))

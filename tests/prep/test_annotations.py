@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formats.errors import UserError
-from prep.annotations import Annotations, clean_name, identities, ordinals, parse, read_file
+from prep.annotations import Annotations, clean_name, identities, ordinals, parse
+from prep.reading import read_annotations
 
 
 def read(images: list[Any], annotations: list[Any], categories: list[Any] | None = None) -> Annotations:
@@ -152,4 +153,4 @@ def test_lvis_names_come_from_the_url() -> None:
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
-        read_file("nowhere.json")
+        read_annotations("nowhere.json", "images")

@@ -1,0 +1,132 @@
+"""A run of prep: from the names of annotations and images to parts that are cut.
+
+What the commands share (shards, retry-skipped, verify --repair): making the plan, agreeing with what an output was
+begun as, cutting parts on an executor.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from formats import names
+from formats.dataset import FORMAT_VERSION
+from formats.errors import UserError
+from formats.storage import Storage
+from prep import table
+from prep.allowance import allowance
+from prep.executors import run_tasks
+from prep.parts import PartTask, run_part
+from prep.plan import Options, Plan, make_plan
+from prep.reading import Raw, listed
+from prep.records import (
+    PlanRecord,
+    check_agreement,
+    mend_plan_rows,
+    publish_plan,
+    read_parts,
+    read_plan,
+    recorded_options,
+    shaping_versions,
+)
+from prep.source import ImageSource
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read, where to write, and what shapes the data."""
+
+    annotations: str
+    images: str
+    out: str
+    seed: int
+    options: Options
+
+
+def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
+    """The plan of a job, from its annotations as read; raises UserError."""
+    return make_plan(listed(raw, source, job.options.exif), job.options, job.seed)
+
+
+def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
+    """The plan that ``out`` was begun with; raises UserError where it is of other options, annotations or versions."""
+    record = read_plan(out)
+    if record is not None:
+        check_agreement(
+            out.describe(names.PLAN),
+            {
+                "format_version": record.format_version,
+                "seed": record.seed,
+                "options": record.options,
+                "versions": record.versions,
+            },
+            {
+                "format_version": FORMAT_VERSION,
+                "seed": job.seed,
+                "options": recorded_options(job.options.to_dict(), sha256),
+                "versions": shaping_versions(),
+            },
+        )
+    return record
+
+
+def begin(plan: Plan, out: Storage) -> None:
+    """Record the plan, or check that it is the one that was recorded; raises UserError."""
+    begun = read_plan(out)
+    if begun is None:
+        publish_plan(out, plan)
+    elif begun.plan != plan.digest:
+        raise UserError(
+            f"{out.describe(names.PLAN)} was made otherwise: plan was {begun.plan[:12]}…, now {plan.digest[:12]}…, "
+            "with the same options and annotations: other images, or sizes that the annotations do not tell. "
+            "Give the same --images to go on with it, or start anew with --overwrite or another --out."
+        )
+    else:
+        mend_plan_rows(out, plan)
+
+
+def cut(
+    plan: Plan,
+    job: Job,
+    source: ImageSource,
+    numbers: Iterable[int],
+    executor: Executor,
+    at_once: int,
+    max_skipped: float,
+) -> int:
+    """Cut those of the parts that have no done record; returns how many were cut. Raises UserError, OSError."""
+    out = Storage(job.out)
+    allowed = allowance(max_skipped, out, plan.listed_images)
+    allowed.check()
+    listed_parts = list(numbers)
+    missing = []
+    for number, record in zip(listed_parts, read_parts(out, listed_parts), strict=True):
+        if record is None:
+            missing.append(number)
+        else:
+            allowed.add(record)
+    allowed.check()
+    tasks = (task_of(plan, job, source, number) for number in missing)
+    records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
+    table.show_progress(Console(stderr=True), records, len(listed_parts), len(listed_parts) - len(missing))
+    return len(missing)
+
+
+def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
+    """The task of one part."""
+    images, crops = plan.part(number)
+    return PartTask(
+        number=number,
+        plan=plan.digest,
+        versions=shaping_versions(),
+        out=job.out,
+        source=job.images,
+        quality=job.options.jpeg_quality,
+        subsampling=job.options.subsampling,
+        exif=job.options.exif,
+        background=plan.background,
+        images=images,
+        crops=crops,
+        places=source.places(images.files),
+    )

@@ -1,0 +1,256 @@
+"""Object stores, web servers and archives: the same tree from everywhere, also where requests fail."""
+
+import contextlib
+import json
+import logging
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from formats import retry
+from formats.errors import UserError
+from formats.retry import StoreError, patiently, redacted
+from formats.storage import Storage
+from prep.archive import read_index
+from prep.finish import finish_command
+from prep.images import ImageTrouble
+from prep.source import ImageSource, read_ahead
+from prep.status import status
+from prep.verify import verify
+from tests.conftest import SOAK
+from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
+from tests.servers import FaultyProxy, Store, file_server, s3_server, share
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with s3_server() as found:
+        reach(found, monkeypatch)
+        yield found
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def reach(store: Store, monkeypatch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
+    """Let drivers find the store, by the environment alone."""
+    for name, value in store.environment(endpoint).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def upload(small: Small, store: Store) -> None:
+    files = s3fs.S3FileSystem()
+    files.pipe_file(f"{store.bucket}/a.json", small.annotations.read_bytes())
+    for path in small.images.iterdir():
+        files.pipe_file(f"{store.bucket}/pictures/{path.name}", path.read_bytes())
+
+
+def download(store: Store, prefix: str) -> dict[str, bytes]:
+    files = s3fs.S3FileSystem(skip_instance_cache=True, **store.options())
+    root = f"{store.bucket}/{prefix}/"
+    return {path.removeprefix(root): files.cat_file(path) for path in files.find(root)}
+
+
+def on_store(small: Small, store: Store, *extra: str) -> list[str]:
+    url = f"s3://{store.bucket}"
+    parts = ("--crops-per-part", str(small.crops_per_part), "--workers", "1")
+    return ["--annotations", f"{url}/a.json", "--images", f"{url}/pictures", "--out", f"{url}/out", *parts, *extra]
+
+
+def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(small, store)
+    faults = ("500", "503", "reset", "lost", "short")
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
+    with FaultyProxy(store.endpoint, share(0.05, faults, seed=3)) as proxy:
+        reach(store, monkeypatch, proxy.url)
+        from prep.shards import shards
+
+        result = invoke(shards, *on_store(small, store))
+        assert result.exit_code == 0, result.output
+        hit = [entry.fault for entry in proxy.log if entry.fault]
+        assert len(hit) >= 3, f"{len(hit)} of {len(proxy.log)} requests failed"
+    reach(store, monkeypatch)
+    assert download(store, "out") == small.tree
+    assert "finished" in invoke(status, "--out", f"s3://{store.bucket}/out").output
+    assert invoke(verify, "--out", f"s3://{store.bucket}/out", "--workers", "1").exit_code == 0
+
+
+def test_no_credential_is_written_or_logged(
+    small: Small, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    upload(small, store)
+    from prep.shards import shards
+
+    result = invoke(shards, *on_store(small, store))
+    assert result.exit_code == 0, result.output
+    secret = store.environment()["AWS_SECRET_ACCESS_KEY"]
+    everything = [
+        *download(store, "out").values(),
+        *tree(tmp_path).values(),
+        result.output.encode(),
+        caplog.text.encode(),
+    ]
+    assert not any(secret.encode() in data for data in everything)
+
+
+def test_without_credentials_it_says_so(
+    small: Small, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    result = small.run(f"s3://{store.bucket}/out")
+    assert result.exit_code == 2 and ("credentials" in result.output or "permission" in result.output.lower())
+
+
+def test_a_bucket_that_is_missing_is_one_line(small: Small, store: Store) -> None:
+    result = small.run("s3://no-such-bucket/out")
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert "no-such-bucket" in result.output
+
+
+def test_array_tasks_on_a_store(small: Small, store: Store) -> None:
+    out = f"s3://{store.bucket}/array"
+    for index in (1, 0):
+        result = small.run(out, "--task-index", str(index), "--task-count", "2")
+        assert result.exit_code == 0, result.output
+    assert invoke(finish_command, "--out", out).exit_code == 0
+    assert download(store, "array") == small.tree
+
+
+def test_images_from_the_web_are_fetched_ahead(small: Small, tmp_path: Path) -> None:
+    with file_server(small.images.parent) as url, FaultyProxy(url, latency=0.05) as proxy:
+        source = ImageSource(f"{proxy.url}/pictures")
+        files = sorted(path.name for path in small.images.iterdir()) * 4
+        assert list(read_ahead(source, files)) == [(small.images / file).read_bytes() for file in files]
+        assert proxy.most_at_once >= 8
+        annotations = f"{proxy.url}/{small.annotations.name}?token=hidden"
+        result = run_shards(annotations, f"{proxy.url}/pictures", tmp_path / "out", *small.options)
+    assert result.exit_code == 0, result.output
+    assert tree(tmp_path / "out") == small.tree
+    assert "hidden" not in result.output
+
+
+@pytest.mark.parametrize("kind", ["zip", "stored zip", "tar", "remote zip", "remote tar", "remote tar without ranges"])
+def test_archives(small: Small, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("train2017.zip" if "zip" in kind else "train2017.tar")
+    method = zipfile.ZIP_STORED if "stored" in kind else zipfile.ZIP_DEFLATED
+    if "zip" in kind:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for picture in sorted(small.images.iterdir(), reverse=True):
+                archive.write(picture, f"train2017/{picture.name}")
+    else:
+        with tarfile.open(path, "w") as tar:
+            tar.add(small.images, "./train2017")
+    with contextlib.ExitStack() as stack:
+        images = str(path)
+        if "remote" in kind:
+            images = f"{stack.enter_context(file_server(tmp_path, 'without' not in kind))}/{path.name}"
+        result = run_shards(small.annotations, images, tmp_path / "out", *small.options)
+    assert result.exit_code == 0, result.output
+    assert tree(tmp_path / "out") == small.tree
+
+
+def test_damaged_members_cost_themselves(drawn: Drawn) -> None:
+    for number in range(4):
+        drawn.add(f"{number}.jpg", (120, 90), [(10, 10, 50, 40)])
+    drawn.add("absent.jpg", (120, 90), [(10, 10, 50, 40)], draw=False)
+    path = drawn.folder / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.write(drawn.folder / "images" / f"{number}.jpg", f"{number}.jpg")
+        archive.writestr("../evil.jpg", b"x")
+    raw = bytearray(path.read_bytes())
+    places = read_index(Storage(str(drawn.folder)), "x.zip")
+    raw[places["1.jpg"].start + 300] ^= 0xFF
+    raw[places["2.jpg"].start] = 0
+    path.write_bytes(raw)
+    result = run_shards(drawn.write(), path, drawn.folder / "out", "--workers", "1", "--max-skipped", "100%")
+    assert result.exit_code == 0, result.output
+    assert {row["image_file"]: row["reason"].split(":")[0] for row in rows(drawn.folder / "out", "skipped")} == {
+        "1.jpg": "image is damaged in its archive",
+        "2.jpg": "image is not where its archive's index says",
+        "absent.jpg": "image file is missing",
+    }
+
+
+def test_a_member_that_is_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(50 << 20))
+    raw = (tmp_path / "x.zip").read_bytes().replace((50 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    (tmp_path / "x.zip").write_bytes(raw)
+    with pytest.raises(ImageTrouble):
+        ImageSource(str(tmp_path / "x.zip")).read("bomb.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("x.zip", b"PK"), ("x.tar", b"no tar" * 200), ("x.tar.gz", b""), ("y.zip", None)]
+)
+def test_archives_that_are_none(tmp_path: Path, name: str, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=name):
+        ImageSource(str(tmp_path / name)).check()
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    tried: list[int] = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise ConnectionError("http://me:pass@host/x?sig=secret refused")
+
+    with pytest.raises(StoreError) as caught:
+        patiently(fail, "s3://bucket/x?sig=secret")
+    assert len(tried) == retry.TRIES and len(waits) == retry.TRIES - 1 and max(waits) <= retry.LONGEST_WAIT
+    assert "secret" not in str(caught.value) and "pass" not in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        patiently(lambda: (_ for _ in ()).throw(FileNotFoundError()), "x")
+
+
+def test_redaction() -> None:
+    assert redacted("https://user:pass@host/a.json?sig=1 (x)") == "https://host/a.json?... (x)"
+    assert redacted("s3://bucket/a b") == "s3://bucket/a b"
+
+
+def test_a_web_server_that_knows_no_ranges_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.jpg", b"x" * 100_000)
+    with file_server(tmp_path, ranges=False) as url, pytest.raises(UserError, match="parts of files"):
+        ImageSource(f"{url}/x.zip").check()
+
+
+def test_wants_nothing_of_listings(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Storage, "entries", lambda self, folder: ())
+    assert small.run(tmp_path / "out").exit_code == 0
+    (tmp_path / "out" / "manifests" / "dataset.json").unlink()
+    assert small.run(tmp_path / "out", "--max-skipped", "0").exit_code == 0
+    assert tree(tmp_path / "out") == small.tree
+    assert json.loads(small.tree["manifests/dataset.json"])["totals"]["parts"] > (20 if SOAK else 3)
+
+
+def test_a_folder_of_xml_on_a_store(store: Store, drawn: Drawn) -> None:
+    drawn.add("a/b.jpg", (200, 150))
+    files = s3fs.S3FileSystem()
+    files.pipe_file(f"{store.bucket}/images/a/b.jpg", (drawn.folder / "images" / "a" / "b.jpg").read_bytes())
+    box = "<xmin>11</xmin><ymin>21</ymin><xmax>60</xmax><ymax>90</ymax>"
+    text = f"<annotation><filename>b.jpg</filename><object><name>x</name><bndbox>{box}</bndbox></object></annotation>"
+    files.pipe_file(f"{store.bucket}/xml/a/b.xml", text.encode())
+    url = f"s3://{store.bucket}"
+    result = run_shards(f"{url}/xml", f"{url}/images", f"{url}/voc", "--workers", "1", "--context", "1")
+    assert result.exit_code == 0, result.output
+    drawn.box(1, [10, 20, 50, 70])
+    local = run_shards(drawn.write(), drawn.folder / "images", drawn.folder / "out", "--workers", "1", "--context", "1")
+    assert local.exit_code == 0
+    found = {name: data for name, data in download(store, "voc").items() if name.endswith(".tar")}
+    drawn_tars = {name: data for name, data in tree(drawn.folder / "out").items() if name.endswith(".tar")}
+    assert found.keys() == drawn_tars.keys()

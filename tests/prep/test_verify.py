@@ -1,0 +1,151 @@
+"""Verify finds every flipped bit and names the parts; repair gives back the same bytes; status needs only OUT."""
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from formats.storage import Storage
+from prep import markers
+from prep.finish import finish
+from prep.redo import plan_of
+from prep.status import progress, status
+from prep.verify import inspect, verify
+from tests.prep.conftest import Drawn, Small, invoke, run_shards, tree
+
+
+@pytest.fixture
+def made(small: Small, tmp_path: Path) -> Path:
+    """A finished dataset to damage."""
+    out = tmp_path / "out"
+    assert small.run(out).exit_code == 0
+    return out
+
+
+def test_whole(made: Path) -> None:
+    result = invoke(verify, "--out", str(made), "--workers", "2")
+    assert result.exit_code == 0 and "is whole" in result.output, result.output
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+Harm = Callable[[Path], object]
+HARMS: dict[str, tuple[Harm, str]] = {
+    "a bit of a shard": (lambda out: flip(next((out / "shards").glob("*-000001.tar"))), "1"),
+    "a shard cut short": (lambda out: os.truncate(next((out / "shards").glob("*-000002.tar")), 5000), "2"),
+    "a shard missing": (lambda out: next((out / "shards").glob("*-000000.tar")).unlink(), "0"),
+    "rows missing": (lambda out: (out / "manifests" / "parts" / "000001.parquet").unlink(), "1"),
+    "rows damaged": (lambda out: os.truncate(out / "manifests" / "parts" / "000001.parquet", 300), "1"),
+    "a record missing": (lambda out: (out / "manifests" / "parts" / "000003.json").unlink(), "3"),
+    "a record damaged": (lambda out: (out / "manifests" / "parts" / "000003.json").write_text("{"), "3"),
+    "crops.parquet damaged": (lambda out: flip(out / "manifests" / "crops.parquet"), "none"),
+    "shards.parquet missing": (lambda out: (out / "manifests" / "shards.parquet").unlink(), "none"),
+    "dataset.json missing": (lambda out: (out / "manifests" / "dataset.json").unlink(), "none"),
+    "what the plan skipped missing": (lambda out: (out / "manifests/parts/plan-skipped.parquet").unlink(), "none"),
+    "a shard of nobody": (lambda out: (out / "shards" / "S-009999.tar").write_bytes(b"x"), "none"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_found_and_mended(small: Small, made: Path, harm: str) -> None:
+    do, parts = HARMS[harm]
+    do(made)
+    damaged = tree(made)
+    result = invoke(verify, "--out", str(made), "--workers", "1")
+    assert result.exit_code == 1 and f"Parts to cut again: {parts}" in result.output, result.output
+    assert tree(made) == damaged
+    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
+    assert result.exit_code == 0 and "Traceback" not in result.output, result.output
+    assert tree(made) == small.tree
+
+
+def test_repair_removes_dataset_json_first(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(next((made / "shards").glob("*-000001.tar")))
+
+    def stop(*arguments: object) -> None:
+        assert not (made / "manifests" / "dataset.json").exists()
+        raise OSError("the machine is lost")
+
+    monkeypatch.setattr("prep.job.run_part", stop)
+    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
+    assert result.exit_code == 2 and not (made / "manifests" / "dataset.json").exists()
+
+
+def test_random_bits(small: Small, tmp_path: Path, made: Path) -> None:
+    rng = random.Random(4)
+    shards = sorted((made / "shards").iterdir())
+    for _ in range(5):
+        path = rng.choice(shards)
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        found = inspect(Storage(str(made)), plan_of(Storage(str(made))), 1)
+        assert [damage.file for damage in found] == [f"shards/{path.name}"]
+        path.write_bytes(whole)
+
+
+def test_nothing_there_is_said(tmp_path: Path) -> None:
+    for command in (verify, status):
+        result = invoke(command, "--out", str(tmp_path))
+        assert result.exit_code == 2 and "nothing was begun" in result.output
+
+
+def test_a_part_whose_group_vanished_leaves_no_shard(drawn: Drawn) -> None:
+    # Cut when a tall object's image was there; killed before the record; cut again when it was gone.
+    drawn.add("wide.jpg", (300, 200), [(10, 10, 100, 30)])
+    drawn.add("tall.jpg", (200, 300), [(10, 10, 30, 100)])
+    annotations, images, out = drawn.write(), drawn.folder / "images", drawn.folder / "out"
+    run = ("--workers", "1", "--context", "1", "--max-skipped", "50%")
+    assert run_shards(annotations, images, out, *run).exit_code == 0
+    assert (out / "shards" / "T-000000.tar").exists()
+    (out / "manifests" / "dataset.json").unlink()
+    (out / "manifests" / "parts" / "000000.json").unlink()
+    (images / "tall.jpg").unlink()
+    assert run_shards(annotations, images, out, *run).exit_code == 0
+    assert not (out / "shards" / "T-000000.tar").exists()
+    assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
+
+
+def test_status_of_a_run_under_way(made: Path) -> None:
+    out = Storage(str(made))
+    plan = plan_of(out)
+    (made / "manifests" / "dataset.json").unlink()
+    records = sorted((made / "manifests" / "parts").glob("[0-9]*.json"))
+    now = time.time()
+    for number, record in enumerate(records):
+        os.utime(record, (now - 1000 + 10 * number, now - 1000 + 10 * number))
+    for record in records[-3:]:
+        record.unlink()
+    markers.begin(out, plan.parts - 3)
+    markers.begin(out, plan.parts - 2)
+    old = made / "manifests" / "parts" / f"{plan.parts - 2:06d}.running"
+    os.utime(old, (now - 7200, now - 7200))
+    markers.fail(out, plan.parts - 1, OSError(28, "No space left on device"))
+    found = progress(out, plan, now)
+    assert (found.parts, found.done, found.running, found.lost) == (plan.parts, plan.parts - 3, 1, 1)
+    assert found.failed == {plan.parts - 1: "OSError No space left on device"}
+    if found.done > 1:
+        assert found.parts_per_second == pytest.approx(0.1) and found.seconds_left == pytest.approx(30)
+    text = invoke(status, "--out", str(made)).output
+    assert "No space left" in text and f"{plan.parts - 3:,} of {plan.parts:,}" in text
+
+
+def test_status_of_a_finished_one(made: Path) -> None:
+    assert "finished" in invoke(status, "--out", str(made)).output
+
+
+def test_finishing_twice_is_the_same(small: Small, made: Path) -> None:
+    finish(Storage(str(made)))
+    assert tree(made) == small.tree
+    shutil.rmtree(made / "shards")
+    assert pq.read_table(made / "manifests" / "shards.parquet").num_rows
