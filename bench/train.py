@@ -6,7 +6,8 @@ On a GPU by default the paper's ResNet-50 at 224 pixels in bf16, 256 jigsaws a s
 machine has cores; on a CPU a toy. The three steps take turns in blocks: (1) jigsaws from shards through the loader, (2)
 one batch that stays on the device, (3) torchvision's own classifier on that batch with one label an image, in the same
 precision, memory format, optimizer and compilation. Ratios of (1) and (3) to (2) are the result; then what a refresh of
-the ERF table costs spread over 5,000 steps, and the peak of GPU memory. Five minutes on a GPU, compiling included.
+the ERF table costs spread over 5,000 steps, and the peak of GPU memory. The goals are for GPUs: on
+a CPU the loader shares the cores with the model. Five minutes on a GPU, compiling included.
 """
 
 import os
@@ -164,7 +165,8 @@ def main(
         title, {k: times[k] for k in (DEVICE, SHARDS)}, DEVICE, per, "jigsaw", {SHARDS: Goal(1 / 0.98)}
     )
     reference = {k: times[k] for k in (CLASSES, DEVICE)}
-    results["head"] = show("dense head and soft labels", reference, CLASSES, per, "image", {DEVICE: Goal(1 / 0.97)})
+    goals = {DEVICE: Goal(1 / 0.97)} if on_gpu else None
+    results["head"] = show("dense head and soft labels", reference, CLASSES, per, "image", goals)
     middle = sorted(times[DEVICE])[len(times[DEVICE]) // 2] / block
     share, goal = min(refresh) / (5_000 * middle), Goal(0.003)
     for name in times:

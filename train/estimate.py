@@ -97,19 +97,24 @@ def measure(job: Job, open_source: OpenSource, steps: int) -> Costs:
         for _ in range(WARM - 1):
             step()
         waits.clear()
-        seconds = _timed(ranks, lambda: [step() for _ in range(steps)] and None) / steps
+        seconds = _timed(ranks, lambda: [step() for _ in range(steps)]) / steps
         wait = sum(waits) / steps
         copy = _timed(ranks, lambda: batch.images.to(ranks.device)) if ranks.device.type != "cpu" else 0.0
+
+        def save() -> None:
+            loop.flush()
+            loop.save()
+
         loop.describe()
         # The first one imports what draws the page.
-        early = _timed(ranks, lambda: (loop.flush(), loop.save()))
+        early = _timed(ranks, save)
         step()
-        save = _timed(ranks, lambda: (loop.flush(), loop.save()))
+        saved = _timed(ranks, save)
     finally:
         source.close()
     # Its first step and refresh are counted among the others.
-    once = max(0.0, first - seconds - refresh) + max(0.0, early - save)
-    return Costs(once, seconds, wait, copy, refresh, save)
+    once = max(0.0, first - seconds - refresh) + max(0.0, early - saved)
+    return Costs(once, seconds, wait, copy, refresh, saved)
 
 
 def _now(ranks: Ranks) -> float:

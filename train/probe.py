@@ -26,6 +26,7 @@ from formats import draws
 from formats.dataset import Dataset, open_dataset
 from formats.errors import UserError
 from formats.storage import Storage
+from train.checkpoint import trained_state
 from train.crops import SOURCE, CropReader, LocalShards
 from train.model import DenseClassifier
 from train.ranks import DEVICES, start
@@ -170,7 +171,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     for name in ("run", "random"):
         _, model = build_model(recipe, dataset.label_count)
         if name == "run":
-            model.load_state_dict(content["model"])
+            model.load_state_dict(trained_state(content))
         model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if name == "random":
             gather_statistics(model, found, chosen)

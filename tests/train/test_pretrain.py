@@ -126,7 +126,9 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
 def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     result = call("pretrain", "--data", data, "--run", tmp_path / "run", *BASE, *arguments)
     assert result.exit_code == 2
-    assert result.output.count("Error") == 1 and message in result.output and "Traceback" not in result.output
+    assert (
+        f"\n{result.output}".count("\nError: ") == 1 and message in result.output and "Traceback" not in result.output
+    )
     assert not (tmp_path / "run").exists()
 
 

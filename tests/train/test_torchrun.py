@@ -78,7 +78,7 @@ def test_an_error_on_one_rank_ends_both_after_a_checkpoint(played: Path) -> None
     assert newest(played / "failing")["step"] == 3
 
 
-def test_bf16_with_accumulation_on_two_ranks_follows_the_plain_curve(played: Path, alone: Path) -> None:
+def test_compiled_bf16_with_accumulation_on_two_ranks_follows_the_plain_curve(played: Path, alone: Path) -> None:
     for left, right in zip(rows(alone), rows(played / "accumulated"), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=0.01)
         assert left["lr"] == right["lr"]
@@ -86,6 +86,8 @@ def test_bf16_with_accumulation_on_two_ranks_follows_the_plain_curve(played: Pat
     for name, value in single["model"].items():
         assert double["model"][name].dtype == torch.float32
         torch.testing.assert_close(value, double["model"][name], rtol=0.05, atol=0.01)
+    assert double["average"].keys() == single["model"].keys() and not same(double["average"], double["model"])
+    assert "does not work here" not in (played / "out.txt").read_text()
 
 
 def test_refusals_reach_every_rank(played: Path) -> None:

@@ -83,8 +83,10 @@ def scenes(folder: Path) -> None:
     assert state.table is not None
     tables = ranks.gathered(state.table.weights)
     assert torch.equal(*tables)
-    accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", ranks=ranks)
-    execute(accumulated, synthetic(accumulated))
+    accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "BACKEND", "aot_eager")
+        _execute(replace(accumulated, machine=Machine(compile="on")))
     expect_user_error(ranks, folder, lambda: ranks.on_first(lambda: _refuse("rank 0")))
     expect_user_error(ranks, folder, lambda: ranks.together(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
     # Memory runs out on one of them: all learn of it before they wait for each other.
