@@ -56,18 +56,14 @@ class Access:
 
 def access_options(command: F) -> F:
     """Give a click command the options of Access, as the keyword arguments that ``access_from`` takes."""
-    retries, timeout = click.IntRange(min=0), click.FloatRange(min=0.1)
+    retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)
     options = (
         click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache of shards, for --data URL."),
         click.option("--cache-bytes", type=ByteCount(), help="Its limit, such as 200G; default half of the free disk."),
         click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file of the process."),
         click.option("--read-retries", default=5, show_default=True, type=retries, help="Further attempts at a file."),
-        click.option(
-            "--read-timeout", default=30.0, show_default=True, type=timeout, help="Seconds of silence to bear."
-        ),
-        click.option(
-            "--on-bad-shard", default="stop", show_default=True, type=click.Choice(BAD_SHARD), help="Or skip."
-        ),
+        click.option("--read-timeout", default=30.0, show_default=True, type=timeout, help="Seconds of silence."),
+        click.option("--on-bad-shard", default="stop", show_default=True, type=bad, help="Or skip it."),
     )
     for option in reversed(options):
         command = option(command)

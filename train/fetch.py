@@ -1,14 +1,15 @@
 """Fetching whole files from a store that fails now and then: verified, and tried again with growing pauses.
 
-A fetch is one GET into a local file. What is tried again: answers 5xx, dropped connections, short bodies, silence beyond
-the timeout, and content that is not what the manifest says. What is not: a missing file, a refused permission, a
-full disk. Pauses grow from 0.25 to 20 s, each cut by up to half at random so that the processes of a run do not come
-back together. Build it in the process that uses it. Costs a look at the file four times a second while it fetches.
+A fetch is one GET into a local file. Tried again: answers 5xx, dropped connections, short bodies, silence beyond the
+timeout, and content that is not what the manifest says. Not tried again: a missing file, a refused permission, a full
+disk. Pauses grow from 0.25 to 20 s, each cut by up to half at random so that the processes of a run do not come back
+together. Build it in the process that uses it. Costs a look at the file four times a second while it fetches.
 """
 
 import asyncio
 import concurrent.futures
 import errno
+import gc
 import hashlib
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec.config
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 
 from formats.dataset import ShardRow
@@ -31,6 +33,25 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 20.0
 
 _HOPELESS = (FileNotFoundError, PermissionError, UserError, ImportError, TypeError, AttributeError, NotImplementedError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+_inherited: list[Any] = []
+
+
+def _keep_inherited() -> None:
+    """In a forked child, keep the parent's drivers from being finalised.
+
+    A finaliser closes their connections by way of the parent's selector, which parent and child share, so the parent's
+    next request would be heard of only when it times out.
+    """
+    classes = [AbstractFileSystem]
+    for kind in classes:
+        classes += kind.__subclasses__()
+        _inherited.extend(getattr(kind, "_cache", {}).values())
+    gc.freeze()
+
+
+os.register_at_fork(after_in_child=_keep_inherited)
 
 
 class WrongContent(Exception):
@@ -69,7 +90,7 @@ def pause_before(attempt: int) -> float:
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.SystemRandom().uniform(0.5, 1.0)
 
 
-def retrying(action: Callable[[], T], retries: int, what: str) -> T:
+def retrying(action: Callable[[], T], retries: int, what: str, verb: str = "read") -> T:
     """The result of ``action``, tried again up to ``retries`` times.
 
     Raises UserError naming ``what`` where the store keeps failing or cannot be asked, WrongContent where its content
@@ -81,7 +102,7 @@ def retrying(action: Callable[[], T], retries: int, what: str) -> T:
         try:
             return action()
         except PermissionError as error:
-            raise UserError(f"{what} may not be read ({_brief(error)}): check the credentials") from error
+            raise UserError(f"{what} may not be {verb} ({_brief(error)}): check the credentials") from error
         except _HOPELESS:
             raise
         except Exception as error:
@@ -91,7 +112,7 @@ def retrying(action: Callable[[], T], retries: int, what: str) -> T:
     if isinstance(last, WrongContent):
         raise last
     raise UserError(
-        f"{what} cannot be read after {retries + 1} attempts ({_brief(last)}): check the store and the network, then "
+        f"{what} cannot be {verb} after {retries + 1} attempts ({_brief(last)}): check the store and the network, then "
         "run the command again (pretrain: with --resume); --read-retries and --read-timeout allow for a worse one"
     ) from last
 

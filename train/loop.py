@@ -8,7 +8,8 @@ own time a step costs about 0.2 ms of host time, 0.1 ms more with several ranks 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from train.run import Origin, RunFolder, describe_run, versions
 from train.schedule import learning_rate
 from train.signals import StopRequest
 from train.state import ErfTable, State
+from train.template import REGIONS
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -36,17 +38,29 @@ Digests = tuple[tuple[bytes, bytes], ...]
 DigestLine = Callable[[int, list[Digests]], str]
 """The digest line of a step, from every rank's digests of its batch."""
 
+Validate = Callable[[State], dict[str, Any]]
+"""Judges the model on held-out jigsaws, on all ranks at once; the same figures on each."""
+
+MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
+"""The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""
+
 _GO, _FAILED, _STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is run, on what, where to, by whom."""
+    """What is run, on what, where to, by whom.
+
+    keep: checkpoints that stay; None for the recipe's keep_checkpoints. validate: what to ask every val_every steps.
+    """
 
     recipe: Recipe
     origin: Origin
     folder: RunFolder
     ranks: Ranks
+    keep: int | None = None
+    validate: Validate | None = None
+    val_every: int = 0
 
 
 class Loop:
@@ -64,6 +78,8 @@ class Loop:
             self._parallel = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False)
         self._window = Window(job.ranks)
         self._digests: list[str] = []
+        self._left_out: dict[str, str] = {}
+        self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
 
@@ -80,6 +96,8 @@ class Loop:
         self._parallel.train()
         with StopRequest() as stop, ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress:
             source = job.ranks.together(lambda: open_source(state.step, until))
+            if state.left_out:
+                source.leave_out(state.left_out)
             try:
                 batches = iter(source)
                 self._window.restart()
@@ -98,8 +116,9 @@ class Loop:
                     assert batch is not None
                     self._describe()
                     self._step(batch, source.lanes_per_rank, waited)
+                    self._validate()
                     save = state.step == until or state.step % job.recipe.checkpoint_every == 0
-                    if save or state.step % job.recipe.log_every == 0:
+                    if save or self._validation or state.step % job.recipe.log_every == 0:
                         progress.show(self._flush())
                     if save:
                         self._save()
@@ -127,6 +146,7 @@ class Loop:
         with torch.no_grad():
             hits = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2).eq(labels).sum(dim=0)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
+        self._left_out.update(batch.left_out)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
@@ -167,9 +187,31 @@ class Loop:
             group["lr"] = rate
         return rate
 
+    def _validate(self) -> None:
+        """Judge the model where it is due; the figures go into the row of the step just done."""
+        job, done = self.job, self.state.step
+        if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
+            return
+        self._validation = job.validate(self.state)
+        self._parallel.train()
+
+    def _notice(self, rows: list[Row]) -> list[Row]:
+        """Count what went wrong with the data since the last flush, over all ranks, into state and rows."""
+        state, ranks = self.state, self.job.ranks
+        for name, reason in sorted({pair for found in ranks.gathered(self._left_out) for pair in found.items()}):
+            if name not in state.left_out:
+                state.left_out = sorted([*state.left_out, name])
+                ranks.say(f"warning: going on without a shard: {reason}")
+        state.replaced += sum(row.replaced for row in rows)
+        rows = [replace(row, left_out=len(state.left_out)) for row in rows]
+        if rows and self._validation is not None:
+            rows[-1] = replace(rows[-1], validation=self._validation)
+        self._validation = None
+        return rows
+
     def _flush(self) -> list[Row]:
-        """Write the rows and digest lines since the last flush; refuses a loss that is not finite."""
-        rows = self._window.flush()
+        """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
+        rows = self._notice(self._window.flush())
         if self.job.ranks.first:
             metrics_file(self.job.folder.metrics).append([row.to_json() for row in rows])
             digest_file(self.job.folder.digest).append(self._digests)
@@ -181,6 +223,12 @@ class Loop:
                     f"{row.lr:.4g}: begin another run with a lower lr_peak or a longer warmup_steps "
                     "(the last checkpoint is from before)"
                 )
+        crops = self.state.step * self.job.recipe.batch * len(REGIONS)
+        if self.state.replaced > max(REPLACED_FLOOR, crops * MOST_REPLACED):
+            raise UserError(
+                f"{self.state.replaced:,} of {crops:,} crops drawn could not be decoded, more than {MOST_REPLACED:.1%}: the "
+                "shards are damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again, then --resume"
+            )
         return rows
 
     def _save(self) -> None:
@@ -202,12 +250,13 @@ class Loop:
             "versions": versions(),
         }
         try:
-            save_checkpoint(job.folder.checkpoints, state.step, content, job.recipe.keep_checkpoints)
+            save_checkpoint(job.folder.checkpoints, state.step, content, job.keep or job.recipe.keep_checkpoints)
         except OSError as error:
             raise UserError(
                 f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
+        job.folder.push()
 
     def _describe(self) -> None:
         """Write run.json before the first step is taken: a run that never came so far leaves no trace of one."""
@@ -220,6 +269,7 @@ class Loop:
         def write() -> None:
             if not folder.description.exists():
                 describe_run(folder, self.job.recipe, self.job.origin, about)
+                folder.push()
 
         self.job.ranks.on_first(write)
         self._described = True
