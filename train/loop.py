@@ -226,8 +226,8 @@ class Loop:
         crops = self.state.step * self.job.recipe.batch * len(REGIONS)
         if self.state.replaced > max(REPLACED_FLOOR, crops * MOST_REPLACED):
             raise UserError(
-                f"{self.state.replaced:,} of {crops:,} crops drawn could not be decoded, more than {MOST_REPLACED:.1%}: the "
-                "shards are damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again, then --resume"
+                f"{self.state.replaced:,} of {crops:,} crops drawn could not be decoded, above {MOST_REPLACED:.1%}: "
+                "the shards are damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again, then --resume"
             )
         return rows
 

@@ -6,6 +6,7 @@ the host wait for the GPU. Gradients are DDP's business, not this module's.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from torch import Tensor, nn
 from formats.errors import UserError
 
 T = TypeVar("T")
+
+_LOST = re.compile(
+    r"closed by peer|reset by peer|timed out|broken pipe|connection refused|remote process", re.IGNORECASE
+)
+"""What gloo and NCCL say where a rank has died."""
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -134,6 +140,19 @@ def one_voice() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not (dist.is_initialized() and _LOST.search(str(error))):
+            raise
+        # Leaving in good order, or the interpreter's own end, could wait for the dead; all that is kept is on disk.
+        reason = str(error).strip().splitlines()[0][:200]
+        click.echo(
+            f"rank {os.environ.get('RANK')}: another rank is gone ({reason}); its output or its machine's log says why. "
+            "Continue with --resume",
+            err=True,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     # After any other exception the group is left as it is: leaving it in good order could wait for the others for ever.
     finish()
 

@@ -96,7 +96,7 @@ class TwentyOfEach:
     """Each kind of fault, dealt out over the requests until there were twenty of it."""
 
     def __init__(self, each: int = 20) -> None:
-        self.left = {kind: each for kind in ("500", "reset", "short", "stall")}
+        self.left = dict.fromkeys(("500", "reset", "short", "stall"), each)
         self.lock = threading.Lock()
 
     def __call__(self, number: int, method: str, path: str) -> str | None:
