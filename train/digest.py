@@ -13,7 +13,7 @@ import click
 
 from train.access import access_from, access_options
 from train.loader import JigsawLoader
-from train.streams import FITS, StreamOptions
+from train.streams import BALANCES, FITS, StreamOptions
 from train.template import Template
 
 Pair = tuple[bytes, bytes]
@@ -73,6 +73,7 @@ def digest_lines(loaders: Sequence[JigsawLoader], options: StreamOptions) -> Ite
 @click.option("--resize-high", default=1.5, show_default=True, help="Greatest resize ratio.")
 @click.option("--flip", default=0.5, show_default=True, help="Probability of a horizontal flip.")
 @click.option("--max-repeat", default=20, show_default=True, help="How often a thin group's crops may repeat.")
+@click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True, help="Favour rare classes.")
 @access_options
 @click.option("--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="How workers are started.")
 def digest(
@@ -91,6 +92,7 @@ def digest(
     resize_high: float,
     flip: float,
     max_repeat: int,
+    balance: str,
     start_method: str | None,
     **access_settings: Any,
 ) -> None:
@@ -107,6 +109,7 @@ def digest(
         resize_high=resize_high,
         flip=flip,
         max_repeat=max_repeat,
+        balance=balance,
     )
     access = access_from(**access_settings)
     dataset, template = access.open_dataset(data), Template(size, split)

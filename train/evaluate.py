@@ -125,7 +125,7 @@ def evaluate(
     region_map = torch.from_numpy(recipe.template.region_map(backbone.stride)).to(chosen)
     wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
     batch = min(batch, wanted)
-    stream = replace(recipe.stream, batch=batch, lanes=None, augment=False)
+    stream = replace(recipe.stream, batch=batch, lanes=None, augment=False, balance="none")
     source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=-(-wanted // batch))
     for note in source.notes:
         click.echo(note, err=True)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from formats.dataset import Dataset
 from formats.draws import U64, below, fold, permutation, text_key
 from formats.groups import GROUPS
+from train.balance import I64, balanced, weights_of
 from train.crops import CROP, CropReader, Crops
 from train.lanes import GroupLanes, OpenUnit
 from train.remote import FIRST, NEXT
@@ -30,8 +31,11 @@ def slots_of(dataset: Dataset, options: StreamOptions) -> Slots:
 class _Stream:
     """One lane's stream of one group, with the unit that it has open."""
 
-    def __init__(self, lanes: GroupLanes, lane: int, shards: Sequence[int], reader: CropReader) -> None:
+    def __init__(
+        self, lanes: GroupLanes, lane: int, shards: Sequence[int], reader: CropReader, balance: tuple[int, I64 | None]
+    ) -> None:
         self._lanes, self._lane, self._shards, self._reader = lanes, lane, shards, reader
+        self._balance_key, self._weights = balance
         self._opened: OpenUnit | None = None
         self._crops: Crops = np.empty(0, dtype=CROP)
 
@@ -42,6 +46,9 @@ class _Stream:
             unit = self._opened = self._lanes.locate(self._lane, position)
             self.ask(unit.end, NEXT)
             self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
+            if self._weights is not None:
+                key = int(fold(self._balance_key, unit.turn, unit.unit)[0])
+                self._crops = self._crops[balanced(self._weights[self._crops["label"]], key)]
         return unit, self._crops
 
     def ask(self, position: int, urgency: int) -> None:
@@ -74,14 +81,16 @@ class Picks:
         self._groups: dict[str, GroupLanes] = {}
         self._shards: dict[str, list[int]] = {}
         self._streams: dict[tuple[int, str], _Stream] = {}
+        weights = weights_of(dataset, options)
         for feed in slots.feeds:
+            balance = (text_key(options.seed, f"balance {feed.group}"), weights)
             of_group = dataset.of_group(feed.group)
             shards = self._shards[feed.group] = [shard.index for shard in of_group]
             group = self._groups[feed.group] = GroupLanes(
                 [shard.crops for shard in of_group], self._count, text_key(options.seed, f"group {feed.group}")
             )
             for lane in lanes:
-                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader)
+                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
 
     def begin(self, first: int) -> None:
         """Have the shards that all lanes read for their jigsaw ``first`` fetched at once, before any is waited for."""

@@ -18,6 +18,7 @@ from train.loop import DigestLine, Job, Loop, OpenSource
 from train.ranks import DEVICES, one_voice, start
 from train.run import RunFolder, check_classes, check_origin, choose_recipe, open_run, origin_of, versions
 from train.state import State, build_state
+from train.streams import BALANCES
 from train.validate import validation
 
 
@@ -26,6 +27,7 @@ from train.validate import validation
 @click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
 @click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
@@ -40,6 +42,7 @@ def pretrain(
     run: str,
     recipe: Path | None,
     settings: tuple[str, ...],
+    balance: str | None,
     resume: bool,
     stop_after: int | None,
     workers: int,
@@ -58,6 +61,7 @@ def pretrain(
     with one_voice():
         ranks = start(device)
         access = access_from(**access_settings)
+        settings += (f"balance={balance}",) if balance else ()
         folder = ranks.together(lambda: open_run(run))
         if folder.mirror:
             ranks.on_first(folder.mirror.pull)

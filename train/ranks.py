@@ -146,8 +146,8 @@ def one_voice() -> Iterator[None]:
         # Leaving in good order, or the interpreter's own end, could wait for the dead; all that is kept is on disk.
         reason = str(error).strip().splitlines()[0][:200]
         click.echo(
-            f"rank {os.environ.get('RANK')}: another rank is gone ({reason}); its output or its machine's log says why. "
-            "Continue with --resume",
+            f"rank {os.environ.get('RANK')}: a rank is gone ({reason}); its output or its machine's log says why: "
+            "continue with --resume",
             err=True,
         )
         sys.stdout.flush()

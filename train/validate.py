@@ -24,7 +24,7 @@ def validation(job: Job, dataset: Dataset, workers: int, access: Access) -> Vali
 
     recipe, ranks = job.recipe, job.ranks
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
-    stream = replace(recipe.stream, augment=False)
+    stream = replace(recipe.stream, augment=False, balance="none")
 
     def validate(state: State) -> dict[str, Any]:
         # Running statistics differ between ranks; those that count are rank 0's.
