@@ -9,6 +9,13 @@ GPUS ?= 1
 WORKERS ?= 2
 SEED ?= 0
 FILE ?= $(RUN)/backbone.pth
+VAL_ANNOTATIONS ?=
+VAL_IMAGES ?=
+INIT ?= $(RUN)
+DETECTOR ?= $(RUN)-detector
+DETECT_RECIPE ?= recipes/detect-sample.toml
+COMPARISON ?= runs/comparison
+ARMS ?= scratch,jigsaw
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,11 +23,11 @@ BIN := $(VENV)/bin
 SAMPLE := .sample
 HELD_OUT := .sample-held-out
 READY := $(VENV)/.ready
-LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train,$(BIN)/python -m train)
+LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock shards pretrain evaluate preview export test soak lint bench clean
+.PHONY: help venv lock shards pretrain evaluate preview export detect compare test soak lint bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -66,6 +73,7 @@ $(HELD_OUT)/annotations.json: | $(READY)
 shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/manifests (resumes what was begun)
 	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
 		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)
+	$(BIN)/python -m prep report --out "$(OUT)"
 
 pretrain: $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS) --resume
@@ -79,6 +87,26 @@ preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the train
 
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
+
+# What a detector is judged on: the user's validation set, or else held-out sample images.
+ifeq ($(strip $(ANNOTATIONS)),)
+JUDGED := --val-annotations $(HELD_OUT)/annotations.json --val-images $(HELD_OUT)/images
+HELD := $(HELD_OUT)/annotations.json
+else
+JUDGED := $(if $(VAL_ANNOTATIONS),--val-annotations "$(VAL_ANNOTATIONS)" --val-images "$(VAL_IMAGES)")
+HELD :=
+endif
+TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
+
+# The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
+DETECT := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
+
+detect: $(DRAWN) $(HELD) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
+	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS) --resume
+
+compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
+	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
+		--rates 0.04,0.08,0.16 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)
 
 test: | $(READY)  ## the tests, on two cores below 8 minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -97,7 +97,8 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None) -> Dataset:
         raise UserError(f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again.") from error
     table_raw = storage.read(names.SHARD_TABLE)
     try:
-        rows = pq.read_table(memory_file(table_raw)).to_pylist()
+        # On this thread alone: a thread of Arrow's that frees Python's bytes while the interpreter ends aborts it.
+        rows = pq.ParquetFile(memory_file(table_raw)).read(use_threads=False).to_pylist()
         shards = tuple(ShardRow(index, **row) for index, row in enumerate(rows))
     except Exception as error:
         raise UserError(
@@ -139,5 +140,5 @@ class CropIndex:
 
     def rows(self, shard: ShardRow, columns: tuple[str, ...] = COLUMNS) -> dict[str, npt.NDArray[Any]]:
         """Columns of one shard's crops in member order, each a numpy array of ``shard.crops`` elements."""
-        table = self._file.read_row_group(shard.index, columns=list(columns))
+        table = self._file.read_row_group(shard.index, columns=list(columns), use_threads=False)
         return {name: np.asarray(table.column(name).to_numpy(zero_copy_only=False)) for name in columns}

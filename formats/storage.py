@@ -56,6 +56,10 @@ class Storage:
         """The bytes of one file; raises FileNotFoundError."""
         return bytes(self.fs.cat_file(self._path(name)))
 
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
+        return bytes(self.fs.cat_file(self._path(name), start=offset, end=offset + size))
+
     def list(self, folder: str) -> list[str]:
         """Names (last component) of the files directly in ``folder``, sorted; none where there is no such folder.
 

@@ -1,7 +1,7 @@
 """Backbones: torchvision's classification models by name, cut after their last feature map.
 
 Where to cut is found, not listed: the model is traced by torchvision's feature extraction and run on two input sizes
-without data (meta tensors, a second at most). The last 4-D value whose height and width grow with the input and whose
+without data (meta tensors, about a second). The last 4-D value whose height and width grow with the input and whose
 consumers do not is what the final pooling pools. Squeeze-and-excite branches are 1 x 1 and VGG's 7 x 7 pool does not
 grow, so neither is taken; Swin's map is the one after its last permute. All that lies behind is dropped (DDP meets no
 unused parameter), names in the state dict stay torchvision's, and train and eval keep their own graphs, so dropout and

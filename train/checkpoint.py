@@ -3,7 +3,7 @@
 A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and
 the recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing
 is a temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. Twice the weights'
-bytes (momentum; ResNet-50: 190 MB, about a second on a local disk). Prefer `export` for weights alone.
+bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """The training loop: a batch, a step, a row of metrics, and every so often a fresh ERF table and a checkpoint.
 
 Every step is a function of the state, its batch and (seed, step, rank), so a run that stops and resumes anywhere equals
-one that does not, bit for bit on a CPU. The loop takes any source of batches, and one rank or many. Beside the model's
-own time a step costs about 0.2 ms of host time, 0.1 ms more with several ranks (the agreement on signals and errors).
+one that does not, bit for bit on a CPU. The loop takes any source of batches, and one rank or many. It adds a row of
+sums on the device and, with several ranks, one agreement in host memory to a step; the host looks at the device once in
+`log_every` steps only.
 """
 
 import math
@@ -20,7 +21,9 @@ from formats.errors import UserError
 from train import erf, losses
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
+from train.look import Witness, region_fields, save_look
 from train.metrics import Row, Window, digest_file, metrics_file
+from train.mishaps import Mishaps
 from train.progress import ProgressLine
 from train.ranks import Ranks
 from train.recipe import Recipe
@@ -28,7 +31,6 @@ from train.run import Origin, RunFolder, describe_run, versions
 from train.schedule import learning_rate
 from train.signals import StopRequest
 from train.state import ErfTable, State
-from train.template import REGIONS
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -41,9 +43,6 @@ DigestLine = Callable[[int, list[Digests]], str]
 Validate = Callable[[State], dict[str, Any]]
 """Judges the model on held-out jigsaws, on all ranks at once; the same figures on each."""
 
-MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
-"""The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""
-
 _GO, _FAILED, _STOP = 0, 1, 2
 
 
@@ -51,13 +50,15 @@ _GO, _FAILED, _STOP = 0, 1, 2
 class Job:
     """What is run, on what, where to, by whom.
 
-    keep: checkpoints that stay; None for the recipe's keep_checkpoints. validate: what to ask every val_every steps.
+    page: whether to keep looks and RUN/report.html along the way. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: what to ask every val_every steps.
     """
 
     recipe: Recipe
     origin: Origin
     folder: RunFolder
     ranks: Ranks
+    page: bool = False
     keep: int | None = None
     validate: Validate | None = None
     val_every: int = 0
@@ -78,10 +79,12 @@ class Loop:
             self._parallel = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False)
         self._window = Window(job.ranks)
         self._digests: list[str] = []
-        self._left_out: dict[str, str] = {}
+        self._mishaps = Mishaps(state, job.ranks)
         self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
+        watched = job.page and job.ranks.first
+        self._witness = Witness(len(job.origin.classes) + 1) if watched else None
 
     def run(self, open_source: OpenSource, until: int) -> str | None:
         """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.
@@ -144,9 +147,12 @@ class Loop:
         (loss * (len(images) * ranks.world / recipe.batch)).backward()
         state.optimizer.step()
         with torch.no_grad():
-            hits = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2).eq(labels).sum(dim=0)
+            guesses = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2)
+            hits = guesses.eq(labels).sum(dim=0)
+        if self._witness is not None:
+            self._witness.note(batch, labels, guesses)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
-        self._left_out.update(batch.left_out)
+        self._mishaps.note(batch)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
@@ -175,6 +181,9 @@ class Loop:
         masses = (summed[:-1] / summed[-1]).view_as(masses)
         weights = erf.label_weights(masses, self._region_map, self.job.recipe.tau)
         self.state.table = ErfTable(self.state.step, masses, weights)
+        if self._witness is not None:
+            fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
+            save_look(self.job.folder.path, self.state.step, fields)
 
     def _set_rate(self) -> float:
         """Set and return this step's learning rate."""
@@ -195,23 +204,12 @@ class Loop:
         self._validation = job.validate(self.state)
         self._parallel.train()
 
-    def _notice(self, rows: list[Row]) -> list[Row]:
-        """Count what went wrong with the data since the last flush, over all ranks, into state and rows."""
-        state, ranks = self.state, self.job.ranks
-        for name, reason in sorted({pair for found in ranks.gathered(self._left_out) for pair in found.items()}):
-            if name not in state.left_out:
-                state.left_out = sorted([*state.left_out, name])
-                ranks.say(f"warning: going on without a shard: {reason}")
-        state.replaced += sum(row.replaced for row in rows)
-        rows = [replace(row, left_out=len(state.left_out)) for row in rows]
+    def _flush(self) -> list[Row]:
+        """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
+        rows = self._mishaps.settle(self._window.flush())
         if rows and self._validation is not None:
             rows[-1] = replace(rows[-1], validation=self._validation)
         self._validation = None
-        return rows
-
-    def _flush(self) -> list[Row]:
-        """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
-        rows = self._notice(self._window.flush())
         if self.job.ranks.first:
             metrics_file(self.job.folder.metrics).append([row.to_json() for row in rows])
             digest_file(self.job.folder.digest).append(self._digests)
@@ -223,12 +221,7 @@ class Loop:
                     f"{row.lr:.4g}: begin another run with a lower lr_peak or a longer warmup_steps "
                     "(the last checkpoint is from before)"
                 )
-        crops = self.state.step * self.job.recipe.batch * len(REGIONS)
-        if self.state.replaced > max(REPLACED_FLOOR, crops * MOST_REPLACED):
-            raise UserError(
-                f"{self.state.replaced:,} of {crops:,} crops drawn could not be decoded, above {MOST_REPLACED:.1%}: "
-                "the shards are damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again, then --resume"
-            )
+        self._mishaps.check(self.job.recipe.batch)
         return rows
 
     def _save(self) -> None:
@@ -256,7 +249,18 @@ class Loop:
                 f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
+        if self._witness is not None:
+            self._report(self._witness)
         job.folder.push()
+
+    def _report(self, witness: Witness) -> None:
+        """Keep what the steps since the last checkpoint showed, and write the run's page."""
+        from train.report import write_report
+
+        answers = witness.answers()
+        if answers is not None:
+            save_look(self.job.folder.path, self.state.step, answers)
+        write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
     def _describe(self) -> None:
         """Write run.json before the first step is taken: a run that never came so far leaves no trace of one."""

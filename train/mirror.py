@@ -39,7 +39,7 @@ class Mirror:
         """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        for name in FILES:
+        for name in {*FILES, *self._listed()}:
             self._fetch(name)
         names = [pointer] if (pointer := self._pointer()) else []
         listed = retrying(lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints"))
@@ -75,6 +75,13 @@ class Mirror:
         for name in self._storage.list("checkpoints"):
             if name.endswith(".pt") and name < kept[0]:
                 self._storage.remove(f"checkpoints/{name}")
+
+    def _listed(self) -> list[str]:
+        """Further files of the run (pages and what they are made of), as far as a listing shows them."""
+        root = self._storage.root.rstrip("/") + "/"
+        found = retrying(lambda: list(self._storage.fs.find(root)), RETRIES, self.url)
+        named = (path.partition(root)[2] for path in found)
+        return [name for name in named if name and not name.startswith("checkpoints/")]
 
     def _put(self, name: str, data: bytes) -> None:
         retrying(lambda: self._storage.publish(name, data), RETRIES, self._storage.describe(name), "written")

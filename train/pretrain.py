@@ -36,6 +36,7 @@ from train.validate import validation
 @access_options
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
     data: str,
@@ -47,6 +48,7 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
+    page: bool,
     log_digest: bool,
     keep: int | None,
     val_data: str | None,
@@ -69,7 +71,7 @@ def pretrain(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
         dataset = ranks.together(lambda: access.open_dataset(data))
-        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, keep)
+        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))

@@ -1,9 +1,11 @@
 """What a person sees of a run: one moving line in a terminal, a plain line now and then anywhere else."""
 
 import time
+from datetime import datetime, timedelta
 from types import TracebackType
 
 import click
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +22,8 @@ class ProgressLine:
         console = Console()
         self._steps = steps
         self._visible = visible
-        self._printed = time.monotonic()
+        self._printed = self._began = time.monotonic()
+        self._begun_at = done
         self._rich: Progress | None = None
         if visible and console.is_terminal:
             self._rich = Progress(
@@ -50,23 +53,33 @@ class ProgressLine:
         if not self._visible or not rows:
             return
         done = rows[-1].step + 1
-        text = figures(rows)
+        text = figures(rows) + self._ending(done)
         if self._rich:
             self._rich.update(self._task, completed=done, figures=text)
         elif done == self._steps or time.monotonic() - self._printed >= PLAIN_EVERY:
             self._printed = time.monotonic()
             click.echo(f"step {done}/{self._steps}  {text}")
 
+    def _ending(self, done: int) -> str:
+        """When the schedule will end at the speed so far, checkpoints included: a local clock time, a date if far."""
+        if done >= self._steps or done <= self._begun_at:
+            return ""
+        pace = (time.monotonic() - self._began) / (done - self._begun_at)
+        left = timedelta(seconds=round(pace * (self._steps - done)))
+        end = datetime.now() + left
+        return f"  left {left}  ends {end:%H:%M}" if left < timedelta(hours=12) else f"  ends {end:%a %d %b %H:%M}"
+
 
 def figures(rows: list[Row]) -> str:
-    """Loss and accuracy averaged over the rows, with the last one's rate, speed and waiting share."""
+    """Loss and accuracy averaged over the rows, the last one's rate, speed, waiting share, and the GPU memory used."""
     last = rows[-1]
     loss = sum(row.loss for row in rows) / len(rows)
     accuracy = sum(sum(row.accuracy) for row in rows) / (len(rows) * len(last.accuracy))
+    memory = f"  GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_initialized() else ""
     replaced = sum(row.replaced for row in rows)
     trouble = f"  {replaced} crops replaced" if replaced else ""
     trouble += f"  {last.left_out} shards left out" if last.left_out else ""
     return (
         f"loss {loss:.3f}  accuracy {accuracy:.1%}  lr {last.lr:.4g}  "
-        f"{last.images_per_second:.1f} images/s  data wait {last.data_wait:.0%}{trouble}"
+        f"{last.images_per_second:.1f} images/s  data wait {last.data_wait:.0%}{memory}{trouble}"
     )

@@ -1,8 +1,8 @@
 """The processes of a run: one alone, or several under torchrun (gloo on CPUs, NCCL between GPUs).
 
 All that differs between one rank and many is here: set-up, sums, speaking once, and failing together. Small agreements
-(a signal, an error, a row of metrics) travel by gloo in host memory, about 0.1 ms on one machine, so they never make
-the host wait for the GPU. Gradients are DDP's business, not this module's.
+(a signal, an error, a row of metrics) travel by gloo in host memory, so they never make the host wait for the GPU.
+Gradients are DDP's business, not this module's.
 """
 
 import os

@@ -1,0 +1,144 @@
+"""Does the pre-training pay, on real images? `detect compare` on voc2007_224, at a size that ends.
+
+    python bench/quality.py [--budget 560] [--arms scratch,jigsaw,...] [--seeds 3]
+
+On a GPU: ResNet-50, Faster R-CNN FPN, batch norm that learns in every arm. On a CPU (or with --toy): ResNet-18, a few
+steps and images, to see that it runs; its AP means nothing. Each training is meant to fit one ten-minute call on one
+large GPU, and all of it is continued by calling the same command again. Looks for the dataset in .data/voc2007_224,
+$JIGSAW_DATA/voc2007_224 and ../shared/data/voc2007_224. Prints the tables and writes bench/results/quality.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = (
+    "scratch,jigsaw,jigsaw-frozen,jigsaw-cascade,global,block-wise,warp,resize,tau-0.5,tau-0.6,tau-0.8,tau-0.9,tau-1.0"
+)
+
+FULL = {
+    "detect": (
+        "model=faster-rcnn-fpn",
+        "backbone=resnet50",
+        "norm=sync-bn",
+        "precision=bf16",
+        "steps=2500",
+        "eval_every=500",
+        "save_every=250",
+    ),
+    "pretrain": (
+        "backbone=resnet50",
+        "batch=128",
+        "steps=2500",
+        "warmup_steps=100",
+        "erf_every=500",
+        "checkpoint_every=250",
+    ),
+    "rates": "0.01,0.02,0.04",
+}
+
+TOY = {
+    "detect": (
+        "model=faster-rcnn-fpn",
+        "backbone=resnet18",
+        "norm=sync-bn",
+        "steps=3",
+        "batch=2",
+        "short_side=64",
+        "width=32",
+        "fc=64",
+        "rois=32",
+        "proposals=50",
+        "save_every=2",
+        "log_every=1",
+    ),
+    "pretrain": (
+        "backbone=resnet18",
+        "template_size=64",
+        "template_split=32",
+        "batch=4",
+        "steps=3",
+        "warmup_steps=1",
+        "lr_batch=64",
+    ),
+    "rates": "0.02",
+}
+
+
+def find_data(given: Path | None) -> Path:
+    """The folder of voc2007_224 (train/ and val/ in COCO layout)."""
+    shared = os.environ.get("JIGSAW_DATA", str(ROOT.parent / "shared" / "data"))
+    places = [given] if given else [ROOT / ".data" / "voc2007_224", Path(shared) / "voc2007_224"]
+    for place in places:
+        if (place / "train" / "annotations.json").exists():
+            return place
+    sys.exit(f"voc2007_224 is at none of {', '.join(map(str, places))}: name its folder with --data")
+
+
+def shrunk(source: Path, target: Path, images: int) -> Path:
+    """The first images of a dataset, with links to its files."""
+    for part in ("train", "val"):
+        document = json.loads((source / part / "annotations.json").read_text())
+        document["images"] = document["images"][:images]
+        kept = {image["id"] for image in document["images"]}
+        document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+        (target / part / "images").mkdir(parents=True, exist_ok=True)
+        for image in document["images"]:
+            shutil.copyfile(
+                source / part / "images" / image["file_name"], target / part / "images" / image["file_name"]
+            )
+        (target / part / "annotations.json").write_text(json.dumps(document))
+    return target
+
+
+def main() -> None:
+    """Prep, then compare within the budget."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of voc2007_224")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "quality")
+    parser.add_argument("--budget", type=float, help="seconds; the same command continues")
+    parser.add_argument("--arms", help=f"default: {ARMS}; at toy size scratch,jigsaw")
+    parser.add_argument("--seeds", type=int, help="default 3; at toy size 1")
+    parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
+    parser.add_argument("--toy", action="store_true", help="the size that a CPU runs by default")
+    options = parser.parse_args()
+    began = time.monotonic()
+    toy = options.toy or not torch.cuda.is_available()
+    size = TOY if toy else FULL
+    out = options.out / ("toy" if toy else "full")
+    data = find_data(options.data)
+    if toy:
+        data = shrunk(data, out / "data", 24)
+    shards = out / "shards-of-train"
+    if not (shards / "manifests" / "dataset.json").exists():
+        prep = [sys.executable, "-m", "prep", "shards", "--annotations", str(data / "train" / "annotations.json")]
+        prep += ["--images", str(data / "train" / "images"), "--out", str(shards), "--workers", str(options.workers)]
+        subprocess.run(prep, check=True, cwd=ROOT)
+    command = [sys.executable, "-m", "detect", "compare", "--out", str(out / "comparison"), "--data", str(shards)]
+    for prefix, part in (("", "train"), ("val-", "val")):
+        command += [f"--{prefix}annotations", str(data / part / "annotations.json")]
+        command += [f"--{prefix}images", str(data / part / "images")]
+    command += ["--arms", options.arms or ("scratch,jigsaw" if toy else ARMS), "--rates", str(size["rates"])]
+    command += ["--seeds", str(options.seeds or (1 if toy else 3)), "--workers", str(0 if toy else options.workers)]
+    command += [part for setting in size["detect"] for part in ("--set", setting)]
+    command += [part for setting in size["pretrain"] for part in ("--pretrain-set", setting)]
+    if options.budget:
+        command += ["--budget", str(max(1.0, options.budget - (time.monotonic() - began)))]
+    subprocess.run(command, check=True, cwd=ROOT)
+    result = out / "comparison" / "comparison.json"
+    if result.exists():
+        report = {"date": time.strftime("%Y-%m-%d"), "toy": toy, **json.loads(result.read_text())}
+        (ROOT / "bench" / "results").mkdir(parents=True, exist_ok=True)
+        (ROOT / "bench" / "results" / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

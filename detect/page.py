@@ -1,0 +1,187 @@
+"""A run's page: one HTML file with everything inline, readable without a network.
+
+AP by size and class, precision-recall curves, AP and loss over time, and predictions beside the ground truth on a few
+validation images. About 1 MB and 3 s; matplotlib draws without a display.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from detect.annotations import Annotations, Photo
+from detect.ap import STATS, Detection
+from detect.evaluation import AP, RESULTS
+from detect.run import CONFIG, SUMMARY, read_rows
+from detect.samples import read_photo
+from formats import draws
+from formats.storage import Storage
+
+PAGE = "page.html"
+PICTURES = 8
+SHOWN_ABOVE = 0.3
+"""Scores from which predictions are drawn; where an image has none, its best three are."""
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; font-weight: 600; }
+th, td { border: 1px solid #bbb; padding: .2rem .6rem; text-align: right; } th:first-child, td:first-child {
+text-align: left; } img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #444; }
+.scroll { overflow-x: auto; } pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% for table in tables %}<div class="scroll"><table><caption>{{ table.caption }}</caption>
+<thead><tr>{% for cell in table.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div>{% endfor %}
+{% for figure in figures %}<figure><img alt="{{ figure.text }}" src="data:image/png;base64,{{ figure.data }}">
+<figcaption>{{ figure.text }}</figcaption></figure>{% endfor %}
+{% if settings %}<h2>Settings</h2><pre>{{ settings }}</pre>{% endif %}
+</body></html>
+"""
+
+
+def render(title: str, tables: Sequence[dict[str, Any]], figures: Sequence[dict[str, str]], settings: str = "") -> str:
+    """The page's HTML: tables of caption, head, rows; figures of text (also their alternative text) and PNG data."""
+    environment = jinja2.Environment(autoescape=True)
+    return environment.from_string(_TEMPLATE).render(title=title, tables=tables, figures=figures, settings=settings)
+
+
+def inline(figure: Figure, text: str) -> dict[str, str]:
+    """A matplotlib figure as the page takes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return {"text": text, "data": base64.b64encode(buffer.getvalue()).decode("ascii")}
+
+
+def percent(value: float | None) -> str:
+    """AP in hundredths, a dash where there is none."""
+    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def write_page(folder: Path, annotations: Annotations, images: Path) -> Path:
+    """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
+    values: dict[str, Any] = {
+        name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
+        for name in (CONFIG, AP, RESULTS, SUMMARY)
+    }
+    rows = read_rows(folder)
+    tables, figures = [], []
+    if values[SUMMARY]:
+        summary = values[SUMMARY]
+        facts = [[key.replace("_", " "), str(summary[key])] for key in summary if key != "AP"]
+        tables.append({"caption": "Run", "head": ["what", "value"], "rows": facts})
+    if values[AP]:
+        tables += ap_tables(values[AP])
+        figures.append(curves_figure(values[AP]["bbox"]["curves"]))
+    figures += over_time(rows)
+    if values[RESULTS] is not None:
+        figures.append(pictures(annotations, images, values[RESULTS]))
+    settings = json.dumps(values[CONFIG], indent=1) if values[CONFIG] else ""
+    page = render(f"Detector {folder.name}", tables, figures, settings)
+    Storage(folder).publish(PAGE, page.encode())
+    return folder / PAGE
+
+
+def ap_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tables of AP by size and by class from ap.json's contents."""
+    kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
+    sizes = [
+        [{"bbox": "boxes", "segm": "masks"}[kind], *(percent(found[kind]["stats"][name]) for name in STATS)]
+        for kind in kinds
+    ]
+    classes = [
+        [name, f"{one['boxes']:.0f}", percent(one["AP"]), percent(one["AP50"])]
+        for name, one in found["bbox"]["classes"].items()
+    ]
+    return [
+        {"caption": "AP (hundredths; s, m, l: small, medium, large)", "head": ["", *STATS], "rows": sizes},
+        {"caption": "By class", "head": ["class", "boxes", "AP", "AP50"], "rows": classes},
+    ]
+
+
+def curves_figure(curves: dict[str, list[float]]) -> dict[str, str]:
+    """Precision over recall, mean over classes, by IoU threshold."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for threshold, values in curves.items():
+        if threshold in ("0.50", "0.60", "0.70", "0.75", "0.80", "0.90"):
+            axes.plot(np.linspace(0, 1, len(values)), np.maximum(values, 0), label=f"IoU {threshold}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend()
+    return inline(figure, "Precision over recall, mean over classes")
+
+
+def over_time(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Loss over steps, and AP over steps where there is any."""
+    losses = [(row["step"] + 1, row["loss"]) for row in rows if "loss" in row]
+    scored = [(row["step"] + 1, row["AP"], row["AP50"]) for row in rows if "AP" in row]
+    figures = []
+    if scored:
+        figure = Figure(figsize=(6, 3.5))
+        axes = figure.subplots()
+        steps = [one[0] for one in scored]
+        axes.plot(steps, [100 * one[1] for one in scored], "o-", label="AP")
+        axes.plot(steps, [100 * one[2] for one in scored], "s--", label="AP50")
+        axes.set(xlabel="step", ylabel="AP (hundredths)", ylim=(0, None))
+        axes.legend()
+        figures.append(inline(figure, "AP on the validation images over time"))
+    if losses:
+        figure = Figure(figsize=(6, 3.5))
+        axes = figure.subplots()
+        axes.plot(*zip(*losses, strict=True))
+        axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+        figures.append(inline(figure, "Training loss over time"))
+    return figures
+
+
+def pictures(annotations: Annotations, images: Path, results: list[Detection]) -> dict[str, str]:
+    """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
+    order = draws.permutation(draws.text_key(0, "pictures of the page"), len(annotations.photos))
+    chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
+    by_image: dict[Any, list[Detection]] = {}
+    for one in results:
+        by_image.setdefault(one["image_id"], []).append(one)
+    names = dict(annotations.categories)
+    across = 4
+    figure = Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
+    for place, photo in enumerate(chosen):
+        axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
+        found = sorted(by_image.get(photo.id, []), key=lambda one: -one["score"])
+        sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
+        _picture(axes, photo, images, sure or found[:3], names, annotations.classes)
+    figure.tight_layout()
+    shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
+    return inline(figure, f"Validation images: ground truth dashed white, {shown}")
+
+
+def _picture(
+    axes: Any, photo: Photo, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
+) -> None:
+    axes.imshow(read_photo(images, photo))
+    axes.axis("off")
+    for left, top, right, bottom in photo.boxes:
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))
+    colours = matplotlib.colormaps["tab20"]
+    for one in found:
+        name = names[one["category_id"]]
+        colour = colours(classes.index(name) % 20)
+        left, top, width, height = one["bbox"]
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=1.5))
+        axes.text(
+            left, top, f"{name} {one['score']:.2f}", fontsize=6, color="black", backgroundcolor=colour, va="bottom"
+        )

@@ -1,0 +1,195 @@
+"""What a detector run is made of: one frozen record, read from TOML, `--set key=value` and the command's own options.
+
+The defaults are the Jigsaw paper's (section 4.1). Keys no recipe has are refused with the nearest one that exists.
+How a recipe written for COCO is fitted to another dataset is one rule, in detect/scaling.py.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from formats.errors import UserError
+
+MODELS = ("faster-rcnn-c4", "faster-rcnn-fpn", "mask-rcnn-fpn", "retinanet", "cascade-rcnn-fpn")
+NORMS = ("frozen-bn", "sync-bn", "gn")
+FREEZES = ("none", "stem", "backbone")
+SCHEDULES = ("1x", "2x", "3x", "6x")
+HEADS = ("default", "2fc", "4conv1fc")
+UNITS = ("epochs", "iterations")
+PRECISIONS = ("float32", "bf16")
+
+_CHOICES = {
+    "model": MODELS,
+    "norm": NORMS,
+    "freeze": FREEZES,
+    "schedule": SCHEDULES,
+    "head": HEADS,
+    "unit": UNITS,
+    "precision": PRECISIONS,
+    "drops_from": ("start", "end"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every option that decides a run's result; ``None`` leaves a value to the scaling rule (detect/scaling.py).
+
+    model, backbone, norm, freeze, schedule: as on the command line. freeze "stem" is the first convolution and its
+    norm; "backbone" is everything that weights can bring, layer4 in a C4 head included.
+    head: the box head of the FPN models ("2fc", or "4conv1fc" with more capacity); "default" is 2fc, layer4 for C4.
+    width: channels of the pyramid and of the convolutional heads; fc: of the fully connected layers.
+    unit, length, drops, drops_from: the 1x schedule on COCO at batch 16. From "start", drops grow with the schedule;
+    from "end" they stay that far before its end (the scratch paper's). gamma: the factor of each drop.
+    steps, warmup_steps, short_side, long_side: set to overrule the scaling rule.
+    lr is for batch 16 and scales linearly with the batch. norm_decay: weight decay of norm layers.
+    clip: largest gradient norm, 0 for none. jitter_low, jitter_high: large-scale jitter, both 0 for none.
+    eval_every: steps between evaluations on the validation set, 0 for only at the end; save_every: checkpoints.
+    anchor_scale: size of anchors against COCO's at 800 pixels; None takes short side / 800.
+    partial: take weights that match the backbone only in part.
+    """
+
+    model: str = "faster-rcnn-c4"
+    backbone: str = "resnet50"
+    norm: str = "frozen-bn"
+    freeze: str = "none"
+    schedule: str = "1x"
+    head: str = "default"
+    width: int = 256
+    fc: int = 1024
+    batch: int = 16
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_decay: float = 0.0
+    clip: float = 0.0
+    unit: str = "epochs"
+    length: float = 13.0
+    drops: tuple[float, ...] = (9.0, 12.0)
+    drops_from: str = "start"
+    gamma: float = 0.1
+    steps: int | None = None
+    warmup_steps: int | None = None
+    warmup_factor: float = 1e-3
+    short_side: int | None = None
+    long_side: int | None = None
+    anchor_scale: float | None = None
+    flip: float = 0.5
+    jitter_low: float = 0.0
+    jitter_high: float = 0.0
+    rois: int = 512
+    proposals: int = 1000
+    score_threshold: float = 0.05
+    detections: int = 100
+    eval_every: int = 0
+    save_every: int = 1000
+    log_every: int = 20
+    precision: str = "float32"
+    seed: int = 0
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained, naming the key and what it may be."""
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"{key} {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        positive = ("width", "fc", "batch", "length", "rois", "proposals", "detections", "save_every", "log_every")
+        for key in positive:
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key} {getattr(self, key)} must be above 0")
+        for key in ("steps", "short_side", "long_side", "anchor_scale"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise UserError(f"{key} {getattr(self, key)} must be above 0")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip {self.flip} is a probability between 0 and 1")
+        if self.jitters and not 0 < self.jitter_low <= self.jitter_high:
+            raise UserError(f"jitter {self.jitter_low} to {self.jitter_high} must be positive and in order")
+        if self.head != "default" and self.model in ("faster-rcnn-c4", "retinanet"):
+            raise UserError(f"head {self.head!r} is for the FPN models with a box head; {self.model} has its own")
+        if self.anchor_scale is None and self.short_side is None and self.long_side is not None:
+            raise UserError("long_side is set without short_side: set both, or neither")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether images are jittered in scale and cut or padded to a square."""
+        return self.jitter_high > 0
+
+    @property
+    def factor(self) -> int:
+        """k of the kx schedule."""
+        return int(self.schedule.rstrip("x"))
+
+
+_TYPES = {field.name: field.type for field in fields(Recipe)}
+
+
+def read_recipe(path: Path | None, sets: Iterable[str] = (), overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a TOML file (None for the defaults), then ``key=value`` strings, then options that are not None.
+
+    Raises UserError for a missing file, a key that does not exist (naming the nearest), a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): name a recipe, such as recipes/detect-paper.toml"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not TOML ({error})") from error
+    checked = {key: _checked(key, value, str(path)) for key, value in values.items()}
+    for item in sets:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise UserError(f"--set {item!r} is not key=value, such as --set lr=0.01")
+        checked[key.strip()] = _checked(key.strip(), _parse(text.strip()), "--set")
+    # Built once from everything: keys are judged together (a head fits some models only).
+    return Recipe(**{**checked, **{key: value for key, value in (overrides or {}).items() if value is not None}})
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe of a TOML table or a saved configuration; raises UserError as read_recipe does."""
+    checked = {key: _checked(key, value, source) for key, value in values.items()}
+    return Recipe(**checked)
+
+
+def _parse(text: str) -> Any:
+    """A TOML value, or else the bare string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(key: str, value: Any, source: str) -> Any:
+    """The value as the recipe's field wants it."""
+    if key not in _TYPES:
+        near = difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.0)
+        raise UserError(f"{source}: unknown key {key}; did you mean {near[0]}?")
+    wanted = str(_TYPES[key])
+    if value is None or (value == "none" and "None" in wanted):
+        good: Any = None if "None" in wanted else _WRONG
+    elif "tuple" in wanted:
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        good = tuple(float(one) for one in numbers) if all(_is_number(one) for one in numbers) else _WRONG
+    elif "bool" in wanted:
+        good = value if isinstance(value, bool) else _WRONG
+    elif "int" in wanted:
+        good = value if isinstance(value, int) and not isinstance(value, bool) else _WRONG
+    elif "float" in wanted:
+        good = float(value) if _is_number(value) else _WRONG
+    else:
+        good = value if isinstance(value, str) else _WRONG
+    if good is _WRONG:
+        raise UserError(f"{source}: {key} = {value!r} is not of type {wanted}")
+    return good
+
+
+_WRONG = object()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,97 @@
+"""A detector run's folder: what is written there, and reading it back.
+
+``config.json`` (recipe, plan, categories, data, weights report, versions: written before the first step),
+``metrics.jsonl``, ``checkpoints/``, and at the end ``detector.pth`` (the detector's names in torchvision),
+``backbone.pth`` (the ResNet's), ``summary.json`` and the evaluation's files.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import ResNet
+
+from detect import models, trunk
+from detect.norms import added_norm
+from detect.recipe import Recipe, from_mapping
+from detect.scaling import Plan
+from formats.errors import UserError
+from formats.storage import Storage
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+DETECTOR = "detector.pth"
+KIND = "detector run"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is, as config.json holds it.
+
+    norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
+    statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    norm_built: str
+    categories: tuple[tuple[int, str], ...]
+    init: str
+    data: dict[str, str | None]
+    weights: dict[str, Any] | None
+
+    def write(self, folder: Path) -> None:
+        """Publish config.json."""
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        values = {"kind": KIND, **asdict(self), "versions": versions}
+        Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def read_config(folder: Path) -> Config:
+    """A run's config; raises UserError where the folder is no detector run."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {folder} is no detector run (see `jigsaw-detect train --run`)") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): start the run anew in another folder") from error
+    if values.get("kind") != KIND:
+        raise UserError(f"{folder} is no detector run: its {CONFIG} is of another kind")
+    return Config(
+        recipe=from_mapping(values["recipe"], str(path)),
+        plan=Plan(**{**values["plan"], "drops": tuple(values["plan"]["drops"])}),
+        norm_built=values["norm_built"],
+        categories=tuple((one, name) for one, name in values["categories"]),
+        init=values["init"],
+        data=values["data"],
+        weights=values["weights"],
+    )
+
+
+def empty_network(config: Config, device: torch.device) -> ResNet:
+    """The backbone of a config, randomly initialised from torch's global generator."""
+    return trunk.build(config.recipe.backbone, config.norm_built, device)
+
+
+def detector(config: Config, network: ResNet, device: torch.device) -> tuple[nn.Module, list[nn.Module]]:
+    """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
+    held = trunk.freeze(network, config.recipe.freeze)
+    added = added_norm(config.norm_built if config.recipe.norm != "frozen-bn" else "frozen-bn", device)
+    model = models.build(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
+    return model.to(device), held
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, half a last line of a killed process left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]

@@ -1,0 +1,102 @@
+"""Makes the README's pictures from a prepped dataset and a run on it.
+
+    python docs/pictures.py --data OUT --run RUN        (after `make pretrain`: --data . --run runs/sample)
+
+Writes docs/images/jigsaws.jpg, crops.jpg and fields.png in about ten seconds.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import click
+import numpy as np
+from PIL import Image
+
+from formats.dataset import open_dataset
+from formats.groups import GROUPS
+from formats.storage import Storage
+from prep.contact import sheet as contact_sheet
+from prep.report import choose, read_crops
+from train.loader import JigsawLoader
+from train.look import Fields, load_look, looks
+from train.maps import MAP, brightness, spread
+from train.preview import sheet
+from train.run import RunFolder, open_trained
+from train.template import REGIONS
+
+IMAGES = Path(__file__).parent / "images"
+PAPER = (251, 251, 249)
+
+
+def jigsaws(data: str, run: Path) -> Image.Image:
+    """Eight jigsaws as the run's trainer saw them at its first steps."""
+    _, recipe, _ = open_trained(RunFolder(run))
+    dataset = open_dataset(data)
+    loader = JigsawLoader(dataset, recipe.template, recipe.stream, workers=0, stop_step=1)
+    batch = next(iter(loader))
+    chosen = slice(0, 9)
+    page = sheet(
+        batch.images[chosen].numpy(),
+        batch.labels[chosen].tolist(),
+        batch.groups[chosen].tolist(),
+        recipe.template,
+        dataset.classes,
+    )
+    page.thumbnail((1200, 1200))
+    return page
+
+
+def crops(data: str) -> Image.Image:
+    """The contact sheets of the three groups, one above the other."""
+    dataset, storage = open_dataset(data), Storage(data)
+    columns = read_crops(storage)
+    sheets = []
+    for group in GROUPS:
+        some = choose(columns, columns["group"] == group, 8, dataset.description.seed)
+        sheets.append(Image.open(io.BytesIO(contact_sheet(storage, some, 8))).convert("RGBA"))
+    page = Image.new("RGB", (sheets[0].width, sum(one.height + 8 for one in sheets) - 8), PAPER)
+    top = 0
+    for one in sheets:
+        page.paste(one, (0, top), one)
+        top += one.height + 8
+    return page
+
+
+def fields(run: Path) -> bytes:
+    """The regions' receptive fields at the first and the last refresh, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = looks(run, Fields)
+    steps = spread(list(found), 2)
+    figure, grid = pyplot.subplots(len(steps), 4, figsize=(8, 4.3), layout="constrained", squeeze=False)
+    for row, step in enumerate(steps):
+        look = load_look(found[step], Fields)
+        for region, name in enumerate(REGIONS):
+            axes = grid[row][region]
+            axes.imshow(brightness(np.asarray(look.fields[region])), cmap=MAP, vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], title=name if row == 0 else "")
+        grid[row][0].set_ylabel(f"step {step}")
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
+    return sink.getvalue()
+
+
+@click.command()
+@click.option("--data", required=True, help="A prepped dataset.")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="A run on it.")
+def main(data: str, run: Path) -> None:
+    """Write docs/images."""
+    IMAGES.mkdir(exist_ok=True)
+    jigsaws(data, run).save(IMAGES / "jigsaws.jpg", quality=88)
+    crops(data).save(IMAGES / "crops.jpg", quality=88)
+    (IMAGES / "fields.png").write_bytes(fields(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The command line with the tests' tiny network, for processes of their own: `python -m tests.detect.launch`."""
+
+from detect.cli import main
+from tests.detect import conftest
+
+if __name__ == "__main__":
+    assert conftest.TINY
+    main()

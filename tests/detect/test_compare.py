@@ -1,0 +1,175 @@
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import train.cli
+from detect.arms import ARMS, choose
+from detect.campaign import Campaign, OutOfTime, Task
+from detect.cli import main
+from detect.outcomes import Outcome, difference
+from detect.report import cost_table, main_table, markdown
+from formats.errors import UserError
+from tests.conftest import REPOSITORY
+from tests.detect.conftest import SETTINGS, TINY
+from tests.train.tiny import make_dataset, picture
+
+
+class InProcess(Campaign):
+    """Runs tasks in this process: the tiny network is registered here, and starting Python takes seconds."""
+
+    ran: list[str] = []
+    most: int | None = None
+
+    def run(self, task: Task) -> None:
+        if task.done:
+            return
+        if self.most is not None and len(self.ran) >= self.most:
+            raise OutOfTime
+        self.ran.append(task.name)
+        group = {"train": train.cli.main, "detect": main}[task.module]
+        result = CliRunner().invoke(group, list(task.arguments), catch_exceptions=False)
+        assert result.exit_code == 0 and task.done, result.output
+
+
+@pytest.fixture()
+def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    monkeypatch.setattr("detect.compare.Campaign", InProcess)
+    monkeypatch.setattr(InProcess, "ran", [])
+    monkeypatch.setattr(InProcess, "most", None)
+    return InProcess
+
+
+def arguments(data: Path, shards: Path, out: Path, *more: str) -> list[str]:
+    found = ["compare", "--out", str(out), "--data", str(shards), "--workers", "0", "--device", "cpu"]
+    for prefix, part in (("", "train"), ("val-", "val")):
+        found += [f"--{prefix}annotations", str(data / part / "annotations.json")]
+        found += [f"--{prefix}images", str(data / part / "images")]
+    detector = {**SETTINGS, "steps": 3, "model": "faster-rcnn-fpn", "backbone": TINY, "norm": "gn", "eval_every": 2}
+    found += [part for key, value in detector.items() for part in ("--set", f"{key}={value}")]
+    pretrain = {"backbone": TINY, "template_size": 64, "template_split": 32, "batch": 4, "steps": 2, "lr_batch": 512}
+    found += [part for key, value in pretrain.items() for part in ("--pretrain-set", f"{key}={value}")]
+    return [*found, *more]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    sizes = {"S": (40, 40), "T": (20, 60), "W": (60, 20)}
+    pictures = {group: [picture(*size, rng) for _ in range(8)] for group, size in sizes.items()}
+    make_dataset(folder, {group: [8] for group in sizes}, pictures=pictures)
+    return folder
+
+
+def test_every_arm_runs_end_to_end_and_is_tabulated(
+    tmp_path: Path, tiny_data: Path, shards: Path, tiny_weights: Path, in_process: type[InProcess], plain_runs: None
+) -> None:
+    names = ",".join(ARMS)
+    command = arguments(tiny_data, shards, tmp_path / "out", "--arms", names, "--seeds", "1", "--rates", "0.02")
+    result = CliRunner().invoke(main, [*command, "--imagenet", str(tiny_weights)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {run["arm"] for run in report["runs"]} == {*ARMS, "scratch-equal-cost"}
+    by_arm = {run["arm"]: run for run in report["runs"]}
+    assert by_arm["jigsaw"]["pretrain_seconds"] > 0 and by_arm["scratch"]["pretrain_seconds"] == 0
+    scratch, longer, jigsaw = (by_arm[name] for name in ("scratch", "scratch-equal-cost", "jigsaw"))
+    grown = scratch["steps"] * (1 + jigsaw["pretrain_seconds"] / scratch["detect_seconds"])
+    assert longer["steps"] == round(grown) and longer["curve"][-1][1] == longer["ap"]["AP"]
+    assert len([name for name in in_process.ran if name.startswith("pre-train jigsaw")]) == 1
+    assert "comparison.html" in {path.name for path in (tmp_path / "out").iterdir()}
+    taus = {
+        name: json.loads((tmp_path / "out" / "pretrain" / name / "seed-0" / "run.json").read_text())
+        for name in ("tau-0.5", "warp", "global")
+    }
+    assert taus["tau-0.5"]["recipe"]["tau"] == 0.5 and taus["warp"]["recipe"]["fit"] == "warp"
+    assert taus["global"]["recipe"]["strategy"] == "global"
+
+
+def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
+    tmp_path: Path,
+    tiny_data: Path,
+    shards: Path,
+    in_process: type[InProcess],
+    plain_runs: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = arguments(tiny_data, shards, tmp_path / "out", "--seeds", "2", "--rates", "0.01,0.02")
+    monkeypatch.setattr(in_process, "most", 5)
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert "continues" in result.output and "scratch" in result.output
+    monkeypatch.setattr(in_process, "most", None)
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert "continues" not in result.output
+    assert len(in_process.ran) == len(set(in_process.ran)) == 12
+    swept = json.loads((tmp_path / "out" / "detect" / "jigsaw" / "sweep-0.01" / "config.json").read_text())
+    assert swept["recipe"]["seed"] == 1000 and swept["recipe"]["lr"] == 0.01
+    runs = sorted(str(path) for path in (tmp_path / "out" / "detect").glob("*/seed-*"))
+    result = CliRunner().invoke(main, ["compare", *runs], catch_exceptions=False)
+    assert result.exit_code == 0 and "scratch, faster-rcnn-fpn, gn" in result.output
+    changed = CliRunner().invoke(main, [*command, "--set", "flip=0.1"])
+    assert changed.exit_code == 2 and "holds a comparison with sets" in changed.output
+
+
+def run(arm: str, seed: int, ap: float, **more: Any) -> Outcome:
+    values = {
+        "lr": 0.02,
+        "steps": 10,
+        "pretrain_seconds": 0.0,
+        "detect_seconds": 5.0,
+        "seconds_per_step": 0.5,
+        "memory": None,
+        "device": "cpu",
+        "curve": ((5.0, ap),),
+    }
+    return Outcome(arm, seed, ap={"AP": ap, "AP50": ap, "AP75": ap}, **{**values, **more})
+
+
+def test_differences_are_paired_by_seed_with_students_interval() -> None:
+    scratch = [run("scratch", seed, ap) for seed, ap in enumerate((0.10, 0.20, 0.30))]
+    jigsaw = [run("jigsaw", seed, ap, pretrain_seconds=2.0) for seed, ap in enumerate((0.13, 0.22, 0.34))]
+    found = difference(jigsaw, scratch)
+    assert found is not None and found.pairs == 3 and found.mean == pytest.approx(0.03)
+    assert found.half_width == pytest.approx(4.303 * statistics.stdev([0.03, 0.02, 0.04]) / 3**0.5)
+    one = difference(jigsaw[:1], scratch)
+    assert one is not None and one.half_width is None and difference(jigsaw, [run("scratch", 7, 0.1)]) is None
+    arms = {"scratch": scratch, "jigsaw": jigsaw, "scratch-equal-cost": [run("scratch-equal-cost", 0, 0.2, steps=14)]}
+    table = markdown([main_table(arms), cost_table(arms)])
+    assert "| jigsaw | 3 | 0.02 | 10 | 23.0 ± 10.5 |" in table and "+3.0 [+0.5, +5.5]" in table
+    assert "-7.0 (one pair, no interval)" in table
+
+
+def test_arms_are_chosen_by_name() -> None:
+    assert [arm.name for arm in choose("jigsaw,scratch", None)] == ["scratch", "jigsaw"]
+    with pytest.raises(UserError, match="no arm 'jgsaw'"):
+        choose("jgsaw", None)
+    with pytest.raises(UserError, match="--imagenet FILE"):
+        choose("imagenet", None)
+
+
+def test_a_campaign_stops_a_training_in_time_and_reports_one_that_fails(tmp_path: Path) -> None:
+    task = Task("slow", "http.server", ("0",), tmp_path / "slow", "done")
+    with pytest.raises(OutOfTime):
+        Campaign(0.5, 1).run(task)
+    with pytest.raises(UserError, match="broken failed"):
+        Campaign(None, 1).run(Task("broken", "detect", ("no-command",), tmp_path / "broken", "done"))
+
+
+def test_compare_refuses_runs_that_have_not_finished(
+    tmp_path: Path, detect: Callable[..., Any], plain_runs: None
+) -> None:
+    detect(tmp_path / "run", "--stop-after", "1", model="retinanet", norm="gn")
+    result = CliRunner().invoke(main, ["compare", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "has not finished" in result.output
+    assert CliRunner().invoke(main, ["compare"]).exit_code == 2
+
+
+def test_detect_never_imports_prep() -> None:
+    for path in sorted((REPOSITORY / "detect").glob("*.py")):
+        assert not re.search(r"^\s*(from|import) prep\b", path.read_text(), re.MULTILINE), path

@@ -1,0 +1,81 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detect.norms import SyncBatchNorm2d, norm_layer
+from tests.conftest import REPOSITORY
+from tests.detect.conftest import SETTINGS, TINY
+
+
+def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
+    options = {
+        "annotations": data / "train" / "annotations.json",
+        "images": data / "train" / "images",
+        "val-annotations": data / "val" / "annotations.json",
+        "val-images": data / "val" / "images",
+        "run": run,
+        "backbone": TINY,
+        "model": "retinanet",
+        "norm": "sync-bn",
+        "device": "cpu",
+        "workers": 0,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
+    command += ["-m", "--", "tests.detect.launch", "train"]
+    command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    command += [part for key, value in {**SETTINGS, **sets}.items() for part in ("--set", f"{key}={value}")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_two_ranks_train_as_one_and_stop_together(
+    tmp_path: Path, tiny_data: Path, detect: Callable[..., Any], plain_runs: None
+) -> None:
+    process = launch(tiny_data, tmp_path / "two", steps=2000, save_every=4)
+    try:
+        deadline = time.monotonic() + 120
+        while not ((tmp_path / "two" / "metrics.jsonl").exists() and len(losses(tmp_path / "two")) >= 5):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    found = re.search(r"stopped at step (\d+)", said)
+    assert found and said.count("stopped at step") == 1, said
+    step = int(found[1])
+    assert (tmp_path / "two" / "checkpoints" / f"step-{step:08d}.pt").exists() and len(losses(tmp_path / "two")) == step
+    # RetinaNet samples nothing at random, so one rank has the same losses (the third batch mixes orientations: pads).
+    detect(tmp_path / "one", "--stop-after", "2", model="retinanet", norm="sync-bn", steps=2000)
+    assert losses(tmp_path / "one")[:2] == pytest.approx(losses(tmp_path / "two")[:2], rel=1e-4)
+
+
+def test_group_norm_fits_any_channel_count_and_batch_norm_survives_an_empty_batch() -> None:
+    layer = norm_layer("gn", torch.device("cpu"))
+    assert layer(256).num_groups == 32 and layer(48).num_groups == 16 and layer(7).num_groups == 1
+    norm = SyncBatchNorm2d(4)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm(torch.zeros(0, 4, 3, 3)).sum().backward()
+    assert torch.isfinite(norm.running_mean).all() and norm.weight.grad is not None
+    plain = torch.nn.BatchNorm2d(4)
+    assert plain.running_var is not None
+    values = torch.randn(5, 4, 3, 3)
+    assert torch.equal(norm(values), plain(values)) and torch.equal(norm.running_var, plain.running_var)
