@@ -14,7 +14,7 @@ from torch import Tensor
 from formats.errors import UserError
 from train import backbones
 from train.checkpoint import backbone_state, save_file
-from train.run import RunFolder, open_trained
+from train.run import open_run, open_trained
 
 State = dict[str, Tensor]
 
@@ -50,12 +50,12 @@ TARGETS: dict[str, Callable[[str, State], State]] = {"torchvision": to_torchvisi
 
 
 @click.command()
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Whose names to use.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
-def export(run: Path, to: str, out: Path) -> None:
+def export(run: str, to: str, out: Path) -> None:
     """Write the backbone of the run's newest checkpoint, checked by loading it."""
-    _, recipe, content = open_trained(RunFolder(run))
+    _, recipe, content = open_trained(open_run(run))
     state = TARGETS[to](recipe.backbone, backbone_state(content["model"]))
     save_file(out, state)
     size = sum(value.numel() * value.element_size() for value in state.values())
