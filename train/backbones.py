@@ -1,4 +1,4 @@
-"""Backbones: torchvision's classification models by name, cut after their last feature map.
+"""Backbones: torchvision's classification models by name, cut after their last feature map (others: train.outside).
 
 Where to cut is found, not listed: the model is traced by torchvision's feature extraction and run on two input sizes
 without data (meta tensors, about a second). The last 4-D value whose height and width grow with the input and whose
@@ -54,11 +54,15 @@ def names() -> list[str]:
 
 
 def build(name: str) -> Backbone:
-    """The backbone of that name, with torchvision's own random initialisation (from torch's global generator).
+    """The backbone of that name, with its library's own random initialisation (from torch's global generator).
 
-    Raises UserError for a name torchvision does not have (with the nearest ones) and for a model without a feature map
-    that can be cut into regions.
+    name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). Raises UserError for an
+    unknown name (with the nearest ones) and for a model without a feature map that can be cut into regions.
     """
+    if ":" in name:
+        from train import outside  # it needs this module
+
+        return outside.build(name)
     return cut(name, whole_model(name))
 
 
@@ -78,6 +82,7 @@ def whole_model(name: str) -> nn.Module:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()."
+        hint += " timm's are timm:NAME, your own module:callable."
         raise UserError(f"backbone {name!r} is not a classification model of torchvision: {hint}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -104,7 +109,7 @@ def _find_map(name: str, whole: nn.Module) -> _Map:
     found: _Map | None = None
     for node in graph.nodes:
         shape, larger = small.get(node), large.get(node)
-        if shape is None or larger is None or not _is_map(shape, larger):
+        if shape is None or larger is None or not is_map(shape, larger):
             continue
         users = [user for user in node.users if user in small]
         if users and all(small[user].numel() == large[user].numel() for user in users):
@@ -118,7 +123,7 @@ def _find_map(name: str, whole: nn.Module) -> _Map:
     return found
 
 
-def _is_map(small: torch.Size, large: torch.Size) -> bool:
+def is_map(small: torch.Size, large: torch.Size) -> bool:
     """Whether a value of these shapes at the two sizes is a map of an integral stride."""
     if len(small) != 4 or len(large) != 4 or min(small[2:]) < 2:
         return False

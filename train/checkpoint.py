@@ -104,6 +104,12 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def trained_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's weights that a checkpoint is used by: their average over steps where the run keeps one."""
+    state: dict[str, Tensor] = content.get("average") or content["model"]
+    return state
+
+
 def backbone_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's part of a checkpoint's ``model``, in the backbone's own names, contiguous on the CPU."""
     prefix = "backbone."

@@ -12,6 +12,7 @@ main = LazyGroup(
     help="Pre-train a backbone on jigsaws of a prepped detection dataset (see `jigsaw-prep`).",
     lazy={
         "pretrain": ("train.pretrain:pretrain", "pre-train a backbone; also under torchrun"),
+        "estimate": ("train.estimate:estimate", "hours and GPU-days of a recipe on this machine, and what limits it"),
         "export": ("train.export:export", "write the backbone's weights under another library's names"),
         "evaluate": ("train.evaluate:evaluate", "accuracy by region, group and class on a dataset's jigsaws"),
         "probe": ("train.probe:probe", "a linear probe of the features on held-out crops, beside random ones"),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from formats.dataset import open_dataset
 from formats.draws import text_key
-from formats.errors import UserError
 from formats.page import Figure, Section, Table, chart, render
 from formats.storage import Storage
 from train import backbones
@@ -29,36 +28,9 @@ from train.maps import MAP, brightness
 from train.model import DenseClassifier
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
+from train.weights import load_weights
 
 RANDOM = "random"
-
-
-def load_weights(backbone: backbones.Backbone, file: str) -> None:
-    """Put a file's weights into the backbone: torchvision's names, the classifier's among them or not.
-
-    Raises UserError for a file that is no such state dict, naming what does not fit.
-    """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: name a weights file such as RUN/backbone.pth, or `{RANDOM}`") from error
-    except Exception as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{file} is not a weights file that can be read safely ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file} holds no state dict: export one with `python -m train export`")
-    kept = {name: value for name, value in state.items() if name not in backbone.head}
-    try:
-        found = backbone.module.load_state_dict(kept, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{file} is not of a {backbone.name}: {str(error).splitlines()[-1].strip()}") from error
-    wrong = [
-        f"{len(names)} {what} (such as {names[0]})"
-        for what, names in zip(("missing", "unexpected"), (found.missing_keys, found.unexpected_keys), strict=True)
-        if names
-    ]
-    if wrong:
-        raise UserError(f"{file} is not of a {backbone.name}: {' and '.join(wrong)} entries")
 
 
 def measure(
@@ -98,7 +70,7 @@ def _figure(named: dict[str, list[Tensor]]) -> Figure:
 
 @click.command()
 @click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
-@click.option("--backbone", required=True, help="torchvision's name of the backbone they are of.")
+@click.option("--backbone", required=True, help="The backbone they are of, as in a recipe.")
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are looked at.")
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="How many jigsaws.")
 @click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")

@@ -37,7 +37,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.train(mode)
 
 
-def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) -> Tensor:
+def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap, at_once: int = IMAGES_AT_ONCE) -> Tensor:
     """The mass of each position's effective receptive field in each region: float32 [4, h, w] on the images' device.
 
     ``out[i, j, k] = mean over images of sum over colours and pixels of region i of |d sum_c X[c, j, k] / d image|``.
@@ -45,6 +45,7 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) ->
     backbone: maps [n, 3, H, W] to [n, C, h, w]; run in eval mode, which is undone afterwards; its parameters' gradients
     are not touched. images: normalised, [n, 3, H, W], any number of colours (float64 stays float64, with a float64
     backbone and result). region_map: int [h, w], 0 to 3; a pixel belongs to the region of its nearest position.
+    at_once: images in memory at a time, at most IMAGES_AT_ONCE.
     Raises ValueError where the backbone's map is not of the region map's size or there are no images.
     """
     if images.dim() != 4 or images.shape[0] == 0:
@@ -56,7 +57,7 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap) ->
     masks = torch.stack([pixels == region for region in range(4)]).flatten(1).to(dtype)
     total = torch.zeros(4, height, width, dtype=dtype, device=images.device)
     with evaluating(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        for part in images.detach().to(dtype).split(IMAGES_AT_ONCE):
+        for part in images.detach().to(dtype).split(min(at_once, IMAGES_AT_ONCE)):
             leaf = part.requires_grad_()
             features = backbone(leaf.clone())  # a first layer that works in place would fail on a leaf
             if features.shape[2:] != regions.shape:

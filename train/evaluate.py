@@ -24,6 +24,7 @@ from formats.storage import Storage
 from train import losses
 from train.access import access_from, access_options
 from train.batch import BatchSource
+from train.checkpoint import trained_state
 from train.ranks import DEVICES, start
 from train.run import check_classes, open_run, open_trained
 from train.state import build_model
@@ -129,7 +130,7 @@ def evaluate(
     dataset = access.open_dataset(data)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     backbone, model = build_model(recipe, dataset.label_count)
-    model.load_state_dict(content["model"])
+    model.load_state_dict(trained_state(content))
     chosen = start(device).device
     model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     region_map = torch.from_numpy(recipe.template.region_map(backbone.stride)).to(chosen)

@@ -1,65 +1,66 @@
-"""`python -m train export`: a run's backbone under the names another library uses.
+"""`python -m train export`: a run's backbone for another library, with the configuration that must go with it.
 
-Seconds: the newest checkpoint is read, its backbone renamed, and the result loaded into the target's own module before
-anything is written. A key that finds no place is the classic way to lose a pre-training, so one such key is an error.
+Seconds: the newest checkpoint is read (its averaged weights where the recipe keeps an average), the weights are renamed
+and checked (train.targets) before anything is written, and a README beside the file says what to paste where. A key
+that finds no place or a swapped channel order is the classic way to lose a pre-training: the one is an error here, the
+other is spelt out there. With batch norm and small micro-batches, `--recalibrate-bn` measures running statistics anew.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
-import torch
-from torch import Tensor
 
 from formats.errors import UserError
-from train import backbones
-from train.checkpoint import backbone_state, save_file
+from formats.storage import Storage
+from train import paste
+from train.checkpoint import backbone_state, trained_state
 from train.run import open_run, open_trained
-
-State = dict[str, Tensor]
-
-
-def to_torchvision(name: str, state: State) -> State:
-    """The state for ``torchvision.models.NAME().load_state_dict(state, strict=False)``: all but the classifier's keys.
-
-    Checked by loading it into a fresh model of torchvision's and comparing the feature map of one random image with the
-    run's own; raises UserError for a key that is missing, left over or of another shape, and for another map.
-    """
-    own = backbones.build(name)
-    refuse = f"the checkpoint is not of torchvision's {name}"
-    try:
-        own.module.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{refuse}: {' '.join(str(error).split())[:300]}") from error
-    target = backbones.whole_model(name)
-    missing, extra = set(target.state_dict()) - own.head - set(state), set(state) - set(target.state_dict())
-    if missing or extra:
-        raise UserError(f"{refuse}: missing {sorted(missing)[:3]}, left over {sorted(extra)[:3]}")
-    target.load_state_dict(state, strict=False)
-    image = torch.rand(1, 3, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = own.module.eval()(image)
-        found = backbones.cut(name, target).module.eval()(image)
-    if not torch.equal(expected, found):
-        raise UserError(f"{refuse}: its feature map there differs by up to {(expected - found).abs().max():.3g}")
-    return state
-
-
-TARGETS: dict[str, Callable[[str, State], State]] = {"torchvision": to_torchvision}
-"""For each library, the function from a backbone's name and state to that library's checked state."""
+from train.targets import TARGETS, check_own
 
 
 @click.command()
 @click.option("--run", required=True, help="Folder or URL of the run.")
-@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Whose names to use.")
+@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
-def export(run: str, to: str, out: Path) -> None:
-    """Write the backbone of the run's newest checkpoint, checked by loading it."""
-    _, recipe, content = open_trained(open_run(run))
-    state = TARGETS[to](recipe.backbone, backbone_state(content["model"]))
-    save_file(out, state)
-    size = sum(value.numel() * value.element_size() for value in state.values())
+@click.option("--backbone", help="Refuse the run unless its backbone has this name.")
+@click.option("--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Over N jigsaws of --data.")
+@click.option("--data", metavar="OUT", help="The run's dataset, for --recalibrate-bn.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For --recalibrate-bn.")
+def export(
+    run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
+) -> None:
+    """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
+    folder, target = open_run(run), TARGETS[to]
+    description, recipe, content = open_trained(folder)
+    if backbone is not None and backbone != recipe.backbone:
+        raise UserError(f"{run} is of {recipe.backbone}, not of {backbone}: name another --run or --backbone")
+    if out.suffix != target.suffix and to in ("detectron2", "safetensors"):
+        raise UserError(f"--out {out}: {to} tells the form by the name: end it with {target.suffix}")
+    state = trained_state(content)
+    if jigsaws is not None:
+        from train.recalibrate import recalibrated
+
+        if data is None:
+            raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
+        state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
+    weights = backbone_state(state)
+    found = check_own(recipe.backbone, weights)
+    converted = target.convert(found, weights)
+    facts = paste.Facts(
+        out.name, recipe.backbone, found.channels, found.stride, recipe.mean, recipe.std, tuple(sorted(found.head))
+    )
+    averaged = ", weights averaged over steps" if content.get("average") else ""
+    origin = (
+        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.steps} steps, batch {recipe.batch}, "
+        f"{len(description['classes'])} classes{averaged}."
+    )
+    about = {"backbone": recipe.backbone, "mean": str(list(recipe.mean)), "std": str(list(recipe.std)), "order": "RGB"}
+    storage = Storage(out.absolute().parent)
+    storage.publish(out.name, target.pack(converted, about))
+    note = out.with_suffix(".README.md")
+    storage.publish(note.name, paste.readme(facts, to, target.lines(facts), origin).encode())
+    size = sum(value.numel() * value.element_size() for value in converted.values())
     click.echo(
-        f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(state)} tensors, "
-        f"{size / 1e6:.1f} MB, checked against {to}"
+        f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "
+        f"{size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
     )

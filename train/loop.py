@@ -13,24 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from formats.draws import fold
 from formats.errors import UserError
-from train import erf, losses
+from train import erf
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
 from train.look import Witness, region_fields, save_look
+from train.machine import Machine
 from train.metrics import Row, Window, digest_file, metrics_file
 from train.mishaps import Mishaps
 from train.progress import ProgressLine
 from train.ranks import Ranks
 from train.recipe import Recipe
 from train.run import Origin, RunFolder, describe_run, versions
-from train.schedule import learning_rate
 from train.signals import StopRequest
 from train.state import ErfTable, State
+from train.stepper import Stepper
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -59,6 +58,7 @@ class Job:
     folder: RunFolder
     ranks: Ranks
     page: bool = False
+    machine: Machine = Machine()
     keep: int | None = None
     validate: Validate | None = None
     val_every: int = 0
@@ -72,11 +72,7 @@ class Loop:
         self.state = state
         self._digest_line = digest_line
         self._region_map = torch.from_numpy(job.recipe.template.region_map(state.backbone.stride)).to(job.ranks.device)
-        self._parallel: nn.Module = state.model
-        if job.ranks.world > 1:
-            devices = [job.ranks.device] if job.ranks.device.type == "cuda" else None
-            # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast a step.
-            self._parallel = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False)
+        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_map, job.machine)
         self._window = Window(job.ranks)
         self._digests: list[str] = []
         self._mishaps = Mishaps(state, job.ranks)
@@ -96,7 +92,6 @@ class Loop:
         if job.ranks.first:
             for file in (metrics_file(job.folder.metrics), digest_file(job.folder.digest)):
                 file.cut_back(state.step)
-        self._parallel.train()
         with StopRequest() as stop, ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress:
             source = job.ranks.together(lambda: open_source(state.step, until))
             if state.left_out:
@@ -111,44 +106,34 @@ class Loop:
                     # A signal wins over an error: a scheduler that ends a job ends its data workers too.
                     verdict = job.ranks.largest(_STOP if stop.name else _FAILED if error else _GO)
                     if verdict != _GO:
-                        progress.show(self._flush())
-                        self._save()
+                        progress.show(self.flush())
+                        self.save()
                         if verdict == _FAILED:
                             job.ranks.together(lambda: _raise(error))  # noqa: B023
                         break
                     assert batch is not None
-                    self._describe()
-                    self._step(batch, source.lanes_per_rank, waited)
+                    self.step(batch, source.lanes_per_rank, waited)
+                    self.describe()
                     self._validate()
                     save = state.step == until or state.step % job.recipe.checkpoint_every == 0
                     if save or self._validation or state.step % job.recipe.log_every == 0:
-                        progress.show(self._flush())
+                        progress.show(self.flush())
                     if save:
-                        self._save()
+                        self.save()
             finally:
                 source.close()
         names = [name for name in job.ranks.gathered(stop.name) if name]
         return names[0] if names and state.step < until else None
 
-    def _step(self, batch: Batch, lanes: int, waited: float) -> None:
+    def step(self, batch: Batch, lanes: int, waited: float) -> None:
         """One optimizer step on this rank's share of the batch."""
         recipe, state, ranks = self.job.recipe, self.state, self.job.ranks
         images = batch.images.to(ranks.device, non_blocking=True)
         labels = batch.labels.to(ranks.device, non_blocking=True)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
-            self._refresh(images[:: len(images) // lanes])
-        rate = self._set_rate()
-        # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
-        torch.manual_seed(int(fold(recipe.seed, state.step, ranks.rank)[0]))
-        logits = self._parallel(images)
-        loss = self._loss(logits, labels)
-        state.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over ranks; shares of unequal size would otherwise count alike.
-        (loss * (len(images) * ranks.world / recipe.batch)).backward()
-        state.optimizer.step()
-        with torch.no_grad():
-            guesses = losses.region_logits(logits.detach(), self._region_map).argmax(dim=2)
-            hits = guesses.eq(labels).sum(dim=0)
+            self.refresh(images[:: len(images) // lanes])
+        loss, guesses, rate = self._stepper.take(images, labels)
+        hits = guesses.eq(labels).sum(dim=0)
         if self._witness is not None:
             self._witness.note(batch, labels, guesses)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
@@ -158,23 +143,13 @@ class Loop:
             self._digests.append(self._digest_line(state.step, shares))
         state.step += 1
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The recipe's loss, a scalar: the mean over this rank's images."""
-        strategy = self.job.recipe.strategy
-        if strategy == "block-wise":
-            return losses.block_wise_loss(logits, labels, self._region_map)
-        if strategy == "global":
-            return losses.global_loss(logits, labels, self._region_map)
-        assert self.state.table is not None
-        return losses.erf_adaptive_loss(logits, labels, self.state.table.weights, self._region_map)
-
-    def _refresh(self, images: Tensor) -> None:
+    def refresh(self, images: Tensor) -> None:
         """Renew the ERF table from the first jigsaw of each lane, averaged over all ranks' lanes."""
         model, ranks = self.state.model, self.job.ranks
         ranks.share_buffers(model.backbone)
         with torch.no_grad():
             normalised = model.normalise(images)
-        masses = erf.region_masses(model.backbone, normalised, self._region_map)
+        masses = erf.region_masses(model.backbone, normalised, self._region_map, self._stepper.micro_batch)
         # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
         count = masses.new_tensor([len(images)])
         summed = ranks.total(torch.cat([masses.flatten() * count, count]))
@@ -185,26 +160,15 @@ class Loop:
             fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
             save_look(self.job.folder.path, self.state.step, fields)
 
-    def _set_rate(self) -> float:
-        """Set and return this step's learning rate."""
-        recipe = self.job.recipe
-        start, peak = recipe.rates
-        rate = learning_rate(
-            self.state.step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, start=start, peak=peak
-        )
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
     def _validate(self) -> None:
         """Judge the model where it is due; the figures go into the row of the step just done."""
         job, done = self.job, self.state.step
         if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
             return
         self._validation = job.validate(self.state)
-        self._parallel.train()
+        self.state.model.train()
 
-    def _flush(self) -> list[Row]:
+    def flush(self) -> list[Row]:
         """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
         rows = self._mishaps.settle(self._window.flush())
         if rows and self._validation is not None:
@@ -224,7 +188,7 @@ class Loop:
         self._mishaps.check(self.job.recipe.batch)
         return rows
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Publish a checkpoint of this step, unless it is there; all ranks leave together. Flush first."""
         state, job = self.state, self.job
         if self._saved == state.step:
@@ -262,8 +226,8 @@ class Loop:
             save_look(self.job.folder.path, self.state.step, answers)
         write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
-    def _describe(self) -> None:
-        """Write run.json before the first step is taken: a run that never came so far leaves no trace of one."""
+    def describe(self) -> None:
+        """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
         if self._described:
             return
         found = self.state.backbone

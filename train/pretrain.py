@@ -13,13 +13,24 @@ import click
 from formats.dataset import Dataset
 from train.access import Access, access_from, access_options
 from train.batch import BatchSource
-from train.checkpoint import backbone_state, newest_checkpoint, read_checkpoint, remove_leftovers, save_file
+from train.checkpoint import (
+    backbone_state,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    save_file,
+    trained_state,
+)
 from train.loop import DigestLine, Job, Loop, OpenSource
+from train.machine import COMPILE, Machine
+from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
 from train.run import RunFolder, check_classes, check_origin, choose_recipe, open_run, origin_of, versions
 from train.state import State, build_state
+from train.stepper import micro_batch_of
 from train.streams import BALANCES
 from train.validate import validation
+from train.weights import load_weights
 
 
 @click.command()
@@ -36,6 +47,10 @@ from train.validate import validation
 @access_options
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option(
+    "--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE), help="torch.compile."
+)
+@click.option("--deterministic", is_flag=True, help="The same bits on the same GPU, or an error; slower.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
@@ -48,6 +63,8 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
+    compiling: str,
+    deterministic: bool,
     page: bool,
     log_digest: bool,
     keep: int | None,
@@ -70,8 +87,9 @@ def pretrain(
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
+        machine = Machine(compiling, deterministic)
         dataset = ranks.together(lambda: access.open_dataset(data))
-        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, keep)
+        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, machine, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
@@ -127,19 +145,20 @@ def execute(
     Writes RUN/backbone.pth where the schedule ends. Raises UserError for whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
     ranks.on_first(lambda: check_origin(folder, job.origin))
     state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks))
     _continue(job, state)
     until = min(recipe.steps, stop_after or recipe.steps)
     ending = None
     if state.step < until:
-        _announce(job, state, until)
+        announce(job, state, until)
         ending = Loop(job, state, digest_line).run(open_source, until)
     else:
         ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
     if state.step >= recipe.steps:
         ranks.on_first(lambda: _publish_backbone(folder, state))
-        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone in torchvision's names")
+        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -147,12 +166,12 @@ def execute(
 
 
 def _publish_backbone(folder: RunFolder, state: State) -> None:
-    save_file(folder.backbone, backbone_state(state.model.state_dict()))
+    save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint())))
     folder.push()
 
 
 def _continue(job: Job, state: State) -> None:
-    """Restore the newest checkpoint, where there is one."""
+    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
     folder, ranks = job.folder, job.ranks
 
     def find() -> Path | None:
@@ -162,6 +181,8 @@ def _continue(job: Job, state: State) -> None:
 
     path = ranks.on_first(find)
     if path is None:
+        if (file := job.recipe.init) is not None:
+            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
         return
     # Hosts other than rank 0's have nothing staged yet.
     ranks.together(lambda: folder.stage(path.name))
@@ -177,11 +198,12 @@ def _continue(job: Job, state: State) -> None:
         )
 
 
-def _announce(job: Job, state: State, until: int) -> None:
+def announce(job: Job, state: State, until: int) -> None:
     """Say what is about to run."""
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
     stride = state.backbone.stride
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
     ranks.say(
         f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels), {len(job.origin.classes)} classes "
         f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
@@ -190,6 +212,13 @@ def _announce(job: Job, state: State, until: int) -> None:
         f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
         f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
     )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+        ranks.say(
+            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn"
+        )
     if recipe.warmup_steps >= recipe.steps:
         ranks.say(
             f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "

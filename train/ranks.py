@@ -50,6 +50,11 @@ class Ranks:
         if self.first:
             click.echo(text)
 
+    def alone(self, text: str) -> None:
+        """Print an error that the other ranks may never hear of, from a rank other than 0; rank 0's own is printed."""
+        if not self.first:
+            click.echo(f"Error: rank {self.rank}: {text}", err=True)
+
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on whatever device it lies; the argument is left as it is."""
         if self.world == 1:

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from formats.errors import UserError
 from train.losses import STRATEGIES
 from train.model import MEAN, STD
+from train.precision import PRECISIONS
 from train.schedule import scaled_rate
 from train.streams import StreamOptions
 from train.template import Template
@@ -26,7 +27,8 @@ from train.template import Template
 class Recipe:
     """One run's settings; the defaults are the paper's (section 4.1).
 
-    backbone: a torchvision classification model. template_size, template_split: pixels (figure 4b). batch: jigsaws over
+    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). init: a weights file to
+    begin from (train.weights). template_size, template_split: pixels (figure 4b). batch: jigsaws over
     all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit, resize_low,
     resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams). strategy: one of
     train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of its table. steps:
@@ -34,9 +36,16 @@ class Recipe:
     linearly to others. mean, std: of pixels in 0..1. checkpoint_every: steps between checkpoints, of which the newest
     keep_checkpoints stay. log_every: steps between looks at the device for metrics (every step has its row all the
     same).
+
+    micro_batch: jigsaws a GPU takes at once, which is what batch norm's statistics are made of; none takes its whole
+    share of the batch, else gradients are accumulated over its share. sync_bn: statistics over all GPUs. precision: one
+    of train.precision.PRECISIONS; tf32: whether float32 products on a GPU may be rounded to it. ema: the decay of an
+    average of the weights over steps, which is then what is exported; 0 keeps none. clip_norm: the gradient's largest
+    norm; 0 leaves it as it is.
     """
 
     backbone: str = "resnet50"
+    init: str | None = None
     template_size: int = 224
     template_split: int = 64
     seed: int = 0
@@ -60,6 +69,12 @@ class Recipe:
     warmup_steps: int = 1_250
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    micro_batch: int | None = None
+    sync_bn: bool = False
+    precision: str = "fp32"
+    tf32: bool = True
+    ema: float = 0.0
+    clip_norm: float = 0.0
     checkpoint_every: int = 1_000
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -68,10 +83,13 @@ class Recipe:
         """Refuse values that cannot be trained with; UserError names the key."""
         for key in ("steps", "erf_every", "lr_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        for key in ("lr_start", "lr_peak", "weight_decay", "warmup_steps"):
+        for key in ("lr_start", "lr_peak", "weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "not negative")
         _require(0 < self.tau <= 1, "tau", self.tau, "above 0 and at most 1")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        _require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
+        _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
+        _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         _require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         _require(len(self.mean) == 3, "mean", list(self.mean), "three numbers: red, green, blue")
         _require(len(self.std) == 3 and min(self.std) > 0, "std", list(self.std), "three positive numbers")

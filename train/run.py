@@ -4,7 +4,7 @@
     RUN/recipe.toml      the recipe in full, for the next run
     RUN/checkpoints/     step-NNNNNNNN.pt, the newest few
     RUN/metrics.jsonl    a row a step; RUN/digest.txt, a line a step, with --log-digest
-    RUN/backbone.pth     at the end of the schedule: the backbone in torchvision's names
+    RUN/backbone.pth     at the end of the schedule: the backbone under its library's names
 
 The checks here keep a run one run: same recipe, same classes, same dataset from its first step to its last, whatever
 the machine, the number of ranks or of workers.

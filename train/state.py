@@ -1,4 +1,5 @@
-"""What a run carries from step to step, and its form in a checkpoint: model, optimizer, ERF table, step.
+"""What a run carries from step to step, and its form in a checkpoint: model, optimizer, loss scale, average, ERF table,
+step.
 
 Everything is built from the recipe and the seed on the CPU, the same on every rank, then moved; nothing else of a run
 has a memory (data and randomness are functions of the step).
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 
 from formats.draws import text_key
+from formats.errors import UserError
 from train import backbones
+from train.average import Average
 from train.model import DenseClassifier
+from train.precision import loss_scaler
 from train.ranks import Ranks
 from train.recipe import Recipe
 
@@ -36,6 +40,8 @@ class State:
     backbone: backbones.Backbone
     model: DenseClassifier
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None = None
     step: int = 0
     table: ErfTable | None = None
     replaced: int = 0
@@ -47,6 +53,8 @@ class State:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average and self.average.state,
             "erf": table and {"step": table.step, "masses": table.masses, "weights": table.weights},
             "replaced": self.replaced,
             "left_out": list(self.left_out),
@@ -56,6 +64,13 @@ class State:
         """Take a checkpoint's place, bit for bit."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:
+            # The machine's, not the run's: it may have begun on another one.
+            group["fused"] = self.optimizer.defaults["fused"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.restore(content["average"])
         self.step = content["step"]
         self.replaced, self.left_out = content.get("replaced", 0), list(content.get("left_out", ()))
         device = self.model.mean.device
@@ -76,11 +91,20 @@ def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, D
 def build_state(recipe: Recipe, label_count: int, ranks: Ranks) -> State:
     """A run's state before its first step, on this rank's device.
 
-    Raises UserError for an unknown backbone or a template off its grid.
+    Raises UserError for an unknown backbone or a template off its grid, and for sync_bn between CPUs.
     """
     backbone, model = build_model(recipe, label_count)
+    if recipe.sync_bn and ranks.world > 1:
+        if ranks.device.type != "cuda":
+            raise UserError("sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.rates[0], momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        model.parameters(),
+        lr=recipe.rates[0],
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=ranks.device.type == "cuda" or None,
     )
-    return State(backbone, model, optimizer)
+    average = Average(model, recipe.ema) if recipe.ema else None
+    return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), average)

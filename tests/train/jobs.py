@@ -1,7 +1,7 @@
 """Small jobs on synthetic batches, for tests of the loop."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.train.sources import CLASSES, SyntheticSource
 from train import backbones
 from train.loop import Job, OpenSource
+from train.model import DenseClassifier
 from train.ranks import Ranks
 from train.recipe import load_recipe
 from train.run import Origin, RunFolder
@@ -75,6 +76,18 @@ def synthetic(job: Job, fail_at: int | None = None) -> OpenSource:
         )
 
     return open_source
+
+
+def crowded_forward(most: int) -> Callable[[DenseClassifier, Tensor], Tensor]:
+    """A dense classifier's forward on a device whose memory takes ``most`` jigsaws."""
+    forward = DenseClassifier.forward
+
+    def crowded(self: DenseClassifier, images: Tensor) -> Tensor:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, images)
+
+    return crowded
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -17,14 +17,14 @@ from train.pretrain import pretrain
 
 def kill_at(rank: int, step: int) -> None:
     """Have this process killed as it begins a step, if it is that rank."""
-    take = Loop._step
+    take = Loop.step
 
     def killed(self: Loop, batch: Batch, lanes: int, waited: float) -> None:
         if (self.job.ranks.rank, self.state.step) == (rank, step):
             os.kill(os.getpid(), signal.SIGKILL)
         take(self, batch, lanes, waited)
 
-    Loop._step = killed  # type: ignore[method-assign]
+    Loop.step = killed  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
     job = small_job(tmp_path)
     execute(job, synthetic(job), stop_after=1)
-    settings = tuple(f"{key}={value}" for key, value in job.recipe.to_dict().items())
+    settings = tuple(f"{key}={json.dumps(value)}" for key, value in job.recipe.to_dict().items() if value is not None)
     with pytest.raises(UserError, match="already holds a run: add --resume"):
         choose_recipe(job.folder, None, settings, resume=False)
     assert choose_recipe(job.folder, None, (), resume=True) == job.recipe

@@ -80,16 +80,16 @@ def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> Non
 
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
     from formats.errors import UserError
-    from train.export import to_torchvision
+    from train.targets import check_own
 
     state = torch.load(finished / "backbone.pth", weights_only=True)
-    with pytest.raises(UserError, match="not of torchvision's resnet18"):
-        to_torchvision("resnet18", state)
-    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x1_0"):
-        to_torchvision("shufflenet_v2_x1_0", state)
+    with pytest.raises(UserError, match="not of resnet18"):
+        check_own("resnet18", state)
+    with pytest.raises(UserError, match="not of shufflenet_v2_x1_0"):
+        check_own("shufflenet_v2_x1_0", state)
     del state["conv1.0.weight"]
-    with pytest.raises(UserError, match="not of torchvision's shufflenet_v2_x0_5"):
-        to_torchvision("shufflenet_v2_x0_5", state)
+    with pytest.raises(UserError, match="not of shufflenet_v2_x0_5"):
+        check_own("shufflenet_v2_x0_5", state)
 
 
 def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -117,6 +117,10 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
         (["--set", "backbone=vit_b_16"], "vit_b_16"),
         (["--set", "template_size=100", "--set", "template_split=30"], "multiples of 32"),
         (["--device", "cuda"], "shows no GPU"),
+        (["--set", "micro_batch=3"], "micro_batch = 3 does not divide the 4 jigsaws"),
+        (["--set", "precision=fp8"], "precision = fp8 must be one of fp32, bf16, fp16"),
+        (["--set", "init=nowhere.pth"], "nowhere.pth is missing"),
+        (["--set", "backbone=nowhere:build"], "nowhere.build() fails (ModuleNotFoundError"),
     ],
 )
 def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -124,6 +128,58 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str],
     assert result.exit_code == 2
     assert result.output.count("Error") == 1 and message in result.output and "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_torchruns_restart_continues_with_the_same_command(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("pretrain", "--data", data, "--run", tmp_path / "run", "--workers", 0, *BASE)
+    assert call(*command, "--stop-after", 2).exit_code == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = call(*command)
+    assert again.exit_code == 0 and "steps 2 to 4 of 4" in again.output
+    contents = [read_checkpoint(list_checkpoints(one / "checkpoints")[-1][1]) for one in (finished, tmp_path / "run")]
+    assert same(*contents)
+
+
+def test_an_export_with_statistics_measured_anew(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "anew.pth"
+    options = ("--run", finished, "--to", "torchvision", "--out", out, "--data", data, "--workers", 0)
+    result = call("export", *options, "--recalibrate-bn", 8)
+    assert result.exit_code == 0, result.output
+    before, after = torch.load(finished / "backbone.pth", weights_only=True), torch.load(out, weights_only=True)
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and {name.rsplit(".", 1)[1] for name in changed} <= {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
+def test_an_estimate_says_what_a_recipe_costs(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "estimate.json"
+    options = ("--data", data, "--workers", 0, "--steps", 2, "--json", file, *BASE, "--set", "steps=64000")
+    result = call("estimate", *options)
+    assert result.exit_code == 0, result.output
+    assert "the full recipe: 64,000 steps of 4 on 1 CPU process: " in result.output and "limited by " in result.output
+    found = json.loads(file.read_text())
+    costs = found["costs"]
+    assert found["images_per_second"] == pytest.approx(4 / costs["step"])
+    assert found["device_days"] == pytest.approx(found["hours"] / 24)
+    assert [path.name for path in tmp_path.iterdir()] == ["estimate.json"]
+
+
+def test_a_forecast_is_the_sum_of_what_a_run_does() -> None:
+    from train.estimate import Costs, forecast
+    from train.recipe import Recipe
+
+    recipe = Recipe(steps=10_001, erf_every=5_000, checkpoint_every=1_000, batch=512)
+    found = forecast(recipe, Costs(start=60, step=0.5, wait=0.1, copy=0.01, refresh=20, save=3), world=8)
+    seconds = 60 + 10_001 * 0.5 + 3 * 20 + 11 * 3
+    assert found.hours == pytest.approx(seconds / 3600) and found.device_days == pytest.approx(seconds * 8 / 86400)
+    assert (found.images_per_second, found.limit) == (1024, "data")
+    assert forecast(recipe, Costs(0, 0.5, 0.01, 0.1, 0, 0), 1).limit == "copies"
+    assert forecast(recipe, Costs(0, 0.5, 0.01, 0.01, 0, 0), 1).limit == "compute"
 
 
 def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_path: Path) -> None:

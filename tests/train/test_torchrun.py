@@ -78,9 +78,23 @@ def test_an_error_on_one_rank_ends_both_after_a_checkpoint(played: Path) -> None
     assert newest(played / "failing")["step"] == 3
 
 
+def test_bf16_with_accumulation_on_two_ranks_follows_the_plain_curve(played: Path, alone: Path) -> None:
+    for left, right in zip(rows(alone), rows(played / "accumulated"), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=0.01)
+        assert left["lr"] == right["lr"]
+    single, double = newest(alone), newest(played / "accumulated")
+    for name, value in single["model"].items():
+        assert double["model"][name].dtype == torch.float32
+        torch.testing.assert_close(value, double["model"][name], rtol=0.05, atol=0.01)
+
+
 def test_refusals_reach_every_rank(played: Path) -> None:
-    for rank in (0, 1):
-        assert (played / f"error-{rank}.txt").read_text() == "refused by rank 0\nrefused by rank 1\n"
+    texts = [(played / f"error-{rank}.txt").read_text().splitlines() for rank in (0, 1)]
+    assert texts[0] == texts[1]
+    first, second, memory = texts[0]
+    assert (first, second) == ("refused by rank 0", "refused by rank 1")
+    assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 2 fit" in memory
+    assert not (played / "crowded" / "run.json").exists()
 
 
 def test_the_command_logs_the_digests_of_one_process(played: Path) -> None:

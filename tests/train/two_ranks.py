@@ -4,16 +4,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from formats.errors import UserError
-from tests.train.jobs import plain_for_vgg11, small_job, synthetic
+from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
 from tests.train.sources import SyntheticSource
+from train import rehearsal
 from train.batch import Batch
 from train.loop import Job
+from train.machine import Machine
+from train.model import DenseClassifier
 from train.pretrain import execute, pretrain
 from train.ranks import Ranks, start
 
@@ -79,8 +83,21 @@ def scenes(folder: Path) -> None:
     assert state.table is not None
     tables = ranks.gathered(state.table.weights)
     assert torch.equal(*tables)
+    accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", ranks=ranks)
+    execute(accumulated, synthetic(accumulated))
     expect_user_error(ranks, folder, lambda: ranks.on_first(lambda: _refuse("rank 0")))
     expect_user_error(ranks, folder, lambda: ranks.together(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
+    # Memory runs out on one of them: all learn of it before they wait for each other.
+    crowded = replace(small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine=Machine(compile="on"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "BACKEND", "eager")
+        if ranks.rank == 1:
+            patch.setattr(DenseClassifier, "forward", crowded_forward(2))
+        expect_user_error(ranks, folder, lambda: _execute(crowded))
+
+
+def _execute(job: Job) -> None:
+    execute(job, synthetic(job))
 
 
 def _refuse(who: str) -> None:

@@ -1,0 +1,149 @@
+"""The lines to paste into the library that takes the weights, and the README they stand in.
+
+Text only. What the pre-training fixed is written out (pixel mean and deviation, channel order, where the stride lies),
+and so is what section 4.1 of the paper did in the detector: batch norm frozen, the library's usual first stages frozen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train.resnets import resnet_of
+
+FENCE = "```"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the lines depend on: the file's name, the backbone, and the recipe's mean and std of pixels in 0..1."""
+
+    file: str
+    backbone: str
+    channels: int
+    stride: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    head: tuple[str, ...]
+
+
+def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
+    """The README beside an export."""
+    return (
+        f"# {facts.file}: {facts.backbone} for {to}\n\n{origin}\n\n"
+        f"Feature map: {facts.channels} channels at stride {facts.stride}. Channel order **RGB**. Pixels in 0..1 were\n"
+        f"normalised with mean {_numbers(facts.mean)} and standard deviation {_numbers(facts.std)}\n"
+        f"(in 0..255: {_numbers(facts.mean, 255)} and {_numbers(facts.std, 255)}).\n"
+        "Another order or another normalisation loses most of the pre-training without any error.\n\n"
+        f"{lines}"
+    )
+
+
+def torchvision(facts: Facts) -> str:
+    """Lines of Python for torchvision's classification models and detectors."""
+    name = facts.backbone.removeprefix("timm:")
+    text = _python(
+        "import torch, torchvision",
+        "",
+        f'weights = torch.load("{facts.file}", weights_only=True)',
+        f"model = torchvision.models.{name}()",
+        "found = model.load_state_dict(weights, strict=False)",
+        f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
+    )
+    if name.startswith(("resnet", "resnext", "wide_resnet")):
+        text += "\nA detector (first stages and all batch norm frozen, as in the paper):\n\n" + _python(
+            "from torchvision.models.detection import FasterRCNN",
+            "from torchvision.models.detection.backbone_utils import resnet_fpn_backbone",
+            "from torchvision.ops import FrozenBatchNorm2d",
+            "",
+            f'backbone = resnet_fpn_backbone(backbone_name="{name}", weights=None, norm_layer=FrozenBatchNorm2d,',
+            "                               trainable_layers=3)",
+            "backbone.body.load_state_dict(weights)  # strict: every entry finds its place",
+            f"detector = FasterRCNN(backbone, num_classes=91, image_mean={_numbers(facts.mean)},",
+            f"                      image_std={_numbers(facts.std)})",
+        )
+    return text
+
+
+def timm(facts: Facts) -> str:
+    """Lines of Python for timm."""
+    name = facts.backbone.removeprefix("timm:")
+    return _python(
+        "import timm, torch",
+        "",
+        f'weights = torch.load("{facts.file}", weights_only=True)',
+        f'model = timm.create_model("{name}", pretrained=False)',
+        "found = model.load_state_dict(weights, strict=False)",
+        f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
+        f"mean, std = {_numbers(facts.mean)}, {_numbers(facts.std)}  # not those of model.pretrained_cfg",
+        "features = model.forward_features  # RGB images in 0..1, after (x - mean) / std",
+    )
+
+
+def mmdet(facts: Facts) -> str:
+    """Lines of an mmdetection 3 configuration."""
+    resnet = resnet_of(facts.backbone, "mmdetection")
+    kind = "type='ResNet'"
+    if resnet.groups > 1:
+        kind = f"type='ResNeXt', groups={resnet.groups}, base_width={resnet.width}"
+    text = _python(
+        "model = dict(",
+        "    data_preprocessor=dict(",
+        f"        type='DetDataPreprocessor', mean={_numbers(facts.mean, 255)}, std={_numbers(facts.std, 255)},",
+        "        bgr_to_rgb=True, pad_size_divisor=32),",
+        "    backbone=dict(",
+        f"        {kind}, depth={resnet.depth}, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',",
+        "        frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True,",
+        f"        init_cfg=dict(type='Pretrained', checkpoint='{facts.file}')))",
+    )
+    return text + (
+        "\nmmdetection reads images as BGR, so `bgr_to_rgb` must be True; style `pytorch` has the stride in the 3 x 3\n"
+        "convolution, as here. Its log lists keys that found no place: expect none.\n"
+    )
+
+
+def detectron2(facts: Facts) -> str:
+    """Lines of a detectron2 YAML configuration."""
+    resnet = resnet_of(facts.backbone, "detectron2")
+    lines = [
+        "MODEL:",
+        f'  WEIGHTS: "{facts.file}"',
+        f"  PIXEL_MEAN: {_numbers(facts.mean, 255)}",
+        f"  PIXEL_STD: {_numbers(facts.std, 255)}",
+        "  BACKBONE:",
+        "    FREEZE_AT: 2",
+        "  RESNETS:",
+        f"    DEPTH: {resnet.depth}",
+        "    STRIDE_IN_1X1: False",
+        '    NORM: "FrozenBN"',
+    ]
+    if resnet.convolutions == 2:
+        lines.append("    RES2_OUT_CHANNELS: 64")
+    if (resnet.groups, resnet.width) != (1, 64):
+        lines += [f"    NUM_GROUPS: {resnet.groups}", f"    WIDTH_PER_GROUP: {resnet.width}"]
+    lines += ["INPUT:", '  FORMAT: "RGB"']
+    return (
+        f"{FENCE}yaml\n" + "\n".join(lines) + f"\n{FENCE}\n\n"
+        "STRIDE_IN_1X1 must be False (the stride lies in the 3 x 3 convolution) and FORMAT RGB: both differ from\n"
+        "detectron2's defaults. FREEZE_AT 2 freezes the stem and res2.\n"
+    )
+
+
+def safetensors(facts: Facts) -> str:
+    """Lines of Python for any program."""
+    return _python(
+        "from safetensors.torch import load_file",
+        "",
+        f'weights = load_file("{facts.file}")  # under the names of {facts.backbone}',
+    )
+
+
+def _python(*lines: str) -> str:
+    return f"{FENCE}python\n" + "\n".join(lines) + f"\n{FENCE}\n"
+
+
+def _numbers(values: Sequence[float], scale: float = 1) -> list[float]:
+    return [round(scale * value, 6) for value in values]
+
+
+def _keys(names: Sequence[str]) -> str:
+    """A set of keys; a long one by what its members begin with would say too little, so all are named."""
+    return "set()" if not names else "{" + ", ".join(f'"{name}"' for name in names) + "}"
