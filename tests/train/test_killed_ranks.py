@@ -28,7 +28,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     make_dataset(folder / "data", {"S": [30, 12], "T": [10], "W": [12]})
     settings = [*SMALL, f"steps={STEPS}", "batch=8", "checkpoint_every=3", "log_every=2"]
     options = [part for setting in settings for part in ("--set", setting)]
-    return ["--data", str(folder / "data"), "--log-digest", "--device", "cpu", *options]
+    return ["--data", str(folder / "data"), "--log-digest", "--no-page", "--device", "cpu", *options]
 
 
 @pytest.fixture(scope="module")

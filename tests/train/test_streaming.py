@@ -22,6 +22,7 @@ SHARDS = {"S": [20, 14], "T": [10], "W": [12]}
 
 
 def call(*arguments: object) -> Result:
+    arguments += ("--no-page",) if arguments[0] == "pretrain" else ()
     result = CliRunner().invoke(main, [str(one) for one in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
