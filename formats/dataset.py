@@ -119,16 +119,19 @@ def memory_file(raw: bytes) -> Any:
 class CropIndex:
     """The rows of crops.parquet for single shards, one row group at a time.
 
-    Holds the file open (local) or fetched once whole (remote); build it in the process that reads.
+    Holds the file open (local) or fetched once whole (remote); build it in the process that reads. raw: the file's
+    bytes, where the caller has them (mapped, they cost no memory).
     """
 
     COLUMNS = ("key", "label", "left", "top", "right", "bottom", "offset", "size")
 
-    def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None, raw: Any = None) -> None:
         storage = Storage(dataset.url, options)
         self._name = storage.describe(names.CROPS)
-        source = storage.local_path(names.CROPS) if storage.is_local else None
-        self._file = pq.ParquetFile(str(source) if source else memory_file(storage.read(names.CROPS)))
+        if storage.is_local and raw is None:
+            self._file = pq.ParquetFile(str(storage.local_path(names.CROPS)))
+        else:
+            self._file = pq.ParquetFile(memory_file(storage.read(names.CROPS) if raw is None else raw))
         if self._file.num_row_groups != len(dataset.shards):
             raise UserError(
                 f"{self._name} has {self._file.num_row_groups} row groups for {len(dataset.shards)} shards: it is of "

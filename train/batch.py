@@ -3,7 +3,7 @@
 The loop knows these names alone, so it can be driven by any source of batches (a test's list of arrays among them).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,9 @@ class Batch:
     images: uint8 [n, size, size, 3], rows of RGB pixels (NHWC): valid until the next batch but one is drawn.
     labels: int64 [n, 4], the class of each region (template.REGIONS), the background being class C.
     groups: uint8 [n, 4], the aspect group each region's crop came from (an index into formats.groups.GROUPS).
-    replaced: how many of these crops stand in for one that could not be read.
+    replaced: how many of these crops stand in for one that could not be decoded.
     digests: per jigsaw the (identity, pixels) sha256 digests of 32 bytes each, where asked for.
+    left_out: name and reason of every shard that the rank's workers go on without.
     """
 
     step: int
@@ -27,6 +28,7 @@ class Batch:
     groups: torch.Tensor
     replaced: int = 0
     digests: tuple[tuple[bytes, bytes], ...] | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 class BatchSource(Protocol):
@@ -36,6 +38,10 @@ class BatchSource(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank, from the first step asked for."""
+        ...
+
+    def leave_out(self, shards: Sequence[str]) -> None:
+        """Do without these shards (their names); before the first batch is drawn."""
         ...
 
     def close(self) -> None:

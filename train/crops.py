@@ -2,14 +2,14 @@
 
 A shard costs about 3 ms to open (its row group of crops.parquet) and a microsecond a crop from then on; pages of a
 mapped shard are shared by all lanes, workers and ranks of the host. Everything is built in the process that reads.
-Where shards are files of another machine, ShardFiles is what fetches them: a shard is always opened as a local file.
+Where shards are files of another machine, remote.py fetches them: a shard is always opened as a local file. One that
+is left out (a bad one, where the run goes on without it) keeps its rows and has no bytes: its crops are unreadable.
 """
 
 import mmap
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,10 @@ import simplejpeg
 
 from formats import names
 from formats.dataset import CropIndex, Dataset, ShardRow
-from formats.errors import UserError
 from formats.storage import Storage
+from train.access import Access
+from train.fetch import BadShard
+from train.remote import RemoteShards
 
 CROP = np.dtype(
     [
@@ -43,36 +45,61 @@ Crops = npt.NDArray[np.void]
 class ShardFiles(Protocol):
     """Where shards are found as local files."""
 
-    def path(self, shard: ShardRow) -> Path:
-        """The local file of one shard, complete."""
+    def index(self) -> Any:
+        """The bytes of crops.parquet; None where it is a local file."""
+        ...
+
+    def ask(self, shard: ShardRow, urgency: int) -> None:
+        """Say that a shard will be opened (urgency: train.remote.FIRST or NEXT)."""
+        ...
+
+    def open(self, shard: ShardRow) -> BinaryIO:
+        """The local file of one shard, complete, for the caller to close; raises BadShard for one that is damaged."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was asked for and not opened."""
         ...
 
 
 class LocalShards:
     """The shards of a dataset in a folder of this machine."""
 
-    def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None) -> None:
-        self._storage = Storage(dataset.url, options)
-        if not self._storage.is_local:
-            raise UserError(f"{dataset.url} is not a folder of this machine: copy the dataset to one first")
+    def __init__(self, dataset: Dataset) -> None:
+        self._storage = Storage(dataset.url)
 
-    def path(self, shard: ShardRow) -> Path:
-        """The file of one shard; raises UserError where it is missing or not of the size in shards.parquet."""
+    def index(self) -> None:
+        """Nothing: it is a local file too."""
+
+    def ask(self, shard: ShardRow, urgency: int) -> None:
+        """Nothing: it is here."""
+
+    def open(self, shard: ShardRow) -> BinaryIO:
+        """The file of one shard; raises BadShard where it is missing or not of the size in shards.parquet."""
         name = f"{names.SHARDS}/{shard.name}"
         path = self._storage.local_path(name)
         found = path.stat().st_size if path.is_file() else None
         if found != shard.bytes:
             wrong = "is missing" if found is None else f"has {found:,} bytes where the manifest says {shard.bytes:,}"
-            raise UserError(
-                f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, or prep the dataset again"
+            raise BadShard(
+                f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
+                "or train without it by --on-bad-shard skip"
             )
-        return path
+        return path.open("rb")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def shard_files(dataset: Dataset, access: Access) -> ShardFiles:
+    """The shards of a dataset, wherever it lies."""
+    return LocalShards(dataset) if Storage(dataset.url).is_local else RemoteShards(dataset, access)
 
 
 class _OpenShard:
-    """One shard's rows (CROP [crops]), keys, and bytes."""
+    """One shard's rows (CROP [crops]), keys, and bytes; None of these without a file."""
 
-    def __init__(self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
+    def __init__(self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], file: BinaryIO | None) -> None:
         self.crops = np.zeros(shard.crops, dtype=CROP)
         self.crops["shard"], self.crops["row"] = shard.index, np.arange(shard.crops)
         self.crops["group"] = "STW".index(shard.group)
@@ -81,33 +108,70 @@ class _OpenShard:
         self.crops["width"] = rows["right"] - rows["left"]
         self.crops["height"] = rows["bottom"] - rows["top"]
         self.keys = rows.get("key")
-        with path.open("rb") as file:
-            self.bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self.bytes: memoryview | None = None
+        if file is not None:
+            with file:
+                # The mapping keeps its own descriptor, and with it the file's place in the cache.
+                self.bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class CropReader:
     """Reads crops of a dataset; keeps the ``capacity`` shards used last open.
 
-    with_keys: keep the crops' keys as well (about 100 bytes a crop).
+    with_keys: keep the crops' keys as well (about 100 bytes a crop). skip_bad: leave out shards that are damaged,
+    instead of raising BadShard. ``left_out`` has the reason for each shard (by index) that is left out.
     """
 
-    def __init__(self, dataset: Dataset, files: ShardFiles, *, capacity: int, with_keys: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        files: ShardFiles,
+        *,
+        capacity: int,
+        with_keys: bool = False,
+        skip_bad: bool = False,
+        left_out: Iterable[str] = (),
+    ) -> None:
         self._dataset, self._files, self._capacity = dataset, files, max(1, capacity)
-        self._index = CropIndex(dataset)
+        self._index = CropIndex(dataset, raw=files.index())
         self._columns = tuple(name for name in CropIndex.COLUMNS if with_keys or name != "key")
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._skip_bad = skip_bad
+        before = set(left_out)
+        self.left_out = {shard.index: "left out before" for shard in dataset.shards if shard.name in before}
+
+    def ask(self, shard: int, urgency: int) -> None:
+        """Say that a shard will be read (urgency: train.remote.FIRST or NEXT)."""
+        if shard not in self._open and shard not in self.left_out:
+            self._files.ask(self._dataset.shards[shard], urgency)
+
+    def _file(self, shard: ShardRow) -> BinaryIO | None:
+        if shard.index in self.left_out:
+            return None
+        try:
+            return self._files.open(shard)
+        except BadShard as error:
+            if not self._skip_bad:
+                raise
+            self.left_out[shard.index] = error.message
+            return None
 
     def _shard(self, index: int) -> _OpenShard:
         found = self._open.get(index)
         if found is None:
             shard = self._dataset.shards[index]
-            found = _OpenShard(shard, self._index.rows(shard, self._columns), self._files.path(shard))
+            found = _OpenShard(shard, self._index.rows(shard, self._columns), self._file(shard))
             if len(self._open) >= self._capacity:
                 self._open.popitem(last=False)
             self._open[index] = found
         else:
             self._open.move_to_end(index)
         return found
+
+    def close(self) -> None:
+        """Let go of all shards."""
+        self._open.clear()
+        self._files.close()
 
     def crops(self, shard: int) -> Crops:
         """All crops of a shard in member order: CROP [crops]."""
@@ -124,8 +188,11 @@ class CropReader:
 
     def decode(self, shard: int, offset: int, size: int, width: int, height: int) -> npt.NDArray[np.uint8] | None:
         """A crop's RGB pixels, uint8 [height, width, 3]; None where its bytes are no whole JPEG of that size."""
+        raw = self._shard(shard).bytes
+        if raw is None:
+            return None
         try:
-            pixels = simplejpeg.decode_jpeg(self._shard(shard).bytes[offset : offset + size], colorspace="RGB")
+            pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")
         except ValueError:
             return None
         return pixels if pixels.shape == (height, width, 3) else None

@@ -7,12 +7,13 @@ global lane order, so any number of ranks and workers prints the same lines. Abo
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
-from formats.dataset import open_dataset
+from train.access import access_from, access_options
 from train.loader import JigsawLoader
-from train.streams import FITS, StreamOptions
+from train.streams import BALANCES, FITS, StreamOptions
 from train.template import Template
 
 Pair = tuple[bytes, bytes]
@@ -72,6 +73,8 @@ def digest_lines(loaders: Sequence[JigsawLoader], options: StreamOptions) -> Ite
 @click.option("--resize-high", default=1.5, show_default=True, help="Greatest resize ratio.")
 @click.option("--flip", default=0.5, show_default=True, help="Probability of a horizontal flip.")
 @click.option("--max-repeat", default=20, show_default=True, help="How often a thin group's crops may repeat.")
+@click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True, help="Favour rare classes.")
+@access_options
 @click.option("--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="How workers are started.")
 def digest(
     data: str,
@@ -89,7 +92,9 @@ def digest(
     resize_high: float,
     flip: float,
     max_repeat: int,
+    balance: str,
     start_method: str | None,
+    **access_settings: Any,
 ) -> None:
     """Print `step identity-sha256 pixels-sha256` for each step of a run: two machines see the same data if these agree.
 
@@ -104,8 +109,10 @@ def digest(
         resize_high=resize_high,
         flip=flip,
         max_repeat=max_repeat,
+        balance=balance,
     )
-    dataset, template = open_dataset(data), Template(size, split)
+    access = access_from(**access_settings)
+    dataset, template = access.open_dataset(data), Template(size, split)
     loaders = [
         JigsawLoader(
             dataset,
@@ -118,6 +125,7 @@ def digest(
             stop_step=from_step + steps,
             with_digests=True,
             start_method=start_method,
+            access=access,
         )
         for rank in range(world)
     ]

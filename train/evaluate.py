@@ -18,14 +18,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from formats.dataset import Dataset, open_dataset
+from formats.dataset import Dataset
 from formats.groups import GROUPS
 from formats.storage import Storage
 from train import losses
+from train.access import access_from, access_options
 from train.batch import BatchSource
 from train.checkpoint import trained_state
 from train.ranks import DEVICES, start
-from train.run import RunFolder, check_classes, open_trained
+from train.run import check_classes, open_run, open_trained
 from train.state import build_model
 from train.template import REGIONS
 
@@ -100,7 +101,7 @@ def one_pass(dataset: Dataset) -> int:
 
 
 @click.command()
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
@@ -108,16 +109,25 @@ def one_pass(dataset: Dataset) -> int:
 @click.option("--jigsaws", type=click.IntRange(min=1), help=f"How many; default one pass, at most {MOST_JIGSAWS}.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Jigsaws at a time.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes.")
+@access_options
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to run.")
 def evaluate(
-    run: Path, data: str, json_file: Path | None, jigsaws: int | None, batch: int, workers: int, device: str
+    run: str,
+    data: str,
+    json_file: Path | None,
+    jigsaws: int | None,
+    batch: int,
+    workers: int,
+    device: str,
+    **access_settings: Any,
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
     from train.loader import JigsawLoader
 
-    folder = RunFolder(run)
+    access = access_from(**access_settings)
+    folder = open_run(run)
     description, recipe, content = open_trained(folder)
-    dataset = open_dataset(data)
+    dataset = access.open_dataset(data)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     backbone, model = build_model(recipe, dataset.label_count)
     model.load_state_dict(trained_state(content))
@@ -126,8 +136,9 @@ def evaluate(
     region_map = torch.from_numpy(recipe.template.region_map(backbone.stride)).to(chosen)
     wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
     batch = min(batch, wanted)
-    stream = replace(recipe.stream, batch=batch, lanes=None, augment=False)
-    source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=-(-wanted // batch))
+    stream = replace(recipe.stream, batch=batch, lanes=None, augment=False, balance="none")
+    end = -(-wanted // batch)
+    source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=end, access=access)
     for note in source.notes:
         click.echo(note, err=True)
     try:

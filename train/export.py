@@ -14,12 +14,12 @@ from formats.errors import UserError
 from formats.storage import Storage
 from train import paste
 from train.checkpoint import backbone_state, trained_state
-from train.run import RunFolder, open_trained
+from train.run import open_run, open_trained
 from train.targets import TARGETS, check_own
 
 
 @click.command()
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @click.option("--backbone", help="Refuse the run unless its backbone has this name.")
@@ -27,10 +27,10 @@ from train.targets import TARGETS, check_own
 @click.option("--data", metavar="OUT", help="The run's dataset, for --recalibrate-bn.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For --recalibrate-bn.")
 def export(
-    run: Path, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
+    run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
 ) -> None:
     """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
-    folder, target = RunFolder(run), TARGETS[to]
+    folder, target = open_run(run), TARGETS[to]
     description, recipe, content = open_trained(folder)
     if backbone is not None and backbone != recipe.backbone:
         raise UserError(f"{run} is of {recipe.backbone}, not of {backbone}: name another --run or --backbone")

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from formats.dataset import Dataset
 from formats.errors import UserError
 from formats.groups import GROUPS
+from train.access import Access
 from train.augment import Draws, draw
-from train.crops import SOURCE, CropReader, Crops, LocalShards
+from train.crops import SOURCE, CropReader, Crops, shard_files
 from train.picks import Picks, order_squares, slots_of
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
@@ -30,18 +31,23 @@ Pixels = npt.NDArray[np.uint8]
 class Chunk:
     """What a worker adds to the pixels of its jigsaws, in its lanes' order and each lane's order of positions.
 
-    labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for unreadable ones.
-    digests: (identity, pixels) of each jigsaw, 32 bytes each, where asked for.
+    labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for undecodable ones.
+    digests: (identity, pixels) of each jigsaw, 32 bytes each, where asked for. left_out: name and reason of every shard
+    that the worker goes on without; crops that stand in for theirs are not counted as replaced.
     """
 
     labels: npt.NDArray[np.int64]
     groups: npt.NDArray[np.uint8]
     replaced: int
     digests: tuple[tuple[bytes, bytes], ...] | None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 class Assembler:
-    """Assembles the jigsaws of some lanes of a dataset; build it in the process that uses it."""
+    """Assembles the jigsaws of some lanes of a dataset; build it in the process that uses it.
+
+    left_out: names of shards to do without from the start. Raises UserError where crops.parquet cannot be read.
+    """
 
     def __init__(
         self,
@@ -51,16 +57,22 @@ class Assembler:
         lanes: Sequence[int],
         *,
         with_digests: bool = False,
+        access: Access | None = None,
+        left_out: Iterable[str] = (),
     ) -> None:
         # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
         cv2.setNumThreads(1)
         self._template, self._options, self._lanes = template, options, list(lanes)
+        self._dataset, self._begun = dataset, False
+        access = access or Access()
         slots = slots_of(dataset, options)
         self._reader = CropReader(
             dataset,
-            LocalShards(dataset),
+            shard_files(dataset, access),
             capacity=len(slots.feeds) * len(self._lanes) + len(GROUPS),
             with_keys=with_digests,
+            skip_bad=access.on_bad_shard == "skip",
+            left_out=left_out,
         )
         self._picks = Picks(dataset, slots, options, self._lanes, self._reader)
         self._with_digests = with_digests
@@ -71,6 +83,9 @@ class Assembler:
         Raises UserError where a group has no crop left that can be read.
         """
         count = self._options.chunk
+        if not self._begun:
+            self._picks.begin(step * count)
+            self._begun = True
         lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
         positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
         draws = draw(self._options, lanes, positions)
@@ -92,7 +107,12 @@ class Assembler:
             groups=crops["group"].astype(np.uint8),
             replaced=replaced,
             digests=self._digests(crops, draws, windows, out) if self._with_digests else None,
+            left_out=tuple((self._dataset.shards[nth].name, why) for nth, why in self._reader.left_out.items()),
         )
+
+    def close(self) -> None:
+        """Let go of the shards; what fetches them ahead ends."""
+        self._reader.close()
 
     def _arrange(self, drawn: Crops, draws: Draws) -> tuple[Crops, Windows]:
         """Crops by region, CROP [n, 4], and where they land."""
@@ -117,15 +137,15 @@ class Assembler:
         return broken
 
     def _mend(self, lane: int, position: int, drawn: Crops) -> int:
-        """Replace the unreadable ones of a jigsaw's four crops, CROP [4] by slot, in place; how many there were."""
+        """Replace the unreadable of a jigsaw's crops, CROP [4] by slot, in place; how many could not be decoded."""
         replaced = 0
         for slot in range(len(REGIONS)):
             if self._readable(drawn[slot]):
                 continue
             for other in self._picks.replacements(lane, position, slot, drawn[slot]):
                 if self._readable(other):
+                    replaced += int(drawn[slot]["shard"]) not in self._reader.left_out
                     drawn[slot] = other
-                    replaced += 1
                     break
             else:
                 raise UserError(

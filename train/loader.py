@@ -24,9 +24,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from formats.dataset import Dataset
 from formats.errors import UserError
+from train.access import Access, check_cache
 from train.batch import Batch
 from train.jigsaw import Assembler, Chunk
 from train.picks import slots_of
+from train.shm import check_shared_memory
 from train.streams import StreamOptions
 from train.template import Template
 
@@ -68,10 +70,10 @@ class _Chunks(IterableDataset[_Sent]):
         options: StreamOptions,
         lanes: Sequence[int],
         steps: range,
-        with_digests: bool,
+        more: dict[str, Any],
     ) -> None:
         self._dataset, self._template, self._options = dataset, template, options
-        self._lanes, self._steps, self._with_digests = list(lanes), steps, with_digests
+        self._lanes, self._steps, self._more = list(lanes), steps, more
 
     def __iter__(self) -> Iterator[_Sent]:
         worker = get_worker_info()
@@ -80,7 +82,7 @@ class _Chunks(IterableDataset[_Sent]):
         size = self._template.size
         shape = (len(lanes) * self._options.chunk, size, size, 3)
         try:
-            assembler = Assembler(self._dataset, self._template, self._options, lanes, with_digests=self._with_digests)
+            assembler = Assembler(self._dataset, self._template, self._options, lanes, **self._more)
             for step in self._steps:
                 images = _shared_zeros(shape)
                 chunk = assembler.step(step, images.numpy())
@@ -114,9 +116,10 @@ class JigsawLoader:
 
     workers: processes, at most one a lane; 0 assembles in this process. with_digests: compute digests as well.
     pin_memory: keep batches in page-locked memory, for copies to a GPU that do not wait. start_method: "fork", "spawn"
-    or "forkserver"; None for Python's own default. ``notes`` says in plain words what is special about the dataset.
-    Raises UserError for lanes that the ranks cannot share equally, and while iterating for damaged or missing shards
-    and for a worker that ended.
+    or "forkserver"; None for Python's own default. access: how shards are read. ``notes`` says in plain words what is
+    special about the dataset, ``shares`` is the share of each group in all crops drawn. Raises UserError for lanes that
+    the ranks cannot share equally, for a cache or a /dev/shm too small, and while iterating for damaged or missing
+    shards and for a worker that ended.
     """
 
     def __init__(
@@ -133,17 +136,30 @@ class JigsawLoader:
         with_digests: bool = False,
         pin_memory: bool = False,
         start_method: str | None = None,
+        access: Access | None = None,
     ) -> None:
         self._dataset, self._template, self._options = dataset, template, options
         self._lanes = lanes_of_rank(options, rank, world)
         self.lanes_per_rank = len(self._lanes)
-        self.notes = tuple(slots_of(dataset, options).notes())
+        slots = slots_of(dataset, options)
+        self.notes, self.shares = tuple(slots.notes()), slots.shares()
         if workers < 0:
             raise UserError(f"workers {workers} must be 0 or more")
         self._workers = min(workers, self.lanes_per_rank)
         self._steps = range(start_step, stop_step if stop_step is not None else 2**62)
         self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
+        self._access, self._left_out = access or Access(), tuple[str, ...]()
+        check_cache(dataset, self._access, self.lanes_per_rank)
+        if self._workers:
+            check_shared_memory(self.lanes_per_rank * options.chunk * template.size**2 * 3)
         self._received: Iterator[_Sent] | None = None
+
+    def leave_out(self, shards: Sequence[str]) -> None:
+        """Do without these shards (their names), as a run did that is continued; before iterating."""
+        self._left_out = tuple(shards)
+
+    def _more(self) -> dict[str, Any]:
+        return {"with_digests": self._with_digests, "access": self._access, "left_out": self._left_out}
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
@@ -157,16 +173,17 @@ class JigsawLoader:
         return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
 
     def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
-        assembler = Assembler(
-            self._dataset, self._template, self._options, self._lanes, with_digests=self._with_digests
-        )
-        for step in self._steps:
-            images = ring[step % len(ring)]
-            chunk = assembler.step(step, images.zero_().numpy())
-            yield self._batch(step, images, [chunk])
+        assembler = Assembler(self._dataset, self._template, self._options, self._lanes, **self._more())
+        try:
+            for step in self._steps:
+                images = ring[step % len(ring)]
+                chunk = assembler.step(step, images.zero_().numpy())
+                yield self._batch(step, images, [chunk])
+        finally:
+            assembler.close()
 
     def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
-        chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, self._with_digests)
+        chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, self._more())
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
@@ -231,6 +248,7 @@ class JigsawLoader:
             groups=torch.from_numpy(groups.reshape(-1, 4)),
             replaced=sum(part.replaced for part in parts),
             digests=None if digests is None else tuple(digests),
+            left_out=tuple(sorted({name: why for part in parts for name, why in part.left_out}.items())),
         )
 
     def close(self) -> None:

@@ -9,7 +9,8 @@ sums on the device and, with several ranks, one agreement in host memory to a st
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from train.checkpoint import save_checkpoint
 from train.look import Witness, region_fields, save_look
 from train.machine import Machine
 from train.metrics import Row, Window, digest_file, metrics_file
+from train.mishaps import Mishaps
 from train.progress import ProgressLine
 from train.ranks import Ranks
 from train.recipe import Recipe
@@ -37,12 +39,19 @@ Digests = tuple[tuple[bytes, bytes], ...]
 DigestLine = Callable[[int, list[Digests]], str]
 """The digest line of a step, from every rank's digests of its batch."""
 
+Validate = Callable[[State], dict[str, Any]]
+"""Judges the model on held-out jigsaws, on all ranks at once; the same figures on each."""
+
 _GO, _FAILED, _STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is run, on what, where to, by whom; ``page``: whether to keep looks and RUN/report.html along the way."""
+    """What is run, on what, where to, by whom.
+
+    page: whether to keep looks and RUN/report.html along the way. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: what to ask every val_every steps.
+    """
 
     recipe: Recipe
     origin: Origin
@@ -50,6 +59,9 @@ class Job:
     ranks: Ranks
     page: bool = False
     machine: Machine = Machine()
+    keep: int | None = None
+    validate: Validate | None = None
+    val_every: int = 0
 
 
 class Loop:
@@ -63,6 +75,8 @@ class Loop:
         self._stepper = Stepper(job.recipe, state, job.ranks, self._region_map, job.machine)
         self._window = Window(job.ranks)
         self._digests: list[str] = []
+        self._mishaps = Mishaps(state, job.ranks)
+        self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
         watched = job.page and job.ranks.first
@@ -80,6 +94,8 @@ class Loop:
                 file.cut_back(state.step)
         with StopRequest() as stop, ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress:
             source = job.ranks.together(lambda: open_source(state.step, until))
+            if state.left_out:
+                source.leave_out(state.left_out)
             try:
                 batches = iter(source)
                 self._window.restart()
@@ -98,8 +114,9 @@ class Loop:
                     assert batch is not None
                     self.step(batch, source.lanes_per_rank, waited)
                     self.describe()
+                    self._validate()
                     save = state.step == until or state.step % job.recipe.checkpoint_every == 0
-                    if save or state.step % job.recipe.log_every == 0:
+                    if save or self._validation or state.step % job.recipe.log_every == 0:
                         progress.show(self.flush())
                     if save:
                         self.save()
@@ -120,6 +137,7 @@ class Loop:
         if self._witness is not None:
             self._witness.note(batch, labels, guesses)
         self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
+        self._mishaps.note(batch)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
@@ -142,9 +160,20 @@ class Loop:
             fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
             save_look(self.job.folder.path, self.state.step, fields)
 
+    def _validate(self) -> None:
+        """Judge the model where it is due; the figures go into the row of the step just done."""
+        job, done = self.job, self.state.step
+        if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
+            return
+        self._validation = job.validate(self.state)
+        self.state.model.train()
+
     def flush(self) -> list[Row]:
-        """Write the rows and digest lines since the last flush; refuses a loss that is not finite."""
-        rows = self._window.flush()
+        """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
+        rows = self._mishaps.settle(self._window.flush())
+        if rows and self._validation is not None:
+            rows[-1] = replace(rows[-1], validation=self._validation)
+        self._validation = None
         if self.job.ranks.first:
             metrics_file(self.job.folder.metrics).append([row.to_json() for row in rows])
             digest_file(self.job.folder.digest).append(self._digests)
@@ -156,6 +185,7 @@ class Loop:
                     f"{row.lr:.4g}: begin another run with a lower lr_peak or a longer warmup_steps "
                     "(the last checkpoint is from before)"
                 )
+        self._mishaps.check(self.job.recipe.batch)
         return rows
 
     def save(self) -> None:
@@ -177,7 +207,7 @@ class Loop:
             "versions": versions(),
         }
         try:
-            save_checkpoint(job.folder.checkpoints, state.step, content, job.recipe.keep_checkpoints)
+            save_checkpoint(job.folder.checkpoints, state.step, content, job.keep or job.recipe.keep_checkpoints)
         except OSError as error:
             raise UserError(
                 f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
@@ -185,6 +215,7 @@ class Loop:
             ) from error
         if self._witness is not None:
             self._report(self._witness)
+        job.folder.push()
 
     def _report(self, witness: Witness) -> None:
         """Keep what the steps since the last checkpoint showed, and write the run's page."""
@@ -206,6 +237,7 @@ class Loop:
         def write() -> None:
             if not folder.description.exists():
                 describe_run(folder, self.job.recipe, self.job.origin, about)
+                folder.push()
 
         self.job.ranks.on_first(write)
         self._described = True

@@ -65,7 +65,8 @@ class Row:
     step: the batch's number, from 0, as `digest` prints it. loss: mean over the global batch. accuracy: by region
     (template.REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
-    replaced: crops of the batch that stand in for unreadable ones.
+    replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
+    validation: what train.validate found after this step, where it was asked for.
     """
 
     step: int
@@ -75,6 +76,8 @@ class Row:
     images_per_second: float
     data_wait: float
     replaced: int
+    left_out: int = 0
+    validation: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The row as metrics.jsonl holds it."""
@@ -86,7 +89,10 @@ class Row:
             "images_per_second": round(self.images_per_second, 2),
             "data_wait": round(self.data_wait, 4),
             "replaced": self.replaced,
+            "left_out": self.left_out,
         }
+        if self.validation is not None:
+            values["validation"] = self.validation
         return json.dumps(values)
 
 

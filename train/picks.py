@@ -13,9 +13,11 @@ import numpy.typing as npt
 from formats.dataset import Dataset
 from formats.draws import U64, below, fold, permutation, text_key
 from formats.groups import GROUPS
+from train.balance import I64, balanced, weights_of
 from train.crops import CROP, CropReader, Crops
 from train.lanes import GroupLanes, OpenUnit
-from train.slots import Feed, Slots, fill_slots
+from train.remote import FIRST, NEXT
+from train.slots import Feed, Slots, by_aspect, fill_slots
 from train.streams import StreamOptions
 from train.template import REGIONS
 
@@ -29,8 +31,11 @@ def slots_of(dataset: Dataset, options: StreamOptions) -> Slots:
 class _Stream:
     """One lane's stream of one group, with the unit that it has open."""
 
-    def __init__(self, lanes: GroupLanes, lane: int, shards: Sequence[int], reader: CropReader) -> None:
+    def __init__(
+        self, lanes: GroupLanes, lane: int, shards: Sequence[int], reader: CropReader, balance: tuple[int, I64 | None]
+    ) -> None:
         self._lanes, self._lane, self._shards, self._reader = lanes, lane, shards, reader
+        self._balance_key, self._weights = balance
         self._opened: OpenUnit | None = None
         self._crops: Crops = np.empty(0, dtype=CROP)
 
@@ -39,8 +44,16 @@ class _Stream:
         unit = self._opened
         if unit is None or not unit.first <= position < unit.end:
             unit = self._opened = self._lanes.locate(self._lane, position)
+            self.ask(unit.end, NEXT)
             self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
+            if self._weights is not None:
+                key = int(fold(self._balance_key, unit.turn, unit.unit)[0])
+                self._crops = self._crops[balanced(self._weights[self._crops["label"]], key)]
         return unit, self._crops
+
+    def ask(self, position: int, urgency: int) -> None:
+        """Have the shard that a position falls in fetched ahead."""
+        self._reader.ask(self._shards[self._lanes.locate(self._lane, position).shard], urgency)
 
     def take(self, first: int, count: int) -> Crops:
         """The crops at positions ``first`` to ``first + count`` exclusive."""
@@ -68,14 +81,22 @@ class Picks:
         self._groups: dict[str, GroupLanes] = {}
         self._shards: dict[str, list[int]] = {}
         self._streams: dict[tuple[int, str], _Stream] = {}
+        weights = weights_of(dataset, options)
         for feed in slots.feeds:
+            balance = (text_key(options.seed, f"balance {feed.group}"), weights)
             of_group = dataset.of_group(feed.group)
             shards = self._shards[feed.group] = [shard.index for shard in of_group]
             group = self._groups[feed.group] = GroupLanes(
                 [shard.crops for shard in of_group], self._count, text_key(options.seed, f"group {feed.group}")
             )
             for lane in lanes:
-                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader)
+                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
+
+    def begin(self, first: int) -> None:
+        """Have the shards that all lanes read for their jigsaw ``first`` fetched at once, before any is waited for."""
+        for (lane, group), stream in self._streams.items():
+            feed = self._slots.feed(group)
+            stream.ask(feed.own_before(first * len(feed.regions), lane, self._count), FIRST)
 
     def chunk(self, lane: int, first: int, count: int, substitute: U64) -> Crops:
         """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
@@ -113,23 +134,31 @@ class Picks:
     def replacements(self, lane: int, position: int, slot: int, crop: Crops) -> Iterator[Crops]:
         """What may replace an unreadable crop (CROP scalar) in a slot, best first: CROP scalars.
 
-        The crops of its unit in a keyed order, then those of its shard, then those of its group's other shards.
+        The crops of its unit in a keyed order, then those of its shard, then those of its group's other shards. All
+        crops of a shard that is left out are replaced from the same other shard, so that no more than one has to be
+        fetched for it; where its group has no other, from the next group by aspect.
         """
         group = GROUPS[int(crop["group"])]
         shards = self._shards[group]
         home = shards.index(int(crop["shard"]))
-        low, high = self._groups[group].unit_rows(home, int(crop["row"]))
         key = fold(self._mend_key, lane, position, slot)
 
         def shuffled(crops: Crops, purpose: int) -> Crops:
             return crops[permutation(fold(key, purpose), len(crops))]
 
-        own = self._reader.crops(shards[home])
-        yield from shuffled(own[low:high], 0)
-        yield from shuffled(own, 1)
-        for nth in permutation(fold(key, 2), len(shards)).tolist():
-            if nth != home:
-                yield from shuffled(self._reader.crops(shards[nth]), 3)
+        gone = shards[home] in self._reader.left_out
+        order = permutation(fold(self._mend_key, shards[home]) if gone else fold(key, 2), len(shards))
+        others = [shards[nth] for nth in order.tolist()]
+        if gone:
+            others += [shard for name in by_aspect(group, self._slots.counts) for shard in self._shards.get(name, [])]
+        else:
+            low, high = self._groups[group].unit_rows(home, int(crop["row"]))
+            own = self._reader.crops(shards[home])
+            yield from shuffled(own[low:high], 0)
+            yield from shuffled(own, 1)
+        for other in others:
+            if other != shards[home] and other not in self._reader.left_out:
+                yield from shuffled(self._reader.crops(other), 3)
 
 
 def order_squares(drawn: Crops) -> Crops:

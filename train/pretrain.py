@@ -4,11 +4,14 @@ Glue: options, the dataset and its loader on one side, the run folder, state and
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from formats.dataset import Dataset, open_dataset
+from formats.dataset import Dataset
+from train.access import Access, access_from, access_options
 from train.batch import BatchSource
 from train.checkpoint import (
     backbone_state,
@@ -22,19 +25,26 @@ from train.loop import DigestLine, Job, Loop, OpenSource
 from train.machine import COMPILE, Machine
 from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
-from train.run import Origin, RunFolder, check_origin, choose_recipe, versions
+from train.run import RunFolder, check_classes, check_origin, choose_recipe, open_run, origin_of, versions
 from train.state import State, build_state
 from train.stepper import micro_batch_of
+from train.streams import BALANCES
+from train.validate import validation
 from train.weights import load_weights
 
 
 @click.command()
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run: made, or continued.")
+@click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
 @click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
+@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
+@click.option("--val-data", metavar="OUT2", help="Dataset to judge the model on, with the same classes.")
+@click.option("--val-every", default=0, metavar="STEPS", type=click.IntRange(min=0), help="Default: 20 times.")
+@access_options
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
 @click.option(
@@ -45,9 +55,10 @@ from train.weights import load_weights
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
     data: str,
-    run: Path,
+    run: str,
     recipe: Path | None,
     settings: tuple[str, ...],
+    balance: str | None,
     resume: bool,
     stop_after: int | None,
     workers: int,
@@ -56,6 +67,10 @@ def pretrain(
     deterministic: bool,
     page: bool,
     log_digest: bool,
+    keep: int | None,
+    val_data: str | None,
+    val_every: int,
+    **access_settings: Any,
 ) -> None:
     """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train -- pretrain ...`.
 
@@ -64,24 +79,29 @@ def pretrain(
     """
     with one_voice():
         ranks = start(device)
-        folder = RunFolder(run)
+        access = access_from(**access_settings)
+        settings += (f"balance={balance}",) if balance else ()
+        folder = ranks.together(lambda: open_run(run))
+        if folder.mirror:
+            ranks.on_first(folder.mirror.pull)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
-        dataset = ranks.together(lambda: open_dataset(data))
-        job = Job(
-            chosen,
-            Origin(tuple(dataset.classes), dataset.fingerprint),
-            folder,
-            ranks,
-            page,
-            Machine(compiling, deterministic),
-        )
-        open_source = loader_source(job, dataset, workers, log_digest)
+        machine = Machine(compiling, deterministic)
+        dataset = ranks.together(lambda: access.open_dataset(data))
+        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, machine, keep)
+        if val_data:
+            held_out = ranks.together(lambda: access.open_dataset(val_data))
+            check_classes(folder, job.origin.classes, tuple(held_out.classes))
+            validate = validation(job, held_out, workers, access)
+            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.steps // 20))
+        open_source = loader_source(job, dataset, workers, log_digest, access)
         execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
 
 
-def loader_source(job: Job, dataset: Dataset, workers: int, with_digests: bool) -> OpenSource:
+def loader_source(
+    job: Job, dataset: Dataset, workers: int, with_digests: bool, access: Access | None = None
+) -> OpenSource:
     """One rank's jigsaws of a dataset, from any step on."""
     from train.loader import JigsawLoader
 
@@ -97,9 +117,13 @@ def loader_source(job: Job, dataset: Dataset, workers: int, with_digests: bool) 
             stop_step=end,
             with_digests=with_digests,
             pin_memory=job.ranks.device.type == "cuda",
+            access=access,
         )
         for note in loader.notes:
             job.ranks.say(note)
+        if not loader.notes:
+            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
+            job.ranks.say(f"shares of the crops drawn: {shares}")
         return loader
 
     return open_source
@@ -131,14 +155,19 @@ def execute(
         announce(job, state, until)
         ending = Loop(job, state, digest_line).run(open_source, until)
     else:
-        ranks.say(f"{folder.path}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
+        ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
     if state.step >= recipe.steps:
-        ranks.on_first(lambda: save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint()))))
-        ranks.say(f"done: {folder.backbone} holds the backbone under its own names")
+        ranks.on_first(lambda: _publish_backbone(folder, state))
+        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
     return state
+
+
+def _publish_backbone(folder: RunFolder, state: State) -> None:
+    save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint())))
+    folder.push()
 
 
 def _continue(job: Job, state: State) -> None:
@@ -155,7 +184,9 @@ def _continue(job: Job, state: State) -> None:
         if (file := job.recipe.init) is not None:
             ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
         return
-    content = ranks.together(lambda: read_checkpoint(path))
+    # Hosts other than rank 0's have nothing staged yet.
+    ranks.together(lambda: folder.stage(path.name))
+    content = ranks.together(lambda: read_checkpoint(folder.checkpoints / path.name))
     state.restore(content)
     now = versions()
     changed = [

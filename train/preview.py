@@ -7,15 +7,16 @@ Two seconds for sixteen, most of it starting torch. For looking at data before a
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from formats.dataset import open_dataset
 from formats.errors import UserError
 from formats.groups import GROUPS
+from train.access import access_from, access_options
 from train.loader import JigsawLoader
 from train.streams import FITS, StreamOptions
 from train.template import Region, Template
@@ -87,12 +88,16 @@ def shortened(text: str, room: float, font: Font) -> str:
 @click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")
 @click.option("--split", default=64, show_default=True, help="Where the template is cut.")
 @click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How a crop meets its region.")
+@access_options
 @click.option("--augment/--no-augment", default=True, show_default=True, help="Augment as in training.")
-def preview(data: str, out: Path, count: int, seed: int, size: int, split: int, fit: str, augment: bool) -> None:
+def preview(
+    data: str, out: Path, count: int, seed: int, size: int, split: int, fit: str, augment: bool, **access_settings: Any
+) -> None:
     """Draw a sheet of jigsaws as the trainer sees them, regions outlined and labelled."""
-    dataset, template = open_dataset(data), Template(size, split)
+    access = access_from(**access_settings)
+    dataset, template = access.open_dataset(data), Template(size, split)
     options = StreamOptions(seed=seed, batch=count, fit=fit, augment=augment)
-    loader = JigsawLoader(dataset, template, options, workers=0, stop_step=1)
+    loader = JigsawLoader(dataset, template, options, workers=0, stop_step=1, access=access)
     for note in loader.notes:
         click.echo(note, err=True)
     batch = next(iter(loader))

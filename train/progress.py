@@ -76,7 +76,10 @@ def figures(rows: list[Row]) -> str:
     loss = sum(row.loss for row in rows) / len(rows)
     accuracy = sum(sum(row.accuracy) for row in rows) / (len(rows) * len(last.accuracy))
     memory = f"  GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_initialized() else ""
+    replaced = sum(row.replaced for row in rows)
+    trouble = f"  {replaced} crops replaced" if replaced else ""
+    trouble += f"  {last.left_out} shards left out" if last.left_out else ""
     return (
         f"loss {loss:.3f}  accuracy {accuracy:.1%}  lr {last.lr:.4g}  "
-        f"{last.images_per_second:.1f} images/s  data wait {last.data_wait:.0%}{memory}"
+        f"{last.images_per_second:.1f} images/s  data wait {last.data_wait:.0%}{memory}{trouble}"
     )

@@ -6,7 +6,10 @@ Gradients are DDP's business, not this module's.
 """
 
 import os
+import re
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,11 @@ from torch import Tensor, nn
 from formats.errors import UserError
 
 T = TypeVar("T")
+
+_LOST = re.compile(
+    r"closed by peer|reset by peer|timed out|broken pipe|connection refused|remote process", re.IGNORECASE
+)
+"""What gloo and NCCL say where a rank has died."""
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -119,8 +127,40 @@ def start(device: str = "auto") -> Ranks:
     if gpus:
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=_own_store(rank, world), rank=rank, world_size=world)
     return Ranks(rank, world, chosen)
+
+
+def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:
+    """The launcher's store below a prefix that no earlier start of this run has used.
+
+    torchrun (2.15) keeps one store for all restarts, and gloo would take the addresses of the dead for the living's.
+    Counts of restarts differ between hosts, so rank 0 draws the prefix and every other rank asks for it under a word
+    of its own, which tells the answer from an older one.
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, world))
+    word, until = secrets.token_hex(8), time.monotonic() + patience
+    absent = set(range(1, world)) if rank == 0 else set()
+    prefix = word if rank == 0 else None
+    if rank:
+        store.set(f"asked/{rank}", word)
+    while absent or prefix is None:
+        if time.monotonic() > until:
+            raise UserError(f"rank {rank}: not all {world} ranks came within {patience:g} s; see the others' output")
+        for other in sorted(absent):
+            if store.check([f"asked/{other}"]):
+                store.set(f"answer/{other}", f"{store.get(f'asked/{other}').decode()} {word}")
+            if store.check([f"{word}/{other}"]):
+                absent.discard(other)
+        if rank and store.check([f"answer/{rank}"]):
+            asked, answer = store.get(f"answer/{rank}").decode().split()
+            if asked == word:
+                prefix = answer
+                store.set(f"{prefix}/{rank}", "here")
+        time.sleep(0.02)
+    assert prefix is not None
+    return dist.PrefixStore(prefix, store)
 
 
 def finish() -> None:
@@ -139,6 +179,19 @@ def one_voice() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not (dist.is_initialized() and _LOST.search(str(error))):
+            raise
+        # Leaving in good order, or the interpreter's own end, could wait for the dead; all that is kept is on disk.
+        reason = str(error).strip().splitlines()[0][:200]
+        click.echo(
+            f"rank {os.environ.get('RANK')}: a rank is gone ({reason}); its output or its machine's log says why: "
+            "continue with --resume",
+            err=True,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     # After any other exception the group is left as it is: leaving it in good order could wait for the others for ever.
     finish()
 

@@ -30,7 +30,7 @@ class Recipe:
     backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). init: a weights file to
     begin from (train.weights). template_size, template_split: pixels (figure 4b). batch: jigsaws over
     all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit, resize_low,
-    resize_high, flip, max_repeat: what the jigsaws are made of and how (train.streams). strategy: one of
+    resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams). strategy: one of
     train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of its table. steps:
     optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
     linearly to others. mean, std: of pixels in 0..1. checkpoint_every: steps between checkpoints, of which the newest
@@ -56,6 +56,7 @@ class Recipe:
     resize_high: float = 1.5
     flip: float = 0.5
     max_repeat: int = 20
+    balance: str = "none"
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     strategy: str = "erf-adaptive"
@@ -111,6 +112,7 @@ class Recipe:
             resize_high=self.resize_high,
             flip=self.flip,
             max_repeat=self.max_repeat,
+            balance=self.balance,
         )
 
     @property

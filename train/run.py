@@ -13,14 +13,19 @@ the machine, the number of ranks or of workers.
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from formats.dataset import Dataset
 from formats.errors import UserError
 from formats.storage import Storage
 from train.checkpoint import list_checkpoints, newest_checkpoint
+from train.mirror import Mirror
+from train.picks import slots_of
 from train.recipe import Recipe, load_recipe, recipe_from
+from train.streams import StreamOptions
 
 FORMAT_VERSION = 1
 
@@ -29,17 +34,46 @@ PACKAGES = ("jigsaw-pretrain", "torch", "torchvision", "numpy")
 
 @dataclass(frozen=True)
 class Origin:
-    """The dataset of a run, as far as it shapes the weights: class names in label order, and the manifests' hash."""
+    """The dataset of a run, as far as it shapes the weights: class names in label order, and the manifests' hash.
+
+    facts: what dataset.json says, to name what differs from another dataset. shares: the share of each group in the
+    crops drawn.
+    """
 
     classes: tuple[str, ...]
     fingerprint: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+def origin_of(dataset: Dataset, stream: StreamOptions) -> Origin:
+    """The origin of a run on this dataset."""
+    said = dataset.description
+    facts = {"seed": said.seed, "plan": said.plan[:12], **said.options, **said.versions, **said.totals}
+    shares = {group: round(share, 6) for group, share in slots_of(dataset, stream).shares().items()}
+    return Origin(tuple(dataset.classes), dataset.fingerprint, facts, shares)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files."""
+    """Where a run keeps its files; with a mirror, ``path`` is where those of its URL are staged."""
 
     path: Path
+    mirror: Mirror | None = None
+
+    def __str__(self) -> str:
+        """The folder as the user named it."""
+        return self.mirror.url if self.mirror else str(self.path)
+
+    def stage(self, checkpoint: str) -> None:
+        """Have a checkpoint of that name here, where the folder is at a URL."""
+        if self.mirror:
+            self.mirror.fetch_checkpoint(checkpoint)
+
+    def push(self) -> None:
+        """Publish what has changed, where the folder is at a URL."""
+        if self.mirror:
+            self.mirror.push()
 
     @property
     def description(self) -> Path:
@@ -72,6 +106,14 @@ class RunFolder:
         return self.description.exists() or bool(list_checkpoints(self.checkpoints))
 
 
+def open_run(run: str | Path) -> RunFolder:
+    """The run folder of a path or URL, not yet looked into; see Mirror.pull."""
+    if "://" not in str(run):
+        return RunFolder(Path(run))
+    mirror = Mirror(str(run))
+    return RunFolder(mirror.path, mirror)
+
+
 def versions() -> dict[str, str]:
     """The versions that shape a run's bits."""
     found = {"python": platform.python_version()}
@@ -90,18 +132,18 @@ def choose_recipe(folder: RunFolder, file: Path | None, settings: tuple[str, ...
     naming what differs.
     """
     if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"--run {folder.path} is a file: name a folder")
+        raise UserError(f"--run {folder} is a file: name a folder")
     if not (resume and folder.begun):
         if folder.begun:
             raise UserError(
-                f"{folder.path} already holds a run: add --resume to continue it, or name another folder with --run"
+                f"{folder} already holds a run: add --resume to continue it, or name another folder with --run"
             )
         return load_recipe(file, settings).resolved()
     own = recipe_from(read_description(folder)["recipe"], str(folder.description))
     wanted = load_recipe(file, settings, base=own).resolved()
     if changed := wanted.differences(own):
         raise UserError(
-            f"{folder.path} was run with another recipe ({'; '.join(changed)}): resume it without these, "
+            f"{folder} was run with another recipe ({'; '.join(changed)}): resume it without these, "
             "or name another folder with --run"
         )
     return own
@@ -115,9 +157,22 @@ def check_origin(folder: RunFolder, origin: Origin) -> None:
     check_classes(folder, description["classes"], origin.classes)
     if description["dataset"] != origin.fingerprint:
         raise UserError(
-            f"{folder.path} was run on another dataset (its manifests were {description['dataset'][:12]}, these are "
-            f"{origin.fingerprint[:12]}): resume it with the --data it began with, or name another folder with --run"
+            f"{folder} was run on another dataset ({_differences(description, origin)}): resume it with the "
+            "--data it began with, or name another folder with --run"
         )
+
+
+def _differences(description: dict[str, Any], origin: Origin) -> str:
+    """What the two datasets' dataset.json say differently, or else that the manifests differ."""
+    own, theirs = description.get("facts", {}), json.loads(json.dumps(dict(origin.facts)))
+    changed = [
+        f"{key} was {own.get(key)}, is {theirs.get(key)}"
+        for key in sorted({*own, *theirs})
+        if own.get(key) != theirs.get(key)
+    ]
+    return "; ".join(changed[:6]) or (
+        f"its manifests were {description['dataset'][:12]}, these are {origin.fingerprint[:12]}: the shards differ"
+    )
 
 
 def check_classes(folder: RunFolder, own: list[str] | tuple[str, ...], others: tuple[str, ...]) -> None:
@@ -127,9 +182,7 @@ def check_classes(folder: RunFolder, own: list[str] | tuple[str, ...], others: t
     pairs = [(mine, theirs) for mine, theirs in zip(own, others, strict=False) if mine != theirs]
     what = f"label {list(own).index(pairs[0][0])} is {pairs[0][0]!r} there and {pairs[0][1]!r} here" if pairs else ""
     what = what or f"{len(own)} classes there and {len(others)} here"
-    raise UserError(
-        f"{folder.path} was trained on other classes than this dataset has ({what}): name that run's dataset"
-    )
+    raise UserError(f"{folder} was trained on other classes than this dataset has ({what}): name that run's dataset")
 
 
 def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: dict[str, Any]) -> None:
@@ -139,6 +192,8 @@ def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: di
         "recipe": recipe.to_dict(),
         "classes": list(origin.classes),
         "dataset": origin.fingerprint,
+        "facts": dict(origin.facts),
+        "shares": dict(origin.shares),
         "backbone": backbone,
         "versions": versions(),
     }
@@ -153,7 +208,7 @@ def read_description(folder: RunFolder) -> dict[str, Any]:
         description = json.loads(folder.description.read_text(encoding="utf-8"))
         version = description["format"]
     except FileNotFoundError as error:
-        raise UserError(f"{folder.path} holds no run (no run.json): name the folder that was given as --run") from error
+        raise UserError(f"{folder} holds no run (no run.json): name the folder that was given as --run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder.description} is damaged ({error}): restore it, or begin another run") from error
     if version != FORMAT_VERSION:
@@ -167,8 +222,10 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
 
     Raises UserError where there is no run or no checkpoint yet.
     """
+    if folder.mirror:
+        folder.mirror.pull()
     description = read_description(folder)
     newest = newest_checkpoint(folder.checkpoints, print)
     if newest is None:
-        raise UserError(f"{folder.path} has no checkpoint yet: continue it with `pretrain --resume`")
+        raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
     return description, recipe_from(description["recipe"], str(folder.description)), newest[1]

@@ -80,7 +80,7 @@ class Slots:
         return lines
 
 
-def _by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
+def by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
     """The other two groups, the next by aspect first; both are equally near to S, so the better supplied is first."""
     if group == "T":
         return ("S", "W")
@@ -91,7 +91,7 @@ def _by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
 
 def _stand_in(group: str, counts: Mapping[str, int]) -> str:
     """The group that fills a group's slots: itself, or the next by aspect that has crops."""
-    return next(other for other in (group, *_by_aspect(group, counts)) if counts.get(other, 0) > 0)
+    return next(other for other in (group, *by_aspect(group, counts)) if counts.get(other, 0) > 0)
 
 
 def fill_slots(counts: Mapping[str, int], max_repeat: int = 20) -> Slots:
@@ -112,7 +112,7 @@ def fill_slots(counts: Mapping[str, int], max_repeat: int = 20) -> Slots:
             feeds.append(Feed(group, tuple(filled), Fraction(1)))
             continue
         share = limit / rate[group]
-        others = [other for other in _by_aspect(group, counts) if other in regions and other not in thin]
+        others = [other for other in by_aspect(group, counts) if other in regions and other not in thin]
         extra = {other: (1 - share) * len(filled) / counts[other] for other in others}
         # A neighbour that the top-up itself would make a thin group is passed over where the other one can take it.
         chosen = next((other for other in others if rate[other] + extra[other] <= limit), None)

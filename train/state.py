@@ -5,7 +5,7 @@ Everything is built from the recipe and the seed on the CPU, the same on every r
 has a memory (data and randomness are functions of the step).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,10 @@ class ErfTable:
 
 @dataclass
 class State:
-    """A run's moving parts; ``step`` counts the steps done, so it is the next batch's number."""
+    """A run's moving parts; ``step`` counts the steps done, so it is the next batch's number.
+
+    replaced: crops drawn so far that could not be decoded. left_out: names of the shards that the run goes on without.
+    """
 
     backbone: backbones.Backbone
     model: DenseClassifier
@@ -41,6 +44,8 @@ class State:
     average: Average | None = None
     step: int = 0
     table: ErfTable | None = None
+    replaced: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values only, so that weights_only loading takes it."""
@@ -51,6 +56,8 @@ class State:
             "scaler": self.scaler.state_dict(),
             "average": self.average and self.average.state,
             "erf": table and {"step": table.step, "masses": table.masses, "weights": table.weights},
+            "replaced": self.replaced,
+            "left_out": list(self.left_out),
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -65,6 +72,7 @@ class State:
         if self.average is not None:
             self.average.restore(content["average"])
         self.step = content["step"]
+        self.replaced, self.left_out = content.get("replaced", 0), list(content.get("left_out", ()))
         device = self.model.mean.device
         table = content["erf"]
         self.table = table and ErfTable(

@@ -6,6 +6,8 @@ from formats.errors import UserError
 
 FITS = ("crop", "warp", "resize")
 
+BALANCES = ("none", "sqrt", "uniform")
+
 
 @dataclass(frozen=True)
 class StreamOptions:
@@ -15,7 +17,7 @@ class StreamOptions:
     largest divisor of the batch not above 64. fit: how a crop meets its region (Table 1). resize_low, resize_high:
     the range of the one resize ratio. flip: the probability of a horizontal flip. augment: False for evaluation
     (ratio 1, no flip, centred). max_repeat: how many times as often as a crop of the best-supplied group one of a thin
-    group may be drawn.
+    group may be drawn. balance: which classes are drawn more often than they occur (train.balance).
     """
 
     seed: int = 0
@@ -27,6 +29,7 @@ class StreamOptions:
     flip: float = 0.5
     augment: bool = True
     max_repeat: int = 20
+    balance: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be streamed, naming the remedy."""
@@ -34,6 +37,8 @@ class StreamOptions:
             raise UserError(f"batch {self.batch} must be at least 1")
         if self.fit not in FITS:
             raise UserError(f"fit {self.fit!r} is not one of {', '.join(FITS)}")
+        if self.balance not in BALANCES:
+            raise UserError(f"balance {self.balance!r} is not one of {', '.join(BALANCES)}")
         if not 0 < self.resize_low <= self.resize_high:
             raise UserError(f"resize ratios {self.resize_low} to {self.resize_high} must be positive and in order")
         if not 0 <= self.flip <= 1:

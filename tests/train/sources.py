@@ -1,7 +1,7 @@
 """A source of batches for tests: jigsaws that are a pure function of (seed, step, lane) and that can be learnt."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,6 +62,9 @@ class SyntheticSource:
             )
             images[:, rows, columns] += colours[labels[:, i]][:, None, None, :]
         return images.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
+
+    def leave_out(self, shards: Sequence[str]) -> None:
+        pass
 
     def close(self) -> None:
         self.closed = True

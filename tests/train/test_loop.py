@@ -52,7 +52,16 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
     state = execute(job, synthetic(job))
     found = rows(tmp_path)
     assert len(found) == 30
-    assert list(found[0]) == ["step", "loss", "accuracy", "lr", "images_per_second", "data_wait", "replaced"]
+    assert list(found[0]) == [
+        "step",
+        "loss",
+        "accuracy",
+        "lr",
+        "images_per_second",
+        "data_wait",
+        "replaced",
+        "left_out",
+    ]
     assert list(found[0]["accuracy"]) == ["S-small", "W", "T", "S-large"]
     late = [sum(row["accuracy"].values()) / 4 for row in found[-5:]]
     assert sum(late) / 5 > 0.6  # of six classes

@@ -87,6 +87,7 @@ def make_dataset(
     rng = np.random.default_rng(seed)
     storage = Storage(str(folder))
     tables, rows, ordinal = [], [], 0
+    by_label = [0] * (len(CLASSES) + 1)
     given = {group: list(images) for group, images in (pictures or {}).items()}
     for part in range(max((len(counts) for counts in shards.values()), default=0)):
         for group in ("S", "T", "W"):
@@ -107,6 +108,7 @@ def make_dataset(
                     label = int(rng.integers(0, len(CLASSES) + 1))
                     identity = f"image-{ordinal}"
                     background = label == len(CLASSES)
+                    by_label[label] += 1
                     key = names.crop_key(identity, ordinal, background)
                     writer.write(
                         {
@@ -166,7 +168,7 @@ def make_dataset(
         plan="0" * 64,
         options={},
         versions={},
-        totals={"crops": ordinal},
+        totals={"crops": ordinal, "by_label": by_label},
     )
     storage.publish(names.DATASET, description.to_json())
     return open_dataset(str(folder))

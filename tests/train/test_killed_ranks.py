@@ -1,0 +1,81 @@
+"""A rank killed again and again under torchrun: the run ends as if nothing had happened."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conftest import REPOSITORY, SOAK
+from tests.train.jobs import SMALL, same, untimed
+from tests.train.tiny import make_dataset
+from train.checkpoint import list_checkpoints, read_checkpoint
+from train.cli import main
+
+STEPS = 40 if SOAK else 12
+KILLS = [(nth % 2, random.Random(nth).randrange(2 * nth, STEPS - 1)) for nth in range(20)] if SOAK else []
+KILLS = sorted(KILLS, key=lambda kill: kill[1]) or [(1, 1), (0, 5), (1, 10)]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("killed")
+    make_dataset(folder / "data", {"S": [30, 12], "T": [10], "W": [12]})
+    settings = [*SMALL, f"steps={STEPS}", "batch=8", "checkpoint_every=3", "log_every=2"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    return ["--data", str(folder / "data"), "--log-digest", "--no-page", "--device", "cpu", *options]
+
+
+@pytest.fixture(scope="module")
+def played(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    kills = ",".join(f"{rank}:{step}" for rank, step in KILLS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["--max-restarts", str(len(KILLS)), "-m", "tests.train.killed_ranks", "--"]
+    done = subprocess.run(
+        [*launch, str(folder), kills, *command, "--workers", "1"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=3000, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "errors.txt").write_text(done.stderr)
+    return folder
+
+
+def moments(log: str, what: str) -> list[float]:
+    """Seconds of the day at which torchrun said a thing."""
+    found = re.findall(rf"\d{{4}} (\d+):(\d+):([\d.]+) .*{what}", log)
+    return [int(hours) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in found]
+
+
+def newest(folder: Path) -> dict[str, object]:
+    return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
+
+
+def test_the_killed_run_ends_as_the_whole_one(played: Path) -> None:
+    assert same(newest(played / "whole"), newest(played / "killed"))
+    assert untimed(played / "whole") == untimed(played / "killed")
+    assert (played / "whole" / "digest.txt").read_text() == (played / "killed" / "digest.txt").read_text()
+    log = (played / "errors.txt").read_text()
+    assert log.count("a rank is gone") >= len(KILLS) - 1
+    # torchrun tells the other rank to end as soon as one is dead.
+    dead, ended = moments(log, "closing signal SIGTERM"), moments(log, "exitcode: -9")
+    assert len(ended) == len(KILLS)
+    assert all((late - early) % 86_400 < 60 for early, late in zip(dead, ended, strict=True))
+
+
+def test_one_rank_goes_on_with_the_same_batches(played: Path, command: list[str]) -> None:
+    run = played / "alone"
+    shutil.copytree(played / "whole", run)
+    for step, path in list_checkpoints(run / "checkpoints"):
+        if step > 6:
+            path.unlink()
+    result = CliRunner().invoke(main, ["pretrain", *command, "--run", str(run), "--resume", "--workers", "0"])
+    assert result.exit_code == 0, result.output
+    assert "steps 6 to" in result.output
+    assert (played / "whole" / "digest.txt").read_text() == (run / "digest.txt").read_text()
