@@ -27,21 +27,22 @@ import simplejpeg
 from PIL import Image
 
 from bench.timing import Goal, interleaved, show, write
-from prep import annotations
+from prep.job import Job, plan_job, task_of
 from prep.parts import PartTask, cut_images, tar_bytes
-from prep.plan import Options, make_plan
-from prep.shards import Job, task_of
+from prep.plan import Options
+from prep.reading import read_annotations
+from prep.source import ImageSource
 
 Item = TypeVar("Item")
 
 
 def part_of(folder: Path, images: int) -> PartTask:
     """One part with the crops of the first images."""
-    file = str(folder / "annotations.json")
-    raw, sha256 = annotations.read_file(file)
     options = Options(0.1, 2.0, 10**9, 95, "444", "ignore")
-    plan = make_plan(annotations.parse(raw, file, sha256), options, 0)
-    task = task_of(plan, Job(file, str(folder / "images"), ".", 0, options, 1, False), 0)
+    job = Job(str(folder / "annotations.json"), str(folder / "images"), ".", 0, options)
+    source = ImageSource(job.images)
+    plan = plan_job(job, read_annotations(job.annotations, job.images), source)
+    task = task_of(plan, job, source, 0)
     kept = task.crops.take(task.crops.image < images)
     first = min(images, len(task.images))
     columns = {name: getattr(task.images, name)[:first] for name in ("ids", "files", "widths", "heights")}

@@ -21,8 +21,8 @@ from formats.storage import Storage
 from prep.contact import sheet as contact_sheet
 from prep.report import choose, read_crops
 from train.loader import JigsawLoader
-from train.look import Fields, load_look, looks
-from train.maps import MAP, brightness, spread
+from train.look import Fields, brightness, load_look, looks
+from train.maps import MAP, spread
 from train.preview import sheet
 from train.run import RunFolder, open_trained
 from train.template import REGIONS

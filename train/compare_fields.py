@@ -24,7 +24,8 @@ from train import backbones
 from train.erf import evaluating
 from train.field import SHARES, FieldNumbers, field_map, numbers
 from train.loader import JigsawLoader
-from train.maps import MAP, brightness
+from train.look import brightness
+from train.maps import MAP
 from train.model import DenseClassifier
 from train.streams import StreamOptions
 from train.template import REGIONS, Template

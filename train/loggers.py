@@ -137,7 +137,10 @@ class Loggers:
         for logger in self._loggers:
             logger.picture(step, name, pixels)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close all."""
         for logger in self._loggers:
             logger.close()

@@ -38,6 +38,11 @@ class Fields:
     masses: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
 
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """The four fields side by side, brightness uint8 [H, 4 W, 3]."""
+        grey = np.concatenate([(255 * brightness(field)).astype(np.uint8) for field in self.fields], axis=1)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -52,6 +57,18 @@ class Answers:
     predictions: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
     confusion: npt.NDArray[np.int64]
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """The jigsaws side by side, uint8 [size, n size, 3]."""
+        return np.concatenate(list(self.images), axis=1)
+
+
+def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """A field for the eye: logarithm over the top two decades, 0 to 1 (ratios are never taken of this)."""
+    top = float(field.max())
+    if top <= 0:
+        return np.zeros(field.shape)
+    return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
 
 
 Look = TypeVar("Look", Fields, Answers)

@@ -19,6 +19,7 @@ from formats.errors import UserError
 from train import erf
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
+from train.loggers import Loggers
 from train.look import Witness, region_fields, save_look
 from train.machine import Machine
 from train.metrics import Row, Window, digest_file, metrics_file
@@ -58,6 +59,7 @@ class Job:
     folder: RunFolder
     ranks: Ranks
     page: bool = False
+    log: tuple[str, ...] = ()
     machine: Machine = Machine()
     keep: int | None = None
     validate: Validate | None = None
@@ -79,6 +81,8 @@ class Loop:
         self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
+        self._loggers: Loggers | None = None
+        self._copied: torch.cuda.Event | None = None
         watched = job.page and job.ranks.first
         self._witness = Witness(len(job.origin.classes) + 1) if watched else None
 
@@ -92,7 +96,12 @@ class Loop:
         if job.ranks.first:
             for file in (metrics_file(job.folder.metrics), digest_file(job.folder.digest)):
                 file.cut_back(state.step)
-        with StopRequest() as stop, ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress:
+        with (
+            StopRequest() as stop,
+            ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress,
+            Loggers(job.log if job.ranks.first else (), job.folder.path, state.step, job.recipe.to_dict()) as loggers,
+        ):
+            self._loggers = loggers
             source = job.ranks.together(lambda: open_source(state.step, until))
             if state.left_out:
                 source.leave_out(state.left_out)
@@ -128,8 +137,7 @@ class Loop:
     def step(self, batch: Batch, lanes: int, waited: float) -> None:
         """One optimizer step on this rank's share of the batch."""
         recipe, state, ranks = self.job.recipe, self.state, self.job.ranks
-        images = batch.images.to(ranks.device, non_blocking=True)
-        labels = batch.labels.to(ranks.device, non_blocking=True)
+        images, labels = self._moved(batch)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self.refresh(images[:: len(images) // lanes])
         loss, guesses, rate = self._stepper.take(images, labels)
@@ -142,6 +150,17 @@ class Loop:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
         state.step += 1
+
+    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's images and labels on the device; a GPU's copies do not wait."""
+        device = self.job.ranks.device
+        if self._copied is not None:
+            # The loader writes into this memory again two batches on: no copy may be more than one step behind.
+            self._copied.synchronize()
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            self._copied = torch.cuda.current_stream(device).record_event()
+        return images, labels
 
     def refresh(self, images: Tensor) -> None:
         """Renew the ERF table from the first jigsaw of each lane, averaged over all ranks' lanes."""
@@ -159,6 +178,8 @@ class Loop:
         if self._witness is not None:
             fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
             save_look(self.job.folder.path, self.state.step, fields)
+            if self._loggers is not None:
+                self._loggers.picture(self.state.step, "erf", fields.picture())
 
     def _validate(self) -> None:
         """Judge the model where it is due; the figures go into the row of the step just done."""
@@ -178,6 +199,8 @@ class Loop:
             metrics_file(self.job.folder.metrics).append([row.to_json() for row in rows])
             digest_file(self.job.folder.digest).append(self._digests)
         self._digests = []
+        if self._loggers is not None:
+            self._loggers.rows(rows)
         for row in rows:
             if not math.isfinite(row.loss):
                 raise UserError(
@@ -224,6 +247,8 @@ class Loop:
         answers = witness.answers()
         if answers is not None:
             save_look(self.job.folder.path, self.state.step, answers)
+            if self._loggers is not None:
+                self._loggers.picture(self.state.step - 1, "jigsaws", answers.picture())
         write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
 
     def describe(self) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from formats.page import INK, Figure, chart
-from train.look import Fields
+from train.look import Fields, brightness
 from train.template import REGIONS, Template
 
 MAP = "cividis"
@@ -32,14 +31,6 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
         return list(steps)
     picked = np.linspace(0, len(steps) - 1, most).round().astype(int)
     return [steps[i] for i in picked]
-
-
-def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """A field for the eye: logarithm over the top two decades, 0 to 1 (ratios are never taken of this)."""
-    top = float(field.max())
-    if top <= 0:
-        return np.zeros(field.shape)
-    return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
 
 
 def field_figure(found: Mapping[int, Fields], template: Template) -> Figure:

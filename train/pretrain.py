@@ -21,6 +21,7 @@ from train.checkpoint import (
     save_file,
     trained_state,
 )
+from train.loggers import NAMES, wanted
 from train.loop import DigestLine, Job, Loop, OpenSource
 from train.machine import COMPILE, Machine
 from train.precision import set_arithmetic
@@ -52,6 +53,12 @@ from train.weights import load_weights
 )
 @click.option("--deterministic", is_flag=True, help="The same bits on the same GPU, or an error; slower.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice([*NAMES, "none"]),
+    help="Where else numbers and pictures go; again for more. [default: tensorboard, where it is installed]",
+)
 @click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
 def pretrain(
     data: str,
@@ -66,6 +73,7 @@ def pretrain(
     compiling: str,
     deterministic: bool,
     page: bool,
+    log: tuple[str, ...],
     log_digest: bool,
     keep: int | None,
     val_data: str | None,
@@ -87,9 +95,9 @@ def pretrain(
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
-        machine = Machine(compiling, deterministic)
+        machine, logs = Machine(compiling, deterministic), ranks.on_first(lambda: wanted(log))
         dataset = ranks.together(lambda: access.open_dataset(data))
-        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, machine, keep)
+        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))

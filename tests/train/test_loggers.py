@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.train.jobs import SMALL
+from tests.train.tiny import make_dataset
+from train.cli import main
+
+
+def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    make_dataset(tmp_path / "data", {"S": [20], "T": [8], "W": [8]})
+    settings = [part for setting in (*SMALL, "steps=4", "erf_every=2") for part in ("--set", setting)]
+    arguments = ["pretrain", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--workers", "0"]
+    for more in (["--stop-after", "2"], ["--resume"]):
+        result = CliRunner().invoke(main, [*arguments, *settings, *more])
+        assert result.exit_code == 0, result.output
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3]
+    assert {"lr", "accuracy/W", "images_per_second", "data_wait"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("erf")] == [0, 2]
+    assert [event.step for event in events.Images("jigsaws")] == [1, 3]
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", {"S": [20]})
+    arguments = ["pretrain", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--log", "mlflow"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "pip install mlflow" in result.output
+    assert not (tmp_path / "run").exists()
