@@ -109,7 +109,12 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training = model.training
     model.train()
-    with torch.random.fork_rng([model.mean.device] if next(model.parameters()).is_cuda else []):
+    for part in model.modules():
+        if isinstance(part, nn.SyncBatchNorm):
+            # In train mode it would wait for the other ranks.
+            part.eval()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
         try:
             yield
         finally:
