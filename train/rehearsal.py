@@ -1,8 +1,8 @@
 """A rehearsal of one micro-batch before a run: does the model compile here, and does its step fit into memory?
 
-On a GPU (or where compiling is asked for) one forward and backward pass of random jigsaws, without any exchange between
-ranks, so that all of them learn of a failure on any and none waits for one that is gone. Costs a step, and the
-compilation that the run needs anyway; the model is left as it was.
+On GPUs, between several ranks, and where compiling is asked for: forward and backward of random jigsaws without
+any exchange between ranks, so that all of them learn of a failure on any and none waits for one that is gone. Costs a
+step, and the compilation that the run needs anyway; the model is left as it was.
 """
 
 from collections.abc import Callable, Iterator
@@ -109,7 +109,12 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training = model.training
     model.train()
-    with torch.random.fork_rng([model.mean.device] if next(model.parameters()).is_cuda else []):
+    for part in model.modules():
+        if isinstance(part, nn.SyncBatchNorm):
+            # In train mode it would wait for the other ranks.
+            part.eval()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
         try:
             yield
         finally:

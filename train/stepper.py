@@ -48,7 +48,8 @@ class Stepper:
         self.micro_batch = micro_batch_of(recipe, ranks.world)
         self._parallel: nn.Module = state.model
         compiles = machine.compiles(ranks.device)
-        if compiles or ranks.device.type == "cuda":
+        # Alone on a CPU the first step itself tells.
+        if compiles or ranks.device.type == "cuda" or ranks.world > 1:
             self._parallel = rehearsed(state.model, recipe, ranks, self.micro_batch, compiles)
         if ranks.world > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None

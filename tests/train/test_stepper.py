@@ -148,6 +148,19 @@ def test_a_rehearsal_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
+def test_a_rehearsal_exchanges_no_batch_statistics(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    model = build_state(job.recipe, 6, Ranks()).model
+    names = list(model.state_dict())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert list(model.state_dict()) == names
+    synced = [part for part in model.modules() if isinstance(part, nn.SyncBatchNorm)]
+    modes: list[bool] = []
+    synced[0].register_forward_pre_hook(lambda module, given: modes.append(module.training))
+    rehearsal.rehearsed(model, job.recipe, Ranks(), 4, compiles=False)
+    assert modes == [False] and all(part.training for part in synced)
+
+
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(None, ["batch=16", "lanes=4", "micro_batch=3"])
     with pytest.raises(UserError, match=r"micro_batch = 3 does not divide the 8 .* choose one of \[1, 2, 4, 8\]"):
