@@ -109,10 +109,10 @@ compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-t
 		--rates 0.04,0.08,0.16 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)
 
 test: | $(READY)  ## the tests, on two cores below 8 minutes
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)
-	JIGSAW_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	JIGSAW_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: | $(READY)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

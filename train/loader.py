@@ -218,12 +218,14 @@ class JigsawLoader:
     def _receive(self, received: Iterator[_Sent]) -> _Sent:
         try:
             sent = next(received)
-        except RuntimeError as error:
-            if "worker" not in str(error):
+        except (RuntimeError, EOFError, OSError) as error:
+            # torch's own word, or what its pipes say where a worker dies in the middle of sending.
+            if isinstance(error, RuntimeError) and "worker" not in str(error):
                 raise
+            reason = f"{type(error).__name__} {error}".splitlines()[0]
             raise UserError(
-                f"a loader worker ended unexpectedly ({str(error).splitlines()[0]}); the usual cause is too little "
-                "memory: run with fewer --workers"
+                f"a loader worker ended unexpectedly ({reason}); the usual cause is too little memory: run with fewer "
+                "--workers"
             ) from error
         if sent.error is not None:
             raise UserError(sent.error)

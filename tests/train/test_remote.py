@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,8 @@ def test_lines_are_those_of_the_folder(
 
 
 def test_forkserver_and_a_resume_on_other_ranks(remote: Remote, tmp_path: Path) -> None:
+    # A server that another test started knows nothing of this store's credentials.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     access = Access(cache=tmp_path)
     dataset = access.open_dataset(remote.url)
     assert lines(dataset, access, world=1, workers=1, start_method="forkserver", steps=2) == remote.expected[:2]
