@@ -16,6 +16,7 @@ import click
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from formats.errors import UserError
 
@@ -119,7 +120,12 @@ def start(device: str = "auto") -> Ranks:
     if gpus:
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        # torchrun's store outlives a restart, and with it the addresses of processes that are gone: torch 2.15 waits
+        # for them for ever, unless each start has names of its own.
+        store, _, _ = next(rendezvous("env://"))
+        own = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world)
     return Ranks(rank, world, chosen)
 
 
