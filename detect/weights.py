@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from formats.errors import UserError
-from train.checkpoint import backbone_state, newest_checkpoint
+from train.checkpoint import backbone_state, newest_checkpoint, trained_state
 
 BACKBONE_FILE = "backbone.pth"
 CHECKPOINTS = "checkpoints"
@@ -83,7 +83,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
             )
-        return backbone_state(found[1]["model"])
+        return backbone_state(trained_state(found[1]))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from formats.errors import UserError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
 from tests.train.tiny import make_dataset
 from tests.train.two_ranks import BN_FREE
@@ -117,6 +117,22 @@ def test_the_command_logs_the_digests_of_one_process(played: Path) -> None:
     printed = CliRunner().invoke(main, [*command, "--split", "32", "--steps", "3"]).output
     assert (played / "run" / "digest.txt").read_text() in printed
     assert len(rows(played / "run")) == 3
+
+
+@pytest.mark.skipif(not SOAK, reason="a minute; make soak runs it")
+def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", {"S": [30], "T": [10], "W": [12]})
+    chosen = (*SMALL, "steps=20", "batch=8", "checkpoint_every=2")
+    settings = [part for setting in chosen for part in ("--set", setting)]
+    command = [*LAUNCH, "--max-restarts", "2", "-m", "tests.train.dying_rank", "--", str(tmp_path / "run")]
+    command += ["--data", str(tmp_path / "data"), "--workers", "1", *settings]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "steps 0 to 20 of 20" in done.stdout and "steps 4 to 20 of 20" in done.stdout
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(20))
 
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
