@@ -15,7 +15,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,6 +25,8 @@ from detect.evaluation import AP, RESULTS
 from detect.run import CONFIG, SUMMARY, read_rows
 from detect.samples import read_photo
 from formats import draws
+from formats.page import Section, Table, picture
+from formats.page import render as render_page
 from formats.storage import Storage
 
 PAGE = "page.html"
@@ -33,32 +34,15 @@ PICTURES = 8
 SHOWN_ABOVE = 0.3
 """Scores from which predictions are drawn; where an image has none, its best three are."""
 
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; font-weight: 600; }
-th, td { border: 1px solid #bbb; padding: .2rem .6rem; text-align: right; } th:first-child, td:first-child {
-text-align: left; } img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #444; }
-.scroll { overflow-x: auto; } pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% for table in tables %}<div class="scroll"><table><caption>{{ table.caption }}</caption>
-<thead><tr>{% for cell in table.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
-</table></div>{% endfor %}
-{% for figure in figures %}<figure><img alt="{{ figure.text }}" src="data:image/png;base64,{{ figure.data }}">
-<figcaption>{{ figure.text }}</figcaption></figure>{% endfor %}
-{% if settings %}<h2>Settings</h2><pre>{{ settings }}</pre>{% endif %}
-</body></html>
-"""
-
 
 def render(title: str, tables: Sequence[dict[str, Any]], figures: Sequence[dict[str, str]], settings: str = "") -> str:
     """The page's HTML: tables of caption, head, rows; figures of text (also their alternative text) and PNG data."""
-    environment = jinja2.Environment(autoescape=True)
-    return environment.from_string(_TEMPLATE).render(title=title, tables=tables, figures=figures, settings=settings)
+    sections = [Section(one["caption"], tables=[Table(one["head"], one["rows"])]) for one in tables]
+    shown = [picture(base64.b64decode(one["data"]), one["text"], one["text"], "png") for one in figures]
+    sections += [Section("Pictures", figures=shown)] if shown else []
+    if settings:
+        sections.append(Section("Settings", tables=[Table(["as in the run's files"], [[settings]])]))
+    return render_page(title, "Average precision on the validation images.", sections)
 
 
 def inline(figure: Figure, text: str) -> dict[str, str]:
@@ -183,5 +167,12 @@ def _picture(
         left, top, width, height = one["bbox"]
         axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=1.5))
         axes.text(
-            left, top, f"{name} {one['score']:.2f}", fontsize=6, color="black", backgroundcolor=colour, va="bottom"
+            left,
+            top,
+            f"{name} {one['score']:.2f}",
+            fontsize=6,
+            color="black",
+            backgroundcolor=colour,
+            va="bottom",
+            parse_math=False,
         )

@@ -148,7 +148,7 @@ figure img, figure svg { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--quiet); font-weight: 600; }
-td { overflow-wrap: anywhere; max-width: 60ch; }
+td { overflow-wrap: anywhere; max-width: 60ch; white-space: pre-line; }
 .bars { margin: 8px 0 20px; columns: 340px; column-gap: 28px; font-size: .85rem; font-variant-numeric: tabular-nums; }
 .bars div { display: grid; grid-template-columns: 9em minmax(30px, 1fr) 4.5em; gap: 8px; align-items: center;
   break-inside: avoid; padding: 1px 0; }

@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detect.cli import main
 from detect.recipe import FREEZES, MODELS, NORMS
+from tests.browser import look
 from train.checkpoint import save_checkpoint
 
 Run = Callable[..., Any]
@@ -108,6 +109,11 @@ def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
     again = CliRunner().invoke(main, ["eval", "--run", str(folder), "--workers", "0", "--out", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+    # Last: without a browser the rest of the test is skipped.
+    for width, dark in ((1280, False), (390, True)):
+        seen = look(folder / "page.html", width, dark)
+        assert (seen.errors, seen.overflow, len(seen.requests)) == ([], [], 1)
+        assert "By class" in seen.text
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["AP"]["AP"] == found["bbox"]["stats"]["AP"]
     state = torch.load(folder / "detector.pth", weights_only=True)
