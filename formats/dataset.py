@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from formats import names
 from formats.errors import UserError
+from formats.retry import TRIES
 from formats.storage import Storage
 
 FORMAT_VERSION = 1
@@ -73,12 +74,12 @@ class Dataset(msgspec.Struct, frozen=True):
         return tuple(shard for shard in self.shards if shard.group == group)
 
 
-def open_dataset(url: str, options: Mapping[str, Any] | None = None) -> Dataset:
-    """Read dataset.json and shards.parquet below ``url`` (a folder or an fsspec URL).
+def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
+    """Read dataset.json and shards.parquet below ``url`` (a folder or an fsspec URL), each in up to ``tries`` tries.
 
     Raises UserError where there is none, where prep has not finished, or where the format is newer than this program.
     """
-    storage = Storage(url, options)
+    storage = Storage(url, options, tries)
     if not storage.exists(names.DATASET):
         raise UserError(
             f"{storage.describe(names.DATASET)} is missing: no dataset has been finished there. "

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from formats.errors import UserError
 from formats.litter import hold, sweep
-from formats.retry import patiently, redacted
+from formats.retry import TRIES, patiently, redacted
 
 Answer = TypeVar("Answer")
 
@@ -41,10 +41,15 @@ class Entry:
 
 
 class Storage:
-    """A root folder or prefix; ``name`` arguments are paths relative to it, with forward slashes."""
+    """A root folder or prefix; ``name`` arguments are paths relative to it, with forward slashes.
 
-    def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
-        self.url = os.fspath(url)
+    tries: how often a request to a store is made before its failure is raised.
+    """
+
+    def __init__(
+        self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, tries: int = TRIES
+    ) -> None:
+        self.url, self._tries = os.fspath(url), tries
         try:
             self.fs, root = url_to_fs(self.url, **_driver_options(self.url), **dict(options or {}))
         except (ImportError, ValueError) as error:
@@ -60,7 +65,7 @@ class Storage:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _ask(self, action: Callable[[], Answer], name: str) -> Answer:
-        return action() if self.is_local else patiently(action, self.describe(name))
+        return action() if self.is_local else patiently(action, self.describe(name), self._tries)
 
     def local_path(self, name: str) -> Path:
         """The path of a file of a local root."""

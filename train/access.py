@@ -51,7 +51,7 @@ class Access:
         """formats.dataset.open_dataset, tried again where the store fails."""
         options = driver_options(url, self.read_timeout, 16)
         open_store(url, self.read_timeout)
-        return retrying(lambda: open_dataset(url, options), self.read_retries, f"{url.rstrip('/')}/manifests")
+        return retrying(lambda: open_dataset(url, options, tries=1), self.read_retries, f"{url.rstrip('/')}/manifests")
 
 
 def access_options(command: F) -> F:

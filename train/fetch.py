@@ -78,8 +78,8 @@ def driver_options(url: str, timeout: float, connections: int) -> dict[str, Any]
 
 
 def open_store(url: str, timeout: float, connections: int = 16) -> Storage:
-    """The storage of a URL, its driver told not to retry by itself where it can be told."""
-    storage = Storage(url, driver_options(url, timeout, connections))
+    """The storage of a URL, told not to retry by itself, nor its driver where that can be told: callers do."""
+    storage = Storage(url, driver_options(url, timeout, connections), tries=1)
     if not storage.is_local and hasattr(storage.fs, "retries"):
         storage.fs.retries = 1
     return storage

@@ -10,6 +10,7 @@ Prefer a local folder with a copying job beside it where the store is slow; a mo
 
 import hashlib
 import shutil
+from functools import partial
 
 from formats.errors import UserError
 from formats.storage import temporary_beside
@@ -42,8 +43,9 @@ class Mirror:
         for name in {*FILES, *self._listed()}:
             self._fetch(name)
         names = [pointer] if (pointer := self._pointer()) else []
-        listed = retrying(lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints"))
-        names += sorted((name for name in listed if name.endswith(".pt") and name not in names), reverse=True)
+        names += sorted(
+            (name for name in self._checkpoints() if name.endswith(".pt") and name not in names), reverse=True
+        )
         for name in names:
             self.fetch_checkpoint(name)
             try:
@@ -72,9 +74,14 @@ class Mirror:
             return
         self._put(NEWEST, kept[-1].encode())
         self._pushed[NEWEST] = (int(kept[-1][5:-3]), 0)
-        for name in self._storage.list("checkpoints"):
+        for name in self._checkpoints():
             if name.endswith(".pt") and name < kept[0]:
-                self._storage.remove(f"checkpoints/{name}")
+                old = f"checkpoints/{name}"
+                retrying(partial(self._storage.remove, old), RETRIES, self._storage.describe(old), "removed")
+
+    def _checkpoints(self) -> list[str]:
+        """What a listing shows of the checkpoints: a hint."""
+        return retrying(lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints"))
 
     def _listed(self) -> list[str]:
         """Further files of the run (pages and what they are made of), as far as a listing shows them."""
