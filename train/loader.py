@@ -261,7 +261,9 @@ class JigsawLoader:
         processes = list(getattr(received, "_workers", ()))
         shut_down: Any = getattr(received, "_shutdown_workers", None)
         if shut_down is not None:
-            shut_down()
+            # torch's handler of dead children may raise in the middle of it; whom that leaves alive is ended below.
+            with contextlib.suppress(RuntimeError):
+                shut_down()
         for process in processes:
             if process.is_alive():
                 # They ignore the signal by which torch ends the unwilling.
