@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from formats import names
+from formats import manifest, names
 from formats.errors import UserError
 from formats.retry import TRIES
 from formats.storage import Storage
@@ -98,8 +98,7 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
         raise UserError(f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again.") from error
     table_raw = storage.read(names.SHARD_TABLE)
     try:
-        # On this thread alone: a thread of Arrow's that frees Python's bytes while the interpreter ends aborts it.
-        rows = pq.ParquetFile(memory_file(table_raw)).read(use_threads=False).to_pylist()
+        rows = manifest.read_rows(table_raw).to_pylist()
         shards = tuple(ShardRow(index, **row) for index, row in enumerate(rows))
     except Exception as error:
         raise UserError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from formats.dataset import open_dataset
 from formats.draws import text_key
 from formats.page import Figure, Section, Table, chart, render
-from formats.storage import Storage
+from formats.storage import publish_locally
 from train import backbones
 from train.erf import evaluating
 from train.field import SHARES, FieldNumbers, field_map, numbers
@@ -119,10 +119,6 @@ def erf(
         "central position that holds a share of its field's mass."
     )
     section = Section("Effective receptive fields", text, [Table(heads, rows)], figures=[_figure(fields)])
-    _publish(out, render("Receptive fields", "What a feature looks at.", [section]))
+    publish_locally(out, render("Receptive fields", "What a feature looks at.", [section]).encode())
     if json_file is not None:
-        _publish(json_file, json.dumps(found_numbers, indent=2) + "\n")
-
-
-def _publish(file: Path, text: str) -> None:
-    Storage(file.absolute().parent).publish(file.name, text.encode())
+        publish_locally(json_file, (json.dumps(found_numbers, indent=2) + "\n").encode())

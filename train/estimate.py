@@ -16,7 +16,7 @@ import click
 import torch
 
 from formats.dataset import open_dataset
-from formats.storage import Storage
+from formats.storage import publish_locally
 from train.batch import Batch
 from train.loop import Job, Loop, OpenSource
 from train.machine import COMPILE, Machine
@@ -165,7 +165,7 @@ def estimate(
         _say(ranks, chosen, costs, found, workers)
         if json_file is not None and ranks.first:
             text = json.dumps({**asdict(found), "costs": asdict(costs), "world": ranks.world}, indent=2)
-            Storage(json_file.absolute().parent).publish(json_file.name, (text + "\n").encode())
+            publish_locally(json_file, (text + "\n").encode())
 
 
 def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: int) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from formats.dataset import Dataset
 from formats.groups import GROUPS
-from formats.storage import Storage
+from formats.storage import publish_locally
 from train import losses
 from train.access import access_from, access_options
 from train.batch import BatchSource
@@ -147,8 +147,7 @@ def evaluate(
         source.close()
     report = {"step": content["step"], "backbone": recipe.backbone, **summarise(answers, dataset.classes)}
     if json_file is not None:
-        storage = Storage(json_file.absolute().parent)
-        storage.publish(json_file.name, (json.dumps(report, indent=2) + "\n").encode())
+        publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
 
 

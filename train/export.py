@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from formats.errors import UserError
-from formats.storage import Storage
+from formats.storage import publish_locally
 from train import paste
 from train.checkpoint import backbone_state, trained_state
 from train.run import open_run, open_trained
@@ -55,10 +55,9 @@ def export(
         f"{len(description['classes'])} classes{averaged}."
     )
     about = {"backbone": recipe.backbone, "mean": str(list(recipe.mean)), "std": str(list(recipe.std)), "order": "RGB"}
-    storage = Storage(out.absolute().parent)
-    storage.publish(out.name, target.pack(converted, about))
+    publish_locally(out, target.pack(converted, about))
     note = out.with_suffix(".README.md")
-    storage.publish(note.name, paste.readme(facts, to, target.lines(facts), origin).encode())
+    publish_locally(note, paste.readme(facts, to, target.lines(facts), origin).encode())
     size = sum(value.numel() * value.element_size() for value in converted.values())
     click.echo(
         f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from formats import draws
 from formats.dataset import Dataset, open_dataset
 from formats.errors import UserError
-from formats.storage import Storage
+from formats.storage import publish_locally
 from train.checkpoint import trained_state
 from train.crops import SOURCE, CropReader, LocalShards
 from train.model import DenseClassifier
@@ -178,7 +178,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
         answers[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
     report = summary(answers, found, recipe.backbone, content["step"])
     if json_file is not None:
-        Storage(json_file.absolute().parent).publish(json_file.name, (json.dumps(report, indent=2) + "\n").encode())
+        publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
 
 

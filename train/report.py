@@ -15,7 +15,7 @@ from PIL import Image
 
 from formats.errors import UserError
 from formats.page import Bars, Figure, Section, Table, picture, render
-from formats.storage import Storage
+from formats.storage import Storage, publish_locally
 from train.curves import Metrics, curves, read_metrics
 from train.look import Answers, Fields, load_look, looks
 from train.maps import field_figure, spread, weight_figure
@@ -203,5 +203,5 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
         if not run.is_dir():
             raise UserError(f"{run} is no folder: name the folder that was given as --run to `pretrain`")
     target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
-    Storage(target.absolute().parent).publish(target.name, page(runs).encode())
+    publish_locally(target, page(runs).encode())
     click.echo(str(target))
