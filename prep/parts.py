@@ -22,6 +22,7 @@ from formats.storage import Storage
 from prep import markers
 from prep.archive import Member
 from prep.columns import Crops, Images
+from prep.context import margins, member_boxes
 from prep.crops import encode_crops
 from prep.images import ImageTrouble, decode
 from prep.reasons import Skipped
@@ -49,6 +50,7 @@ class PartTask:
     images: Images
     crops: Crops
     places: dict[str, Member] | None = None
+    drawn_context: float | None = None
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -78,6 +80,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
     encoded, skipped = cut_images(task)
     kept = task.crops.take(np.array([jpeg is not None for jpeg in encoded], dtype=bool))
     jpegs = [jpeg for jpeg in encoded if jpeg is not None]
+    stored = member_boxes(kept, task.images, task.drawn_context)
     keys = [
         names.crop_key(task.images.ids[image], ordinal, label == task.background)
         for image, ordinal, label in zip(kept.image, kept.ordinal.tolist(), kept.label, strict=True)
@@ -96,7 +99,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         out.publish(f"{names.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
         rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, member_places(data))
-        tables.append(with_margins(rows_made, np.zeros((len(rows), 4), np.int32), task.format_version))
+        tables.append(with_margins(rows_made, margins(kept.boxes, stored)[rows], task.format_version))
     out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
     record = PartRecord(
         part=task.number,
@@ -118,8 +121,9 @@ def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
     skipped: list[Skipped] = []
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
     fetched = read_ahead(source, task.images.files)
+    cut = member_boxes(task.crops, task.images, task.drawn_context)
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
-        boxes = task.crops.boxes[len(encoded) : end]
+        boxes = cut[len(encoded) : end]
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
         try:
