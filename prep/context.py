@@ -22,7 +22,7 @@ def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> g
 
 
 def margins(boxes: geometry.Crops, outer: geometry.Crops) -> npt.NDArray[np.int32]:
-    """How far boxes that lie around others extend beyond them on each side: int32 [n, 4]."""
+    """How far ``outer`` boxes extend beyond those that they hold, on each side: int32 [n, 4]."""
     return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
 
 
