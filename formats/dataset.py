@@ -110,7 +110,8 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
                 f"{' and '.join(str(one) for one in READABLE)}. Prep the dataset again with this version."
             )
         description = msgspec.json.decode(raw, type=Description)
-    except msgspec.MsgspecError as error:
+        drawn_context(description.options)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again.") from error
     table_raw = storage.read(names.SHARD_TABLE)
     try:

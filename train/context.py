@@ -1,7 +1,7 @@
 """Context drawn by the trainer: how far each crop reaches beyond its object, anew each time it is drawn.
 
 Of datasets prepped with ``--context-at train``, whose members hold all the context there may be. The formula is prep's
-(formats.context). Vectorised: about 60 us a chunk, however many crops; decoding the larger members costs far more.
+(formats.context). Vectorised: 70 us a step and 0.6 us a jigsaw; decoding the larger members costs 0.3 ms a jigsaw.
 """
 
 import numpy as np
