@@ -7,9 +7,11 @@ has no done record does not exist. About 10 s and 300 MB for 4,000 crops of 600 
 
 import hashlib
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,7 +20,7 @@ from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.groups import GROUPS
 from formats.storage import Storage
-from prep import markers
+from prep import lossless, markers
 from prep.archive import Member
 from prep.columns import Crops, Images
 from prep.crops import encode_crops
@@ -43,6 +45,7 @@ class PartTask:
     quality: int
     subsampling: str
     exif: str
+    encode: str
     background: int
     format_version: int
     images: Images
@@ -74,9 +77,10 @@ def run_part(task: PartTask) -> PartRecord:
 
 def publish_part(task: PartTask, out: Storage) -> PartRecord:
     """Cut a part and publish it: its shards, its rows, last its done record."""
-    encoded, skipped = cut_images(task)
-    kept = task.crops.take(np.array([jpeg is not None for jpeg in encoded], dtype=bool))
-    jpegs = [jpeg for jpeg in encoded if jpeg is not None]
+    made = cut_images(task)
+    usable = np.array([jpeg is not None for jpeg in made.jpegs], dtype=bool)
+    kept, margins = task.crops.take(usable), made.margins[usable]
+    jpegs = [jpeg for jpeg in made.jpegs if jpeg is not None]
     keys = [
         names.crop_key(task.images.ids[image], ordinal, label == task.background)
         for image, ordinal, label in zip(kept.image, kept.ordinal.tolist(), kept.label, strict=True)
@@ -96,7 +100,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         out.publish(f"{names.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
         rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, offsets, stored)
-        tables.append(with_margins(rows_made, np.zeros((len(rows), 4), np.int32), task.format_version))
+        tables.append(with_margins(rows_made, margins[rows], task.format_version))
     out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
     record = PartRecord(
         part=task.number,
@@ -105,32 +109,59 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         images=len(np.unique(kept.image)),
         crops=len(kept),
         shards=shards,
-        skipped=skipped,
+        skipped=made.skipped,
+        encoded=dict(sorted(made.encoded.items())) if task.encode == "lossless" else msgspec.UNSET,
     )
     out.publish(names.part_record(task.number), encode(record))
     return record
 
 
-def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
-    """Each crop's JPEG, None where its image cannot be used, and a row for each such image."""
+@dataclass(frozen=True)
+class CutImages:
+    """What cutting a part's images gave.
+
+    jpegs: each crop's, None where its image cannot be used. margins: int32 [n, 4], how far each extends beyond its
+    crop. skipped: a row for each image that cannot be used. encoded: crops that were to be cut losslessly and could
+    not, by reason.
+    """
+
+    jpegs: list[bytes | None]
+    margins: npt.NDArray[np.int32]
+    skipped: list[Skipped]
+    encoded: Counter[str]
+
+
+def cut_images(task: PartTask) -> CutImages:
+    """Cut the crops of all images of a part, each image read once; raises UserError, StoreError."""
     source = ImageSource(task.source, task.places)
-    encoded: list[bytes | None] = []
+    jpegs: list[bytes | None] = []
+    margins = np.zeros((len(task.crops), 4), dtype=np.int32)
     skipped: list[Skipped] = []
+    encoded: Counter[str] = Counter()
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
     fetched, buffer = read_ahead(source, task.images.files), PixelBuffer()
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
-        boxes = task.crops.boxes[len(encoded) : end]
+        first = len(jpegs)
+        boxes = task.crops.boxes[first:end]
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
         try:
             if isinstance(raw, ImageTrouble):
                 raise raw
+            if task.encode == "lossless":
+                found = lossless.cut(raw, boxes, width, height, task.exif)
+                if not found.refused:
+                    jpegs += found.jpegs
+                    margins[first:end] = found.margins
+                    continue
             pixels = decode(raw, width, height, task.exif, buffer)
-            encoded += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            jpegs += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            if task.encode == "lossless":
+                encoded[found.refused] += len(boxes)
         except ImageTrouble as trouble:
-            encoded += [None] * len(boxes)
+            jpegs += [None] * len(boxes)
             skipped.append(Skipped(task.images.ids[index], file, None, None, "cut", str(trouble)))
-    return encoded, skipped
+    return CutImages(jpegs, margins, skipped, encoded)
 
 
 def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes]) -> tuple[bytes, list[int]]:
