@@ -93,10 +93,10 @@ def cut(raw: bytes, boxes: Boxes, width: int, height: int, exif: str) -> Cut:
         return Cut([], none, NOT_JPEG)
     if colours not in ("YCbCr", "Gray") or subsampling not in UNITS:
         return Cut([], none, NOT_JPEG)
-    if (found_width, found_height) != (width, height):
-        return Cut([], none, REFUSED)
     if exif == "apply" and _is_turned(raw):
         return Cut([], none, TURNED)
+    if (found_width, found_height) != (width, height):
+        return Cut([], none, REFUSED)
     members = aligned(boxes, width, height, UNITS[subsampling])
     jpegs: list[bytes] = []
     for some in _passes(members):
@@ -167,7 +167,7 @@ def _transform(library: ctypes.CDLL, raw: bytes, members: Sequence[list[int]]) -
     try:
         if library.tjTransform(handle, raw, len(raw), len(members), made, sizes, wanted, _FLAGS):
             return None
-        return [ctypes.string_at(made[i], sizes[i]) for i in range(len(members))]
+        return [ctypes.string_at(made[i] or 0, sizes[i]) for i in range(len(members))]
     finally:
         for i in range(len(members)):
             library.tjFree(made[i])
