@@ -161,9 +161,10 @@ def _transform(library: ctypes.CDLL, raw: bytes, members: Sequence[list[int]]) -
     if not handle:
         return None
     made, sizes = _Pointers(), _Sizes()
-    wanted = _Transforms(
-        *((left, top, right - left, bottom - top, 0, _OPTIONS, None, None) for left, top, right, bottom in members)
-    )
+    wanted = _Transforms()
+    for transform, (left, top, right, bottom) in zip(wanted, members, strict=False):
+        transform.x, transform.y, transform.width, transform.height = left, top, right - left, bottom - top
+        transform.options = _OPTIONS
     try:
         if library.tjTransform(handle, raw, len(raw), len(members), made, sizes, wanted, _FLAGS):
             return None
