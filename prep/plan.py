@@ -26,6 +26,9 @@ PLAN_VERSION = 1
 
 BYTES_PER_PART = 64 << 20
 
+ENCODINGS = ("pixels", "lossless")
+"""How crops become JPEGs: see Options."""
+
 # What a draw is for, so that no two uses share words.
 _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
 
@@ -36,7 +39,8 @@ class Options:
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
-    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures.
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
+    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
     """
 
     negatives_per_positive: float = 0.1
@@ -45,6 +49,7 @@ class Options:
     jpeg_quality: int = 95
     subsampling: str = "444"
     exif: str = "ignore"
+    encode: str = "pixels"
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.

@@ -28,8 +28,12 @@ def read_crops(storage: Storage) -> Columns:
     """The columns of crops.parquet that the page needs, each [crops]."""
     wanted = ["shard", "offset", "size", "label", "group", "left", "top", "right", "bottom"]
     wanted += ["box_x", "box_y", "box_width", "box_height"]
-    table = manifest.read_rows(storage.read(names.CROPS), wanted)
-    return {name: table.column(name).to_numpy() for name in wanted}
+    table = manifest.read_rows(storage.read(names.CROPS), [*wanted, *manifest.MARGINS])
+    found = {name: table.column(name).to_numpy() for name in wanted}
+    none = np.zeros(table.num_rows, dtype=np.int32)
+    return found | {
+        name: table.column(name).to_numpy() if name in table.column_names else none for name in manifest.MARGINS
+    }
 
 
 def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
@@ -43,7 +47,9 @@ def _crop_row(crops: Columns, i: int) -> CropRow:
     box = tuple(float(crops[f"box_{side}"][i]) for side in ("x", "y", "width", "height"))
     whole = {name: int(crops[name][i]) for name in ("offset", "size", "label", "left", "top", "right", "bottom")}
     known = None if np.isnan(box[0]) else (box[0], box[1], box[2], box[3])
-    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, **whole)
+    left, top, right, bottom = (int(crops[name][i]) for name in manifest.MARGINS)
+    margins = (left, top, right, bottom)
+    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, margins=margins, **whole)
 
 
 def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:

@@ -23,7 +23,7 @@ class Summary:
 
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
-    once it is known.
+    once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
     """
 
     classes: Sequence[str]
@@ -37,6 +37,7 @@ class Summary:
     skipped: Mapping[str, int]
     slots: Sequence[Slot]
     seconds: float | None = None
+    encoded: Mapping[str, int] | None = None
 
     @property
     def crops(self) -> int:
@@ -66,7 +67,9 @@ class Summary:
 
     def totals(self) -> dict[str, Any]:
         """The totals of dataset.json (manifests/README.md)."""
-        return {
+        # What is of lossless datasets alone is told of them alone: others keep their bytes.
+        encoded = {} if self.encoded is None else {"encoded": dict(sorted(self.encoded.items()))}
+        return encoded | {
             "images": self.images,
             "images_listed": self.images_listed,
             "crops": self.crops,
@@ -107,5 +110,7 @@ def planned(plan: Plan) -> Summary:
         bytes=int(sizes_in_bytes.sum()),
         skipped=count_reasons(row.reason for row in plan.skipped),
         slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
-        seconds=weight.cutting_seconds(len(plan.images), image_pixels, len(crops), int(pixels.sum())),
+        seconds=weight.cutting_seconds(
+            len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
+        ),
     )
