@@ -40,9 +40,13 @@ def main(results: Path) -> None:
     table = Table(title="goals")
     for head in ("script", "what", "measured", "goal", ""):
         table.add_column(head, justify="right" if head in ("measured", "goal") else "left")
-    rows = [(file.stem, *row) for file in sorted(results.glob("*.json")) for row in goals_in(json.loads(file.read_text()))]
+    rows = [
+        (file.stem, *row) for file in sorted(results.glob("*.json")) for row in goals_in(json.loads(file.read_text()))
+    ]
     for script, what, figure, goal, met, note in rows:
-        table.add_row(script, what, f"{figure:,.4g}", goal, ("met" if met else "missed") + (f": {note}" if note else ""))
+        table.add_row(
+            script, what, f"{figure:,.4g}", goal, ("met" if met else "missed") + (f": {note}" if note else "")
+        )
     Console().print(table)
     click.echo(f"{sum(row[4] for row in rows)} of {len(rows)} goals met")
 
