@@ -22,7 +22,10 @@ GAP = 6
 
 @dataclass(frozen=True)
 class CropRow:
-    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background."""
+    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background.
+
+    margins: how far the stored member extends beyond the crop: left, top, right, bottom.
+    """
 
     shard: str
     offset: int
@@ -34,12 +37,15 @@ class CropRow:
     right: int
     bottom: int
     box: tuple[float, float, float, float] | None
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL) -> Image.Image:
     """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read."""
     raw = storage.read_range(f"{names.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    member = Image.open(io.BytesIO(raw)).convert("RGB")
+    margins = crop.margins
+    image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)

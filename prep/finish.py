@@ -5,9 +5,11 @@ which are held as one compressed file (about 50 MB) in memory.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import click
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -197,9 +199,19 @@ class _Seen:
             skipped=count_reasons(skipped.column("reason").to_pylist()),
             slots=slot_fill(widths, heights, groups),
             drawn_context=self._context,
+            encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
         )
 
 
 def _stacked(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
     """Columns side by side, [n, len(columns)]; null is NaN."""
     return np.stack([rows.column(name).to_numpy() for name in columns], axis=1)
+
+
+def _encoded(records: list[PartRecord]) -> Counter[str]:
+    """The crops of a lossless dataset that were encoded all the same, by reason."""
+    found: Counter[str] = Counter()
+    for record in records:
+        if not isinstance(record.encoded, msgspec.UnsetType):
+            found.update(record.encoded)
+    return found

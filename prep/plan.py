@@ -30,6 +30,9 @@ BYTES_PER_PART = 64 << 20
 CONTEXT_AT = ("prep", "train")
 """Who draws how far each box is enlarged."""
 
+ENCODINGS = ("pixels", "lossless")
+"""How crops become JPEGs: see Options."""
+
 # What a draw is for, so that no two uses share words.
 _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
 
@@ -40,8 +43,9 @@ class Options:
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
-    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. context_at: who draws how
-    far a box is enlarged, ``prep`` once for all (the paper's way) or ``train`` anew each time.
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
+    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
+    context_at: who enlarges boxes, ``prep`` once for all (the paper's way) or ``train`` anew each time a crop is drawn.
     """
 
     negatives_per_positive: float = 0.1
@@ -50,6 +54,7 @@ class Options:
     jpeg_quality: int = 95
     subsampling: str = "444"
     exif: str = "ignore"
+    encode: str = "pixels"
     context_at: str = "prep"
 
     def to_dict(self) -> dict[str, Any]:

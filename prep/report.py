@@ -28,21 +28,23 @@ Columns = dict[str, npt.NDArray[Any]]
 def read_crops(storage: Storage, dataset: Dataset) -> Columns:
     """The columns of crops.parquet that the page needs, each [crops].
 
-    Where the trainer draws the context, the edges are those of the members, which hold all of it, and ``width`` and
-    ``height`` those of the mean enlargement; else both are the crops'.
+    Where the trainer draws the context, the edges are those of the members, which hold all of it, there are no margins
+    around them, and ``width`` and ``height`` are those of the mean enlargement; else edges and sizes are the crops'.
     """
     wanted = ["shard", "offset", "size", "label", "group", *manifest.EDGES, *manifest.BOX]
-    context = dataset.drawn_context
-    table = manifest.read_rows(storage.read(names.CROPS), wanted + ([] if context is None else [*manifest.MARGINS]))
-    crops = {name: table.column(name).to_numpy() for name in table.column_names}
-    boxes = members = np.stack([crops[name] for name in manifest.EDGES], axis=1)
-    if context is not None:
-        margins = np.stack([crops[name] for name in manifest.MARGINS], axis=1)
-        members = boxes + margins * np.array([-1, -1, 1, 1], dtype=np.int32)
-        crops |= {name: members[:, i] for i, name in enumerate(manifest.EDGES)}
-    truth = np.stack([crops[name] for name in manifest.BOX], axis=1)
-    crops["width"], crops["height"] = expected_sizes(boxes, truth, members, context).T
-    return crops
+    table = manifest.read_rows(storage.read(names.CROPS), [*wanted, *manifest.MARGINS])
+    none = np.zeros(table.num_rows, dtype=np.int32)
+    found = dict.fromkeys(manifest.MARGINS, none) | {name: table.column(name).to_numpy() for name in table.column_names}
+    boxes, margins, truth = (
+        np.stack([found[name] for name in columns], axis=1)
+        for columns in (manifest.EDGES, manifest.MARGINS, manifest.BOX)
+    )
+    members = boxes + margins * np.array([-1, -1, 1, 1], dtype=np.int32)
+    found["width"], found["height"] = expected_sizes(boxes, truth, members, dataset.drawn_context).T
+    if dataset.drawn_context is not None:
+        found |= {name: members[:, i] for i, name in enumerate(manifest.EDGES)}
+        found |= dict.fromkeys(manifest.MARGINS, none)
+    return found
 
 
 def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
@@ -56,7 +58,9 @@ def _crop_row(crops: Columns, i: int) -> CropRow:
     box = tuple(float(crops[f"box_{side}"][i]) for side in ("x", "y", "width", "height"))
     whole = {name: int(crops[name][i]) for name in ("offset", "size", "label", "left", "top", "right", "bottom")}
     known = None if np.isnan(box[0]) else (box[0], box[1], box[2], box[3])
-    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, **whole)
+    left, top, right, bottom = (int(crops[name][i]) for name in manifest.MARGINS)
+    margins = (left, top, right, bottom)
+    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, margins=margins, **whole)
 
 
 def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:

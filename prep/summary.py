@@ -25,7 +25,8 @@ class Summary:
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
     once it is known. drawn_context: where the trainer draws the context, how much at most; the slots are then filled
-    with crops of the mean context.
+    with crops of the mean context. encoded: of a lossless dataset, the crops that were encoded all the same, by reason;
+    else None.
     """
 
     classes: Sequence[str]
@@ -40,6 +41,7 @@ class Summary:
     slots: Sequence[Slot]
     seconds: float | None = None
     drawn_context: float | None = None
+    encoded: Mapping[str, int] | None = None
 
     @property
     def crops(self) -> int:
@@ -69,7 +71,9 @@ class Summary:
 
     def totals(self) -> dict[str, Any]:
         """The totals of dataset.json (manifests/README.md)."""
-        return {
+        # What is of lossless datasets alone is told of them alone: others keep their bytes.
+        encoded = {} if self.encoded is None else {"encoded": dict(sorted(self.encoded.items()))}
+        return encoded | {
             "images": self.images,
             "images_listed": self.images_listed,
             "crops": self.crops,
@@ -112,6 +116,8 @@ def planned(plan: Plan) -> Summary:
         bytes=int(sizes_in_bytes.sum()),
         skipped=count_reasons(row.reason for row in plan.skipped),
         slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
-        seconds=weight.cutting_seconds(len(plan.images), image_pixels, len(crops), int(pixels.sum())),
+        seconds=weight.cutting_seconds(
+            len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
+        ),
         drawn_context=context,
     )

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torchvision.models import feature_extraction
 
 from formats.errors import UserError
+from train.norms import with_norm
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
@@ -29,7 +30,8 @@ SIZES = (256, 512)
 class Backbone:
     """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
-    head: the names in the whole model's state dict that lie behind the map: the classifier's.
+    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
+    train.norms.NORMS.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Backbone:
     channels: int
     stride: int
     head: frozenset[str]
+    norm: str = "bn"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,10 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str) -> Backbone:
-    """The backbone of that name, with its library's own random initialisation (from torch's global generator).
+def build(name: str, norm: str = "bn") -> Backbone:
+    """The backbone of that name under ``norm`` (train.norms), randomly initialised as its library does it.
+
+    Drawn from torch's global generator.
 
     name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). Raises UserError for an
     unknown name (with the nearest ones) and for a model without a feature map that can be cut into regions.
@@ -62,11 +67,11 @@ def build(name: str) -> Backbone:
     if ":" in name:
         from train import outside  # it needs this module
 
-        return outside.build(name)
-    return cut(name, whole_model(name))
+        return outside.build(name, norm)
+    return cut(name, whole_model(name, norm), norm)
 
 
-def cut(name: str, whole: nn.Module) -> Backbone:
+def cut(name: str, whole: nn.Module, norm: str = "bn") -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
     Raises UserError where there is no map that can be cut into regions; ``name`` is for the message.
@@ -74,10 +79,10 @@ def cut(name: str, whole: nn.Module) -> Backbone:
     found = _find_map(name, whole)
     module = _up_to(whole, found.node)
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
-    return Backbone(name, module, found.channels, found.stride, head)
+    return Backbone(name, module, found.channels, found.stride, head, norm)
 
 
-def whole_model(name: str) -> nn.Module:
+def whole_model(name: str, norm: str = "bn") -> nn.Module:
     """The model of torchvision with its classifier, randomly initialised; raises UserError for an unknown name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
@@ -87,7 +92,7 @@ def whole_model(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
-    return model
+    return with_norm(name, model, norm)
 
 
 def _find_map(name: str, whole: nn.Module) -> _Map:

@@ -83,7 +83,7 @@ class State:
 def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, DenseClassifier]:
     """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid."""
     torch.manual_seed(text_key(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone)
+    backbone = backbones.build(recipe.backbone, recipe.norm)
     recipe.template.region_map(backbone.stride)
     return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std)
 

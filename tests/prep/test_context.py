@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
+from click.testing import CliRunner
 from PIL import Image
 
 from formats import manifest
@@ -16,15 +18,17 @@ from formats.dataset import open_dataset
 from formats.draws import fold, text_key, uniform, words
 from formats.groups import aspect_group
 from prep import plan as plans
-from prep.context import expected_sizes, margins
+from prep.context import expected_sizes, margins_of
 from prep.fill import slot_fill
 from prep.redo import retry_skipped
 from prep.report import report
 from prep.status import status
 from prep.verify import verify
 from tests.prep.conftest import Drawn, invoke, rows, run_shards, tree
-from train.context import enlarged
-from train.crops import CropReader, LocalShards
+from tests.prep.test_lossless import needs_turbojpeg
+from train.cli import main as train
+from train.context import enlarged, halfway
+from train.crops import SOURCE, CropReader, LocalShards
 
 Edges = tuple[int, int, int, int]
 OPTIONS = ("--context-at", "train", "--negatives-per-positive", "0.5", "--crops-per-part", "20", "--workers", "1")
@@ -147,7 +151,7 @@ def test_slot_fill_is_that_of_the_mean_context(made: Path) -> None:
     crops = rows(made, "crops")
     boxes = np.array([[row[name] for name in manifest.EDGES] for row in crops])
     outer = np.array([member_of(row) for row in crops])
-    assert (margins(boxes, outer) == [[row[name] for name in manifest.MARGINS] for row in crops]).all()
+    assert (margins_of(boxes, outer) == [[row[name] for name in manifest.MARGINS] for row in crops]).all()
     truth = np.array([[row[name] for name in manifest.BOX] for row in crops], dtype=np.float64)
     sizes = expected_sizes(boxes, truth, outer, 2.0)
     for row, size in zip(crops, sizes.tolist(), strict=True):
@@ -187,3 +191,33 @@ def test_every_command_holds_for_such_a_dataset(source: Path, made: Path, tmp_pa
     assert tree(out) == tree(made)
     assert invoke(report, "--out", str(out)).exit_code == 0
     assert "drawn anew each time" in " ".join((out / "report.html").read_text().split())
+
+
+@needs_turbojpeg
+def test_lossless_members_show_the_same_crops_in_the_sources_pixels(source: Path, made: Path) -> None:
+    out = source / "lossless"
+    result = run_shards(source / "annotations.json", source / "images", out, *OPTIONS, "--encode", "lossless")
+    assert result.exit_code == 0, result.output
+    file_of = {row["key"]: row["image_file"] for row in rows(made, "crops")}
+    found: list[dict[str, tuple[int, ...]]] = []
+    for folder in (made, out):
+        dataset = open_dataset(str(folder))
+        reader = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
+        edges = {}
+        for shard in dataset.shards:
+            crops = halfway(reader.crops(shard.index), 2.0)
+            for key, crop in zip(reader.keys(crops), crops, strict=True):
+                left, top, width, height = edges[key] = tuple(
+                    int(crop[name]) for name in ("left", "top", "width", "height")
+                )
+                if folder == out:
+                    pixels = simplejpeg.decode_jpeg((source / "images" / file_of[key]).read_bytes())
+                    shown = reader.decode(*(int(crop[name]) for name in SOURCE))
+                    # Colours that lie between two blocks of a member's edge may differ by a rounding.
+                    wanted = pixels[top : top + height, left : left + width].astype(int)
+                    assert shown is not None and np.abs(shown - wanted).mean() < 0.5
+        found.append(edges)
+    assert found[0] == found[1]
+    lines = [CliRunner().invoke(train, ["digest", "--data", str(one), "--batch", "4"]).stdout for one in (made, out)]
+    identities = [[line.split()[:2] for line in text.splitlines()] for text in lines]
+    assert identities[0] == identities[1] and len(identities[0]) == 4
