@@ -21,7 +21,7 @@ def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> g
     return context.draw_crops(crops.boxes, crops.xywh, np.ones(crops.xywh.shape), drawn_context, whole)
 
 
-def margins_of(boxes: geometry.Crops, outer: geometry.Crops) -> npt.NDArray[np.int32]:
+def margins(boxes: geometry.Crops, outer: geometry.Crops) -> npt.NDArray[np.int32]:
     """How far ``outer`` boxes extend beyond those that they hold, on each side: int32 [n, 4]."""
     return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
 

@@ -198,14 +198,9 @@ class _Seen:
             bytes=sum(record.bytes for record in records),
             skipped=count_reasons(skipped.column("reason").to_pylist()),
             slots=slot_fill(widths, heights, groups),
-            drawn_context=self._context,
             encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
+            drawn_context=self._context,
         )
-
-
-def _stacked(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
-    """Columns side by side, [n, len(columns)]; null is NaN."""
-    return np.stack([rows.column(name).to_numpy() for name in columns], axis=1)
 
 
 def _encoded(records: list[PartRecord]) -> Counter[str]:
@@ -215,3 +210,8 @@ def _encoded(records: list[PartRecord]) -> Counter[str]:
         if not isinstance(record.encoded, msgspec.UnsetType):
             found.update(record.encoded)
     return found
+
+
+def _stacked(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
+    """Columns side by side, [n, len(columns)]; null is NaN."""
+    return np.stack([rows.column(name).to_numpy() for name in columns], axis=1)

@@ -23,7 +23,8 @@ from formats.storage import Storage
 from prep import lossless, markers
 from prep.archive import Member
 from prep.columns import Crops, Images
-from prep.context import margins_of, member_boxes
+from prep.context import margins as beyond
+from prep.context import member_boxes
 from prep.crops import encode_crops
 from prep.images import ImageTrouble, PixelBuffer, decode
 from prep.reasons import Skipped
@@ -137,12 +138,12 @@ def cut_images(task: PartTask) -> CutImages:
     """Cut the crops of all images of a part, each image read once; raises UserError, StoreError."""
     source = ImageSource(task.source, task.places)
     jpegs: list[bytes | None] = []
-    cut = member_boxes(task.crops, task.images, task.drawn_context)
-    margins = margins_of(task.crops.boxes, cut)
     skipped: list[Skipped] = []
     encoded: Counter[str] = Counter()
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
     fetched, buffer = read_ahead(source, task.images.files), PixelBuffer()
+    cut = member_boxes(task.crops, task.images, task.drawn_context)
+    margins = beyond(task.crops.boxes, cut)
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
         first = len(jpegs)
         boxes = cut[first:end]

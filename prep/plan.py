@@ -27,11 +27,11 @@ PLAN_VERSION = 1
 
 BYTES_PER_PART = 64 << 20
 
-CONTEXT_AT = ("prep", "train")
-"""Who draws how far each box is enlarged."""
-
 ENCODINGS = ("pixels", "lossless")
 """How crops become JPEGs: see Options."""
+
+CONTEXT_AT = ("prep", "train")
+"""Who draws how far each box is enlarged."""
 
 # What a draw is for, so that no two uses share words.
 _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
@@ -45,7 +45,7 @@ class Options:
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
     exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
     images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
-    context_at: who enlarges boxes, ``prep`` once for all (the paper's way) or ``train`` anew each time a crop is drawn.
+    context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
     """
 
     negatives_per_positive: float = 0.1

@@ -26,25 +26,26 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 def read_crops(storage: Storage, dataset: Dataset) -> Columns:
-    """The columns of crops.parquet that the page needs, each [crops].
+    """The columns of crops.parquet that the page needs, each [crops], the margins zero where there are none.
 
-    Where the trainer draws the context, the edges are those of the members, which hold all of it, there are no margins
-    around them, and ``width`` and ``height`` are those of the mean enlargement; else edges and sizes are the crops'.
+    ``width`` and ``height`` are the crops', or those of the mean enlargement where the trainer draws the context.
     """
     wanted = ["shard", "offset", "size", "label", "group", *manifest.EDGES, *manifest.BOX]
     table = manifest.read_rows(storage.read(names.CROPS), [*wanted, *manifest.MARGINS])
+    crops = {name: table.column(name).to_numpy() for name in wanted}
     none = np.zeros(table.num_rows, dtype=np.int32)
-    found = dict.fromkeys(manifest.MARGINS, none) | {name: table.column(name).to_numpy() for name in table.column_names}
-    boxes, margins, truth = (
-        np.stack([found[name] for name in columns], axis=1)
-        for columns in (manifest.EDGES, manifest.MARGINS, manifest.BOX)
+    crops |= {name: table.column(name).to_numpy() if name in table.column_names else none for name in manifest.MARGINS}
+    boxes, truth, margins = (
+        np.stack([crops[name] for name in columns], axis=1)
+        for columns in (manifest.EDGES, manifest.BOX, manifest.MARGINS)
     )
     members = boxes + margins * np.array([-1, -1, 1, 1], dtype=np.int32)
-    found["width"], found["height"] = expected_sizes(boxes, truth, members, dataset.drawn_context).T
+    crops["width"], crops["height"] = expected_sizes(boxes, truth, members, dataset.drawn_context).T
     if dataset.drawn_context is not None:
-        found |= {name: members[:, i] for i, name in enumerate(manifest.EDGES)}
-        found |= dict.fromkeys(manifest.MARGINS, none)
-    return found
+        # What is shown of a crop is then all that the trainer may show of it.
+        crops |= {name: members[:, i] for i, name in enumerate(manifest.EDGES)}
+        crops |= dict.fromkeys(manifest.MARGINS, none)
+    return crops
 
 
 def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:

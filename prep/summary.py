@@ -24,9 +24,9 @@ class Summary:
 
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
-    once it is known. drawn_context: where the trainer draws the context, how much at most; the slots are then filled
-    with crops of the mean context. encoded: of a lossless dataset, the crops that were encoded all the same, by reason;
-    else None.
+    once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
+    drawn_context: where the trainer draws the context, how much at most; the slots are then filled with crops of the
+    mean context.
     """
 
     classes: Sequence[str]
@@ -40,8 +40,8 @@ class Summary:
     skipped: Mapping[str, int]
     slots: Sequence[Slot]
     seconds: float | None = None
-    drawn_context: float | None = None
     encoded: Mapping[str, int] | None = None
+    drawn_context: float | None = None
 
     @property
     def crops(self) -> int:

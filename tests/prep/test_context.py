@@ -18,7 +18,7 @@ from formats.dataset import open_dataset
 from formats.draws import fold, text_key, uniform, words
 from formats.groups import aspect_group
 from prep import plan as plans
-from prep.context import expected_sizes, margins_of
+from prep.context import expected_sizes, margins
 from prep.fill import slot_fill
 from prep.redo import retry_skipped
 from prep.report import report
@@ -151,7 +151,7 @@ def test_slot_fill_is_that_of_the_mean_context(made: Path) -> None:
     crops = rows(made, "crops")
     boxes = np.array([[row[name] for name in manifest.EDGES] for row in crops])
     outer = np.array([member_of(row) for row in crops])
-    assert (margins_of(boxes, outer) == [[row[name] for name in manifest.MARGINS] for row in crops]).all()
+    assert (margins(boxes, outer) == [[row[name] for name in manifest.MARGINS] for row in crops]).all()
     truth = np.array([[row[name] for name in manifest.BOX] for row in crops], dtype=np.float64)
     sizes = expected_sizes(boxes, truth, outer, 2.0)
     for row, size in zip(crops, sizes.tolist(), strict=True):
