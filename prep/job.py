@@ -136,4 +136,5 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         images=images,
         crops=crops,
         places=source.places(images.files),
+        drawn_context=plan.options.drawn_context,
     )

@@ -23,6 +23,8 @@ from formats.storage import Storage
 from prep import lossless, markers
 from prep.archive import Member
 from prep.columns import Crops, Images
+from prep.context import margins as beyond
+from prep.context import member_boxes
 from prep.crops import encode_crops
 from prep.images import ImageTrouble, PixelBuffer, decode
 from prep.reasons import Skipped
@@ -51,6 +53,7 @@ class PartTask:
     images: Images
     crops: Crops
     places: dict[str, Member] | None = None
+    drawn_context: float | None = None
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -135,14 +138,15 @@ def cut_images(task: PartTask) -> CutImages:
     """Cut the crops of all images of a part, each image read once; raises UserError, StoreError."""
     source = ImageSource(task.source, task.places)
     jpegs: list[bytes | None] = []
-    margins = np.zeros((len(task.crops), 4), dtype=np.int32)
     skipped: list[Skipped] = []
     encoded: Counter[str] = Counter()
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
     fetched, buffer = read_ahead(source, task.images.files), PixelBuffer()
+    cut = member_boxes(task.crops, task.images, task.drawn_context)
+    margins = beyond(task.crops.boxes, cut)
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
         first = len(jpegs)
-        boxes = task.crops.boxes[first:end]
+        boxes = cut[first:end]
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
         try:
@@ -152,7 +156,7 @@ def cut_images(task: PartTask) -> CutImages:
                 found = lossless.cut(raw, boxes, width, height, task.exif)
                 if not found.refused:
                     jpegs += found.jpegs
-                    margins[first:end] = found.margins
+                    margins[first:end] += found.margins
                     continue
             pixels = decode(raw, width, height, task.exif, buffer)
             jpegs += encode_crops(pixels, boxes, task.quality, task.subsampling)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from formats.groups import GROUPS
 from prep import geometry, weight
+from prep.context import expected_sizes, member_boxes
 from prep.fill import Slot, slot_fill, warnings
 from prep.plan import Plan
 from prep.reasons import count_reasons
@@ -24,6 +25,8 @@ class Summary:
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
     once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
+    drawn_context: where the trainer draws the context, how much at most; the slots are then filled with crops of the
+    mean context.
     """
 
     classes: Sequence[str]
@@ -38,6 +41,7 @@ class Summary:
     slots: Sequence[Slot]
     seconds: float | None = None
     encoded: Mapping[str, int] | None = None
+    drawn_context: float | None = None
 
     @property
     def crops(self) -> int:
@@ -94,8 +98,10 @@ def count_crops(labels: npt.ArrayLike, groups: npt.ArrayLike, classes: int) -> n
 
 def planned(plan: Plan) -> Summary:
     """The figures of a plan, its bytes and time estimated."""
-    crops, sizes = plan.crops, plan.crops.sizes
-    pixels = geometry.areas(crops.boxes)
+    crops, context = plan.crops, plan.options.drawn_context
+    cut = member_boxes(crops, plan.images, context)
+    sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
+    pixels = geometry.areas(cut)
     part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
     sizes_in_bytes = weight.crop_bytes(pixels, plan.options.jpeg_quality, plan.options.subsampling)
     image_pixels = int((plan.images.widths * plan.images.heights).sum())
@@ -113,4 +119,5 @@ def planned(plan: Plan) -> Summary:
         seconds=weight.cutting_seconds(
             len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
         ),
+        drawn_context=context,
     )

@@ -32,6 +32,8 @@ def print_summary(console: Console, title: str, summary: Summary, seconds: float
     facts.add_row("images with crops", f"{summary.images:,} of {summary.images_listed:,}")
     facts.add_row("crops", f"{summary.crops:,}")
     facts.add_row("background share", f"{share:.1%} ({summary.negatives:,} of {summary.negatives_wanted:,} wanted)")
+    if summary.drawn_context is not None:
+        facts.add_row("context", f"up to {summary.drawn_context:g}x, drawn by the trainer")
     facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
@@ -63,7 +65,8 @@ def _classes(summary: Summary) -> Table:
 
 
 def _slots(summary: Summary) -> Table:
-    table = Table(title="slot fill (template 224 split at 64, resize 0.8 to 1.5)", title_justify="left")
+    size = "" if summary.drawn_context is None else ", mean context"
+    table = Table(title=f"slot fill (template 224 split at 64, resize 0.8 to 1.5{size})", title_justify="left")
     for name in ("slot", "group", "pixels", "filled"):
         table.add_column(name, justify="left" if name == "slot" else "right")
     for slot in summary.slots:
