@@ -26,7 +26,7 @@ import simplejpeg
 
 from bench.prep_peers import opencv_sample, pillow_image, pillow_sample, work_of, write_tar
 from bench.prep_scaling import growth, processes
-from bench.timing import Goal, interleaved, show, write
+from bench.timing import Goal, interleaved, judged, show, write
 from formats.errors import UserError
 from formats.storage import Storage
 from prep import lossless
@@ -143,15 +143,11 @@ def main(data: Path | None, images: int, repeats: int, boxes: int, sizes: str) -
             results["growth"] = growth(data, [int(size) for size in sizes.split(",")], 1)
         if boxes:
             found = plan_alone(synthetic(Path(scratch), boxes))
-            limits = Goal(20), Goal(2)
-            verdicts = ["met" if limit.met(value) else "missed" for limit, value in zip(limits, found, strict=True)]
-            click.echo(
-                f"plan of {boxes:,} boxes, reading included: {found[0]:.1f} s (goal {limits[0]}, {verdicts[0]}), "
-                f"{found[1]:.2f} GB (goal {limits[1]}, {verdicts[1]})"
-            )
-            results["plan"] = {"boxes": boxes, "seconds": found[0], "gigabytes": found[1]} | {
-                "goals": [str(limit) for limit in limits]
-            }
+            what = f"plan of {boxes:,} boxes, reading included"
+            results["plan"] = [
+                judged(f"{what}, {unit}", value, goal, ".2f")
+                for unit, value, goal in (("seconds", found[0], Goal(20)), ("GB", found[1], Goal(2)))
+            ]
         write("prep", results)
 
 

@@ -97,14 +97,11 @@ def _show_processes(found: dict[str, list[float]], images: int) -> dict[str, Any
         beside = statistics.median(a / b for a, b in zip(gains[name], gains["decoding"], strict=True))
         gain = statistics.median(gains[name])
         speeds = images / statistics.median(one), images / statistics.median(two)
-        goal = f"{GOAL} {'met' if GOAL.met(beside) else 'missed'}" if name == "prep" else ""
-        table.add_row(name, f"{speeds[0]:,.0f}", f"{speeds[1]:,.0f}", f"{gain:.2f}", f"{beside:.2f}", goal)
-        rows[name] = {
-            "images_per_second": speeds,
-            "speed_up": gain,
-            "ratio": beside,
-            "goal": str(GOAL) if name == "prep" else None,
-        }
+        judged = {"goal": str(GOAL), "met": GOAL.met(beside)} if name == "prep" else {}
+        verdict = GOAL.verdict(beside) if judged else ""
+        table.add_row(name, f"{speeds[0]:,.0f}", f"{speeds[1]:,.0f}", f"{gain:.2f}", f"{beside:.2f}", verdict)
+        what = {"what": f"{name} on {PROCESSES} processes beside decoding"}
+        rows[name] = what | {"images_per_second": speeds, "speed_up": gain, "ratio": beside} | judged
     Console().print(table)
     return rows
 

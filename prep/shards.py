@@ -1,7 +1,8 @@
 """``prep shards``: annotations and images -> shards/ and manifests/, the whole of the stage.
 
-Costs about 15 ms of one core for each image of COCO (seven crops). The same command resumes a run that was cut short
-and says so at once when there is nothing left to do; ``--dry-run`` shows what would be made and writes nothing.
+Costs about 4 ms of one core for each image of COCO (eight crops), 3 with ``--encode lossless``. The same command goes
+on with a run that was cut short and says so at once when nothing is left to do; ``--dry-run`` shows what would be made
+and writes nothing.
 """
 
 import os
