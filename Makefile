@@ -106,7 +106,7 @@ detect: $(DRAWN) $(HELD) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN
 
 compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
-		--rates 0.04,0.08,0.16 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)
+		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set norm=gn --workers $(WORKERS) --gpus $(GPUS)
 
 test: | $(READY)  ## the tests, on two cores below 8 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
