@@ -164,7 +164,11 @@ class Assembler:
         fits = (kernel != AVERAGE) & (offset >= 0) & (job["size"] >= 0) & (offset + job["size"] <= length[at])
         job |= {"data": first[at] + offset, "kernel": kernel}
         job |= {"scaled_x": windows.scaled_width[rows], "scaled_y": windows.scaled_height[rows]}
-        job |= {"flip": windows.flip[rows], "from_x": windows.from_x[rows], "from_y": windows.from_y[rows]}
+        job |= {
+            "flip": windows.flip[rows].astype(np.int64),
+            "from_x": windows.from_x[rows],
+            "from_y": windows.from_y[rows],
+        }
         job |= {"columns": windows.width[rows], "rows": windows.height[rows]}
         pitch = out[0].strides[0]
         origin = np.array([out[nth].ctypes.data for nth in which], dtype=np.int64)[:, None]
