@@ -199,7 +199,9 @@ class Assembler:
     def _readable(self, crop: Crops) -> bool:
         return self._reader.decode(*crop[SOURCE].tolist()) is not None
 
-    def _digests(self, crops: Crops, draws: Draws, windows: Windows, out: Pixels) -> tuple[tuple[bytes, bytes], ...]:
+    def _digests(
+        self, crops: Crops, draws: Draws, windows: Windows, out: Sequence[Pixels] | Pixels
+    ) -> tuple[tuple[bytes, bytes], ...]:
         """Identity and pixels of each jigsaw.
 
         The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,
@@ -221,5 +223,5 @@ class Assembler:
             for key, numbers in zip(self._reader.keys(jigsaw), plain[nth], strict=True):
                 name = key.encode()
                 identity.update(len(name).to_bytes(8, "little") + name + numbers.tobytes())
-            found.append((identity.digest(), hashlib.sha256(out[nth]).digest()))
+            found.append((identity.digest(), hashlib.sha256(np.ascontiguousarray(out[nth])).digest()))
         return tuple(found)
