@@ -223,5 +223,5 @@ class Assembler:
             for key, numbers in zip(self._reader.keys(jigsaw), plain[nth], strict=True):
                 name = key.encode()
                 identity.update(len(name).to_bytes(8, "little") + name + numbers.tobytes())
-            found.append((identity.digest(), hashlib.sha256(np.ascontiguousarray(out[nth])).digest()))
+            found.append((identity.digest(), hashlib.sha256(np.ascontiguousarray(out[nth]).data).digest()))
         return tuple(found)
