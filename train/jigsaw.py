@@ -154,7 +154,7 @@ class Assembler:
     ) -> list[tuple[int, int]]:
         """Write what compiled code can of some jigsaws; (jigsaw, region) of the crops that it cannot, ascending."""
         everything = [(nth, region) for nth in which for region in range(len(REGIONS))]
-        if self._renderer is None:
+        if self._renderer is None or out[0].shape[-1] != 3 or out[0].dtype != np.uint8:
             return everything
         rows = np.fromiter(which, dtype=np.int64)
         shards, at = np.unique(crops["shard"][rows], return_inverse=True)
@@ -170,9 +170,9 @@ class Assembler:
         job |= {"data": first[at] + offset, "kernel": kernel}
         job |= {"scaled_x": windows.scaled_width[rows], "scaled_y": windows.scaled_height[rows]}
         job |= {
-            "flip": windows.flip[rows].astype(np.int64),
             "from_x": windows.from_x[rows],
             "from_y": windows.from_y[rows],
+            "flip": windows.flip[rows].astype(np.int64),
         }
         job |= {"columns": windows.width[rows], "rows": windows.height[rows]}
         pitch = out[0].strides[0]
