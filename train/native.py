@@ -2,7 +2,7 @@
 
 Installing the project builds it where there is a C compiler, and goes on without where there is none. The pixels are
 the same either way: two small crops are compared when it is loaded, and where they differ (another OpenCV, say) it is
-not used. It computes only the samples that a window shows: on COCO crops it takes 0.65 of what decoding the crops whole
+not used. It computes only the samples that a window shows: on COCO crops it takes 0.6 of what decoding the crops whole
 takes. What it leaves undone (no plain JPEG, averaged areas, anything odd) is for simplejpeg and window.py.
 """
 
