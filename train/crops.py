@@ -125,11 +125,11 @@ class _OpenShard:
             self.crops["left"], self.crops["top"] = rows["left"], rows["top"]
             self.crops["box"] = np.stack([rows[name] for name in manifest.BOX], axis=1)
         self.keys = rows.get("key")
-        self.bytes: memoryview | None = None
+        self.bytes: npt.NDArray[np.uint8] | None = None
         if file is not None:
             with file:
                 # The mapping keeps its own descriptor, and with it the file's place in the cache.
-                self.bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
 class CropReader:
@@ -207,6 +207,10 @@ class CropReader:
             assert keys is not None, "the reader was made without keys"
             found.append(str(keys[row]))
         return found
+
+    def mapped(self, shard: int) -> npt.NDArray[np.uint8] | None:
+        """A shard's bytes, uint8 [bytes], mapped as long as the array lives; None of one that is left out."""
+        return self._shard(shard).bytes
 
     def decode(
         self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
