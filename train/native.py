@@ -1,4 +1,4 @@
-"""Crops rendered by compiled code: from a JPEG's bytes to its window in the jigsaw in one call (render.c), where built.
+"""Crops rendered by compiled code: from a JPEG's bytes to its window in the jigsaw in one call (render/), where built.
 
 Installing the project builds it where there is a C compiler, and goes on without where there is none. The pixels are
 the same either way: two small crops are compared when it is loaded, and where they differ (another OpenCV, say) it is

@@ -4,7 +4,7 @@ The convention: scale the crop by one ratio to the nearest whole size with pixel
 cut a window out of it or lay it into the region, the rest of the region staying zero. Only the window is computed: by
 cv2.resize where most of the scaled crop lands (three crops of four; within 1 level of the exact bilinear value), by
 cv2.warpAffine where the window is a small part (its 1/32 pixel steps are within 5 levels at a hard edge, 0.3 on
-average). On COCO crops that takes 24 us a crop; either alone takes 33 and 46, decoding the crop 198. render.c has both
+average). On COCO crops that takes 24 us a crop; either alone takes 33 and 46, decoding the crop 198. render/ has both
 kernels too, with the same pixels, for crops whose JPEG it decodes.
 """
 
