@@ -2,8 +2,9 @@
 
 A crop is grown outwards to the grid of the source's blocks; how far is its margin, which the trainer cuts off. The
 pixels are exactly the source's: no second compression. About two thirds of decoding the image for its coefficients,
-and 40 us a crop. Prefer it for large datasets of JPEGs that are good already; crops are then as good, and as large, as
-their source. What is no plain JPEG (YCbCr or grey) or is refused by the library is for the caller to decode and encode.
+and 130 us a crop of COCO. Prefer it for large datasets of JPEGs that are good already; crops are then as good, and as
+large, as their source. What is no plain JPEG (YCbCr or grey) or is refused by the library is for the caller to decode
+and encode.
 
 The binding is four functions by ctypes: PyTurboJPEG's ``crop_multiple`` takes a quarter of an image's decoding longer,
 since it makes a new ctypes type for every crop, and lets damaged images pass with a warning.
