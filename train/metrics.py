@@ -8,7 +8,7 @@ Losses and hits stay on the device and are fetched a window of steps at a time, 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class Row:
     (template.REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
     replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
-    validation: what train.validate found after this step, where it was asked for.
+    validation: what train.validate found after this step, where it was asked for. levels: with a neck, the loss of
+    each of its levels by name, of which ``loss`` is the mean.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Row:
     replaced: int
     left_out: int = 0
     validation: dict[str, Any] | None = None
+    levels: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The row as metrics.jsonl holds it."""
@@ -91,6 +93,8 @@ class Row:
             "replaced": self.replaced,
             "left_out": self.left_out,
         }
+        if self.levels:
+            values["loss_by_level"] = self.levels
         if self.validation is not None:
             values["validation"] = self.validation
         return json.dumps(values)
@@ -99,8 +103,9 @@ class Row:
 class Window:
     """The steps since the last flush: sums on the device, times on the host."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, levels: tuple[str, ...] = ()) -> None:
+        """levels: names of a neck's levels."""
+        self._ranks, self._levels = ranks, levels
         self._steps: list[tuple[int, float]] = []
         self._sums: list[Tensor] = []
         self._host: list[tuple[int, int]] = []
@@ -111,10 +116,16 @@ class Window:
         """Begin timing anew (after a checkpoint, whose time is not training's)."""
         self._waited, self._since = 0.0, time.perf_counter()
 
-    def add(self, step: int, lr: float, loss: Tensor, hits: Tensor, images: int, replaced: int, waited: float) -> None:
-        """Note a step: loss is this rank's mean over its ``images``, hits [4] its right predictions by region."""
+    def add(
+        self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
+    ) -> None:
+        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level of the neck, whose mean
+        is the loss; hits [4] its right predictions by region.
+        """
         self._steps.append((step, lr))
-        self._sums.append(torch.cat([loss.detach().double().reshape(1) * images, hits.double()]))
+        losses = losses.detach().double().reshape(-1)
+        whole = torch.cat([losses.mean().reshape(1), losses]) if self._levels else losses
+        self._sums.append(torch.cat([whole * images, hits.double()]))
         self._host.append((images, replaced))
         self._waited += waited
 
@@ -128,18 +139,20 @@ class Window:
         shared = torch.tensor([self._waited, elapsed], dtype=torch.float64)
         everything = self._ranks.total(torch.cat([sums.flatten(), host.flatten(), shared]))
         steps, (waited, elapsed) = len(self._steps), everything[-2:].tolist()
-        table = everything[: 5 * steps].view(steps, 5)
-        counts = everything[5 * steps : -2].view(steps, 2)
+        columns = sums.shape[1]
+        table = everything[: columns * steps].view(steps, columns)
+        counts = everything[columns * steps : -2].view(steps, 2)
         speed = counts[:, 0].sum().item() / max(elapsed / self._ranks.world, 1e-9)
         rows = [
             Row(
                 step=step,
                 loss=line[0].item() / count.item(),
-                accuracy=tuple((line[1:] / count).tolist()),
+                accuracy=tuple((line[-4:] / count).tolist()),
                 lr=lr,
                 images_per_second=speed,
                 data_wait=waited / max(elapsed, 1e-9),
                 replaced=int(replaced.item()),
+                levels=dict(zip(self._levels, (line[1:-4] / count).tolist(), strict=True)),
             )
             for (step, lr), line, (count, replaced) in zip(self._steps, table, counts, strict=True)
         ]

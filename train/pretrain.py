@@ -24,6 +24,7 @@ from train.checkpoint import (
 from train.loggers import NAMES, wanted
 from train.loop import DigestLine, Job, Loop, OpenSource
 from train.machine import COMPILE, Machine
+from train.neck import NECKS
 from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
 from train.run import RunFolder, check_classes, check_origin, choose_recipe, open_run, origin_of, versions
@@ -40,6 +41,7 @@ from train.weights import load_weights
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
 @click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
+@click.option("--neck", type=click.Choice(NECKS), help="Pre-train a pyramid too: the recipe's key of that name.")
 @click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
@@ -66,6 +68,7 @@ def pretrain(
     recipe: Path | None,
     settings: tuple[str, ...],
     balance: str | None,
+    neck: str | None,
     resume: bool,
     stop_after: int | None,
     workers: int,
@@ -89,6 +92,7 @@ def pretrain(
         ranks = start(device)
         access = access_from(**access_settings)
         settings += (f"balance={balance}",) if balance else ()
+        settings += (f"neck={neck}",) if neck else ()
         folder = ranks.together(lambda: open_run(run))
         if folder.mirror:
             ranks.on_first(folder.mirror.pull)

@@ -80,8 +80,7 @@ def scenes(folder: Path) -> None:
     # Batch statistics differ between ranks; those in the checkpoint and the table are rank 0's.
     batch_norm = small_job(folder / "batch-norm", "erf_every=2", ranks=ranks)
     state = execute(batch_norm, synthetic(batch_norm))
-    assert state.table is not None
-    tables = ranks.gathered(state.table.weights)
+    tables = ranks.gathered(state.tables[0].weights)
     assert torch.equal(*tables)
     accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
     with pytest.MonkeyPatch.context() as patch:
