@@ -20,6 +20,12 @@ from formats.retry import TRIES
 from formats.storage import Storage
 
 FORMAT_VERSION = 1
+"""Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""
+
+EXTENDED = 2
+"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of manifest.MARGINS."""
+
+READABLE = (FORMAT_VERSION, EXTENDED)
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +94,10 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
     raw = storage.read(names.DATASET)
     try:
         version = msgspec.json.decode(raw, type=dict[str, Any]).get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise UserError(
-                f"{storage.describe(names.DATASET)} is of format version {version}; this program reads version "
-                f"{FORMAT_VERSION}. Prep the dataset again with this version."
+                f"{storage.describe(names.DATASET)} is of format version {version}; this program reads versions "
+                f"{' and '.join(str(one) for one in READABLE)}. Prep the dataset again with this version."
             )
         description = msgspec.json.decode(raw, type=Description)
     except msgspec.MsgspecError as error:
@@ -123,7 +129,7 @@ class CropIndex:
     bytes, where the caller has them (mapped, they cost no memory).
     """
 
-    COLUMNS = ("key", "label", "left", "top", "right", "bottom", "offset", "size")
+    COLUMNS = ("key", "label", "left", "top", "right", "bottom", "offset", "size", *manifest.MARGINS)
 
     def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None, raw: Any = None) -> None:
         storage = Storage(dataset.url, options)
@@ -140,5 +146,9 @@ class CropIndex:
 
     def rows(self, shard: ShardRow, columns: tuple[str, ...] = COLUMNS) -> dict[str, npt.NDArray[Any]]:
         """Columns of one shard's crops in member order, each a numpy array of ``shard.crops`` elements."""
-        table = self._file.read_row_group(shard.index, columns=list(columns), use_threads=False)
-        return {name: np.asarray(table.column(name).to_numpy(zero_copy_only=False)) for name in columns}
+        held = [name for name in columns if name in self._file.schema_arrow.names]
+        table = self._file.read_row_group(shard.index, columns=held, use_threads=False)
+        rows = {name: np.asarray(table.column(name).to_numpy(zero_copy_only=False)) for name in held}
+        # Members of version 1 are their crops and nothing beyond.
+        none = np.zeros(shard.crops, dtype=np.int32)
+        return {name: none if name in manifest.MARGINS and name not in rows else rows[name] for name in columns}

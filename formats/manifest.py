@@ -36,6 +36,11 @@ CROPS = pa.schema(
     ]
 )
 
+MARGINS = ("margin_left", "margin_top", "margin_right", "margin_bottom")
+"""How many pixels a stored member extends beyond its crop on each side; format version 2 has these columns."""
+
+CROPS_WITH_MARGINS = pa.schema([*CROPS, *(pa.field(name, pa.int32(), nullable=False) for name in MARGINS)])
+
 SHARDS = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -57,6 +62,11 @@ SKIPPED = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+
+
+def crops_schema(format_version: int) -> pa.Schema:
+    """The columns of crops.parquet in a dataset of that format version."""
+    return CROPS if format_version == 1 else CROPS_WITH_MARGINS
 
 
 def table_bytes(schema: pa.Schema, row_groups: Iterable[pa.Table]) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from formats import manifest, names
-from formats.dataset import FORMAT_VERSION, Description, memory_file
+from formats.dataset import Description, memory_file
 from formats.errors import UserError
 from formats.groups import GROUPS
 from formats.retry import redacted
@@ -78,8 +78,8 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
         for shard in record.shards
         if shard.group == group
     ]
-    seen = _Seen()
-    crops = manifest.table_bytes(manifest.CROPS, seen.watch(_crop_tables(out, records)))
+    seen, schema = _Seen(), manifest.crops_schema(plan.format_version)
+    crops = manifest.table_bytes(schema, seen.watch(_crop_tables(out, records, schema)))
     shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
     skipped = pa.concat_tables(
         [
@@ -106,7 +106,7 @@ def tidy(out: Storage) -> None:
 def describe(plan: PlanRecord, summary: Summary) -> Description:
     """dataset.json of a finished dataset."""
     return Description(
-        format_version=FORMAT_VERSION,
+        format_version=plan.format_version,
         classes=plan.classes,
         background=len(plan.classes),
         seed=plan.seed,
@@ -139,7 +139,7 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
     return records
 
 
-def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
+def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
     places = [
         (record.part, place)
@@ -151,7 +151,7 @@ def _crop_tables(out: Storage, records: list[PartRecord]) -> Iterator[pa.Table]:
 
     def read(place: tuple[int, int]) -> pa.Table:
         rows = pq.ParquetFile(memory_file(out.read(names.part_rows(place[0]))))
-        return rows.read_row_group(place[1], use_threads=False).cast(manifest.CROPS)
+        return rows.read_row_group(place[1], use_threads=False).cast(schema)
 
     return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
 

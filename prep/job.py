@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from formats import names
-from formats.dataset import FORMAT_VERSION
 from formats.errors import UserError
 from formats.storage import Storage
 from prep import table
@@ -62,7 +61,7 @@ def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
                 "versions": record.versions,
             },
             {
-                "format_version": FORMAT_VERSION,
+                "format_version": job.options.format_version,
                 "seed": job.seed,
                 "options": recorded_options(job.options.to_dict(), sha256),
                 "versions": shaping_versions(),
@@ -126,6 +125,7 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         subsampling=job.options.subsampling,
         exif=job.options.exif,
         background=plan.background,
+        format_version=plan.options.format_version,
         images=images,
         crops=crops,
         places=source.places(images.files),

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from formats import manifest, names
+from formats.dataset import FORMAT_VERSION
 from formats.groups import GROUPS
 from formats.storage import Storage
 from prep import markers
@@ -43,6 +45,7 @@ class PartTask:
     subsampling: str
     exif: str
     background: int
+    format_version: int
     images: Images
     crops: Crops
     places: dict[str, Member] | None = None
@@ -92,8 +95,9 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         data = tar_bytes(members, kept.label[rows].tolist(), [jpegs[row] for row in rows])
         out.publish(f"{names.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
-        tables.append(crop_table(kept.take(rows), task.images, members, task.number, name, member_places(data)))
-    out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.CROPS, tables))
+        rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, member_places(data))
+        tables.append(with_margins(rows_made, np.zeros((len(rows), 4), np.int32), task.format_version))
+    out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
     record = PartRecord(
         part=task.number,
         plan=task.plan,
@@ -176,3 +180,12 @@ def crop_table(
     boxes = ("box_x", "box_y", "box_width", "box_height")
     columns |= {name: pa.array(crops.xywh[:, i], mask=empty) for i, name in enumerate(boxes)}
     return pa.table({field.name: columns[field.name] for field in manifest.CROPS}, schema=manifest.CROPS)
+
+
+def with_margins(rows: pa.Table, margins: npt.NDArray[np.int32], format_version: int) -> pa.Table:
+    """The rows with how far each member extends beyond its crop, int32 [n, 4], where the format has these columns."""
+    if format_version == FORMAT_VERSION:
+        return rows
+    for i, name in enumerate(manifest.MARGINS):
+        rows = rows.append_column(manifest.CROPS_WITH_MARGINS.field(name), pa.array(margins[:, i]))
+    return rows

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from formats import draws
+from formats.dataset import EXTENDED, FORMAT_VERSION
 from formats.errors import UserError
 from prep import geometry, negatives, positives
 from prep.annotations import Annotations
@@ -46,8 +47,22 @@ class Options:
     exif: str = "ignore"
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plan.json and dataset.json hold them."""
-        return asdict(self)
+        """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.
+
+        So a dataset of version 1 stays what it was begun as, for every program that knows its options.
+        """
+        return {name: value for name, value in asdict(self).items() if name in _FIRST or value != _DEFAULTS[name]}
+
+    @property
+    def format_version(self) -> int:
+        """Of the dataset: 1 where it has nothing that came later."""
+        return FORMAT_VERSION if self.to_dict().keys() == _FIRST else EXTENDED
+
+
+_FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
+"""The options of format version 1."""
+
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
 
 
 @dataclass(frozen=True)

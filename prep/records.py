@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from formats import manifest, names
-from formats.dataset import FORMAT_VERSION
 from formats.errors import UserError
 from formats.storage import Storage
 from prep.ahead import REMOTE_THREADS, ahead
@@ -75,7 +74,7 @@ def shaping_versions() -> dict[str, str]:
 def plan_record(plan: Plan) -> PlanRecord:
     """What plan.json says of a plan made here."""
     return PlanRecord(
-        format_version=FORMAT_VERSION,
+        format_version=plan.options.format_version,
         plan=plan.digest,
         seed=plan.seed,
         options=recorded_options(plan.options.to_dict(), plan.annotations_sha256),

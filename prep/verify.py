@@ -117,8 +117,8 @@ def inspect_part(task: tuple[str, int, PlanRecord]) -> list[Damage]:
         rows = pq.ParquetFile(memory_file(out.read(names.part_rows(number))))
         if rows.num_row_groups != len(record.shards):
             return [Damage(number, names.part_rows(number), "does not have a row group for each shard")]
-        count = rows.num_row_groups
-        tables = [rows.read_row_group(i, use_threads=False).cast(manifest.CROPS) for i in range(count)]
+        count, schema = rows.num_row_groups, manifest.crops_schema(plan.format_version)
+        tables = [rows.read_row_group(i, use_threads=False).cast(schema) for i in range(count)]
     except UserError:
         return [Damage(number, name, "cannot be read")]
     except FileNotFoundError:

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torchvision.models import feature_extraction
 
 from formats.errors import UserError
+from train.norms import with_norm
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
@@ -47,8 +48,9 @@ class Stage:
 class Backbone:
     """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
-    head: the names in the whole model's state dict that lie behind the map: the classifier's. stages: where the module
-    gives a tuple of several maps instead (for a neck), what they are, finest first; the last is the map above.
+    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
+    train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
+    finest first; the last is the map above.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Backbone:
     channels: int
     stride: int
     head: frozenset[str]
+    norm: str = "bn"
     stages: tuple[Stage, ...] = ()
 
     @property
@@ -77,8 +80,10 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str, staged: bool = False) -> Backbone:
-    """The backbone of that name, with its library's own random initialisation (from torch's global generator).
+def build(name: str, norm: str = "bn", staged: bool = False) -> Backbone:
+    """The backbone of that name under ``norm`` (train.norms), randomly initialised as its library does it.
+
+    Drawn from torch's global generator.
 
     name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). staged: whether its
     module gives the maps of all STAGES. Raises UserError for an unknown name (with the nearest ones), for a model
@@ -89,11 +94,11 @@ def build(name: str, staged: bool = False) -> Backbone:
 
         if staged:
             raise UserError(f"backbone {name} {_NO_STAGES}")
-        return outside.build(name)
-    return cut(name, whole_model(name), staged)
+        return outside.build(name, norm)
+    return cut(name, whole_model(name, norm), norm, staged)
 
 
-def cut(name: str, whole: nn.Module, staged: bool = False) -> Backbone:
+def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False) -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
     staged: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
@@ -111,10 +116,10 @@ def cut(name: str, whole: nn.Module, staged: bool = False) -> Backbone:
     module = _up_to(whole, nodes if staged else nodes[0])
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
     kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if staged else ()
-    return Backbone(name, module, found.channels, found.stride, head, kept)
+    return Backbone(name, module, found.channels, found.stride, head, norm, kept)
 
 
-def whole_model(name: str) -> nn.Module:
+def whole_model(name: str, norm: str = "bn") -> nn.Module:
     """The model of torchvision with its classifier, randomly initialised; raises UserError for an unknown name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
@@ -124,7 +129,7 @@ def whole_model(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
-    return model
+    return with_norm(name, model, norm)
 
 
 _NO_STAGES = (

@@ -30,13 +30,18 @@ CROP = np.dtype(
         ("size", "<i8"),
         ("width", "<i4"),
         ("height", "<i4"),
+        ("x", "<i4"),
+        ("y", "<i4"),
+        ("stored_width", "<i4"),
+        ("stored_height", "<i4"),
         ("label", "<i4"),
         ("group", "u1"),
     ]
 )
-"""A crop: its shard (index in shards.parquet), row there, bytes in the shard, size in pixels, label, group's code."""
+"""A crop: its shard (index in shards.parquet), row there, bytes in the shard, size in pixels, its first pixel in the
+stored member and that one's size, label, group's code. Where the member has no margins it is the crop."""
 
-SOURCE = ["shard", "offset", "size", "width", "height"]
+SOURCE = ["shard", "offset", "size", "width", "height", "x", "y", "stored_width", "stored_height"]
 """The fields that CropReader.decode takes."""
 
 Crops = npt.NDArray[np.void]
@@ -107,6 +112,9 @@ class _OpenShard:
             self.crops[field] = rows[field]
         self.crops["width"] = rows["right"] - rows["left"]
         self.crops["height"] = rows["bottom"] - rows["top"]
+        self.crops["x"], self.crops["y"] = rows["margin_left"], rows["margin_top"]
+        self.crops["stored_width"] = rows["margin_left"] + self.crops["width"] + rows["margin_right"]
+        self.crops["stored_height"] = rows["margin_top"] + self.crops["height"] + rows["margin_bottom"]
         self.keys = rows.get("key")
         self.bytes: memoryview | None = None
         if file is not None:
@@ -186,8 +194,14 @@ class CropReader:
             found.append(str(keys[row]))
         return found
 
-    def decode(self, shard: int, offset: int, size: int, width: int, height: int) -> npt.NDArray[np.uint8] | None:
-        """A crop's RGB pixels, uint8 [height, width, 3]; None where its bytes are no whole JPEG of that size."""
+    def decode(
+        self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
+    ) -> npt.NDArray[np.uint8] | None:
+        """A crop's RGB pixels, uint8 [height, width, 3], from the fields of SOURCE.
+
+        They are a view into its member, of ``stored`` x ``high`` pixels, from ``x``, ``y`` on. None where the bytes are
+        no whole JPEG of that size.
+        """
         raw = self._shard(shard).bytes
         if raw is None:
             return None
@@ -195,4 +209,6 @@ class CropReader:
             pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")
         except ValueError:
             return None
-        return pixels if pixels.shape == (height, width, 3) else None
+        if pixels.shape != (high, stored, 3):
+            return None
+        return pixels if (stored, high) == (width, height) else pixels[y : y + height, x : x + width]

@@ -44,10 +44,17 @@ def export(
             raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
         state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
     weights = backbone_state(state)
-    found = check_own(recipe.backbone, weights)
+    found = check_own(recipe.backbone, weights, recipe.norm)
     converted = target.convert(found, weights)
     facts = paste.Facts(
-        out.name, recipe.backbone, found.channels, found.stride, recipe.mean, recipe.std, tuple(sorted(found.head))
+        out.name,
+        recipe.backbone,
+        found.channels,
+        found.stride,
+        recipe.mean,
+        recipe.std,
+        tuple(sorted(found.head)),
+        recipe.norm,
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (

@@ -119,8 +119,8 @@ class Window:
     def add(
         self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
     ) -> None:
-        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level of the neck, whose mean
-        is the loss; hits [4] its right predictions by region.
+        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level (their mean is the
+        loss); hits [4] its right predictions by region.
         """
         self._steps.append((step, lr))
         losses = losses.detach().double().reshape(-1)

@@ -20,18 +20,19 @@ from torch.func import functional_call
 
 from formats.errors import UserError
 from train.backbones import SIZES, Backbone, is_map
+from train.norms import with_norm
 
 TIMM = "timm:"
 
 
-def build(name: str) -> Backbone:
+def build(name: str, norm: str = "bn") -> Backbone:
     """The backbone of a name with a colon, randomly initialised from torch's global generator; raises UserError."""
-    return timm_backbone(name) if name.startswith(TIMM) else own_backbone(name)
+    return timm_backbone(name, norm) if name.startswith(TIMM) else own_backbone(name, norm)
 
 
-def timm_backbone(name: str) -> Backbone:
+def timm_backbone(name: str, norm: str = "bn") -> Backbone:
     """timm's model of that name up to the map before its pooling, without weights that do not reach the map."""
-    whole = whole_timm_model(name)
+    whole = whole_timm_model(name, norm)
     before = set(whole.state_dict())
     # Called as the module itself, so that names in the state dict stay timm's.
     whole.forward = whole.forward_features  # type: ignore[assignment]
@@ -41,10 +42,10 @@ def timm_backbone(name: str) -> Backbone:
         if own and own <= idle:
             setattr(whole, child, nn.Identity())
     _refuse_idle(name, idle & {key for key, _ in whole.named_parameters()})
-    return Backbone(name, whole, channels, stride, frozenset(before - set(whole.state_dict())))
+    return Backbone(name, whole, channels, stride, frozenset(before - set(whole.state_dict())), norm)
 
 
-def whole_timm_model(name: str) -> nn.Module:
+def whole_timm_model(name: str, norm: str = "bn") -> nn.Module:
     """timm's model with its classifier, randomly initialised; raises UserError without timm or for an unknown name."""
     try:
         import timm
@@ -56,15 +57,15 @@ def whole_timm_model(name: str) -> nn.Module:
         hint = f"did you mean {' or '.join(TIMM + one for one in near)}?" if near else "see timm.list_models()."
         raise UserError(f"backbone {name}: timm has no model {short!r}: {hint}")
     model: nn.Module = timm.create_model(short, pretrained=False)
-    return model
+    return with_norm(name, model, norm)
 
 
-def own_backbone(name: str) -> Backbone:
+def own_backbone(name: str, norm: str = "bn") -> Backbone:
     """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
-    module = _called(name)
+    module = with_norm(name, _called(name), norm)
     channels, stride, idle = _measured(name, module)
     _refuse_idle(name, idle)
-    return Backbone(name, module.train(), channels, stride, frozenset())
+    return Backbone(name, module.train(), channels, stride, frozenset(), norm)
 
 
 def _called(name: str) -> nn.Module:

@@ -14,7 +14,7 @@ FENCE = "```"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the lines depend on: the file's name, the backbone, and the recipe's mean and std of pixels in 0..1."""
+    """What the lines depend on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm."""
 
     file: str
     backbone: str
@@ -23,6 +23,7 @@ class Facts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: tuple[str, ...]
+    norm: str = "bn"
 
 
 def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
@@ -41,21 +42,28 @@ def torchvision(facts: Facts) -> str:
     """Lines of Python for torchvision's classification models and detectors."""
     name = facts.backbone.removeprefix("timm:")
     text = _python(
-        "import torch, torchvision",
+        f"import {'' if facts.norm == 'bn' else 'math, '}torch, torchvision",
+        *_norm_lines(facts),
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
-        f"model = torchvision.models.{name}()",
+        f"model = {_normed(facts, f'torchvision.models.{name}()')}",
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
     )
     if name.startswith(("resnet", "resnext", "wide_resnet")):
-        text += "\nA detector (first stages and all batch norm frozen, as in the paper):\n\n" + _python(
+        frozen = facts.norm == "bn"
+        what = "first stages and all batch norm frozen, as in the paper" if frozen else "nothing frozen"
+        layer = "FrozenBatchNorm2d" if frozen else "torch.nn.BatchNorm2d"
+        backbone = (
+            f'resnet_fpn_backbone(backbone_name="{name}", weights=None, norm_layer={layer}, '
+            f"trainable_layers={3 if frozen else 5})"
+        )
+        text += f"\nA detector ({what}):\n\n" + _python(
             "from torchvision.models.detection import FasterRCNN",
             "from torchvision.models.detection.backbone_utils import resnet_fpn_backbone",
-            "from torchvision.ops import FrozenBatchNorm2d",
+            *(["from torchvision.ops import FrozenBatchNorm2d"] if frozen else []),
             "",
-            f'backbone = resnet_fpn_backbone(backbone_name="{name}", weights=None, norm_layer=FrozenBatchNorm2d,',
-            "                               trainable_layers=3)",
+            f"backbone = {_normed(facts, backbone)}",
             "backbone.body.load_state_dict(weights)  # strict: every entry finds its place",
             f"detector = FasterRCNN(backbone, num_classes=91, image_mean={_numbers(facts.mean)},",
             f"                      image_std={_numbers(facts.std)})",
@@ -67,10 +75,11 @@ def timm(facts: Facts) -> str:
     """Lines of Python for timm."""
     name = facts.backbone.removeprefix("timm:")
     return _python(
-        "import timm, torch",
+        f"import {'' if facts.norm == 'bn' else 'math, '}timm, torch",
+        *_norm_lines(facts),
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
-        f'model = timm.create_model("{name}", pretrained=False)',
+        f"""model = {_normed(facts, f'timm.create_model("{name}", pretrained=False)')}""",
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
         f"mean, std = {_numbers(facts.mean)}, {_numbers(facts.std)}  # not those of model.pretrained_cfg",
@@ -134,6 +143,29 @@ def safetensors(facts: Facts) -> str:
         "",
         f'weights = load_file("{facts.file}")  # under the names of {facts.backbone}',
     )
+
+
+def _normed(facts: Facts, model: str) -> str:
+    return model if facts.norm == "bn" else f"group_norm({model})"
+
+
+def _norm_lines(facts: Facts) -> list[str]:
+    """A function that puts GN(32) in the place of batch norm, as the backbone was trained; nothing for batch norm."""
+    if facts.norm == "bn":
+        return []
+    return [
+        "",
+        "",
+        "def group_norm(module):",
+        "    for name, child in module.named_children():",
+        "        if isinstance(child, torch.nn.BatchNorm2d):",
+        "            groups = math.gcd(32, child.num_features)",
+        "            setattr(module, name, torch.nn.GroupNorm(groups, child.num_features))",
+        "        else:",
+        "            group_norm(child)",
+        "    return module",
+        "",
+    ]
 
 
 def _python(*lines: str) -> str:

@@ -18,6 +18,7 @@ from formats.errors import UserError
 from train.losses import STRATEGIES
 from train.model import MEAN, STD
 from train.neck import NECKS
+from train.norms import NORMS
 from train.precision import PRECISIONS
 from train.schedule import scaled_rate
 from train.streams import StreamOptions
@@ -28,12 +29,13 @@ from train.template import Template
 class Recipe:
     """One run's settings; the defaults are the paper's (section 4.1).
 
-    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). init: a weights file to
-    begin from (train.weights). neck: one of train.neck.NECKS, with neck_channels on every level. template_size,
-    template_split: pixels (figure 4b). batch: jigsaws over all ranks. lanes: streams of the run; none takes the largest
-    divisor of the batch not above 64. fit, resize_low, resize_high, flip, max_repeat, balance: what the jigsaws are made
-    of and how (train.streams). strategy: one of train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the
-    steps between refreshes of its table. steps:
+    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). norm: bn, or gn in its
+    place, for detectors that are fine-tuned with it (train.norms). init: a weights file to begin from (train.weights).
+    neck: one of train.neck.NECKS, with neck_channels on every level. template_size, template_split: pixels (figure 4b).
+    batch: jigsaws over all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64.
+    fit, resize_low, resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams).
+    strategy: one of train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of
+    its table. steps:
     optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
     linearly to others. mean, std: of pixels in 0..1. checkpoint_every: steps between checkpoints, of which the newest
     keep_checkpoints stay. log_every: steps between looks at the device for metrics (every step has its row all the
@@ -47,6 +49,7 @@ class Recipe:
     """
 
     backbone: str = "resnet50"
+    norm: str = "bn"
     init: str | None = None
     neck: str = "none"
     neck_channels: int = 256
@@ -104,6 +107,7 @@ class Recipe:
         _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
         _require(self.neck in NECKS, "neck", self.neck, f"one of {', '.join(NECKS)}")
         _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        _require(self.norm in NORMS, "norm", self.norm, f"one of {', '.join(NORMS)}")
         _require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         _require(len(self.mean) == 3, "mean", list(self.mean), "three numbers: red, green, blue")
         _require(len(self.std) == 3 and min(self.std) > 0, "std", list(self.std), "three positive numbers")

@@ -18,6 +18,7 @@ from train.average import Average
 from train.grid import Grid, grid
 from train.model import DenseClassifier
 from train.neck import Neck
+from train.norms import GroupNorm
 from train.precision import loss_scaler
 from train.ranks import Ranks
 from train.recipe import Recipe
@@ -91,11 +92,13 @@ def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, D
     Raises UserError too for a neck on a backbone without its stages.
     """
     torch.manual_seed(text_key(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone, staged=recipe.neck != "none")
+    backbone = backbones.build(recipe.backbone, recipe.norm, staged=recipe.neck != "none")
     recipe.template.region_map(backbone.stride)
     neck = None
     if recipe.neck == "fpn":
-        neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels)
+        # As a detector's: under group norm the pyramid has it too, beside batch norm (which is frozen there) it has none.
+        norm = GroupNorm if recipe.norm == "gn" else None
+        neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
     return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std, neck)
 
 

@@ -38,9 +38,9 @@ class Target:
     lines: Callable[[paste.Facts], str]
 
 
-def check_own(name: str, state: State) -> backbones.Backbone:
-    """The backbone of that name holding exactly these weights; UserError where they are not its own."""
-    own = backbones.build(name)
+def check_own(name: str, state: State, norm: str = "bn") -> backbones.Backbone:
+    """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
+    own = backbones.build(name, norm)
     try:
         own.module.load_state_dict(state)
     except RuntimeError as error:
@@ -70,8 +70,9 @@ def to_timm(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
 def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
-    whole = outside.whole_timm_model(other) if other.startswith(outside.TIMM) else backbones.whole_model(other)
-    head = own.head if other == name else backbones.build(other).head
+    whole_model = outside.whole_timm_model if other.startswith(outside.TIMM) else backbones.whole_model
+    whole = whole_model(other, own.norm)
+    head = own.head if other == name else backbones.build(other, own.norm).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
@@ -103,6 +104,7 @@ def compare(name: str, own: nn.Module, other: str, forward: Callable[[Tensor], T
 
 def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
     """The state for mmdetection's ResNet or ResNeXt (style pytorch): torchvision's own names."""
+    _refuse_group_norm(own, "mmdetection")
     resnet = resnet_of(own.name, "mmdetection")
     if resnet.groups == 1 and resnet.width != 64:
         raise UserError(f"mmdetection's ResNet has no width but 64 and so no {own.name}: export --to detectron2")
@@ -112,7 +114,16 @@ def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
 
 def to_detectron(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
     """The state under detectron2's names; batch counters, which it does not have, are left out."""
+    _refuse_group_norm(own, "detectron2")
     return _renamed(state, own.name)
+
+
+def _refuse_group_norm(own: backbones.Backbone, library: str) -> None:
+    if own.norm != "bn":
+        raise UserError(
+            f"{library} names the layers of a ResNet under group norm otherwise, and no conversion was ever checked: "
+            "export --to torchvision or --to safetensors"
+        )
 
 
 def _renamed(state: State, name: str) -> dict[str, Tensor]:

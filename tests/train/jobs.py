@@ -55,7 +55,7 @@ class Plain(nn.Module):
 def plain_for_vgg11() -> Iterator[None]:
     """The backbone vgg11 is Plain here: torchvision's spends seconds on weights of a classifier that is dropped."""
     original = backbones.whole_model
-    backbones.whole_model = lambda name: Plain() if name == "vgg11" else original(name)
+    backbones.whole_model = lambda name, norm="bn": Plain() if name == "vgg11" else original(name, norm)
     try:
         yield
     finally:
