@@ -16,6 +16,7 @@ from train.batch import BatchSource
 from train.checkpoint import (
     backbone_state,
     newest_checkpoint,
+    pyramid_state,
     read_checkpoint,
     remove_leftovers,
     save_file,
@@ -154,7 +155,7 @@ def execute(
 ) -> State:
     """Begin or continue a job's run, on every rank; returns the state it ended with.
 
-    Writes RUN/backbone.pth where the schedule ends. Raises UserError for whatever the user can mend.
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
     set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
@@ -171,6 +172,10 @@ def execute(
     if state.step >= recipe.steps:
         ranks.on_first(lambda: _publish_backbone(folder, state))
         ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        if recipe.neck != "none":
+            ranks.say(
+                f"      {folder}/{folder.pyramid.name} holds backbone and neck, for torchvision's BackboneWithFPN"
+            )
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -178,7 +183,10 @@ def execute(
 
 
 def _publish_backbone(folder: RunFolder, state: State) -> None:
-    save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint())))
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
     folder.push()
 
 
@@ -214,10 +222,11 @@ def announce(job: Job, state: State, until: int) -> None:
     """Say what is about to run."""
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
-    stride = state.backbone.stride
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
     ranks.say(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels), {len(job.origin.classes)} classes "
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, {len(job.origin.classes)} classes "
         f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
     )
     ranks.say(
