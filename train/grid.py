@@ -31,9 +31,12 @@ class Grid:
     def fill(self, measured: Tensor) -> Tensor:
         """Masses [4, lines, lines] of the positions measured to those of all, [4, side, side], in the same dtype."""
         before, after, share = (one.to(measured.device) for one in (self.before, self.after, self.share))
-        # By index, not by a product with zeros: a mass that is not finite must not reach other positions.
-        found = torch.lerp(measured[:, before].double(), measured[:, after].double(), share[:, None])
-        return torch.lerp(found[:, :, before], found[:, :, after], share).to(measured.dtype)
+        filled = measured.double()
+        for _ in range(2):
+            # By index, not by a product with zeros: a mass that is not finite must not reach other positions.
+            near, far = filled[..., before], filled[..., after]
+            filled = torch.where(share > 0, torch.lerp(near, far, share), near).transpose(1, 2)
+        return filled.to(measured.dtype)
 
 
 def grid(template: Template, stride: int, coarsest: int) -> Grid:

@@ -155,7 +155,8 @@ def execute(
 ) -> State:
     """Begin or continue a job's run, on every rank; returns the state it ended with.
 
-    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for whatever the user can mend.
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for
+    whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
     set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
@@ -173,9 +174,7 @@ def execute(
         ranks.on_first(lambda: _publish_backbone(folder, state))
         ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
         if recipe.neck != "none":
-            ranks.say(
-                f"      {folder}/{folder.pyramid.name} holds backbone and neck, for torchvision's BackboneWithFPN"
-            )
+            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -226,8 +225,8 @@ def announce(job: Job, state: State, until: int) -> None:
     neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
     ranks.say(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, {len(job.origin.classes)} classes "
-        f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
     )
     ranks.say(
         f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "

@@ -96,7 +96,7 @@ def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, D
     recipe.template.region_map(backbone.stride)
     neck = None
     if recipe.neck == "fpn":
-        # As a detector's: under group norm the pyramid has it too, beside batch norm (which is frozen there) it has none.
+        # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
         norm = GroupNorm if recipe.norm == "gn" else None
         neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
     return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std, neck)
