@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detect.weights import BACKBONE_FILE, CHECKPOINTS, few, read_file
+from detect.weights import BACKBONE_FILE, CHECKPOINTS, STATISTICS, few, read_file
 from formats.errors import UserError
 from train.checkpoint import PYRAMID, neck_state, newest_checkpoint, trained_state
 
@@ -29,8 +29,8 @@ _NAME = re.compile(r"(inner_blocks|layer_blocks)\.(\d+)\.(.+)")
 class NeckReport:
     """How a neck's tensors met the pyramid's: names, and shapes where they differ.
 
-    finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of a norm that
-    only the detector's pyramid has. biases: which it replaces.
+    finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of the norm of
+    the detector's pyramid, as far as the neck has none. biases: which it replaces.
     """
 
     source: str
@@ -58,10 +58,16 @@ class NeckReport:
             lines.append(f"  begun at random: {len(self.own)} tensors of levels that only the detector has (P6, P7)")
         if self.norms:
             lines.append(
-                f"  the neck was trained without a norm: {len(self.norms)} tensors of the pyramid's begin as built, "
+                f"  of the pyramid's norm {len(self.norms)} tensors are not in the neck and begin as built; "
                 f"{len(self.biases)} biases that it replaces are left out"
             )
         return lines
+
+
+def _is_norm(name: str) -> bool:
+    """Whether an entry is of the layer after a convolution."""
+    match = _NAME.fullmatch(name)
+    return match is not None and match[3].startswith("1.")
 
 
 def read_neck(source: Path) -> dict[str, Tensor]:
@@ -102,8 +108,10 @@ def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source
             finer.append(name)
         else:
             placed[f"{match[1]}.{int(match[2]) - skipped}.{match[3]}"] = value
-    normed = any(".1." in name for name in placed)
-    norms = tuple(name for name in ours if ".1." in name and not normed)
+    normed = any(_is_norm(name) for name in placed)
+    norms = tuple(
+        name for name in ours if name not in placed and _is_norm(name) and (not normed or name.endswith(STATISTICS))
+    )
     biases = tuple(name for name in placed if norms and name.endswith(".0.bias") and name not in ours)
     shared = {name for name in ours if name in placed}
     matched = tuple(name for name in ours if name in shared and placed[name].shape == ours[name].shape)
@@ -134,6 +142,6 @@ def _remedy(neck: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
     widths = [state[first].shape[0] if first in state else 0 for state in (neck, ours)]
     if widths[0] != widths[1]:
         return f"The neck has {widths[0]} channels, this detector's pyramid {widths[1]}: --set width={widths[0]}"
-    if any(".1." in name for name in neck) and not any(".1." in name for name in ours):
+    if any(_is_norm(name) for name in neck) and not any(_is_norm(name) for name in ours):
         return "The neck was trained with a norm that this detector's pyramid has not: --norm gn"
     return "This is no neck of that backbone: give the --backbone it was trained with"

@@ -22,7 +22,8 @@ from train.checkpoint import BODY, backbone_state, newest_checkpoint, trained_st
 BACKBONE_FILE = "backbone.pth"
 CHECKPOINTS = "checkpoints"
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What the names of a batch norm's statistics end with."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
             matched.append(name)
         elif name in state:
             reshaped.append(f"{name} {list(state[name].shape)} for {list(value.shape)}")
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(_STATISTICS)):
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
             statistics.append(name)
         else:
             missing.append(name)
@@ -137,7 +138,7 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
             continue
         if name.startswith("fc."):
             classifier.append(name)
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(_STATISTICS)):
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
             statistics.append(name)
         else:
             unexpected.append(name)
