@@ -195,7 +195,6 @@ def test_the_commands_take_a_neck_run(tmp_path: Path) -> None:
     for command in (
         ("evaluate", "--run", run, "--data", tmp_path / "held", "--json", tmp_path / "e.json", *options),
         ("probe", "--run", run, "--data", tmp_path / "held", "--device", "cpu", "--side", 32),
-        ("report", "--run", run),
     ):
         result = call(*command)
         assert result.exit_code == 0, result.output
