@@ -42,13 +42,13 @@ def test_stages_are_the_ends_of_the_four_scales() -> None:
         assert tuple(one.channels for one in found.maps) == channels
         plain = backbones.build(name)
         assert list(found.module.state_dict()) == list(plain.module.state_dict())
-        plain.module.load_state_dict(found.module.state_dict())
         images = torch.rand(1, 3, 64, 64)
         for mode in (True, False):
             maps = found.module.train(mode)(images)
             assert [tuple(one.shape[1:]) for one in maps] == [
                 (c, 64 // s, 64 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
             ]
+        plain.module.load_state_dict(found.module.state_dict())
         assert torch.equal(maps[-1], plain.module.eval()(images))
 
 
@@ -165,12 +165,12 @@ def test_the_exported_neck_loads_strictly_into_torchvisions_detectors(tmp_path: 
 
 
 def test_a_plain_backbone_is_exported_from_a_neck_run_and_no_neck_from_a_plain_one(tmp_path: Path) -> None:
-    make_run(tmp_path / "neck", "backbone=resnet18", "neck=fpn", "neck_channels=8")
+    make_run(tmp_path / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8")
     said = call("export", "--run", tmp_path / "neck", "--to", "torchvision", "--out", tmp_path / "b.pth").output
     assert "--to torchvision-fpn has the neck's weights too" in said
     state = torch.load(tmp_path / "b.pth", weights_only=True)
     assert all(name.startswith(("conv1", "bn1", "layer")) for name in state)
-    make_run(tmp_path / "plain", "backbone=resnet18")
+    make_run(tmp_path / "plain", f"backbone={TINY}")
     refused = call("export", "--run", tmp_path / "plain", "--to", "torchvision-fpn", "--out", tmp_path / "f.pth")
     assert refused.exit_code == 2 and "has no neck" in refused.output and not (tmp_path / "f.pth").exists()
     make_run(tmp_path / "other", "backbone=shufflenet_v2_x0_5", "neck=fpn", "neck_channels=8")
