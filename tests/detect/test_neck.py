@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from detect.cli import main
+from detect.arms import choose
+from detect.comparison import Comparison, Settings
+from formats.errors import UserError
 from tests.detect.conftest import TINY
-from tests.detect.test_compare import InProcess, arguments, in_process, shards
 from tests.train.jobs import small_job
 from train.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
 from train.state import build_model
 
 Run = Callable[..., Any]
-
-__all__ = ["in_process", "shards"]
 
 
 def pretrained(folder: Path, *settings: str, width: int = 32) -> dict[str, torch.Tensor]:
@@ -121,21 +119,25 @@ def test_an_exported_file_brings_backbone_and_neck(
     assert all(torch.equal(value, found[name]) for name, value in pyramid_state(state).items())
 
 
-def test_arms_with_a_neck_share_a_pre_training_of_the_detectors_width(
-    tmp_path: Path, tiny_data: Path, shards: Path, in_process: type[InProcess], plain_runs: None
-) -> None:
-    more = ("--arms", "neck,neck-backbone-only", "--seeds", "1", "--rates", "0.02")
-    command = arguments(tiny_data, shards, tmp_path / "out", *more)
-    refused = CliRunner().invoke(main, [*command, "--set", "model=faster-rcnn-c4"])
-    assert refused.exit_code == 2 and "has no pyramid for a neck's weights" in refused.output
-    result = CliRunner().invoke(main, command, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert [name for name in in_process.ran if name.startswith("pre-train")] == ["pre-train neck, seed 0"]
-    recipe = json.loads((tmp_path / "out" / "pretrain" / "neck" / "seed-0" / "run.json").read_text())["recipe"]
-    assert (recipe["neck"], recipe["neck_channels"]) == ("fpn", 32)
-    found = {
-        name: json.loads((tmp_path / "out" / "detect" / name / "seed-0" / "config.json").read_text())
-        for name in ("neck", "neck-backbone-only")
-    }
-    assert found["neck"]["neck"]["matched"] and found["neck-backbone-only"]["neck"] is None
-    assert found["neck"]["init"] == found["neck-backbone-only"]["init"]
+def test_an_arm_with_a_neck_needs_a_pyramid(tmp_path: Path) -> None:
+    settings = Settings(
+        annotations="a",
+        images="b",
+        val_annotations="c",
+        val_images="d",
+        data="e",
+        arms=("neck",),
+        seeds=(0,),
+        rates=(0.02,),
+        recipe=None,
+        sets=("model=faster-rcnn-c4",),
+        pretrain_recipe=None,
+        pretrain_sets=(),
+        imagenet=None,
+        workers=0,
+        device="cpu",
+        gpus=1,
+    )
+    with pytest.raises(UserError, match="has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"):
+        Comparison(tmp_path / "out", settings, choose("neck", None)).prepare()
+    assert not (tmp_path / "out").exists()
