@@ -74,7 +74,9 @@ def errors(loop: Loop, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
 
 @click.command()
 @click.option("--data", help="A prepped dataset.")
-@click.option("--steps", default=30, show_default=True, help="With a neck, before tables are compared.")
+@click.option(
+    "--steps", default=30, show_default=True, type=click.IntRange(2), help="With a neck, before tables are compared."
+)
 @click.option("--drawn", default=7, show_default=True, help="Rows and columns drawn of each level's positions.")
 @click.option("--repeats", default=3, show_default=True, help="Of each step that is timed.")
 def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
@@ -83,7 +85,7 @@ def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 120))
         recipes = {name: load_recipe(None, (*TOY, *RATES, *more)).resolved() for name, more in CASES.items()}
         plain = recipes["no neck"]
-        source = JigsawLoader(dataset, plain.template, plain.stream, workers=0, stop_step=max(steps, 1))
+        source = JigsawLoader(dataset, plain.template, plain.stream, workers=0, stop_step=steps)
         batches = iter(source)
         first = next(batches)
         first = Batch(first.step, first.images.clone(), first.labels.clone(), first.groups.clone(), 0)
@@ -99,9 +101,10 @@ def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
         times = {**interleaved(taken, repeats), **refreshed}
         rows = show("CPU time of one process", times, "step, no neck", 1, "call")
         loop = loop_of(recipes["fpn of 64"], tuple(dataset.classes), Path(scratch) / "trained")
-        loop.refresh(first.images)
         for batch in batches:
+            # The first of them refreshes the tables.
             loop.step(batch, plain.stream.lane_count, 0.0)
+        source.close()
         apart = errors(loop, first, drawn)
     table = Table(title=f"interpolated from measured weights of labels, after {loop.state.step} steps")
     for head in ("level", *next(iter(apart.values()))):
