@@ -105,8 +105,8 @@ class Comparison:
         sweep = f"the best of {rates} (for batch 16) on the validation images, with a seed that is not reported"
         return [
             f"Learning rate of each arm: {sweep if len(self.settings.rates) > 1 else rates}.",
-            "Cost: device-seconds of training steps, waiting for data included; start-up, checkpoints, evaluation, the "
-            "learning-rate sweep and prep are not.",
+            "Cost: device-seconds of training steps (on a CPU the computing time of the trainer, else the wall clock, "
+            "waiting for data included); start-up, checkpoints, evaluation, the learning-rate sweep and prep are not.",
             "Intervals: Student's t at 95 % on differences paired by seed.",
         ]
 

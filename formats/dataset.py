@@ -75,9 +75,19 @@ class Dataset(msgspec.Struct, frozen=True):
         """C + 1: the foreground classes and the background."""
         return self.description.background + 1
 
+    @property
+    def drawn_context(self) -> float | None:
+        """How many times as wide and high a crop may become as the trainer draws it; None: prep drew it, for all."""
+        return drawn_context(self.description.options)
+
     def of_group(self, group: str) -> tuple[ShardRow, ...]:
         """The shards of one aspect group, by part."""
         return tuple(shard for shard in self.shards if shard.group == group)
+
+
+def drawn_context(options: Mapping[str, Any]) -> float | None:
+    """The context that the trainer draws from, by the options of dataset.json or plan.json; None where prep does."""
+    return float(options["context"]) if options.get("context_at") == "train" else None
 
 
 def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:

@@ -1,6 +1,7 @@
 """Contact sheets: many crops on one picture, each with its object's box drawn inside it.
 
-The picture's edge is the crop (the enlarged box), the line within it the ground-truth box; a background crop has none.
+The picture's edge is the crop (the enlarged box; where the trainer draws the context, the member with all of it), the
+line within it the ground-truth box; a background crop has none.
 A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs a
 request a crop: fine for a page, not for reading a dataset.
 """
@@ -21,7 +22,10 @@ GAP = 6
 
 @dataclass(frozen=True)
 class CropRow:
-    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background."""
+    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background.
+
+    margins: how far the stored member extends beyond the crop: left, top, right, bottom.
+    """
 
     shard: str
     offset: int
@@ -33,12 +37,15 @@ class CropRow:
     right: int
     bottom: int
     box: tuple[float, float, float, float] | None
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL) -> Image.Image:
     """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read."""
     raw = storage.read_range(f"{names.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    member = Image.open(io.BytesIO(raw)).convert("RGB")
+    margins = crop.margins
+    image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)

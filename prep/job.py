@@ -13,7 +13,7 @@ from rich.console import Console
 from formats import names
 from formats.errors import UserError
 from formats.storage import Storage
-from prep import table
+from prep import lossless, table
 from prep.allowance import allowance
 from prep.executors import run_tasks
 from prep.parts import PartTask, run_part
@@ -70,6 +70,12 @@ def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
     return record
 
 
+def check_means(options: Options) -> None:
+    """Raise UserError where this machine lacks what the options need, before anything is written."""
+    if options.encode == "lossless":
+        lossless.load()
+
+
 def begin(plan: Plan, out: Storage) -> None:
     """Record the plan, or check that it is the one that was recorded; raises UserError."""
     begun = read_plan(out)
@@ -124,9 +130,11 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         quality=job.options.jpeg_quality,
         subsampling=job.options.subsampling,
         exif=job.options.exif,
+        encode=job.options.encode,
         background=plan.background,
         format_version=plan.options.format_version,
         images=images,
         crops=crops,
         places=source.places(images.files),
+        drawn_context=plan.options.drawn_context,
     )

@@ -50,7 +50,10 @@ class ShardRecord(msgspec.Struct, frozen=True):
 
 
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The done record of a part: its shards, and what could not be used of its images."""
+    """The done record of a part: its shards, and what could not be used of its images.
+
+    encoded: of a lossless dataset, the crops that were encoded all the same, by reason.
+    """
 
     part: int
     plan: str
@@ -59,6 +62,7 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
     crops: int
     shards: list[ShardRecord]
     skipped: list[Skipped]
+    encoded: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def bytes(self) -> int:

@@ -21,7 +21,7 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish
 from prep.inputs import Inputs, recall, remember
-from prep.job import Job, begin, begun_as, cut, plan_job
+from prep.job import Job, begin, begun_as, check_means, cut, plan_job
 from prep.plan import Options
 from prep.reading import read_annotations
 from prep.records import PartRecord, PlanRecord, read_parts, read_plan
@@ -93,6 +93,7 @@ def redo(
     shaping = {field.name for field in fields(Options)}
     options = Options(**{name: value for name, value in plan_record.options.items() if name in shaping})
     job = Job(inputs.annotations, inputs.images, out, plan_record.seed, options)
+    check_means(options)
     raw = read_annotations(job.annotations, job.images)
     begun_as(storage, job, raw.sha256)
     source = ImageSource(job.images)

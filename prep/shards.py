@@ -22,9 +22,9 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish, tidy
 from prep.inputs import Inputs, remember
-from prep.job import Job, begin, begun_as, cut, plan_job
+from prep.job import Job, begin, begun_as, check_means, cut, plan_job
 from prep.overwrite import remove_dataset
-from prep.plan import Options, Plan
+from prep.plan import CONTEXT_AT, ENCODINGS, Options, Plan
 from prep.reading import read_annotations
 from prep.source import ImageSource
 
@@ -66,6 +66,14 @@ class Manner:
     show_default=True,
     help="How many times as wide and as high an enlarged box may become.",
 )
+@click.option(
+    "--context-at",
+    type=click.Choice(CONTEXT_AT),
+    default="prep",
+    show_default=True,
+    help="Who draws how far each box is enlarged. prep: once, for all (the paper). train: the trainer, anew each time "
+    "a crop is drawn; shards then hold each object with all of the context.",
+)
 @click.option("--crops-per-part", type=click.IntRange(1), default=4000, show_default=True, help="At most.")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of the crops.")
 @click.option(
@@ -77,6 +85,13 @@ class Manner:
     default="ignore",
     show_default=True,
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
+)
+@click.option(
+    "--encode",
+    type=click.Choice(ENCODINGS),
+    default="pixels",
+    show_default=True,
+    help="pixels: decode the image, encode the crops. lossless: cut JPEGs along their own blocks (needs turbojpeg).",
 )
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
@@ -94,10 +109,12 @@ def shards(
     seed: int,
     negatives_per_positive: float,
     context: float,
+    context_at: str,
     crops_per_part: int,
     jpeg_quality: int,
     subsampling: str,
     exif: str,
+    encode: str,
     workers: int | None,
     scheduler: str | None,
     task_index: int | None,
@@ -110,7 +127,9 @@ def shards(
 
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
-    options = Options(negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif)
+    options = Options(
+        negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif, encode, context_at
+    )
     task = array_task(task_index, task_count, os.environ)
     manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
     with plain_errors(out):
@@ -137,6 +156,7 @@ def run(job: Job, manner: Manner) -> None:
     if manner.dry_run:
         _print_plan(console, plan, manner)
         return
+    check_means(job.options)
     if manner.overwrite:
         remove_dataset(out)
     begin(plan, out)

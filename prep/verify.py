@@ -159,7 +159,8 @@ def _inspect_crop(data: bytes, row: dict[str, Any]) -> str:
         pixels = simplejpeg.decode_jpeg(data[row["offset"] : row["offset"] + row["size"]], "RGB")
     except ValueError:
         return "cannot be decoded"
-    expected = (row["bottom"] - row["top"], row["right"] - row["left"])
+    left, top, right, bottom = (row.get(name, 0) for name in manifest.MARGINS)
+    expected = (row["bottom"] - row["top"] + top + bottom, row["right"] - row["left"] + left + right)
     return "" if pixels.shape[:2] == expected else "has another size than its row"
 
 

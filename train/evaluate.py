@@ -2,8 +2,9 @@
 
 Jigsaws are made without augmentation (ratio 1, no flip, centred). A region's prediction is the class with the largest
 logit after averaging the logits over the region's positions, whatever the run's strategy, and with a neck over its
-levels, each counting alike. Beside every accuracy stands
-the majority share: what always naming the commonest class of those crops would reach. Costs a forward pass a jigsaw.
+levels, each counting alike. Beside every accuracy stands the majority share: what always naming the commonest class of
+those crops would reach. Where the dataset leaves the context to the trainer (``--context-at train``) it is drawn here
+as in training, by the recipe's seed and the position: the same crops each time. Costs a forward pass a jigsaw.
 It measures the pre-training task, not detection: compare runs of one dataset by it, and backbones by a detector's AP.
 """
 

@@ -18,6 +18,7 @@ from formats.errors import UserError
 from formats.groups import GROUPS
 from train.access import Access
 from train.augment import Draws, draw
+from train.context import enlarged
 from train.crops import SOURCE, CropReader, Crops, shard_files
 from train.picks import Picks, order_squares, slots_of
 from train.streams import StreamOptions
@@ -25,6 +26,8 @@ from train.template import REGIONS, Template
 from train.window import Windows, lay_out, resample
 
 Pixels = npt.NDArray[np.uint8]
+
+EDGES = ("left", "top", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Assembler:
             self._begun = True
         lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
         positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
-        draws = draw(self._options, lanes, positions)
+        draws = draw(self._options, lanes, positions, with_shifts=self._reader.context is not None)
         drawn = np.concatenate(
             [
                 self._picks.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
@@ -115,8 +118,10 @@ class Assembler:
         self._reader.close()
 
     def _arrange(self, drawn: Crops, draws: Draws) -> tuple[Crops, Windows]:
-        """Crops by region, CROP [n, 4], and where they land."""
+        """Crops by region, CROP [n, 4], and where they land; the order is the boxes', whatever context is drawn."""
         crops = order_squares(drawn)
+        if self._reader.context is not None and draws.shifts is not None:
+            crops = enlarged(crops, draws.shifts, self._reader.context)
         width, height = crops["width"].astype(np.int64), crops["height"].astype(np.int64)
         return crops, lay_out(width, height, draws, self._template, self._options.fit)
 
@@ -161,7 +166,8 @@ class Assembler:
         """Identity and pixels of each jigsaw.
 
         The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,
-        the region's left, top, width and height, the resize ratio (a float) and the fields of Windows in their order.
+        the region's left, top, width and height, the resize ratio (a float) and the fields of Windows in their order;
+        last, where the trainer draws the context, the crop's left, top, width and height in its image.
         """
         regions = np.array([(r.left, r.top, r.width, r.height) for r in self._template.regions], dtype=np.int64)
         plain = np.concatenate(
@@ -170,6 +176,7 @@ class Assembler:
                 np.broadcast_to(regions, (len(crops), *regions.shape)),
                 draws.ratio.view(np.int64)[..., None],
                 windows.table(),
+                *(crops[name].astype(np.int64)[..., None] for name in EDGES if self._reader.context is not None),
             ],
             axis=-1,
         ).astype("<i8")

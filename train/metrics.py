@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from formats.storage import sync_folder, temporary_beside
+from train.clock import device_clock
 from train.ranks import Ranks
 from train.template import REGIONS
 
@@ -66,8 +67,9 @@ class Row:
     (template.REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
     replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
-    validation: what train.validate found after this step, where it was asked for. levels: with a neck, the loss of
-    each of its levels by name, of which ``loss`` is the mean.
+    device_seconds: of one rank's device for the step (train.clock). validation: what train.validate found after this
+    step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is the
+    mean.
     """
 
     step: int
@@ -78,6 +80,7 @@ class Row:
     data_wait: float
     replaced: int
     left_out: int = 0
+    device_seconds: float = 0.0
     validation: dict[str, Any] | None = None
     levels: dict[str, float] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ class Row:
             "data_wait": round(self.data_wait, 4),
             "replaced": self.replaced,
             "left_out": self.left_out,
+            "device_seconds": round(self.device_seconds, 5),
         }
         if self.levels:
             values["loss_by_level"] = self.levels
@@ -109,12 +113,12 @@ class Window:
         self._steps: list[tuple[int, float]] = []
         self._sums: list[Tensor] = []
         self._host: list[tuple[int, int]] = []
-        self._waited = 0.0
-        self._since = time.perf_counter()
+        self._clock = device_clock(ranks.device)
+        self.restart()
 
     def restart(self) -> None:
         """Begin timing anew (after a checkpoint, whose time is not training's)."""
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._waited, self._since, self._spent = 0.0, time.perf_counter(), self._clock()
 
     def add(
         self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
@@ -134,14 +138,14 @@ class Window:
         if not self._steps:
             return []
         sums = torch.stack(self._sums).cpu()
-        elapsed = time.perf_counter() - self._since
+        elapsed, spent = time.perf_counter() - self._since, self._clock() - self._spent
         host = torch.tensor(self._host, dtype=torch.float64)
-        shared = torch.tensor([self._waited, elapsed], dtype=torch.float64)
+        shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)
         everything = self._ranks.total(torch.cat([sums.flatten(), host.flatten(), shared]))
-        steps, (waited, elapsed) = len(self._steps), everything[-2:].tolist()
+        steps, (waited, elapsed, spent) = len(self._steps), everything[-3:].tolist()
         columns = sums.shape[1]
         table = everything[: columns * steps].view(steps, columns)
-        counts = everything[columns * steps : -2].view(steps, 2)
+        counts = everything[columns * steps : -3].view(steps, 2)
         speed = counts[:, 0].sum().item() / max(elapsed / self._ranks.world, 1e-9)
         rows = [
             Row(
@@ -152,6 +156,7 @@ class Window:
                 images_per_second=speed,
                 data_wait=waited / max(elapsed, 1e-9),
                 replaced=int(replaced.item()),
+                device_seconds=spent / self._ranks.world / steps,
                 levels=dict(zip(self._levels, (line[1:-4] / count).tolist(), strict=True)),
             )
             for (step, lr), line, (count, replaced) in zip(self._steps, table, counts, strict=True)

@@ -96,7 +96,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def untimed(folder: Path) -> list[dict[str, Any]]:
     """The rows without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows(folder)]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "data_wait", "device_seconds")}
+        for row in rows(folder)
+    ]
 
 
 def same(left: Any, right: Any) -> bool:

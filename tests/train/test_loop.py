@@ -61,6 +61,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
         "data_wait",
         "replaced",
         "left_out",
+        "device_seconds",
     ]
     assert list(found[0]["accuracy"]) == ["S-small", "W", "T", "S-large"]
     late = [sum(row["accuracy"].values()) / 4 for row in found[-5:]]
