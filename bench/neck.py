@@ -61,7 +61,9 @@ def errors(loop: Loop, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
     for stage, level, regions, chosen in list(levels)[:-1]:
         lines = torch.randperm(len(regions), generator=words)[:drawn].sort().values
         every = torch.arange(len(lines))
-        measured = region_masses(level, images, regions, grid=Grid(tuple(lines.tolist()), every, every, 0.0 * every))
+        measured = region_masses(
+            level, images, regions, grid=Grid(tuple(lines.tolist()), every, every, 0 * every.double())
+        )
         filled = region_masses(level, images, regions, grid=chosen)[:, lines][:, :, lines]
         own = regions[lines][:, lines]
         row: dict[str, float] = {}
