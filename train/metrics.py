@@ -8,7 +8,7 @@ Losses and hits stay on the device and are fetched a window of steps at a time, 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Row:
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
     replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
     device_seconds: of one rank's device for the step (train.clock). validation: what train.validate found after this
-    step, where it was asked for.
+    step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is the
+    mean.
     """
 
     step: int
@@ -81,6 +82,7 @@ class Row:
     left_out: int = 0
     device_seconds: float = 0.0
     validation: dict[str, Any] | None = None
+    levels: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The row as metrics.jsonl holds it."""
@@ -95,6 +97,8 @@ class Row:
             "left_out": self.left_out,
             "device_seconds": round(self.device_seconds, 5),
         }
+        if self.levels:
+            values["loss_by_level"] = self.levels
         if self.validation is not None:
             values["validation"] = self.validation
         return json.dumps(values)
@@ -103,8 +107,9 @@ class Row:
 class Window:
     """The steps since the last flush: sums on the device, times on the host."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, levels: tuple[str, ...] = ()) -> None:
+        """levels: names of a neck's levels."""
+        self._ranks, self._levels = ranks, levels
         self._steps: list[tuple[int, float]] = []
         self._sums: list[Tensor] = []
         self._host: list[tuple[int, int]] = []
@@ -115,10 +120,16 @@ class Window:
         """Begin timing anew (after a checkpoint, whose time is not training's)."""
         self._waited, self._since, self._spent = 0.0, time.perf_counter(), self._clock()
 
-    def add(self, step: int, lr: float, loss: Tensor, hits: Tensor, images: int, replaced: int, waited: float) -> None:
-        """Note a step: loss is this rank's mean over its ``images``, hits [4] its right predictions by region."""
+    def add(
+        self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
+    ) -> None:
+        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level (their mean is the
+        loss); hits [4] its right predictions by region.
+        """
         self._steps.append((step, lr))
-        self._sums.append(torch.cat([loss.detach().double().reshape(1) * images, hits.double()]))
+        losses = losses.detach().double().reshape(-1)
+        whole = torch.cat([losses.mean().reshape(1), losses]) if self._levels else losses
+        self._sums.append(torch.cat([whole * images, hits.double()]))
         self._host.append((images, replaced))
         self._waited += waited
 
@@ -132,19 +143,21 @@ class Window:
         shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)
         everything = self._ranks.total(torch.cat([sums.flatten(), host.flatten(), shared]))
         steps, (waited, elapsed, spent) = len(self._steps), everything[-3:].tolist()
-        table = everything[: 5 * steps].view(steps, 5)
-        counts = everything[5 * steps : -3].view(steps, 2)
+        columns = sums.shape[1]
+        table = everything[: columns * steps].view(steps, columns)
+        counts = everything[columns * steps : -3].view(steps, 2)
         speed = counts[:, 0].sum().item() / max(elapsed / self._ranks.world, 1e-9)
         rows = [
             Row(
                 step=step,
                 loss=line[0].item() / count.item(),
-                accuracy=tuple((line[1:] / count).tolist()),
+                accuracy=tuple((line[-4:] / count).tolist()),
                 lr=lr,
                 images_per_second=speed,
                 data_wait=waited / max(elapsed, 1e-9),
                 replaced=int(replaced.item()),
                 device_seconds=spent / self._ranks.world / steps,
+                levels=dict(zip(self._levels, (line[1:-4] / count).tolist(), strict=True)),
             )
             for (step, lr), line, (count, replaced) in zip(self._steps, table, counts, strict=True)
         ]

@@ -24,6 +24,7 @@ class Facts:
     std: tuple[float, ...]
     head: tuple[str, ...]
     norm: str = "bn"
+    neck_channels: int = 256
 
 
 def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
@@ -69,6 +70,40 @@ def torchvision(facts: Facts) -> str:
             f"                      image_std={_numbers(facts.std)})",
         )
     return text
+
+
+def pyramid(facts: Facts) -> str:
+    """Lines of Python for a detector of torchvision's with a feature pyramid."""
+    frozen = facts.norm == "bn"
+    name, width = facts.backbone, facts.neck_channels
+    stage = facts.channels // 8
+    network = f"torchvision.models.{name}({'norm_layer=FrozenBatchNorm2d' if frozen else ''})"
+    what = "First stages and all batch norm frozen, as in the paper" if frozen else "Nothing frozen"
+    widths = [stage * 2**level for level in range(4)]
+    norm = "" if frozen else ", norm_layer=lambda n: torch.nn.GroupNorm(math.gcd(32, n), n)"
+    held = ['for stage in ("conv1", "layer1"):', "    backbone.body[stage].requires_grad_(False)"]
+    text = f"{what}:\n\n" + _python(
+        f"import {'' if frozen else 'math, '}torch, torchvision",
+        "from torchvision.models.detection import FasterRCNN",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        *(["from torchvision.ops import FrozenBatchNorm2d"] if frozen else []),
+        *_norm_lines(facts),
+        "",
+        f'weights = torch.load("{facts.file}", weights_only=True)',
+        f"network = {_normed(facts, network)}",
+        'layers = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
+        f"backbone = BackboneWithFPN(network, layers, {widths}, {width}{norm})",
+        "backbone.load_state_dict(weights)  # strict: every entry finds its place",
+        *(held if frozen else []),
+        f"detector = FasterRCNN(backbone, num_classes=91, image_mean={_numbers(facts.mean)},",
+        f"                      image_std={_numbers(facts.std)})",
+    )
+    if frozen and (name, width) == ("resnet50", 256):
+        text += (
+            "\nThe `backbone` of torchvision's `fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)` takes\n"
+            "the file as strictly; give it `image_mean` and `image_std` too.\n"
+        )
+    return text + "\nThe pyramid's pooled level has no weights. RetinaNet's pyramid begins at the second stage.\n"
 
 
 def timm(facts: Facts) -> str:

@@ -91,12 +91,12 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
 
 @torch.inference_mode()
 def features(model: DenseClassifier, crops: Crops, device: torch.device) -> Tensor:
-    """The backbone's last map averaged over positions, float32 [n, channels] on the CPU; in eval mode."""
+    """The backbone's last map (below any neck), averaged over positions: float32 [n, channels] on the CPU."""
     model.eval()
     found = []
     for begin in range(0, len(crops.pixels), BATCH):
         images = torch.from_numpy(crops.pixels[begin : begin + BATCH]).to(device)
-        found.append(model.backbone(model.normalise(images)).float().mean((2, 3)).cpu())
+        found.append(model.last_map(model.normalise(images)).float().mean((2, 3)).cpu())
     return torch.cat(found)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from formats.errors import UserError
 from train import backbones, outside, paste
+from train.pyramid import PYRAMID_TARGET, to_pyramid
 from train.resnets import resnet_of, to_detectron2
 from train.weights import COUNTER
 
@@ -163,6 +164,7 @@ def pack_safetensors(state: Mapping[str, Tensor], about: Mapping[str, str]) -> b
 
 TARGETS = {
     "torchvision": Target(".pth", to_torchvision, pack_torch, paste.torchvision),
+    PYRAMID_TARGET: Target(".pth", to_pyramid, pack_torch, paste.pyramid),
     "timm": Target(".pth", to_timm, pack_torch, paste.timm),
     "mmdet": Target(".pth", to_mmdet, pack_torch, paste.mmdet),
     "detectron2": Target(".pkl", to_detectron, pack_detectron2, paste.detectron2),

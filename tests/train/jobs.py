@@ -78,11 +78,11 @@ def synthetic(job: Job, fail_at: int | None = None) -> OpenSource:
     return open_source
 
 
-def crowded_forward(most: int) -> Callable[[DenseClassifier, Tensor], Tensor]:
+def crowded_forward(most: int) -> Callable[[DenseClassifier, Tensor], tuple[Tensor, ...]]:
     """A dense classifier's forward on a device whose memory takes ``most`` jigsaws."""
     forward = DenseClassifier.forward
 
-    def crowded(self: DenseClassifier, images: Tensor) -> Tensor:
+    def crowded(self: DenseClassifier, images: Tensor) -> tuple[Tensor, ...]:
         if len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, images)
