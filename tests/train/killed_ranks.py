@@ -9,6 +9,7 @@ of the time would go to.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -19,12 +20,13 @@ from train.loop import Loop
 from train.pretrain import pretrain
 
 
-def kill_at(rank: int, step: int) -> None:
-    """Have this process killed as it begins a step, if it is that rank."""
+def kill_at(rank: int, step: int, note: Path) -> None:
+    """Have this process killed as it begins a step, if it is that rank; the time is noted before."""
     take = Loop.step
 
     def killed(self: Loop, batch: Batch, lanes: int, waited: float) -> None:
         if (self.job.ranks.rank, self.state.step) == (rank, step):
+            note.write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
         take(self, batch, lanes, waited)
 
@@ -36,11 +38,12 @@ def play(folder: Path, kills: list[str], command: list[str]) -> None:
     # Both runs are made in one group of ranks: joining another takes longer than they do.
     leave, ranks.finish = ranks.finish, lambda: None
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    (folder / f"began-{start}").write_text(str(time.time()))
     if not start:
         pretrain.main([*command, "--run", str(folder / "whole"), "--keep", "99"], standalone_mode=False)
     if start < len(kills):
         rank, step = map(int, kills[start].split(":"))
-        kill_at(rank, step)
+        kill_at(rank, step, folder / f"killed-{start}")
     pretrain.main([*command, "--run", str(folder / "killed"), "--resume"], standalone_mode=False)
     leave()
 
