@@ -17,6 +17,7 @@ from formats import manifest, names
 from formats.dataset import Description, memory_file
 from formats.errors import UserError
 from formats.groups import GROUPS
+from formats.pixels import RGB8, pixel_format
 from formats.retry import redacted
 from formats.storage import Storage
 from prep import markers, table
@@ -24,6 +25,7 @@ from prep.ahead import REMOTE_THREADS, ahead
 from prep.allowance import DEFAULT, Share, allowance
 from prep.failures import plain_errors
 from prep.fill import slot_fill
+from prep.measures import mean_and_std
 from prep.reasons import count_reasons, skipped_table
 from prep.records import PartRecord, PlanRecord, check_agreement, read_parts, read_plan, shaping_versions
 from prep.summary import Summary, count_crops
@@ -175,6 +177,8 @@ class _Seen:
     def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
         empty = np.empty(0, dtype=np.int64)
         labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
+        pixels = pixel_format(plan.options.get("pixels"), names.PLAN)
+        sums = [record.pixels for record in records if record.pixels is not None]
         return Summary(
             classes=plan.classes,
             counts=count_crops(labels, groups, len(plan.classes)),
@@ -186,4 +190,6 @@ class _Seen:
             bytes=sum(record.bytes for record in records),
             skipped=count_reasons(skipped.column("reason").to_pylist()),
             slots=slot_fill(widths, heights, groups),
+            pixels=pixels,
+            measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
         )

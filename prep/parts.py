@@ -18,12 +18,16 @@ import pyarrow as pa
 from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.groups import GROUPS
+from formats.pixels import RGB8, PixelFormat
 from formats.storage import Storage
 from prep import markers
 from prep.archive import Member
 from prep.columns import Crops, Images
 from prep.crops import encode_crops
 from prep.images import ImageTrouble, decode
+from prep.lossless import encode_lossless
+from prep.measures import Measure
+from prep.rasters import read
 from prep.reasons import Skipped
 from prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
 from prep.source import ImageSource, read_ahead
@@ -49,6 +53,7 @@ class PartTask:
     images: Images
     crops: Crops
     places: dict[str, Member] | None = None
+    pixels: PixelFormat = RGB8
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -75,7 +80,9 @@ def run_part(task: PartTask) -> PartRecord:
 
 def publish_part(task: PartTask, out: Storage) -> PartRecord:
     """Cut a part and publish it: its shards, its rows, last its done record."""
-    encoded, skipped = cut_images(task)
+    measure = None if task.pixels == RGB8 else Measure(task.pixels)
+    encoded, skipped = cut_images(task, measure)
+    suffix = task.pixels.member
     kept = task.crops.take(np.array([jpeg is not None for jpeg in encoded], dtype=bool))
     jpegs = [jpeg for jpeg in encoded if jpeg is not None]
     keys = [
@@ -92,10 +99,10 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         rows = rows[np.argsort(kept.member[rows], kind="stable")]
         name = names.shard_name(group, task.number)
         members = [keys[row] for row in rows]
-        data = tar_bytes(members, kept.label[rows].tolist(), [jpegs[row] for row in rows])
+        data = tar_bytes(members, kept.label[rows].tolist(), [jpegs[row] for row in rows], suffix)
         out.publish(f"{names.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
-        rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, member_places(data))
+        rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, member_places(data, suffix))
         tables.append(with_margins(rows_made, np.zeros((len(rows), 4), np.int32), task.format_version))
     out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
     record = PartRecord(
@@ -106,13 +113,17 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         crops=len(kept),
         shards=shards,
         skipped=skipped,
+        pixels=None if measure is None else measure.total(),
     )
     out.publish(names.part_record(task.number), encode(record))
     return record
 
 
-def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
-    """Each crop's JPEG, None where its image cannot be used, and a row for each such image."""
+def cut_images(task: PartTask, measure: Measure | None = None) -> tuple[list[bytes | None], list[Skipped]]:
+    """Each crop's member, None where its image cannot be used, and a row for each such image.
+
+    measure: what takes in the crops' pixels, of all formats but RGB8.
+    """
     source = ImageSource(task.source, task.places)
     encoded: list[bytes | None] = []
     skipped: list[Skipped] = []
@@ -125,6 +136,10 @@ def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
         try:
             if isinstance(raw, ImageTrouble):
                 raise raw
+            if measure is not None:
+                raster = read(raw, width, height, task.exif, task.pixels)
+                encoded += encode_lossless(raster, boxes, task.pixels, measure)
+                continue
             pixels = decode(raw, width, height, task.exif)
             encoded += encode_crops(pixels, boxes, task.quality, task.subsampling)
         except ImageTrouble as trouble:
@@ -133,8 +148,8 @@ def cut_images(task: PartTask) -> tuple[list[bytes | None], list[Skipped]]:
     return encoded, skipped
 
 
-def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes]) -> bytes:
-    """A shard: members ``<key>.cls`` and ``<key>.jpg`` in the order given, with a fixed time and owner.
+def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes], suffix: str = "jpg") -> bytes:
+    """A shard: members ``<key>.cls`` and ``<key>.SUFFIX`` in the order given, with a fixed time and owner.
 
     The bytes are those of webdataset.TarWriter(mtime=0) (a test compares them), which is this loop around tarfile;
     importing webdataset imports torch, and four seconds and 300 MB for each worker are too much for a loop.
@@ -142,18 +157,18 @@ def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
         for key, label, jpeg in zip(keys, labels, jpegs, strict=True):
-            for suffix, data in (("cls", str(label).encode("ascii")), ("jpg", jpeg)):
-                member = tarfile.TarInfo(f"{key}.{suffix}")
+            for kind, data in (("cls", str(label).encode("ascii")), (suffix, jpeg)):
+                member = tarfile.TarInfo(f"{key}.{kind}")
                 member.size, member.mtime, member.mode = len(data), 0, 0o444
                 member.uname = member.gname = OWNER
                 tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
-def member_places(data: bytes) -> list[tuple[int, int]]:
-    """Offset and size in bytes of each JPEG of a shard, in member order, as tarfile finds them."""
+def member_places(data: bytes, suffix: str = "jpg") -> list[tuple[int, int]]:
+    """Offset and size in bytes of each crop of a shard, in member order, as tarfile finds them."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        return [(member.offset_data, member.size) for member in tar if member.name.endswith(".jpg")]
+        return [(member.offset_data, member.size) for member in tar if member.name.endswith(f".{suffix}")]
 
 
 def crop_table(

@@ -22,8 +22,9 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish, tidy
 from prep.inputs import Inputs, remember
-from prep.job import Job, begin, begun_as, cut, plan_job
+from prep.job import Job, begin, begun_as, cut, plan_job, settled
 from prep.overwrite import remove_dataset
+from prep.pixels import AUTO, wanted
 from prep.plan import Options, Plan
 from prep.reading import read_annotations
 from prep.source import ImageSource
@@ -78,6 +79,14 @@ class Manner:
     show_default=True,
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
 )
+@click.option(
+    "--pixels",
+    default=AUTO,
+    show_default=True,
+    metavar="FORMAT",
+    help="Of the crops. auto: as the images have them. rgb8: 8-bit RGB as JPEG. Else channels and type (uint8, uint16, "
+    "float32), such as 1xuint16 or 6xfloat32, kept losslessly as PNG or npy.",
+)
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
 @click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as a task of an array job.")
@@ -98,6 +107,7 @@ def shards(
     jpeg_quality: int,
     subsampling: str,
     exif: str,
+    pixels: str,
     workers: int | None,
     scheduler: str | None,
     task_index: int | None,
@@ -110,7 +120,8 @@ def shards(
 
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
-    options = Options(negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif)
+    shaping = (negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif)
+    options = Options(*shaping, pixels=wanted(pixels))
     task = array_task(task_index, task_count, os.environ)
     manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
     with plain_errors(out):
@@ -125,7 +136,7 @@ def run(job: Job, manner: Manner) -> None:
     raw = read_annotations(job.annotations, job.images)
     out = Storage(job.out)
     if not manner.dry_run and not manner.overwrite:
-        begun_as(out, job, raw.sha256)
+        job = settled(job, begun_as(out, job, raw.sha256))
         if out.exists(names.DATASET):
             tidy(out)
             console.print(f"{shown} is finished: nothing to do.", highlight=False, soft_wrap=True)

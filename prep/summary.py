@@ -4,13 +4,14 @@ The same figures make the plan's table, the final table and the totals of datase
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from formats.groups import GROUPS
+from formats.pixels import RGB8, PixelFormat
 from prep import geometry, weight
 from prep.fill import Slot, slot_fill, warnings
 from prep.plan import Plan
@@ -23,7 +24,7 @@ class Summary:
 
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
-    once it is known.
+    once it is known. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB.
     """
 
     classes: Sequence[str]
@@ -37,6 +38,8 @@ class Summary:
     skipped: Mapping[str, int]
     slots: Sequence[Slot]
     seconds: float | None = None
+    pixels: PixelFormat = RGB8
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def crops(self) -> int:
@@ -80,6 +83,7 @@ class Summary:
             "bytes": self.bytes,
             "skipped": dict(sorted(self.skipped.items())),
             "slot_fill": {slot.name: round(slot.fill, 3) for slot in self.slots},
+            **{name: list(values) for name, values in self.measured.items()},
         }
 
 
@@ -94,7 +98,8 @@ def planned(plan: Plan) -> Summary:
     crops, sizes = plan.crops, plan.crops.sizes
     pixels = geometry.areas(crops.boxes)
     part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
-    sizes_in_bytes = weight.crop_bytes(pixels, plan.options.jpeg_quality, plan.options.subsampling)
+    options = plan.options
+    sizes_in_bytes = weight.crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)
     image_pixels = int((plan.images.widths * plan.images.heights).sum())
     return Summary(
         classes=plan.classes,
@@ -108,4 +113,5 @@ def planned(plan: Plan) -> Summary:
         skipped=count_reasons(row.reason for row in plan.skipped),
         slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
         seconds=weight.cutting_seconds(len(plan.images), image_pixels, len(crops), int(pixels.sum())),
+        pixels=options.stored,
     )

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from formats.groups import GROUPS
+from formats.pixels import RGB8
 from prep.records import PartRecord
 from prep.summary import Summary
 
@@ -32,6 +33,8 @@ def print_summary(console: Console, title: str, summary: Summary, seconds: float
     facts.add_row("crops", f"{summary.crops:,}")
     facts.add_row("background share", f"{share:.1%} ({summary.negatives:,} of {summary.negatives_wanted:,} wanted)")
     facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
+    if summary.pixels != RGB8:
+        facts.add_row("pixels", f"{summary.pixels} as {summary.pixels.member}")
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
     console.print(Group(facts, _classes(summary), _slots(summary), *_skipped(summary)))
