@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torchvision.models import feature_extraction
 
 from formats.errors import UserError
+from train.stems import widen
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
@@ -27,7 +28,7 @@ SIZES = (256, 512)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
+    """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
     head: the names in the whole model's state dict that lie behind the map: the classifier's.
     """
@@ -37,6 +38,7 @@ class Backbone:
     channels: int
     stride: int
     head: frozenset[str]
+    colours: int = 3
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,32 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str) -> Backbone:
+def build(name: str, colours: int = 3) -> Backbone:
     """The backbone of that name, with its library's own random initialisation (from torch's global generator).
 
+    colours: channels of its images; train.stems says what other than 3 does.
     name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). Raises UserError for an
     unknown name (with the nearest ones) and for a model without a feature map that can be cut into regions.
     """
     if ":" in name:
         from train import outside  # it needs this module
 
-        return outside.build(name)
-    return cut(name, whole_model(name))
+        return outside.build(name, colours)
+    whole = whole_model(name)
+    if colours != 3:
+        widen(name, whole, colours)
+    return cut(name, whole, colours)
 
 
-def cut(name: str, whole: nn.Module) -> Backbone:
+def cut(name: str, whole: nn.Module, colours: int = 3) -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
     Raises UserError where there is no map that can be cut into regions; ``name`` is for the message.
     """
-    found = _find_map(name, whole)
+    found = _find_map(name, whole, colours)
     module = _up_to(whole, found.node)
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
-    return Backbone(name, module, found.channels, found.stride, head)
+    return Backbone(name, module, found.channels, found.stride, head, colours)
 
 
 def whole_model(name: str) -> nn.Module:
@@ -90,14 +96,14 @@ def whole_model(name: str) -> nn.Module:
     return model
 
 
-def _find_map(name: str, whole: nn.Module) -> _Map:
+def _find_map(name: str, whole: nn.Module, colours: int) -> _Map:
     """The last feature map before the final pooling, with its channels and stride."""
     mode = whole.training
     whole.eval()
     try:
         tracer = feature_extraction.NodePathTracer()
         graph = tracer.trace(whole)
-        small, large = (_shapes(fx.GraphModule(whole, graph), size) for size in SIZES)
+        small, large = (_shapes(fx.GraphModule(whole, graph), size, colours) for size in SIZES)
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -162,12 +168,13 @@ class _Recorded(nn.Module):
         return recorder.shapes
 
 
-def _shapes(traced: fx.GraphModule, size: int) -> dict[fx.Node, torch.Size]:
+def _shapes(traced: fx.GraphModule, size: int, colours: int) -> dict[fx.Node, torch.Size]:
     """The shape of every tensor of the graph for one image of that size, computed without data."""
     recorded = _Recorded(traced)
     state = {**dict(recorded.named_parameters()), **dict(recorded.named_buffers())}
     meta = {name: value.detach().to("meta") for name, value in state.items()}
-    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (torch.empty(1, 3, size, size, device="meta"),))
+    image = torch.empty(1, colours, size, size, device="meta")
+    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (image,))
     return shapes
 
 

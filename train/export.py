@@ -14,8 +14,8 @@ from formats.errors import UserError
 from formats.storage import publish_locally
 from train import paste
 from train.checkpoint import backbone_state, trained_state
-from train.run import open_run, open_trained
-from train.targets import TARGETS, check_own
+from train.run import open_run, open_trained, pixels_of
+from train.targets import TARGETS, check_own, stem
 
 
 @click.command()
@@ -44,17 +44,28 @@ def export(
             raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
         state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
     weights = backbone_state(state)
-    found = check_own(recipe.backbone, weights)
+    pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
+    found = check_own(recipe.backbone, weights, pixels.channels)
     converted = target.convert(found, weights)
     facts = paste.Facts(
-        out.name, recipe.backbone, found.channels, found.stride, recipe.mean, recipe.std, tuple(sorted(found.head))
+        out.name,
+        recipe.backbone,
+        found.channels,
+        found.stride,
+        mean,
+        std,
+        tuple(sorted(found.head)),
+        pixels,
+        stem(found),
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (
         f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.steps} steps, batch {recipe.batch}, "
         f"{len(description['classes'])} classes{averaged}."
     )
-    about = {"backbone": recipe.backbone, "mean": str(list(recipe.mean)), "std": str(list(recipe.std)), "order": "RGB"}
+    about = {"backbone": recipe.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
+    if not pixels.is_rgb8:
+        about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
     publish_locally(out, target.pack(converted, about))
     note = out.with_suffix(".README.md")
     publish_locally(note, paste.readme(facts, to, target.lines(facts), origin).encode())

@@ -8,6 +8,7 @@ and Python's own steps the other. See loader.py for batches.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,9 +23,9 @@ from train.crops import SOURCE, CropReader, Crops, shard_files
 from train.picks import Picks, order_squares, slots_of
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
-from train.window import Windows, lay_out, resample
+from train.window import Windows, lay_out, resample, resample_channels
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Assembler:
         self._with_digests = with_digests
 
     def step(self, step: int, out: Pixels) -> Chunk:
-        """Write the lanes' jigsaws of global batch ``step`` into ``out``, uint8 [lanes * k, size, size, 3], all zero.
+        """Write the lanes' jigsaws of global batch ``step`` into ``out``, [lanes * k, size, size, channels], all zero.
 
         Raises UserError where a group has no crop left that can be read.
         """
@@ -122,7 +123,7 @@ class Assembler:
 
     def _render(self, which: Iterable[int], crops: Crops, windows: Windows, out: Pixels) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
-        broken = []
+        broken, land = [], resample if self._dataset.pixels.channels == 3 else resample_channels
         sources, places = crops[SOURCE].tolist(), windows.table().tolist()
         for nth in which:
             image = out[nth]
@@ -133,7 +134,7 @@ class Assembler:
                     break
                 scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = place
                 window = image[to_y : to_y + height, to_x : to_x + width]
-                resample(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+                land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
 
     def _mend(self, lane: int, position: int, drawn: Crops) -> int:

@@ -27,6 +27,7 @@ from formats.errors import UserError
 from train.access import Access, check_cache
 from train.batch import Batch
 from train.jigsaw import Assembler, Chunk
+from train.model import torch_dtype
 from train.picks import slots_of
 from train.shm import check_shared_memory
 from train.streams import StreamOptions
@@ -53,7 +54,7 @@ def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What a worker sends for a step: its jigsaws [n, size, size, 3] and what goes with them, or why it stopped."""
+    """What a worker sends for a step: jigsaws [n, size, size, channels] and what goes with them, or why it stopped."""
 
     images: torch.Tensor | None = None
     chunk: Chunk | None = None
@@ -80,11 +81,12 @@ class _Chunks(IterableDataset[_Sent]):
         assert worker is not None
         lanes = self._lanes[worker.id :: worker.num_workers]
         size = self._template.size
-        shape = (len(lanes) * self._options.chunk, size, size, 3)
+        pixels = self._dataset.pixels
+        shape = (len(lanes) * self._options.chunk, size, size, pixels.channels)
         try:
             assembler = Assembler(self._dataset, self._template, self._options, lanes, **self._more)
             for step in self._steps:
-                images = _shared_zeros(shape)
+                images = _shared_zeros(shape, torch_dtype(pixels))
                 chunk = assembler.step(step, images.numpy())
                 yield _Sent(images, chunk)
         except UserError as error:
@@ -92,12 +94,12 @@ class _Chunks(IterableDataset[_Sent]):
             yield _Sent(error=error.message)
 
 
-def _shared_zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """A uint8 tensor of zeros that travels to another process without a copy."""
+def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of zeros that travels to another process without a copy."""
     # What torch's own collate function does; memory that is shared anew is zero.
     count = math.prod(shape)
-    storage = torch.UntypedStorage._new_shared(count)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (count,), (1,)).view(shape)
+    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (count,), (1,)).view(shape)
 
 
 def _prepare_worker(_: int) -> None:
@@ -150,8 +152,11 @@ class JigsawLoader:
         self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
         self._access, self._left_out = access or Access(), tuple[str, ...]()
         check_cache(dataset, self._access, self.lanes_per_rank)
+        pixels = dataset.pixels
         if self._workers:
-            check_shared_memory(self.lanes_per_rank * options.chunk * template.size**2 * 3)
+            check_shared_memory(
+                self.lanes_per_rank * options.chunk * template.size**2 * pixels.channels * pixels.itemsize
+            )
         self._received: Iterator[_Sent] | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:
@@ -164,12 +169,9 @@ class JigsawLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
         self.close()
-        size = self._template.size
-        jigsaws = self.lanes_per_rank * self._options.chunk
-        ring = [
-            torch.zeros((jigsaws, size, size, 3), dtype=torch.uint8, pin_memory=self._pin_memory)
-            for _ in range(BUFFERS)
-        ]
+        size, pixels = self._template.size, self._dataset.pixels
+        shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
+        ring = [torch.zeros(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
         return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
 
     def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
@@ -202,7 +204,9 @@ class JigsawLoader:
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
-                by_lane = images.view(self.lanes_per_rank, self._options.chunk, size, size, 3)
+                by_lane = images.view(
+                    self.lanes_per_rank, self._options.chunk, size, size, self._dataset.pixels.channels
+                )
                 parts = []
                 for worker in range(self._workers):
                     sent = self._receive(received)

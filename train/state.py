@@ -13,6 +13,7 @@ from torch import Tensor
 
 from formats.draws import text_key
 from formats.errors import UserError
+from formats.pixels import RGB8, PixelFormat
 from train import backbones
 from train.average import Average
 from train.model import DenseClassifier
@@ -80,20 +81,23 @@ class State:
         )
 
 
-def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, DenseClassifier]:
+def build_model(
+    recipe: Recipe, label_count: int, pixels: PixelFormat = RGB8
+) -> tuple[backbones.Backbone, DenseClassifier]:
     """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid."""
     torch.manual_seed(text_key(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone)
+    backbone = backbones.build(recipe.backbone, pixels.channels)
     recipe.template.region_map(backbone.stride)
-    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std)
+    mean, std = recipe.normalisation
+    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, pixels)
 
 
-def build_state(recipe: Recipe, label_count: int, ranks: Ranks) -> State:
+def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:
     """A run's state before its first step, on this rank's device.
 
     Raises UserError for an unknown backbone or a template off its grid, and for sync_bn between CPUs.
     """
-    backbone, model = build_model(recipe, label_count)
+    backbone, model = build_model(recipe, label_count, pixels)
     if recipe.sync_bn and ranks.world > 1:
         if ranks.device.type != "cuda":
             raise UserError("sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from formats.errors import UserError
 from train import backbones, outside, paste
 from train.resnets import resnet_of, to_detectron2
+from train.stems import input_convolutions, widen
 from train.weights import COUNTER
 
 State = Mapping[str, Tensor]
@@ -38,15 +39,22 @@ class Target:
     lines: Callable[[paste.Facts], str]
 
 
-def check_own(name: str, state: State) -> backbones.Backbone:
+def check_own(name: str, state: State, colours: int = 3) -> backbones.Backbone:
     """The backbone of that name holding exactly these weights; UserError where they are not its own."""
-    own = backbones.build(name)
+    own = backbones.build(name, colours)
     try:
         own.module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"the checkpoint is not of {name}: {' '.join(str(error).split())[:300]}") from error
     own.module.eval()
     return own
+
+
+def stem(own: backbones.Backbone) -> dict[str, str]:
+    """The convolutions over the input as Python writes them, by name, where they are not those of three channels."""
+    if own.colours == 3 or own.name.startswith(outside.TIMM):
+        return {}
+    return {name: repr(one) for name, one in input_convolutions(own.module, own.colours).items()}
 
 
 def to_torchvision(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
@@ -70,8 +78,13 @@ def to_timm(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
 def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
-    whole = outside.whole_timm_model(other) if other.startswith(outside.TIMM) else backbones.whole_model(other)
-    head = own.head if other == name else backbones.build(other).head
+    if other.startswith(outside.TIMM):
+        whole = outside.whole_timm_model(other, own.colours)
+    else:
+        whole = backbones.whole_model(other)
+        if own.colours != 3:
+            widen(other, whole, own.colours)
+    head = own.head if other == name else backbones.build(other, own.colours).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
@@ -85,14 +98,16 @@ def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tens
     if other.startswith(outside.TIMM):
         forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
     else:
-        forward = backbones.cut(other, whole).module.eval()
-    compare(name, own.module, other, forward, 4 * own.stride)
+        forward = backbones.cut(other, whole, own.colours).module.eval()
+    compare(name, own.module, other, forward, 4 * own.stride, own.colours)
     return dict(state)
 
 
-def compare(name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int) -> None:
+def compare(
+    name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int, colours: int = 3
+) -> None:
     """Refuse a target whose map of one random image of ``size`` pixels is not the backbone's."""
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, colours, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = own(image), forward(image)
     if expected.shape != found.shape or not torch.allclose(
