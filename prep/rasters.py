@@ -31,7 +31,6 @@ MOST_BYTES = 16 * MAX_PIXELS
 """Of an image's pixels: what one worker may be made to allocate by a compressed file."""
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ALPHA = (1, 2)
 _BLACK, _RGB = 1, 2
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
@@ -183,15 +182,15 @@ def _tiff_head(raw: bytes) -> RasterHead | None:
         return None
     if bands:
         return RasterHead(*size, bands, name)
-    alpha = photometric == _RGB and channels == 4 and extra[:1] and extra[0] in _ALPHA
+    alpha = (photometric, channels) in ((_BLACK, 2), (_RGB, 4)) and extra[:1] in ((1,), (2,))
     if name == "uint8" and (channels == 3 or (channels == 4 and photometric not in (_BLACK, _RGB))):
         return RasterHead(*size, 3, name, plain=True)
-    if name in ("uint8", "bool") and channels <= 2 and photometric not in (_BLACK, _RGB):
-        return None  # palettes, and grey that begins at white
+    if name in ("uint8", "bool") and channels <= 2 and (alpha or photometric not in (_BLACK, _RGB)):
+        return None  # palettes, grey that begins at white, and grey with alpha
     if name == "bool" or (name == "uint8" and channels == 1):
         return RasterHead(*size, 1, "uint8", plain=True)
     if alpha:
-        return RasterHead(*size, 3, name, plain=name == "uint8", alpha=True)
+        return RasterHead(*size, channels - 1, name, plain=name == "uint8", alpha=True)
     return RasterHead(*size, channels, name)
 
 

@@ -200,13 +200,10 @@ class JigsawLoader:
                     multiprocessing_context=context,
                 )
             )
-        size = self._template.size
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
-                by_lane = images.view(
-                    self.lanes_per_rank, self._options.chunk, size, size, self._dataset.pixels.channels
-                )
+                by_lane = images.view(self.lanes_per_rank, self._options.chunk, *images.shape[1:])
                 parts = []
                 for worker in range(self._workers):
                     sent = self._receive(received)
