@@ -33,6 +33,7 @@ from train.stems import input_convolutions
 from train.weights import load_weights
 from train.window import resample, resample_channels, resized
 
+SIZE = ("--size", "64", "--split", "32")
 NAMES = {"thermal": (thermal, 1), "multispectral": (multispectral, 6)}
 
 
@@ -98,10 +99,10 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     assert sheet[16:464, 16:464].std() > 20
     page = (runs[0] / "report.html").read_text()
     assert ("One channel, as grey" if channels == 1 else "Channels 1, 2 and 3 of 6") in page
-    assert "thermal" in str(out) or page.count("data:image/webp") >= 1
+    assert page.count("data:image/webp") >= 1
     result = command("evaluate", "--run", str(runs[0]), "--data", str(out), "--workers", "0", "--jigsaws", "8")
     assert "all regions" in result
-    weights = ("--weights", str(file), "--backbone", "shufflenet_v2_x0_5", "--size", "64", "--split", "32")
+    weights = ("--weights", str(file), "--backbone", "shufflenet_v2_x0_5", *SIZE)
     command("erf", "--data", str(out), *weights, "--count", "1", "--out", str(tmp_path / "erf.html"))
 
 
