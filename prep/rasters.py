@@ -6,9 +6,9 @@ integers that a float32 holds exactly (int8, int16) and float16 become float32. 
 prep.images, 16-bit PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits
 and Zstandard; OpenCV reads LZW of one or three channels; with imagecodecs installed all of them are read).
 
-An npy is [height, width] or [height, width, channels]. One whose channels are more than its rows or columns is refused:
-its channels most likely come first. Of a TIFF the first page counts, unless it has several pages of one size and one
-sample each: these are its channels.
+An npy is [height, width] or [height, width, channels], or [channels, height, width] where the first axis alone is no
+longer than the two others; the annotations' width and height then tell whether that was right. Of a TIFF the first page
+counts, unless it has several pages of one size and one sample each: these are its channels.
 """
 
 import io
@@ -41,6 +41,7 @@ class RasterHead:
     """What an image file holds; dtype is the file's own. plain: prep.images reads it without loss, as 8-bit RGB.
 
     alpha: whether one more channel follows, of transparency. narrow: whether its 32-bit integers should be of 16 bits.
+    planes: whether the array's first axis is its channels.
     """
 
     width: int
@@ -51,6 +52,7 @@ class RasterHead:
     plain: bool = False
     alpha: bool = False
     narrow: bool = False
+    planes: bool = False
 
     @property
     def form(self) -> tuple[int, str]:
@@ -136,13 +138,17 @@ def _stored(dtype: str) -> str:
 
 def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHead:
     said = "x".join(map(str, shape))
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > min(shape[:2])):
+    if len(shape) not in (2, 3):
         raise ImageTrouble(f"array is not height x width x channels: {said}")
     if not all(shape):
         raise ImageTrouble(f"image is damaged: an array of {said}")
-    if shape[0] * shape[1] > MAX_PIXELS:
+    planes = len(shape) == 3 and shape[2] > min(shape[:2])
+    if planes and shape[0] > min(shape[1:]):
+        raise ImageTrouble(f"array is not height x width x channels: {said}")
+    channels, height, width = shape if planes else (shape[2] if len(shape) == 3 else 1, shape[0], shape[1])
+    if height * width > MAX_PIXELS:
         raise ImageTrouble(f"image has too many pixels: {said}, at most {MAX_PIXELS:,}")
-    return RasterHead(shape[1], shape[0], 1, shape[2] if len(shape) == 3 else 1, dtype.newbyteorder("=").name)
+    return RasterHead(width, height, 1, channels, dtype.newbyteorder("=").name, planes=planes)
 
 
 def _picture_head(raw: bytes) -> RasterHead:
@@ -216,7 +222,7 @@ def _values(raw: bytes, found: RasterHead, channels: int) -> Array:
     """The first channels of an image of that head, as they are stored; raises ImageTrouble."""
     try:
         if raw.startswith(NPY_MAGIC):
-            whole = npy_array(raw)
+            whole = np.moveaxis(npy_array(raw), 0, 2) if found.planes else npy_array(raw)
         elif is_tiff(raw) and (by_pages := _tiff_values(raw, found)) is not None:
             whole = by_pages
         elif raw.startswith(PNG_MAGIC) and raw[25] != 0:

@@ -133,6 +133,13 @@ def test_exif_turns_16_bits_as_it_turns_8(orientation: int) -> None:
     assert np.array_equal(read(raws[1], *size, "apply", named("1xuint16")), turned.astype(np.uint16) * 257)
 
 
+def test_channels_may_come_first() -> None:
+    pixels = noise(9, 12, 6, "uint16")
+    raw = npy(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)))
+    assert measured(raw) == (12, 9, 1)
+    assert np.array_equal(read(raw, 12, 9, "ignore", named("6xuint16")), pixels)
+
+
 def test_what_loses_nothing_is_converted() -> None:
     small = noise(9, 12, 2, "int16")
     assert np.array_equal(read(npy(small), 12, 9, "ignore", named("2xfloat32")), small)
@@ -150,7 +157,8 @@ REFUSED = {
     ),
     "pixel format is not supported: int32": (npy(noise(9, 12, 1, "int32")), "1xfloat32"),
     "pixel format is not supported: float64": (npy(noise(9, 12, 1, "float64")), "1xfloat32"),
-    "array is not height x width x channels: 6x9x12": (npy(noise(6, 9, 12, "uint16")), "6xuint16"),
+    "array is not height x width x channels: 20x9x30": (npy(noise(20, 9, 30, "uint16")), "6xuint16"),
+    "size disagrees with the annotations: file 9x12": (npy(noise(6, 12, 9, "uint16")), "6xuint16"),
     "array is not height x width x channels: 2x9x12x1": (npy(np.zeros((2, 9, 12, 1), np.uint8)), "1xuint8"),
     "size disagrees with the annotations: file 10x9": (npy(noise(9, 10, 1, "uint16")), "1xuint16"),
     "pixels are not finite": (npy(np.full((9, 12), np.nan, np.float32)), "1xfloat32"),
