@@ -5,6 +5,7 @@ microseconds. What a head claims is compared with what is expected before anythi
 """
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from formats.pixels import PixelFormat
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 NPY_MAGIC = b"\x93NUMPY"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -24,7 +24,7 @@ from prep import markers
 from prep.archive import Member
 from prep.columns import Crops, Images
 from prep.crops import encode_crops
-from prep.images import ImageTrouble, decode
+from prep.images import ImageTrouble
 from prep.lossless import encode_lossless
 from prep.measures import Measure
 from prep.rasters import read
@@ -136,12 +136,11 @@ def cut_images(task: PartTask, measure: Measure | None = None) -> tuple[list[byt
         try:
             if isinstance(raw, ImageTrouble):
                 raise raw
-            if measure is not None:
-                raster = read(raw, width, height, task.exif, task.pixels)
-                encoded += encode_lossless(raster, boxes, task.pixels, measure)
-                continue
-            pixels = decode(raw, width, height, task.exif)
-            encoded += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            pixels = read(raw, width, height, task.exif, task.pixels)
+            if measure is None:
+                encoded += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            else:
+                encoded += encode_lossless(pixels, boxes, task.pixels, measure)
         except ImageTrouble as trouble:
             encoded += [None] * len(boxes)
             skipped.append(Skipped(task.images.ids[index], file, None, None, "cut", str(trouble)))

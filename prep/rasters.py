@@ -98,9 +98,12 @@ def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat) -> A
     """
     if not raw:
         raise ImageTrouble("image file is empty")
+    found = None
     if form.is_rgb8 and not raw.startswith(NPY_MAGIC):
-        return decode(raw, width, height, exif)
-    found = raster_head(raw)
+        found = _tiff_head(raw) if is_tiff(raw) else None
+        if found is None or found.plain or (found.channels, found.dtype) != (3, "uint8"):
+            return decode(raw, width, height, exif)
+    found = found or raster_head(raw)
     own = found.form
     if found.alpha and form.channels == found.channels + 1:
         own = (form.channels, own[1])
@@ -189,7 +192,7 @@ def _tiff_head(raw: bytes) -> RasterHead | None:
     if bands:
         return RasterHead(*size, bands, name)
     alpha = (photometric, channels) in ((_BLACK, 2), (_RGB, 4)) and extra[:1] in ((1,), (2,))
-    if name == "uint8" and (channels == 3 or (channels == 4 and photometric not in (_BLACK, _RGB))):
+    if name == "uint8" and channels in (3, 4) and photometric != _BLACK and (channels, photometric) != (4, _RGB):
         return RasterHead(*size, 3, name, plain=True)
     if name in ("uint8", "bool") and channels <= 2 and (alpha or photometric not in (_BLACK, _RGB)):
         return None  # palettes, grey that begins at white, and grey with alpha
