@@ -51,7 +51,7 @@ def found_pixels(annotations: Annotations, source: ImageSource) -> Found:
         deep = [form for form in forms if form[1] != "uint8"]
         note = f"some images hold more than 8-bit RGB ({_said(deep)}) and lose it; --pixels names another format"
         return Found(RGB8, note if deep else "")
-    chosen = max(forms)
+    chosen = max(forms, key=lambda form: (form[0], lossless(*form).itemsize))
     if set(forms) - {chosen} - ({(chosen[0], "uint8")} if chosen[1] == "uint16" else set()):
         counted = ", ".join(f"{_said([form])} ({count:,})" for form, count in forms.most_common(4))
         raise UserError(
