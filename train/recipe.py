@@ -141,11 +141,9 @@ class Recipe:
             channels, (own_mean, own_std) = dataset.pixels.channels, dataset.measured
             # A channel that never changes becomes zero, whatever it is divided by.
             mean, std = self.mean or own_mean, self.std or tuple(value or 1.0 for value in own_std)
-        found = replace(self, lanes=self.stream.lane_count, mean=mean, std=std)
-        for key in ("mean", "std"):
-            given = getattr(found, key)
+        for key, given in (("mean", mean), ("std", std)):
             _require(len(given) == channels, key, list(given), f"{channels} numbers, one for each channel of the crops")
-        return found
+        return replace(self, lanes=self.stream.lane_count, mean=mean, std=std)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists for tuples), for JSON and checkpoints."""
