@@ -89,10 +89,10 @@ def test_workers_resuming_and_repair_change_nothing(kind: str, tmp_path: Path) -
         (out / "manifests" / name).unlink()
     sensor.shards(out, *PARTS)
     assert tree(out) == whole
-    assert invoke(verify, "--out", str(out)).exit_code == 0
+    assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
     shard = next((out / "shards").glob("*-000001.tar"))
     os.truncate(shard, 700)
-    assert invoke(verify, "--out", str(out)).exit_code == 1
+    assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 1
     repaired = invoke(verify, "--out", str(out), "--repair", "--workers", "1")
     assert repaired.exit_code == 0, repaired.output
     assert tree(out) == whole
