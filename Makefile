@@ -34,12 +34,12 @@ help:  ## list the targets
 	@echo
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "variables: ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE"
+	@echo "variables: ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE; of bench: BENCH_SOURCE BENCH_DATA"
 	@echo "without ANNOTATIONS a sample dataset is drawn; RUN is $(RUN), RECIPE is $(RECIPE), OUT is $(OUT)"
 
 venv: $(READY)  ## make .venv and install the locked versions into it
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock $(wildcard train/render/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jigsaw-pretrain needs Python 3.11 or newer; this is %s. Name another one: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
@@ -106,7 +106,7 @@ detect: $(DRAWN) $(HELD) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN
 
 compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
-		--rates 0.04,0.08,0.16 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)
+		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set norm=gn --workers $(WORKERS) --gpus $(GPUS)
 
 test: | $(READY)  ## the tests, on two cores below 8 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -119,8 +119,19 @@ lint: | $(READY)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: | $(READY)  ## side-by-side measurements -> tables, and JSON under bench/results
-	@for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
+# given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without
+# them each draws its own.
+BENCHES := prep load stream train scaling estimate
+BENCH_SOURCE ?=
+BENCH_DATA ?=
+GIVEN = $(if $(filter prep,$1),$(if $(BENCH_SOURCE),--data "$(BENCH_SOURCE)"),$(if $(BENCH_DATA),--data "$(BENCH_DATA)"))
+
+bench: | $(READY)  ## side-by-side measurements -> tables with goals, and JSON under bench/results (half an hour)
+	@failed=; $(foreach name,$(BENCHES),echo "== bench/$(name).py"; \
+		$(BIN)/python bench/$(name).py $(call GIVEN,$(name)) || failed="$$failed $(name)";) \
+	$(BIN)/python bench/summary.py; \
+	if [ -n "$$failed" ]; then echo "these ended with an error:$$failed"; exit 1; fi
 
 clean:  ## remove the sample, the runs and the shards of this folder; the environment stays
 	rm -rf $(SAMPLE) $(HELD_OUT) runs preview.png bench/results

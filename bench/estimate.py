@@ -21,7 +21,7 @@ import click
 import torch
 
 from bench.sample import prepped
-from bench.timing import Goal, write
+from bench.timing import Goal, judged, write
 
 TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=8", "lr_batch=8", "lr_peak=0.05")
 
@@ -67,12 +67,12 @@ def main(data: str | None, steps: int, settings: tuple[str, ...], workers: int, 
         goal = Goal(0.15 if torch.cuda.is_available() and device != "cpu" else 0.25)
         click.echo(
             f"forecast {expected:.1f} s ({forecasts[0]:.1f} before, {forecasts[1]:.1f} after), "
-            f"run of {steps} steps {run:.1f} s (without {imports:.1f} s of imports): "
-            f"off by {error:.1%}, goal {goal} {'met' if goal.met(error) else 'missed'}"
+            f"run of {steps} steps {run:.1f} s (without {imports:.1f} s of imports)"
         )
+        verdict = judged("error of the forecast", error, goal, ".1%")
         write(
             "estimate",
-            {**found, "steps": steps, "run": run, "forecasts": forecasts, "imports": imports, "error": error},
+            {**found, "steps": steps, "run": run, "forecasts": forecasts, "imports": imports, "error": verdict},
         )
 
 

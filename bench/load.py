@@ -2,37 +2,41 @@
 
     python bench/load.py [--data OUT] [--jigsaws 256] [--repeats 5]
 
-OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). A minute on one core. The peers
-are what a user would write: webdataset readers of the three groups, Pillow to resize, flip, crop or pad, and paste; the
-second asks Pillow for the window alone (resize(box)).
+OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). Two minutes on one core. Lanes
+with compiled code (train/native.py) and without it; the peers are bench/peers.py's, one of them asking Pillow for the
+window alone (resize(box)).
 """
 
-import io
 import itertools
-import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
-import webdataset
-from PIL import Image
 
+from bench import peers
 from bench.timing import Goal, interleaved, show, write
 from formats.dataset import Dataset, open_dataset
+from train import jigsaw
 from train.jigsaw import Assembler
 from train.loader import JigsawLoader
+from train.native import check
 from train.streams import StreamOptions
-from train.template import REGION_GROUPS, Region, Template
+from train.template import Template
 
 FLOOR = "decode the four crops (floor)"
+LANES = "lanes (this project)"
+PLAIN = "lanes, without compiled code"
+PILLOW = "webdataset + Pillow"
+BOX = "webdataset + Pillow, resize(box)"
+OTHERS = {"litdata": peers.litdata_streams, "mosaicml-streaming": peers.mosaicml_streams}
 
 
 class Decoded:
@@ -56,8 +60,18 @@ def ours(dataset: Dataset, template: Template, options: StreamOptions, steps: in
         assembler.step(step, images)
 
 
+def without_compiled(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> None:
+    """The same by simplejpeg and OpenCV alone."""
+    original = jigsaw.renderer
+    jigsaw.renderer = lambda: None
+    try:
+        ours(dataset, template, options, steps)
+    finally:
+        jigsaw.renderer = original
+
+
 def record(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> Decoded:
-    """The JPEGs that ``ours`` decodes."""
+    """The JPEGs of the crops in these jigsaws."""
     seen, original = Decoded(), simplejpeg.decode_jpeg
 
     def noting(data: bytes, *arguments: object, **named: object) -> object:
@@ -66,48 +80,10 @@ def record(dataset: Dataset, template: Template, options: StreamOptions, steps: 
 
     simplejpeg.decode_jpeg = noting
     try:
-        ours(dataset, template, options, steps)
+        without_compiled(dataset, template, options, steps)
     finally:
         simplejpeg.decode_jpeg = original
     return seen
-
-
-def stream(dataset: Dataset, group: str) -> Iterator[bytes]:
-    """A group's crops for ever, as webdataset reads and shuffles them."""
-    urls = [str(Path(dataset.url) / "shards" / shard.name) for shard in dataset.of_group(group)]
-    reader = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(500).repeat()
-    return (sample["jpg"] for sample in reader)
-
-
-def place(jpeg: bytes, region: Region, rng: random.Random, window_only: bool) -> Image.Image:
-    """One crop in its region: resized, flipped, cropped or padded by Pillow."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    ratio = rng.uniform(0.8, 1.5)
-    width, height = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    shown_x, shown_y = min(width, region.width), min(height, region.height)
-    x, y = rng.randint(0, width - shown_x), rng.randint(0, height - shown_y)
-    if window_only:
-        box = (x / ratio, y / ratio, min(image.width, (x + shown_x) / ratio), min(image.height, (y + shown_y) / ratio))
-        image = image.resize((shown_x, shown_y), Image.Resampling.BILINEAR, box=box)
-    else:
-        image = image.resize((width, height), Image.Resampling.BILINEAR).crop((x, y, x + shown_x, y + shown_y))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    page = Image.new("RGB", (region.width, region.height))
-    page.paste(image, (rng.randint(0, region.width - shown_x), rng.randint(0, region.height - shown_y)))
-    return page
-
-
-def peer(dataset: Dataset, template: Template, count: int, window_only: bool) -> list[npt.NDArray[np.uint8]]:
-    """webdataset + Pillow."""
-    streams = {group: stream(dataset, group) for group in "STW"}
-    rng, made = random.Random(0), []
-    for _ in range(count):
-        page = Image.new("RGB", (template.size, template.size))
-        for region, group in zip(template.regions, REGION_GROUPS, strict=True):
-            page.paste(place(next(streams[group]), region, rng, window_only), (region.left, region.top))
-        made.append(np.asarray(page))
-    return made
 
 
 def received(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> float:
@@ -146,25 +122,40 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
         dataset, template = open_dataset(data), Template()
         options, steps = StreamOptions(batch=batch, lanes=lanes), max(1, jigsaws // batch)
         crops = record(dataset, template, options, steps)
-        times = interleaved(
-            {
-                FLOOR: crops.replay,
-                "lanes (this project)": lambda: ours(dataset, template, options, steps),
-                "webdataset + Pillow, resize(box)": lambda: peer(dataset, template, steps * batch, True),
-                "webdataset + Pillow": lambda: peer(dataset, template, steps * batch, False),
-            },
-            repeats,
-        )
-        title = f"load: {steps * batch} jigsaws of {template.size} px, CPU time of one process"
-        rows = show(title, times, FLOOR, steps * batch, "jigsaw", {"lanes (this project)": Goal(1.2)})
-        own = rows["lanes (this project)"]["us"]
+        count = steps * batch
+        cases: dict[str, Callable[[], object]] = {
+            FLOOR: crops.replay,
+            LANES: lambda: ours(dataset, template, options, steps),
+            PLAIN: lambda: without_compiled(dataset, template, options, steps),
+        }
+        if check()[1]:
+            click.echo(check()[1])
+            del cases[PLAIN]
+        own_format = peers.webdataset_streams(dataset, Path(scratch))
+        cases[BOX] = lambda: peers.assemble(own_format, template, count, window_only=True)
+        cases[PILLOW] = lambda: peers.assemble(own_format, template, count)
+        for name, streams_of in OTHERS.items():
+            try:
+                streams = streams_of(dataset, Path(scratch))
+            except ImportError as error:
+                click.echo(f"{name} is not compared ({str(error).splitlines()[0]}): pip install {name}")
+                continue
+            cases[f"{name} + Pillow"] = partial(peers.assemble, streams, template, count)
+        times = interleaved(cases, repeats)
+        title = f"load: {count} jigsaws of {template.size} px, CPU time of one process"
+        rows = show(title, times, FLOOR, count, "jigsaw", {LANES: Goal(1.2)})
+        own = rows[LANES]["us"]
         summary: dict[str, object] = dict(rows)
-        for name, goal in (("webdataset + Pillow", Goal(5, True)), ("webdataset + Pillow, resize(box)", Goal(4, True))):
+        goals = {PILLOW: Goal(5, True), BOX: Goal(4, True)}
+        for name in list(cases)[list(cases).index(BOX) :]:
             times_faster = rows[name]["us"] / own  # type: ignore[operator]
-            click.echo(f"{times_faster:.2f} times as fast as {name} (goal {goal})")
+            goal = goals.get(name)
+            verdict = f" (goal {goal}: {'met' if goal.met(times_faster) else 'missed'})" if goal else ""
+            click.echo(f"{times_faster:.2f} times as fast as {name}{verdict}")
             summary[f"times as fast as {name}"] = times_faster
         main_process = received(dataset, template, options, 4 * steps)
-        click.echo(f"main process: {main_process:.0f} us a jigsaw (goal {Goal(120)})")
+        verdict = "met" if Goal(120).met(main_process) else "missed"
+        click.echo(f"main process: {main_process:.0f} us a jigsaw (goal {Goal(120)}: {verdict})")
         write("load", {**summary, "main process us": main_process})
 
 

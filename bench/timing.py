@@ -28,6 +28,10 @@ class Goal:
         """Whether the value keeps the limit."""
         return value >= self.limit if self.at_least else value <= self.limit
 
+    def verdict(self, value: float) -> str:
+        """The goal, and whether the value meets it, in words."""
+        return f"{self} {'met' if self.met(value) else 'missed'}"
+
     def __str__(self) -> str:
         return f"{'>=' if self.at_least else '<='} {self.limit:g}"
 
@@ -67,11 +71,26 @@ def show(
         middle = statistics.median(seconds)
         spread = (max(seconds) - min(seconds)) / middle
         goal = goals.get(name)
-        verdict = "" if goal is None else f"{goal} {'met' if goal.met(ratio) else 'missed'}"
+        verdict = "" if goal is None else goal.verdict(ratio)
         table.add_row(name, f"{1e6 * middle / per:,.1f}", f"{spread:.0%}", f"{ratio:.2f}", verdict)
-        rows[name] = {"us": 1e6 * middle / per, "spread": spread, "ratio": ratio, "goal": str(goal) if goal else None}
+        rows[name] = {
+            "us": 1e6 * middle / per,
+            "spread": spread,
+            "ratio": ratio,
+            "goal": str(goal) if goal else None,
+            "met": goal.met(ratio) if goal else None,
+        }
     Console().print(table)
     return rows
+
+
+def judged(what: str, value: float, goal: Goal, shown: str = ".3f", note: str = "") -> dict[str, object]:
+    """Print a figure beside its goal; returns it as bench/summary.py finds it among a script's results.
+
+    shown: the figure's format. note: what keeps this figure from being what the goal is about.
+    """
+    print(f"{what}: {value:{shown}} (goal {goal.verdict(value)}{'; ' + note if note else ''})")
+    return {"what": what, "measured": value, "goal": str(goal), "met": goal.met(value), "note": note}
 
 
 def write(name: str, results: object) -> None:

@@ -11,6 +11,7 @@ from formats.errors import UserError
 
 SCRATCH = "scratch"
 JIGSAW = "jigsaw"
+NECK = "neck"
 EQUAL_COST = "scratch-equal-cost"
 
 
@@ -27,6 +28,16 @@ class Arm:
     pretrain: tuple[str, ...] | None = None
     detect: tuple[str, ...] = ()
     weights: Path | None = None
+
+    @property
+    def has_neck(self) -> bool:
+        """Whether a pyramid is pre-trained."""
+        return "neck=fpn" in (self.pretrain or ())
+
+    @property
+    def pretraining(self) -> str:
+        """The name of its pre-training: that of the first arm with these settings, for such arms share it."""
+        return next((arm.name for arm in ARMS.values() if arm.pretrain == self.pretrain), self.name)
 
 
 _TAUS = ("0.5", "0.6", "0.7", "0.8", "0.9", "1.0")
@@ -47,6 +58,8 @@ ARMS = {
         Arm("block-wise", "block-wise classification (Table 2)", ("strategy=block-wise",)),
         Arm("warp", "crops warped to their regions (Table 1)", ("fit=warp",)),
         Arm("resize", "crops resized into their regions (Table 1)", ("fit=resize",)),
+        Arm(NECK, "Jigsaw pre-training of backbone and pyramid (neck = fpn)", ("neck=fpn",)),
+        Arm("neck-backbone-only", "the same, but the pyramid starts at random", ("neck=fpn",), ("neck=none",)),
         *(Arm(f"tau-{tau}", f"threshold {tau} (Figure 7a)", (f"tau={tau}",)) for tau in _TAUS),
         Arm("imagenet", "a given weights file", weights=Path("imagenet")),
     )

@@ -15,6 +15,7 @@ import click
 from detect.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
 from detect.campaign import Campaign, OutOfTime, Task
 from detect.outcomes import Outcome, outcome, spread
+from detect.recipe import Recipe, read_recipe
 from detect.report import write_report
 from detect.run import SUMMARY
 from detect.weights import BACKBONE_FILE
@@ -58,7 +59,15 @@ class Comparison:
         self.folder, self.settings, self.arms = folder, settings, list(arms)
 
     def prepare(self) -> None:
-        """Note the settings; raises UserError where the folder holds another comparison (other arms may be added)."""
+        """Note the settings; raises UserError where the folder holds another comparison (other arms may be added).
+
+        Likewise for an arm with a neck and a detector without a pyramid.
+        """
+        for arm in self.arms:
+            if arm.has_neck and (model := self._detector(arm).model) == "faster-rcnn-c4":
+                raise UserError(
+                    f"--arms {arm.name}: {model} has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"
+                )
         path = self.folder / SETTINGS
         values = json.loads(json.dumps(asdict(self.settings)))
         if path.exists():
@@ -96,8 +105,8 @@ class Comparison:
         sweep = f"the best of {rates} (for batch 16) on the validation images, with a seed that is not reported"
         return [
             f"Learning rate of each arm: {sweep if len(self.settings.rates) > 1 else rates}.",
-            "Cost: device-seconds of training steps, waiting for data included; start-up, checkpoints, evaluation, the "
-            "learning-rate sweep and prep are not.",
+            "Cost: device-seconds of training steps (on a CPU the computing time of the trainer, else the wall clock, "
+            "waiting for data included); start-up, checkpoints, evaluation, the learning-rate sweep and prep are not.",
             "Intervals: Student's t at 95 % on differences paired by seed.",
         ]
 
@@ -133,18 +142,24 @@ class Comparison:
             return str(arm.weights)
         if arm.pretrain is None:
             return "scratch"
-        # Arms that differ in the detector alone share their pre-training.
-        name = "jigsaw" if not arm.pretrain else arm.name
+        name = arm.pretraining
         seed = settings.seeds[0] if seed == SWEEP_SEED else seed
         folder = self.folder / "pretrain" / name / f"seed-{seed}"
         arguments = ["pretrain", "--data", settings.data, "--run", str(folder), "--resume"]
         if settings.pretrain_recipe:
             arguments += ["--recipe", settings.pretrain_recipe]
-        for item in (*settings.pretrain_sets, *arm.pretrain, f"seed={seed}"):
+        # A detector takes a neck of its own width only.
+        width = (f"neck_channels={self._detector(arm).width}",) if arm.has_neck else ()
+        for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         campaign.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
         return str(folder)
+
+    def _detector(self, arm: Arm) -> Recipe:
+        """An arm's recipe of the detector."""
+        settings = self.settings
+        return read_recipe(Path(settings.recipe) if settings.recipe else None, (*settings.sets, *arm.detect))
 
     def _detect(
         self,

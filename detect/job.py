@@ -12,6 +12,7 @@ import torch
 
 from detect.annotations import Annotations, read_annotations, require_same_classes
 from detect.loop import Progress, Trainer, optimizer_of, train_steps
+from detect.neck import load_neck, pyramid_of, read_neck
 from detect.order import Order
 from detect.outcome import Evaluator, finish
 from detect.recipe import Recipe
@@ -99,21 +100,36 @@ def _trainer(
         config, state = ranks.together(lambda: _config(job, recipe, training))
     torch.manual_seed(int(draws.text_key(recipe.seed, "detector's initial weights")) >> 1)
     network = empty_network(config, ranks.device)
-    if not resuming:
-        if state is not None:
-            found, partial = state, recipe.partial
-            report = ranks.together(lambda: load(network, found, job.init, partial))
-            for line in report.lines():
-                ranks.say(line)
-            config = replace(config, weights=asdict(report))
-        settled = config
-        ranks.on_first(lambda: settled.write(job.run))
+    if not resuming and state is not None:
+        found, partial = state, recipe.partial
+        report = ranks.together(lambda: load(network, found, job.init, partial))
+        for line in report.lines():
+            ranks.say(line)
+        config = replace(config, weights=asdict(report))
     model, held = detector(config, network, ranks.device)
+    if not resuming:
+        settled = config = _with_neck(job, config, model, ranks)
+        ranks.on_first(lambda: settled.write(job.run))
     evaluate = None
     if validation is not None and job.val_images is not None:
         evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
     trainer = Trainer(job.run, config, ranks, model, held, optimizer_of(model, config.recipe), Progress(), evaluate)
     return trainer, not (resuming and trainer.resume())
+
+
+def _with_neck(job: Job, config: Config, model: torch.nn.Module, ranks: Ranks) -> Config:
+    """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
+    neck = {} if job.init == "scratch" else ranks.together(lambda: read_neck(Path(job.init)))
+    if not neck:
+        return config
+    pyramid, recipe = pyramid_of(model), config.recipe
+    if pyramid is None or recipe.neck == "none":
+        ranks.say(f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})")
+        return config
+    report = ranks.together(lambda: load_neck(pyramid, neck, job.init))
+    for line in report.lines():
+        ranks.say(line)
+    return replace(config, neck=asdict(report))
 
 
 def _prepare_folder(job: Job) -> None:

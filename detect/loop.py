@@ -27,6 +27,7 @@ from detect.weights import CHECKPOINTS
 from formats import draws
 from formats.errors import UserError
 from train.checkpoint import newest_checkpoint, save_checkpoint
+from train.clock import device_clock
 from train.metrics import metrics_file
 from train.ranks import Ranks
 from train.signals import StopRequest
@@ -37,7 +38,9 @@ KEEP = 2
 
 @dataclass
 class Progress:
-    """Where a run is. step: optimiser steps done. seconds: of training so far, evaluations and checkpoints aside.
+    """Where a run is.
+
+    step: optimiser steps done. seconds: of the device (train.clock) so far, evaluations and checkpoints aside.
 
     evaluation_seconds: of evaluations. evaluated: the steps after which there is one.
     """
@@ -112,11 +115,13 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
 class _Window:
     """Losses since the last row, on the device, and where the time went."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.waited = 0.0
         self.since = time.perf_counter()
+        self.clock = device_clock(device)
+        self.spent = self.clock()
 
     def add(self, losses: dict[str, Tensor], waited: float) -> None:
         self.steps += 1
@@ -131,7 +136,7 @@ class _Window:
         means = torch.stack([self.sums[name] for name in names]).double() / self.steps
         shared = (ranks.total(means) / ranks.world).tolist()
         elapsed = time.perf_counter() - self.since
-        progress.seconds += elapsed
+        progress.seconds += self.clock() - self.spent
         loss = sum(shared)
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
@@ -158,7 +163,7 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
     stepped = parallel(trainer.model, ranks)
     metrics = metrics_file(trainer.folder / METRICS)
     iterator = iter(batches)
-    window = _Window()
+    window = _Window(ranks.device)
 
     def write(row: dict[str, Any]) -> None:
         if ranks.first:
@@ -169,7 +174,7 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
         if trainer.evaluate and due and progress.step not in progress.evaluated:
             if not _evaluated(trainer, stop, write):
                 return False
-            window = _Window()
+            window = _Window(ranks.device)
         if progress.step >= last:
             return True
         _set_mode(trainer)
@@ -186,10 +191,10 @@ def train_steps(trainer: Trainer, batches: Any, last: int, stop: StopRequest) ->
             row = window.row(trainer)
             write(row)
             _say(trainer, row)
-            window = _Window()
+            window = _Window(ranks.device)
         if saving:
             trainer.save()
-            window = _Window()
+            window = _Window(ranks.device)
         if stopping:
             return False
 

@@ -8,7 +8,6 @@
   Layers of other channel counts than multiples of 32 take as many groups as 32 and the count have in common.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-GROUPS = 32
+from train.norms import GroupNorm
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -51,13 +50,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
-
-
-class GroupNorm(nn.GroupNorm):
-    """GN(32) by channel count; 16 channels make 16 groups, 48 make 16."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(GROUPS, channels), channels)
 
 
 def norm_layer(norm: str, device: torch.device) -> NormLayer:

@@ -50,13 +50,12 @@ class Difference:
 
 
 def pretrain_seconds(source: Path) -> float:
-    """Seconds of the pre-training run in a folder, by its metrics; 0 for a file, whose cost is not known here."""
-    metrics, description = source / "metrics.jsonl", source / "run.json"
-    if not (metrics.exists() and description.exists()):
+    """Device-seconds of the pre-training run in a folder; 0 for a file, whose cost is not known here."""
+    metrics = source / "metrics.jsonl"
+    if not metrics.exists():
         return 0.0
-    batch = json.loads(description.read_text(encoding="utf-8"))["recipe"]["batch"]
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return float(sum(batch / max(row["images_per_second"], 1e-9) for row in rows))
+    return float(sum(row["device_seconds"] for row in rows))
 
 
 def outcome(run: Path, arm: str | None = None) -> Outcome:

@@ -20,6 +20,7 @@ SCHEDULES = ("1x", "2x", "3x", "6x")
 HEADS = ("default", "2fc", "4conv1fc")
 UNITS = ("epochs", "iterations")
 PRECISIONS = ("float32", "bf16")
+PRETRAINED_NECKS = ("auto", "none")
 
 _CHOICES = {
     "model": MODELS,
@@ -29,6 +30,7 @@ _CHOICES = {
     "head": HEADS,
     "unit": UNITS,
     "precision": PRECISIONS,
+    "neck": PRETRAINED_NECKS,
     "drops_from": ("start", "end"),
 }
 
@@ -48,7 +50,8 @@ class Recipe:
     clip: largest gradient norm, 0 for none. jitter_low, jitter_high: large-scale jitter, both 0 for none.
     eval_every: steps between evaluations on the validation set, 0 for only at the end; save_every: checkpoints.
     anchor_scale: size of anchors against COCO's at 800 pixels; None takes short side / 800.
-    partial: take weights that match the backbone only in part.
+    partial: take weights that match the backbone only in part. neck: "auto" starts the pyramid from the neck that the
+    weights come with, where they do; "none" leaves it out (detect/neck.py).
     """
 
     model: str = "faster-rcnn-c4"
@@ -89,6 +92,7 @@ class Recipe:
     precision: str = "float32"
     seed: int = 0
     partial: bool = False
+    neck: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, naming the key and what it may be."""

@@ -34,7 +34,8 @@ class Config:
     """What a run is, as config.json holds it.
 
     norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
-    statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report.
+    statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report;
+    neck: that of the pyramid, None where no neck was loaded.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class Config:
     init: str
     data: dict[str, str | None]
     weights: dict[str, Any] | None
+    neck: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Publish config.json."""
@@ -71,6 +73,7 @@ def read_config(folder: Path) -> Config:
         init=values["init"],
         data=values["data"],
         weights=values["weights"],
+        neck=values.get("neck"),
     )
 
 

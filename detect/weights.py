@@ -1,8 +1,9 @@
 """Weights for the backbone: read, matched name by name, reported, and refused where they do not fit.
 
 A source is a state-dict file under torchvision's names or a run's folder (its backbone.pth, else its newest
-checkpoint). Files are read with ``weights_only=True``: they cannot run code. Nothing is matched silently: every tensor
-is counted as matched, missing, unexpected or of another shape, and what is missing or odd is refused unless the recipe
+checkpoint); of a file with a neck too (detect/neck.py) the backbone's part is taken. Files are read with
+``weights_only=True``: they cannot run code. Nothing is matched silently: every tensor is counted as matched, missing,
+unexpected or of another shape, and what is missing or odd is refused unless the recipe
 says ``partial = true``. Two differences are no mistakes and are said in words: the classifier's tensors, and batch
 statistics that a group norm has no use for.
 """
@@ -16,12 +17,13 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from formats.errors import UserError
-from train.checkpoint import backbone_state, newest_checkpoint, trained_state
+from train.checkpoint import BODY, backbone_state, newest_checkpoint, trained_state
 
 BACKBONE_FILE = "backbone.pth"
 CHECKPOINTS = "checkpoints"
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What the names of a batch norm's statistics end with."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,16 @@ class Report:
         for word in ("missing", "unexpected", "reshaped"):
             names = getattr(self, word)
             if names:
-                lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {_few(names)}")
+                lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {few(names)}")
         if self.classifier:
-            lines.append(f"  not used: {_few(self.classifier)} (the classifier)")
+            lines.append(f"  not used: {few(self.classifier)} (the classifier)")
         if self.statistics:
             lines.append(f"  batch statistics that only one side has: {len(self.statistics)} tensors, left out")
         return lines
 
 
-def _few(names: tuple[str, ...], most: int = 6) -> str:
+def few(names: tuple[str, ...], most: int = 6) -> str:
+    """The first of some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -84,10 +87,18 @@ def read_weights(source: Path) -> dict[str, Tensor]:
                 f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
             )
         return backbone_state(trained_state(found[1]))
+    state = read_file(path)
+    if any(name.startswith(BODY) for name in state):
+        return {name.removeprefix(BODY): one for name, one in state.items() if name.startswith(BODY)}
+    return state
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file; raises UserError where there is none, or where reading it would run code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"--init {source} does not exist: give `scratch`, a weights file or a run's folder") from error
+        raise UserError(f"--init {path} does not exist: give `scratch`, a weights file or a run's folder") from error
     except Exception as error:
         raise UserError(f"{path} is not a state dict that can be read safely ({str(error).splitlines()[0]})") from error
     if not isinstance(state, Mapping) or not state or not all(isinstance(one, Tensor) for one in state.values()):
@@ -124,7 +135,7 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
             matched.append(name)
         elif name in state:
             reshaped.append(f"{name} {list(state[name].shape)} for {list(value.shape)}")
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(_STATISTICS)):
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
             statistics.append(name)
         else:
             missing.append(name)
@@ -133,7 +144,7 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
             continue
         if name.startswith("fc."):
             classifier.append(name)
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(_STATISTICS)):
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
             statistics.append(name)
         else:
             unexpected.append(name)

@@ -52,7 +52,7 @@ def jigsaws(data: str, run: Path) -> Image.Image:
 def crops(data: str) -> Image.Image:
     """The contact sheets of the three groups, one above the other."""
     dataset, storage = open_dataset(data), Storage(data)
-    columns = read_crops(storage)
+    columns = read_crops(storage, dataset)
     sheets = []
     for group in GROUPS:
         some = choose(columns, columns["group"] == group, 8, dataset.description.seed)

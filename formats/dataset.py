@@ -83,13 +83,23 @@ class Dataset(msgspec.Struct, frozen=True):
 
     @property
     def measured(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation by channel of all crops' pixels, in units of full scale; empty for RGB8."""
+        """Mean and standard deviation by channel of all members' pixels, in units of full scale; empty for RGB8."""
         totals = self.description.totals
         return tuple(totals.get("mean", ())), tuple(totals.get("std", ()))
+
+    @property
+    def drawn_context(self) -> float | None:
+        """How many times as wide and high a crop may become as the trainer draws it; None: prep drew it, for all."""
+        return drawn_context(self.description.options)
 
     def of_group(self, group: str) -> tuple[ShardRow, ...]:
         """The shards of one aspect group, by part."""
         return tuple(shard for shard in self.shards if shard.group == group)
+
+
+def drawn_context(options: Mapping[str, Any]) -> float | None:
+    """The context that the trainer draws from, by the options of dataset.json or plan.json; None where prep does."""
+    return float(options["context"]) if options.get("context_at") == "train" else None
 
 
 def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
@@ -112,7 +122,8 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
                 f"{' and '.join(str(one) for one in READABLE)}. Prep the dataset again with this version."
             )
         description = msgspec.json.decode(raw, type=Description)
-    except msgspec.MsgspecError as error:
+        drawn_context(description.options)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{storage.describe(names.DATASET)} is damaged ({error}). Prep the dataset again.") from error
     table_raw = storage.read(names.SHARD_TABLE)
     try:

@@ -1,7 +1,7 @@
 """Aspect groups S, T and W (section 3.2): which slot of the jigsaw a crop can fill.
 
-A crop's own width and height decide, after enlargement and truncation. Vectorised over a million crops in
-milliseconds; the scalar form is for one crop at a time.
+A crop's own width and height decide, after enlargement and truncation; where the trainer draws the enlargement, its
+object's box. Vectorised over a million crops in milliseconds; the scalar form is for one crop at a time.
 """
 
 import numpy as np

@@ -36,6 +36,12 @@ CROPS = pa.schema(
     ]
 )
 
+EDGES = ("left", "top", "right", "bottom")
+"""The crop of a row, in pixels of its image."""
+
+BOX = ("box_x", "box_y", "box_width", "box_height")
+"""The ground-truth box of a row; null for background."""
+
 MARGINS = ("margin_left", "margin_top", "margin_right", "margin_bottom")
 """How many pixels a stored member extends beyond its crop on each side; format version 2 has these columns."""
 

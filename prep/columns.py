@@ -73,6 +73,7 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: dr
     """The images with crops, and all crops; keys: uint64 [m], the stream that orders each image's crops in shards."""
     rows, count = chosen.rows, len(empty.image)
     boxes = np.concatenate([chosen.crops, empty.boxes])
+    sizes = empty.boxes[:, 2:] - empty.boxes[:, :2]
     image = np.concatenate([annotations.image[rows], empty.image])
     ordinal = np.concatenate([annotations.ordinal[rows], empty.ordinal])
     is_empty = np.repeat([False, True], [len(rows), count])
@@ -80,7 +81,7 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: dr
         image=image,
         ordinal=ordinal,
         label=np.concatenate([annotations.label[rows], np.full(count, len(annotations.classes))]),
-        group=aspect_groups(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]),
+        group=np.concatenate([chosen.groups, aspect_groups(sizes[:, 0], sizes[:, 1])]),
         boxes=boxes,
         annotation_id=np.concatenate([annotations.annotation_id[rows], np.zeros(count, dtype=np.int64)]),
         has_id=np.concatenate([annotations.has_id[rows], np.zeros(count, dtype=bool)]),

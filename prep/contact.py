@@ -1,6 +1,7 @@
 """Contact sheets: many crops on one picture, each with its object's box drawn inside it.
 
-The picture's edge is the crop (the enlarged box), the line within it the ground-truth box; a background crop has none.
+The picture's edge is the crop (the enlarged box; where the trainer draws the context, the member with all of it), the
+line within it the ground-truth box; a background crop has none.
 A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs a
 request a crop: fine for a page, not for reading a dataset.
 """
@@ -25,7 +26,10 @@ GAP = 6
 
 @dataclass(frozen=True)
 class CropRow:
-    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background."""
+    """What a sheet needs of a row of crops.parquet; ``box`` is x, y, width, height in the image, None: background.
+
+    margins: how far the stored member extends beyond the crop: left, top, right, bottom.
+    """
 
     shard: str
     offset: int
@@ -37,6 +41,7 @@ class CropRow:
     right: int
     bottom: int
     box: tuple[float, float, float, float] | None
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | None = None) -> Image.Image:
@@ -45,7 +50,9 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | No
     look: how members that are no JPEG are shown.
     """
     raw = storage.read_range(f"{names.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    image = Image.open(io.BytesIO(raw)).convert("RGB") if look is None else Image.fromarray(_shown(raw, crop, look))
+    member = Image.open(io.BytesIO(raw)).convert("RGB") if look is None else Image.fromarray(_shown(raw, crop, look))
+    margins = crop.margins
+    image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)
@@ -61,7 +68,9 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | No
 
 
 def _shown(raw: bytes, crop: CropRow, look: Look) -> npt.NDArray[np.uint8]:
-    whole = decode_member(raw, look.pixels, crop.right - crop.left, crop.bottom - crop.top)
+    left, top, right, bottom = crop.margins
+    width, height = crop.right - crop.left + left + right, crop.bottom - crop.top + top + bottom
+    whole = decode_member(raw, look.pixels, width, height)
     if whole is None:
         raise OSError(f"a crop in {crop.shard} is no {look.pixels.member} of {look.pixels}")
     return displayed(whole, look.pixels, look.mean, look.std)

@@ -5,6 +5,7 @@ which are held as one compressed file (about 50 MB) in memory.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import click
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from formats import manifest, names
-from formats.dataset import Description, memory_file
+from formats.dataset import Description, drawn_context, memory_file
 from formats.errors import UserError
 from formats.groups import GROUPS
 from formats.pixels import RGB8, pixel_format
@@ -23,6 +24,7 @@ from formats.storage import Storage
 from prep import markers, table
 from prep.ahead import REMOTE_THREADS, ahead
 from prep.allowance import DEFAULT, Share, allowance
+from prep.context import expected_sizes
 from prep.failures import plain_errors
 from prep.fill import slot_fill
 from prep.measures import mean_and_std
@@ -80,7 +82,7 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
         for shard in record.shards
         if shard.group == group
     ]
-    seen, schema = _Seen(), manifest.crops_schema(plan.format_version)
+    seen, schema = _Seen(drawn_context(plan.options)), manifest.crops_schema(plan.format_version)
     crops = manifest.table_bytes(schema, seen.watch(_crop_tables(out, records, schema)))
     shards = pa.Table.from_pylist(shard_rows, schema=manifest.SHARDS)
     skipped = pa.concat_tables(
@@ -161,18 +163,27 @@ def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> 
 class _Seen:
     """Gathers labels, groups and sizes of the rows that pass through ``watch``."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: float | None) -> None:
         self.columns: list[list[np.ndarray]] = [[], [], [], []]
+        self._context = context
 
     def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for rows in tables:
-            found = {name: rows.column(name).to_numpy() for name in ("label", "left", "top", "right", "bottom")}
             group = GROUPS.index(rows.column("group")[0].as_py())
-            widths, heights = found["right"] - found["left"], found["bottom"] - found["top"]
-            values = (found["label"], np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
+            widths, heights = self._sizes(rows).T
+            label = rows.column("label").to_numpy()
+            values = (label, np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
             for column, value in zip(self.columns, values, strict=True):
                 column.append(value)
             yield rows
+
+    def _sizes(self, rows: pa.Table) -> np.ndarray:
+        """Widths and heights as they are trained on: int32 [n, 2]."""
+        boxes = _stacked(rows, manifest.EDGES)
+        if self._context is None:
+            return boxes[:, 2:] - boxes[:, :2]
+        outer = boxes + _stacked(rows, manifest.MARGINS) * np.array([-1, -1, 1, 1], dtype=np.int32)
+        return expected_sizes(boxes, _stacked(rows, manifest.BOX), outer, self._context)
 
     def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
         empty = np.empty(0, dtype=np.int64)
@@ -190,6 +201,21 @@ class _Seen:
             bytes=sum(record.bytes for record in records),
             skipped=count_reasons(skipped.column("reason").to_pylist()),
             slots=slot_fill(widths, heights, groups),
+            encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
+            drawn_context=self._context,
             pixels=pixels,
             measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
         )
+
+
+def _encoded(records: list[PartRecord]) -> Counter[str]:
+    """The crops of a lossless dataset that were encoded all the same, by reason."""
+    found: Counter[str] = Counter()
+    for record in records:
+        found.update(record.encoded or {})
+    return found
+
+
+def _stacked(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
+    """Columns side by side, [n, len(columns)]; null is NaN."""
+    return np.stack([rows.column(name).to_numpy() for name in columns], axis=1)

@@ -7,6 +7,8 @@ A million boxes take about 50 ms. Boxes come as ``x, y, width, height`` (float, 
 import numpy as np
 import numpy.typing as npt
 
+from formats import context as context_of
+
 Floats = npt.NDArray[np.float64]
 Crops = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
@@ -41,36 +43,30 @@ def enlarge(xywh: Floats, shifts: Floats, context: float, widths: Sizes, heights
     are rounded down, right and bottom up, and all are cut off at the image's edges. Boxes must be finite, with an area
     and inside (see above); each result then has at least one pixel.
     """
-    x, y, width, height = xywh.T
-    reach = (context - 1) / 2 * shifts
-    with np.errstate(over="ignore"):
-        edges = (
-            x - reach[:, 0] * width,
-            y - reach[:, 1] * height,
-            x + width + reach[:, 2] * width,
-            y + height + reach[:, 3] * height,
-        )
-    return whole_pixels(edges, widths, heights)
-
-
-def whole_pixels(edges: tuple[Floats, Floats, Floats, Floats], widths: Sizes, heights: Sizes) -> Crops:
-    """The smallest boxes of whole pixels that hold ``edges`` (left, top, right, bottom), within their images."""
-    left, top, right, bottom = edges
-    return np.stack(
-        [
-            np.clip(np.floor(left), 0, widths),
-            np.clip(np.floor(top), 0, heights),
-            np.clip(np.ceil(right), 0, widths),
-            np.clip(np.ceil(bottom), 0, heights),
-        ],
-        axis=1,
-    ).astype(np.int32)
+    return context_of.enlarge(xywh, shifts, context, _image_edges(widths, heights))
 
 
 def outer(xywh: Floats, widths: Sizes, heights: Sizes) -> Crops:
     """The smallest boxes of whole pixels that hold finite boxes, within their images: int32 [n, 4]."""
     x, y, width, height = xywh.T
-    return whole_pixels((x, y, x + width, y + height), widths, heights)
+    return context_of.whole_pixels((x, y, x + width, y + height), _image_edges(widths, heights))
+
+
+def visible(xywh: Floats, widths: Sizes, heights: Sizes) -> Floats:
+    """Width and height of the part of each box that lies within its image: float64 [n, 2], positive.
+
+    Of a box that does not leave its image they are its own, to the last bit.
+    """
+    begin, size, room = xywh[:, :2], xywh[:, 2:], np.stack([widths, heights], axis=1)
+    end = begin + size
+    leaves = (begin < 0) | (end > room)
+    return np.where(leaves, np.minimum(end, room) - np.maximum(begin, 0), size)
+
+
+def _image_edges(widths: Sizes, heights: Sizes) -> Sizes:
+    """Left, top, right and bottom of images of these sizes: int64 [n, 4]."""
+    none = np.zeros_like(widths)
+    return np.stack([none, none, widths, heights], axis=1)
 
 
 def areas(crops: Crops) -> Sizes:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from formats import names
 from formats.errors import UserError
+from formats.pixels import RGB8
 from formats.storage import Storage
-from prep import table
+from prep import lossless, table
 from prep.allowance import allowance
 from prep.executors import run_tasks
 from prep.parts import PartTask, run_part
@@ -55,6 +56,12 @@ def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
         options = replace(options, pixels=found.pixels)
         if found.note:
             Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
+    if options.encode == "lossless" and options.stored != RGB8:
+        other = ", or give --pixels rgb8" if options.stored.dtype == "uint8" else ""
+        raise UserError(
+            f"--encode lossless cuts JPEGs out of JPEGs, and the pixels of this dataset are {options.stored}, which "
+            f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
+        )
     return make_plan(annotations, options, job.seed)
 
 
@@ -86,6 +93,12 @@ def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
             },
         )
     return record
+
+
+def check_means(options: Options) -> None:
+    """Raise UserError where this machine lacks what the options need, before anything is written."""
+    if options.encode == "lossless":
+        lossless.load()
 
 
 def begin(plan: Plan, out: Storage) -> None:
@@ -142,10 +155,12 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         quality=job.options.jpeg_quality,
         subsampling=job.options.subsampling,
         exif=job.options.exif,
+        encode=job.options.encode,
         background=plan.background,
         format_version=plan.options.format_version,
         pixels=plan.options.stored,
         images=images,
         crops=crops,
         places=source.places(images.files),
+        drawn_context=plan.options.drawn_context,
     )

@@ -13,12 +13,13 @@ import msgspec
 import numpy as np
 
 from formats import draws
-from formats.dataset import EXTENDED, FORMAT_VERSION
+from formats.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from formats.errors import UserError
 from formats.pixels import RGB8, PixelFormat, pixel_format
 from prep import geometry, negatives, positives
 from prep.annotations import Annotations
 from prep.columns import Crops, Images, join
+from prep.context import member_boxes
 from prep.negatives import Ints
 from prep.reasons import Skipped, count_reasons, most_common
 from prep.weight import crop_bytes
@@ -27,6 +28,12 @@ PLAN_VERSION = 1
 """Raised whenever the same annotations, options and seed would give other crops or parts."""
 
 BYTES_PER_PART = 64 << 20
+
+ENCODINGS = ("pixels", "lossless")
+"""How crops become JPEGs: see Options."""
+
+CONTEXT_AT = ("prep", "train")
+"""Who draws how far each box is enlarged."""
 
 # What a draw is for, so that no two uses share words.
 _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
@@ -38,8 +45,10 @@ class Options:
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
-    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. pixels: of the crops; None
-    has the images decide (prep.pixels), which must be done before a plan is made.
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
+    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
+    context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
+    pixels: of the crops; None has the images decide (prep.pixels), which must be done before a plan is made.
     """
 
     negatives_per_positive: float = 0.1
@@ -48,6 +57,8 @@ class Options:
     jpeg_quality: int = 95
     subsampling: str = "444"
     exif: str = "ignore"
+    encode: str = "pixels"
+    context_at: str = "prep"
     pixels: PixelFormat | None = RGB8
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +80,11 @@ class Options:
     def format_version(self) -> int:
         """Of the dataset: 1 where it has nothing that came later."""
         return FORMAT_VERSION if self.to_dict().keys() == _FIRST else EXTENDED
+
+    @property
+    def drawn_context(self) -> float | None:
+        """The context that the trainer draws from; None where prep draws it."""
+        return drawn_context(self.to_dict())
 
 
 _FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
@@ -125,7 +141,7 @@ class Plan:
 def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
     """Plan every crop. Raises UserError where no box can be used."""
     ordered, keys = shuffle(annotations, seed)
-    chosen = positives.select(ordered, draws.fold(keys, _ENLARGE), options.context)
+    chosen = positives.select(ordered, draws.fold(keys, _ENLARGE), options.context, options.context_at)
     skipped = (*ordered.skipped, *positives.unused(ordered, chosen.reason))
     if not len(chosen.rows):
         counts = count_reasons(row.reason for row in skipped)
@@ -137,10 +153,9 @@ def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
         ordered.image[chosen.solid], chosen.extents[chosen.solid], ordered.widths, ordered.heights
     )
     due = negatives.shares(np.bincount(ordered.image[chosen.rows], minlength=len(keys)), options.negatives_per_positive)
-    sizes = chosen.crops[:, 2:] - chosen.crops[:, :2]
-    empty = negatives.place(touched, draws.fold(keys, _NEGATIVE), due, sizes)
+    empty = negatives.place(touched, draws.fold(keys, _NEGATIVE), due, chosen.enlarged)
     images, crops = join(ordered, chosen, empty, draws.fold(keys, _MEMBER))
-    first_image, first_crop = parts(crops, len(images), options)
+    first_image, first_crop = parts(crops, images, options)
     return Plan(
         options=options,
         seed=seed,
@@ -181,10 +196,11 @@ def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, draws.U64
     return ordered, keys[order]
 
 
-def parts(crops: Crops, image_count: int, options: Options) -> tuple[Ints, Ints]:
+def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
     """Where parts begin, among images and among crops, each with the end appended: as full as the limits let them."""
-    weights = crop_bytes(geometry.areas(crops.boxes), options.jpeg_quality, options.subsampling, options.stored)
-    ends = np.searchsorted(crops.image, np.arange(image_count), side="right")
+    cut = member_boxes(crops, images, options.drawn_context)
+    weights = crop_bytes(geometry.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
+    ends = np.searchsorted(crops.image, np.arange(len(images)), side="right")
     loads = np.diff(np.r_[0, np.cumsum(weights)][ends], prepend=0).tolist()
     counts = np.diff(ends, prepend=0).tolist()
     starts, crops_held, bytes_held = [0], 0, 0
@@ -195,7 +211,7 @@ def parts(crops: Crops, image_count: int, options: Options) -> tuple[Ints, Ints]
             crops_held = bytes_held = 0
         crops_held += count
         bytes_held += load
-    first_image = np.array([*starts, image_count], dtype=np.int64)
+    first_image = np.array([*starts, len(images)], dtype=np.int64)
     return first_image, np.r_[0, ends][first_image].astype(np.int64)
 
 

@@ -5,11 +5,13 @@ Half a second for a million boxes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from formats import draws
+from formats.groups import aspect_groups
 from prep import geometry
 from prep.annotations import Annotations
 from prep.negatives import Flags, Ints
@@ -23,20 +25,27 @@ LONGEST_SIDE = 65_500
 class Positives:
     """k positives among n boxes.
 
-    rows: int64 [k], indices of the boxes. crops: int32 [k, 4], enlarged, left, top, right, bottom. reason: uint8 [n], a
-    BoxReason each. solid: bool [n], the boxes that cover some of their image, whether usable or not; extents: int32
-    [n, 4], what they cover (of positives: the enlarged box), zero elsewhere.
+    rows: int64 [k], indices of the boxes. crops: int32 [k, 4], left, top, right, bottom: enlarged, or where the trainer
+    enlarges the ground truth. groups: uint8 [k], their aspect groups. enlarged: int32 [k, 2], width and height as
+    enlarged here, which background crops follow. reason: uint8 [n], a BoxReason each. solid: bool [n], the boxes that
+    cover some of their image, whether usable or not; extents: int32 [n, 4], what they cover (of positives: as far as
+    they may ever be enlarged), zero elsewhere.
     """
 
     rows: Ints
     crops: geometry.Crops
+    groups: npt.NDArray[np.uint8]
+    enlarged: npt.NDArray[np.int32]
     reason: npt.NDArray[np.uint8]
     solid: Flags
     extents: geometry.Crops
 
 
-def select(annotations: Annotations, keys: draws.U64, context: float) -> Positives:
-    """Choose and enlarge; keys: uint64 [m], the stream of each image from which its boxes' shifts are drawn."""
+def select(annotations: Annotations, keys: draws.U64, context: float, context_at: str = "prep") -> Positives:
+    """Choose and enlarge; keys: uint64 [m], the stream of each image from which its boxes' shifts are drawn.
+
+    context_at: ``prep`` for crops enlarged here, ``train`` for the boxes themselves, to be enlarged by the trainer.
+    """
     image, xywh = annotations.image, annotations.xywh
     widths, heights = annotations.widths[image], annotations.heights[image]
     finite = geometry.finite(xywh)
@@ -50,13 +59,20 @@ def select(annotations: Annotations, keys: draws.U64, context: float) -> Positiv
 
     rows = np.flatnonzero(reason == BoxReason.USABLE)
     shifts = draws.uniform(draws.words(draws.fold(keys[image[rows]], annotations.ordinal[rows]), 4))
-    crops = geometry.enlarge(xywh[rows], shifts, context, widths[rows], heights[rows])
+    crops = reached = geometry.enlarge(xywh[rows], shifts, context, widths[rows], heights[rows])
+    enlarged = crops[:, 2:] - crops[:, :2]
+    sizes: npt.NDArray[Any] = enlarged
+    if context_at == "train":
+        crops = geometry.outer(xywh[rows], widths[rows], heights[rows])
+        reached = geometry.enlarge(xywh[rows], np.ones_like(shifts), context, widths[rows], heights[rows])
+        sizes = geometry.visible(xywh[rows], widths[rows], heights[rows])
     extents = np.zeros((len(xywh), 4), dtype=np.int32)
     extents[solid] = geometry.outer(xywh[solid], widths[solid], heights[solid])
-    extents[rows] = crops
-    encodable = (crops[:, 2:] - crops[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
+    extents[rows] = reached
+    encodable = (reached[:, 2:] - reached[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
     reason[rows[~encodable]] = BoxReason.TOO_LONG
-    return Positives(rows[encodable], crops[encodable], reason, solid, extents)
+    groups = aspect_groups(sizes[:, 0], sizes[:, 1])
+    return Positives(rows[encodable], crops[encodable], groups[encodable], enlarged[encodable], reason, solid, extents)
 
 
 def unused(annotations: Annotations, reason: npt.NDArray[np.uint8]) -> list[Skipped]:

@@ -25,7 +25,7 @@ from PIL import Image
 from formats.members import NPY_MAGIC, PNG_MAGIC, Array, BadArray, npy_array, npy_head
 from formats.pixels import MOST_CHANNELS, PixelFormat
 from prep.annotations import MAX_PIXELS
-from prep.images import ImageTrouble, check_size, decode, head, one_line, upright
+from prep.images import ImageTrouble, PixelBuffer, check_size, decode, head, one_line, upright
 
 MOST_BYTES = 16 * MAX_PIXELS
 """Of an image's pixels: what one worker may be made to allocate by a compressed file."""
@@ -91,10 +91,10 @@ def measured(raw: bytes) -> tuple[int, int, int]:
     return found.width, found.height, found.orientation
 
 
-def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat) -> Array:
+def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat, buffer: PixelBuffer | None = None) -> Array:
     """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageTrouble.
 
-    width, height, exif: as of prep.images.decode.
+    width, height, exif, buffer: as of prep.images.decode.
     """
     if not raw:
         raise ImageTrouble("image file is empty")
@@ -102,7 +102,7 @@ def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat) -> A
     if form.is_rgb8 and not raw.startswith(NPY_MAGIC):
         found = _tiff_head(raw) if is_tiff(raw) else None
         if found is None or found.plain or (found.channels, found.dtype) != (3, "uint8"):
-            return decode(raw, width, height, exif)
+            return decode(raw, width, height, exif, buffer)
     found = found or raster_head(raw)
     own = found.form
     if found.alpha and form.channels == found.channels + 1:
@@ -114,7 +114,7 @@ def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat) -> A
     turned = found.orientation if exif == "apply" else 1
     stored = (found.height, found.width) if turned in (5, 6, 7, 8) else (found.width, found.height)
     if found.plain and own[0] in (1, 3):
-        pixels: Array = decode(raw, width, height, exif)[..., : own[0]]
+        pixels: Array = decode(raw, width, height, exif, buffer)[..., : own[0]]
     else:
         check_size(stored, width, height)
         if found.width * found.height * found.channels * np.dtype(found.dtype).itemsize > MOST_BYTES:

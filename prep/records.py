@@ -53,7 +53,8 @@ class ShardRecord(msgspec.Struct, frozen=True):
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The done record of a part: its shards, and what could not be used of its images.
 
-    pixels: its crops' sums, of what is not 8-bit RGB in JPEG members.
+    encoded: of a lossless dataset, the crops that were encoded all the same, by reason. pixels: the sums of its crops'
+    pixels, of what is not 8-bit RGB in JPEG members.
     """
 
     part: int
@@ -63,6 +64,7 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     crops: int
     shards: list[ShardRecord]
     skipped: list[Skipped]
+    encoded: dict[str, int] | None = None
     pixels: PixelSums | None = None
 
     @property

@@ -20,7 +20,7 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish
 from prep.inputs import Inputs, recall, remember
-from prep.job import Job, begin, begun_as, cut, plan_job
+from prep.job import Job, begin, begun_as, check_means, cut, plan_job
 from prep.plan import options_of
 from prep.reading import read_annotations
 from prep.records import PartRecord, PlanRecord, read_parts, read_plan
@@ -91,6 +91,7 @@ def redo(
     plan_record = plan_of(storage)
     options = options_of(plan_record.options, storage.describe(names.PLAN))
     job = Job(inputs.annotations, inputs.images, out, plan_record.seed, options)
+    check_means(options)
     raw = read_annotations(job.annotations, job.images)
     begun_as(storage, job, raw.sha256)
     source = ImageSource(job.images)

@@ -20,6 +20,7 @@ from formats.page import Bars, Figure, Section, Table, chart, picture, render
 from formats.pixels import RGB8
 from formats.storage import Storage
 from prep.contact import CropRow, sheet
+from prep.context import expected_sizes
 
 GROUP_NAMES = {"S": "S, square", "T": "T, tall", "W": "W, wide"}
 CLASSES_SHOWN = 60
@@ -31,12 +32,27 @@ def look_of(dataset: Dataset) -> Look | None:
     return None if dataset.pixels == RGB8 else Look(dataset.pixels, *dataset.measured)
 
 
-def read_crops(storage: Storage) -> Columns:
-    """The columns of crops.parquet that the page needs, each [crops]."""
-    wanted = ["shard", "offset", "size", "label", "group", "left", "top", "right", "bottom"]
-    wanted += ["box_x", "box_y", "box_width", "box_height"]
-    table = manifest.read_rows(storage.read(names.CROPS), wanted)
-    return {name: table.column(name).to_numpy() for name in wanted}
+def read_crops(storage: Storage, dataset: Dataset) -> Columns:
+    """The columns of crops.parquet that the page needs, each [crops], the margins zero where there are none.
+
+    ``width`` and ``height`` are the crops', or those of the mean enlargement where the trainer draws the context.
+    """
+    wanted = ["shard", "offset", "size", "label", "group", *manifest.EDGES, *manifest.BOX]
+    table = manifest.read_rows(storage.read(names.CROPS), [*wanted, *manifest.MARGINS])
+    crops = {name: table.column(name).to_numpy() for name in wanted}
+    none = np.zeros(table.num_rows, dtype=np.int32)
+    crops |= {name: table.column(name).to_numpy() if name in table.column_names else none for name in manifest.MARGINS}
+    boxes, truth, margins = (
+        np.stack([crops[name] for name in columns], axis=1)
+        for columns in (manifest.EDGES, manifest.BOX, manifest.MARGINS)
+    )
+    members = boxes + margins * np.array([-1, -1, 1, 1], dtype=np.int32)
+    crops["width"], crops["height"] = expected_sizes(boxes, truth, members, dataset.drawn_context).T
+    if dataset.drawn_context is not None:
+        # What is shown of a crop is then all that the trainer may show of it.
+        crops |= {name: members[:, i] for i, name in enumerate(manifest.EDGES)}
+        crops |= dict.fromkeys(manifest.MARGINS, none)
+    return crops
 
 
 def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
@@ -50,7 +66,9 @@ def _crop_row(crops: Columns, i: int) -> CropRow:
     box = tuple(float(crops[f"box_{side}"][i]) for side in ("x", "y", "width", "height"))
     whole = {name: int(crops[name][i]) for name in ("offset", "size", "label", "left", "top", "right", "bottom")}
     known = None if np.isnan(box[0]) else (box[0], box[1], box[2], box[3])
-    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, **whole)
+    left, top, right, bottom = (int(crops[name][i]) for name in manifest.MARGINS)
+    margins = (left, top, right, bottom)
+    return CropRow(shard=str(crops["shard"][i]), group=str(crops["group"][i]), box=known, margins=margins, **whole)
 
 
 def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
@@ -78,14 +96,20 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         "group, and its group the slots it can fill. The line in a picture is the object's box, the picture's edge "
         "the enlarged one; pictures without a line are background."
     )
+    if dataset.drawn_context is not None:
+        text = (
+            "Each picture is what the trainer may show of an object: its box, the line, with all of the context "
+            f"(up to {dataset.drawn_context:g}x, cut off at the image's edge). How much of it is shown is drawn "
+            "anew each time. The shape of the box decides its group, and its group the slots it can fill; pictures "
+            "without a line are background, always shown whole."
+        )
     if note := display_note(dataset.pixels):
         text += f" {note}"
     return Section("Crops by group", text, [Table(["group", "crops", "%", "shards", "MB"], rows)], figures=figures)
 
 
-def _shapes(crops: Columns) -> Section:
-    width = (crops["right"] - crops["left"]).astype(float)
-    height = (crops["bottom"] - crops["top"]).astype(float)
+def _shapes(crops: Columns, dataset: Dataset) -> Section:
+    width, height = crops["width"].astype(float), crops["height"].astype(float)
 
     def aspect(axes: Any) -> None:
         axes.hist(np.clip(width / height, 1 / 8, 8), bins=np.geomspace(1 / 8, 8, 61), color="#0072B2")
@@ -117,7 +141,8 @@ def _shapes(crops: Columns) -> Section:
         ),
         chart(sizes, "histograms of the crops' sizes by group", "Size, before the trainer's resize ratio"),
     ]
-    return Section("Shapes and sizes", figures=figures)
+    text = "" if dataset.drawn_context is None else "Of crops with the context that they have on average."
+    return Section("Shapes and sizes", text, figures=figures)
 
 
 def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
@@ -180,7 +205,7 @@ def page(url: str) -> str:
         done = sum(1 for name in storage.list(f"{names.MANIFESTS}/parts") if name.endswith(".json"))
         text = f"{error.message} Parts finished so far: {done}."
         return render("Crops of an unfinished dataset", "Not finished.", [Section("What is missing", missing=text)])
-    crops = read_crops(storage)
+    crops = read_crops(storage, dataset)
     total = len(crops["label"])
     background = int((crops["label"] == dataset.description.background).sum())
     tiles = {
@@ -193,7 +218,7 @@ def page(url: str) -> str:
     }
     sections = [_options(dataset), _skipped(storage)]
     if total:
-        shown = [_groups(storage, dataset, crops), _shapes(crops), _classes(storage, dataset, crops)]
+        shown = [_groups(storage, dataset, crops), _shapes(crops, dataset), _classes(storage, dataset, crops)]
         sections = [*shown, *reversed(sections)]
     lead = "What prep cut out of the detection dataset, for pre-training: are these crops right?"
     return render("Crops for jigsaw pre-training", lead, sections, tiles)

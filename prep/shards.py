@@ -1,7 +1,8 @@
 """``prep shards``: annotations and images -> shards/ and manifests/, the whole of the stage.
 
-Costs about 15 ms of one core for each image of COCO (seven crops). The same command resumes a run that was cut short
-and says so at once when there is nothing left to do; ``--dry-run`` shows what would be made and writes nothing.
+Costs about 4 ms of one core for each image of COCO (eight crops), 3 with ``--encode lossless``. The same command goes
+on with a run that was cut short and says so at once when nothing is left to do; ``--dry-run`` shows what would be made
+and writes nothing.
 """
 
 import os
@@ -22,10 +23,10 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish, tidy
 from prep.inputs import Inputs, remember
-from prep.job import Job, begin, begun_as, cut, plan_job, settled
+from prep.job import Job, begin, begun_as, check_means, cut, plan_job, settled
 from prep.overwrite import remove_dataset
 from prep.pixels import AUTO, wanted
-from prep.plan import Options, Plan
+from prep.plan import CONTEXT_AT, ENCODINGS, Options, Plan
 from prep.reading import read_annotations
 from prep.source import ImageSource
 
@@ -67,6 +68,14 @@ class Manner:
     show_default=True,
     help="How many times as wide and as high an enlarged box may become.",
 )
+@click.option(
+    "--context-at",
+    type=click.Choice(CONTEXT_AT),
+    default="prep",
+    show_default=True,
+    help="Who draws how far each box is enlarged. prep: once, for all (the paper). train: the trainer, anew each time "
+    "a crop is drawn; shards then hold each object with all of the context.",
+)
 @click.option("--crops-per-part", type=click.IntRange(1), default=4000, show_default=True, help="At most.")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of the crops.")
 @click.option(
@@ -78,6 +87,14 @@ class Manner:
     default="ignore",
     show_default=True,
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
+)
+@click.option(
+    "--encode",
+    type=click.Choice(ENCODINGS),
+    default="pixels",
+    show_default=True,
+    help="pixels: decode the image, encode the crops. lossless: cut JPEGs along their own blocks (needs turbojpeg; of "
+    "8-bit RGB only).",
 )
 @click.option(
     "--pixels",
@@ -103,10 +120,12 @@ def shards(
     seed: int,
     negatives_per_positive: float,
     context: float,
+    context_at: str,
     crops_per_part: int,
     jpeg_quality: int,
     subsampling: str,
     exif: str,
+    encode: str,
     pixels: str,
     workers: int | None,
     scheduler: str | None,
@@ -120,7 +139,7 @@ def shards(
 
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
-    shaping = (negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif)
+    shaping = (negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif, encode, context_at)
     options = Options(*shaping, pixels=wanted(pixels))
     task = array_task(task_index, task_count, os.environ)
     manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
@@ -148,6 +167,7 @@ def run(job: Job, manner: Manner) -> None:
     if manner.dry_run:
         _print_plan(console, plan, manner)
         return
+    check_means(job.options)
     if manner.overwrite:
         remove_dataset(out)
     begin(plan, out)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from formats.groups import GROUPS
 from formats.pixels import RGB8, PixelFormat
 from prep import geometry, weight
+from prep.context import expected_sizes, member_boxes
 from prep.fill import Slot, slot_fill, warnings
 from prep.plan import Plan
 from prep.reasons import count_reasons
@@ -24,7 +25,9 @@ class Summary:
 
     counts: int64 [C + 1, 3], crops by label (background last) and group. images: those with crops. bytes: of the
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
-    once it is known. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB.
+    once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
+    drawn_context: where the trainer draws the context, how much at most; the slots are then filled with crops of the
+    mean context. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB.
     """
 
     classes: Sequence[str]
@@ -38,6 +41,8 @@ class Summary:
     skipped: Mapping[str, int]
     slots: Sequence[Slot]
     seconds: float | None = None
+    encoded: Mapping[str, int] | None = None
+    drawn_context: float | None = None
     pixels: PixelFormat = RGB8
     measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
@@ -69,7 +74,9 @@ class Summary:
 
     def totals(self) -> dict[str, Any]:
         """The totals of dataset.json (manifests/README.md)."""
-        return {
+        # What is of lossless datasets alone is told of them alone: others keep their bytes.
+        encoded = {} if self.encoded is None else {"encoded": dict(sorted(self.encoded.items()))}
+        return encoded | {
             "images": self.images,
             "images_listed": self.images_listed,
             "crops": self.crops,
@@ -95,8 +102,10 @@ def count_crops(labels: npt.ArrayLike, groups: npt.ArrayLike, classes: int) -> n
 
 def planned(plan: Plan) -> Summary:
     """The figures of a plan, its bytes and time estimated."""
-    crops, sizes = plan.crops, plan.crops.sizes
-    pixels = geometry.areas(crops.boxes)
+    crops, context = plan.crops, plan.options.drawn_context
+    cut = member_boxes(crops, plan.images, context)
+    sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
+    pixels = geometry.areas(cut)
     part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
     options = plan.options
     sizes_in_bytes = weight.crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)
@@ -112,6 +121,9 @@ def planned(plan: Plan) -> Summary:
         bytes=int(sizes_in_bytes.sum()),
         skipped=count_reasons(row.reason for row in plan.skipped),
         slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
-        seconds=weight.cutting_seconds(len(plan.images), image_pixels, len(crops), int(pixels.sum())),
+        seconds=weight.cutting_seconds(
+            len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
+        ),
+        drawn_context=context,
         pixels=options.stored,
     )

@@ -1,7 +1,7 @@
 """Tables for the terminal: a plan's, a finished dataset's; and the progress of cutting. Nothing here is stored."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -14,6 +14,7 @@ from prep.records import PartRecord
 from prep.summary import Summary
 
 MOST_CLASSES = 100
+ENCODED = "crops not cut losslessly (decoded and encoded)"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -32,12 +33,15 @@ def print_summary(console: Console, title: str, summary: Summary, seconds: float
     facts.add_row("images with crops", f"{summary.images:,} of {summary.images_listed:,}")
     facts.add_row("crops", f"{summary.crops:,}")
     facts.add_row("background share", f"{share:.1%} ({summary.negatives:,} of {summary.negatives_wanted:,} wanted)")
+    if summary.drawn_context is not None:
+        facts.add_row("context", f"up to {summary.drawn_context:g}x, drawn by the trainer")
     facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
     if summary.pixels != RGB8:
         facts.add_row("pixels", f"{summary.pixels} as {summary.pixels.member}")
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
-    console.print(Group(facts, _classes(summary), _slots(summary), *_skipped(summary)))
+    listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]
+    console.print(Group(facts, _classes(summary), _slots(summary), *listings))
     for warning in summary.warnings():
         console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
@@ -64,7 +68,8 @@ def _classes(summary: Summary) -> Table:
 
 
 def _slots(summary: Summary) -> Table:
-    table = Table(title="slot fill (template 224 split at 64, resize 0.8 to 1.5)", title_justify="left")
+    size = "" if summary.drawn_context is None else ", mean context"
+    table = Table(title=f"slot fill (template 224 split at 64, resize 0.8 to 1.5{size})", title_justify="left")
     for name in ("slot", "group", "pixels", "filled"):
         table.add_column(name, justify="left" if name == "slot" else "right")
     for slot in summary.slots:
@@ -72,12 +77,13 @@ def _slots(summary: Summary) -> Table:
     return table
 
 
-def _skipped(summary: Summary) -> Iterator[RenderableType]:
-    if summary.skipped:
-        table = Table(title="not used", title_justify="left")
-        table.add_column("reason")
+def _listing(title: str, head: str, counts: Mapping[str, int]) -> Iterator[RenderableType]:
+    """A table of counts by reason, the commonest first; none where nothing is to be told."""
+    if counts:
+        table = Table(title=title, title_justify="left")
+        table.add_column(head)
         table.add_column("count", justify="right")
-        for reason, count in sorted(summary.skipped.items(), key=lambda item: (-item[1], item[0])):
+        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             table.add_row(plain(reason), f"{count:,}")
         yield table
 

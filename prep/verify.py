@@ -160,7 +160,8 @@ def _inspect_shard(out: Storage, shard: ShardRecord, rows: list[dict[str, Any]],
 
 def _inspect_crop(data: bytes, row: dict[str, Any], form: PixelFormat) -> str:
     raw = data[row["offset"] : row["offset"] + row["size"]]
-    expected = (row["bottom"] - row["top"], row["right"] - row["left"])
+    left, top, right, bottom = (row.get(name, 0) for name in manifest.MARGINS)
+    expected = (row["bottom"] - row["top"] + top + bottom, row["right"] - row["left"] + left + right)
     if form != RGB8:
         whole = decode_member(raw, form, expected[1], expected[0])
         return "" if whole is not None else f"is no {form.member} of its row's size and of {form}"

@@ -6,6 +6,7 @@ consumers do not is what the final pooling pools. Squeeze-and-excite branches ar
 grow, so neither is taken; Swin's map is the one after its last permute. All that lies behind is dropped (DDP meets no
 unused parameter), names in the state dict stay torchvision's, and train and eval keep their own graphs, so dropout and
 stochastic depth behave. Nothing is ever downloaded.
+The stages that a neck stands on (strides 4, 8, 16, 32) are found in the same way: the last map of each stride.
 Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do for the rest.
 """
 
@@ -20,17 +21,37 @@ from torch.func import functional_call
 from torchvision.models import feature_extraction
 
 from formats.errors import UserError
+from train.norms import with_norm
 from train.stems import widen
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
 
 
+STAGES = (4, 8, 16, 32)
+"""The strides of the stages that a neck stands on: P2 to P5."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A map of the backbone: [n, ``channels``, H / ``stride``, W / ``stride``]."""
+
+    channels: int
+    stride: int
+
+    @property
+    def level(self) -> str:
+        """Its pyramid level's name: P5 at stride 32."""
+        return f"P{self.stride.bit_length() - 1}"
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
-    head: the names in the whole model's state dict that lie behind the map: the classifier's.
+    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
+    train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
+    finest first; the last is the map above.
     """
 
     name: str
@@ -38,16 +59,22 @@ class Backbone:
     channels: int
     stride: int
     head: frozenset[str]
+    norm: str = "bn"
+    stages: tuple[Stage, ...] = ()
     colours: int = 3
+
+    @property
+    def maps(self) -> tuple[Stage, ...]:
+        """What is classified: the stages, or else the one map."""
+        return self.stages or (Stage(self.channels, self.stride),)
 
 
 @dataclass(frozen=True)
-class _Map:
-    """The node to cut at, and what was measured there."""
+class _Map(Stage):
+    """A node to cut at, and what was measured there. alone: whether all that follows is computed from it alone."""
 
     node: str
-    channels: int
-    stride: int
+    alone: bool
 
 
 def names() -> list[str]:
@@ -55,35 +82,50 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str, colours: int = 3) -> Backbone:
-    """The backbone of that name, with its library's own random initialisation (from torch's global generator).
+def build(name: str, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
+    """The backbone of that name under ``norm`` (train.norms), randomly initialised as its library does it.
 
-    colours: channels of its images; train.stems says what other than 3 does.
-    name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). Raises UserError for an
-    unknown name (with the nearest ones) and for a model without a feature map that can be cut into regions.
+    Drawn from torch's global generator.
+
+    name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). staged: whether its
+    module gives the maps of all STAGES. colours: channels of its images; train.stems says what other than 3 does.
+    Raises UserError for an unknown name (with the nearest ones), for a model without a feature map that can be cut into
+    regions and, staged, for one without these stages.
     """
     if ":" in name:
         from train import outside  # it needs this module
 
-        return outside.build(name, colours)
-    whole = whole_model(name)
+        if staged:
+            raise UserError(f"backbone {name} {_NO_STAGES}")
+        return outside.build(name, norm, colours)
+    whole = whole_model(name, norm)
     if colours != 3:
         widen(name, whole, colours)
-    return cut(name, whole, colours)
+    return cut(name, whole, norm, staged, colours)
 
 
-def cut(name: str, whole: nn.Module, colours: int = 3) -> Backbone:
+def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
-    Raises UserError where there is no map that can be cut into regions; ``name`` is for the message.
+    staged: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
+    regions, or not all stages; ``name`` is for the message.
     """
-    found = _find_map(name, whole, colours)
-    module = _up_to(whole, found.node)
+    maps = _find_maps(name, whole, colours)
+    found = maps[-1]
+    # A block that halves the map may begin with a convolution at the full one, beside its shortcut: not yet a stage.
+    ends = {one.stride: one for one in maps if one.alone}
+    stages = [ends.get(stride) for stride in STAGES] if staged else [found]
+    nodes = [one.node for one in stages if one is not None]
+    if len(nodes) < len(stages):
+        strides = sorted(ends)
+        raise UserError(f"backbone {name} has maps of strides {', '.join(map(str, strides))} and {_NO_STAGES}")
+    module = _up_to(whole, nodes if staged else nodes[0])
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
-    return Backbone(name, module, found.channels, found.stride, head, colours)
+    kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if staged else ()
+    return Backbone(name, module, found.channels, found.stride, head, norm, kept, colours)
 
 
-def whole_model(name: str) -> nn.Module:
+def whole_model(name: str, norm: str = "bn") -> nn.Module:
     """The model of torchvision with its classifier, randomly initialised; raises UserError for an unknown name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
@@ -93,11 +135,17 @@ def whole_model(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
-    return model
+    return with_norm(name, model, norm)
 
 
-def _find_map(name: str, whole: nn.Module, colours: int) -> _Map:
-    """The last feature map before the final pooling, with its channels and stride."""
+_NO_STAGES = (
+    "does not show the stages of strides 4, 8, 16 and 32 that a neck stands on: choose a network of torchvision that "
+    "has them, such as resnet50, or neck = none"
+)
+
+
+def _find_maps(name: str, whole: nn.Module, colours: int) -> list[_Map]:
+    """Every feature map up to the last before the final pooling, in the order they are made."""
     mode = whole.training
     whole.eval()
     try:
@@ -112,21 +160,29 @@ def _find_map(name: str, whole: nn.Module, colours: int) -> _Map:
         ) from error
     finally:
         whole.train(mode)
-    found: _Map | None = None
+    maps: list[_Map] = []
+    last = 0
+    of_image: set[fx.Node] = set()
+    used_until = 0  # the place of the last node that takes something made before this one
+    places = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
+        alone = used_until <= places[node]
+        if node.op == "placeholder" or of_image & {*node.all_input_nodes}:
+            of_image.add(node)
+            used_until = max([used_until, *(places[user] for user in node.users)])
         shape, larger = small.get(node), large.get(node)
         if shape is None or larger is None or not is_map(shape, larger):
             continue
+        maps.append(_Map(shape[1], SIZES[0] // shape[2], tracer.node_to_qualname[node], alone))
         users = [user for user in node.users if user in small]
         if users and all(small[user].numel() == large[user].numel() for user in users):
-            stride = SIZES[0] // shape[2]
-            found = _Map(tracer.node_to_qualname[node], shape[1], stride)
-    if found is None:
+            last = len(maps)
+    if not last:
         raise UserError(
             f"backbone {name} has no feature map on a regular grid before its final pooling (its padding leaves parts "
             "of pixels over, or it pools nothing). Choose another one, such as resnet50."
         )
-    return found
+    return maps[:last]
 
 
 def is_map(small: torch.Size, large: torch.Size) -> bool:
@@ -178,20 +234,23 @@ def _shapes(traced: fx.GraphModule, size: int, colours: int) -> dict[fx.Node, to
     return shapes
 
 
-def _up_to(whole: nn.Module, node: str) -> nn.Module:
-    """The part of the model up to a node, returning that node's value alone; in train mode."""
+def _up_to(whole: nn.Module, nodes: str | list[str]) -> nn.Module:
+    """The part of the model up to the last node, returning that node's value, or a tuple of several; in train mode."""
+    wanted = [nodes] if isinstance(nodes, str) else nodes
     graphs = []
     for training in (True, False):
         whole.train(training)
         tracer = feature_extraction.NodePathTracer()
         graph = fx.GraphModule(whole, tracer.trace(whole)).graph
-        last = next(one for one in graph.nodes if tracer.node_to_qualname.get(one) == node)
+        named = {tracer.node_to_qualname.get(one): one for one in graph.nodes}
+        kept = tuple(named[name] for name in wanted)
+        last = kept[-1]
         for later in reversed(graph.nodes):
             if later is last:
                 break
             graph.erase_node(later)
         with graph.inserting_after(last):
-            graph.output(last)
+            graph.output(last if isinstance(nodes, str) else kept)
         graph.eliminate_dead_code()
         graphs.append(graph)
     return feature_extraction.DualGraphModule(whole.train(), *graphs, class_name=type(whole).__name__)

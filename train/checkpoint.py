@@ -21,6 +21,9 @@ from formats.storage import sync_folder, temporary_beside
 
 FORMAT_VERSION = 1
 
+BODY, PYRAMID = "body.", "fpn."
+"""What names begin with in torchvision's BackboneWithFPN."""
+
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -112,7 +115,25 @@ def trained_state(content: dict[str, Any]) -> dict[str, Tensor]:
 
 def backbone_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's part of a checkpoint's ``model``, in the backbone's own names, contiguous on the CPU."""
-    prefix = "backbone."
+    return _part(model_state, "backbone.")
+
+
+def neck_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The neck's part, in torchvision's names of a FeaturePyramidNetwork; empty where the run has none."""
+    return _part(model_state, "neck.")
+
+
+def pyramid_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Backbone and neck in the names of torchvision's BackboneWithFPN, BODY and PYRAMID; empty without a neck."""
+    body, neck = backbone_state(model_state), neck_state(model_state)
+    if not neck:
+        return {}
+    return {BODY + name: value for name, value in body.items()} | {
+        PYRAMID + name: value for name, value in neck.items()
+    }
+
+
+def _part(model_state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value.detach().cpu().contiguous().clone()
         for name, value in model_state.items()

@@ -102,11 +102,11 @@ def erf(
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
         torch.manual_seed(text_key(seed, "random weights"))
-        built = backbones.build(backbone, pixels.channels)
+        built = backbones.build(backbone, colours=pixels.channels)
         region_map = template.region_map(built.stride)
         if file != RANDOM:
             load_weights(built, file)
-        images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels).normalise(pictures)
+        images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels=pixels).normalise(pictures)
         maps, found = measure(built.module, images, region_map, built.stride)
         fields[file] = maps
         rows.append([file, *found.sides, found.rms_radius])

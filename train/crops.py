@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from formats import names
+from formats import manifest, names
 from formats.dataset import CropIndex, Dataset, ShardRow
 from formats.members import decode_member
 from formats.pixels import RGB8
@@ -42,6 +42,10 @@ CROP = np.dtype(
 )
 """A crop: its shard (index in shards.parquet), row there, bytes in the shard, size in pixels, its first pixel in the
 stored member and that one's size, label, group's code. Where the member has no margins it is the crop."""
+
+IN_CONTEXT = np.dtype([*CROP.descr, ("left", "<i4"), ("top", "<i4"), ("box", "<f8", 4)])
+"""A crop whose context the trainer draws (train.context): as CROP, and its left and top edge in the image, and the
+ground-truth box there (x, y, width, height; NaN for background). As read, the crop is the box in whole pixels."""
 
 SOURCE = ["shard", "offset", "size", "width", "height", "x", "y", "stored_width", "stored_height"]
 """The fields that CropReader.decode takes."""
@@ -104,10 +108,12 @@ def shard_files(dataset: Dataset, access: Access) -> ShardFiles:
 
 
 class _OpenShard:
-    """One shard's rows (CROP [crops]), keys, and bytes; None of these without a file."""
+    """One shard's rows (``dtype`` [crops]), keys, and bytes; None of these without a file."""
 
-    def __init__(self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], file: BinaryIO | None) -> None:
-        self.crops = np.zeros(shard.crops, dtype=CROP)
+    def __init__(
+        self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], file: BinaryIO | None, dtype: np.dtype[Any]
+    ) -> None:
+        self.crops = np.zeros(shard.crops, dtype=dtype)
         self.crops["shard"], self.crops["row"] = shard.index, np.arange(shard.crops)
         self.crops["group"] = "STW".index(shard.group)
         for field in ("offset", "size", "label"):
@@ -117,19 +123,23 @@ class _OpenShard:
         self.crops["x"], self.crops["y"] = rows["margin_left"], rows["margin_top"]
         self.crops["stored_width"] = rows["margin_left"] + self.crops["width"] + rows["margin_right"]
         self.crops["stored_height"] = rows["margin_top"] + self.crops["height"] + rows["margin_bottom"]
+        if dtype == IN_CONTEXT:
+            self.crops["left"], self.crops["top"] = rows["left"], rows["top"]
+            self.crops["box"] = np.stack([rows[name] for name in manifest.BOX], axis=1)
         self.keys = rows.get("key")
-        self.bytes: memoryview | None = None
+        self.bytes: npt.NDArray[np.uint8] | None = None
         if file is not None:
             with file:
                 # The mapping keeps its own descriptor, and with it the file's place in the cache.
-                self.bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
 class CropReader:
     """Reads crops of a dataset; keeps the ``capacity`` shards used last open.
 
     with_keys: keep the crops' keys as well (about 100 bytes a crop). skip_bad: leave out shards that are damaged,
-    instead of raising BadShard. ``left_out`` has the reason for each shard (by index) that is left out.
+    instead of raising BadShard. ``left_out`` has the reason for each shard (by index) that is left out. ``dtype`` is
+    that of its crops: IN_CONTEXT where the trainer draws their context, which is ``context`` at most; else CROP.
     """
 
     def __init__(
@@ -144,7 +154,11 @@ class CropReader:
     ) -> None:
         self._dataset, self._files, self._capacity = dataset, files, max(1, capacity)
         self._index = CropIndex(dataset, raw=files.index())
+        self.context = dataset.drawn_context
+        self.dtype = CROP if self.context is None else IN_CONTEXT
         self._columns = tuple(name for name in CropIndex.COLUMNS if with_keys or name != "key")
+        if self.context is not None:
+            self._columns += manifest.BOX
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._skip_bad = skip_bad
         self._lossless = None if dataset.pixels == RGB8 else dataset.pixels
@@ -171,7 +185,7 @@ class CropReader:
         found = self._open.get(index)
         if found is None:
             shard = self._dataset.shards[index]
-            found = _OpenShard(shard, self._index.rows(shard, self._columns), self._file(shard))
+            found = _OpenShard(shard, self._index.rows(shard, self._columns), self._file(shard), self.dtype)
             if len(self._open) >= self._capacity:
                 self._open.popitem(last=False)
             self._open[index] = found
@@ -185,7 +199,7 @@ class CropReader:
         self._files.close()
 
     def crops(self, shard: int) -> Crops:
-        """All crops of a shard in member order: CROP [crops]."""
+        """All crops of a shard in member order: ``dtype`` [crops]."""
         return self._shard(shard).crops
 
     def keys(self, crops: Crops) -> list[str]:
@@ -196,6 +210,10 @@ class CropReader:
             assert keys is not None, "the reader was made without keys"
             found.append(str(keys[row]))
         return found
+
+    def mapped(self, shard: int) -> npt.NDArray[np.uint8] | None:
+        """A shard's bytes, uint8 [bytes], mapped as long as the array lives; None of one that is left out."""
+        return self._shard(shard).bytes
 
     def decode(
         self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
@@ -209,7 +227,7 @@ class CropReader:
         if raw is None:
             return None
         if self._lossless is not None:
-            whole = decode_member(raw[offset : offset + size], self._lossless, stored, high)
+            whole = decode_member(raw[offset : offset + size].tobytes(), self._lossless, stored, high)
             return None if whole is None else whole[y : y + height, x : x + width]
         try:
             pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")

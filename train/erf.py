@@ -6,7 +6,8 @@ logarithm. Equation 2 asks only for its mass in each of the four regions, so eac
 as it is known and [4, h, w] numbers are kept.
 
 Costs one forward and h * w backward passes to the input (49 at the paper's size, no parameter gradients): about what 30
-training steps on the same images cost, so the loop refreshes the table every few thousand steps on a few images.
+training steps on the same images cost, so the loop refreshes the table every few thousand steps on a few images. The
+finer maps of a neck are measured at as many positions as the coarsest (train.grid), so each level costs the same again.
 Prefer a plain field with a logarithm for pictures; this one is for ratios.
 """
 
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from train.grid import Grid
 
 RegionMap = Tensor | npt.NDArray[np.integer]
 
@@ -37,7 +40,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.train(mode)
 
 
-def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap, at_once: int = IMAGES_AT_ONCE) -> Tensor:
+def region_masses(
+    backbone: nn.Module,
+    images: Tensor,
+    region_map: RegionMap,
+    at_once: int = IMAGES_AT_ONCE,
+    grid: Grid | None = None,
+) -> Tensor:
     """The mass of each position's effective receptive field in each region: float32 [4, h, w] on the images' device.
 
     ``out[i, j, k] = mean over images of sum over colours and pixels of region i of |d sum_c X[c, j, k] / d image|``.
@@ -45,7 +54,8 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap, at
     backbone: maps [n, 3, H, W] to [n, C, h, w]; run in eval mode, which is undone afterwards; its parameters' gradients
     are not touched. images: normalised, [n, 3, H, W], any number of colours (float64 stays float64, with a float64
     backbone and result). region_map: int [h, w], 0 to 3; a pixel belongs to the region of its nearest position.
-    at_once: images in memory at a time, at most IMAGES_AT_ONCE.
+    at_once: images in memory at a time, at most IMAGES_AT_ONCE. grid: the positions to measure, the rest being filled
+    in from them; None measures all.
     Raises ValueError where the backbone's map is not of the region map's size or there are no images.
     """
     if images.dim() != 4 or images.shape[0] == 0:
@@ -55,7 +65,8 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap, at
     height, width = regions.shape
     pixels = _pixel_regions(regions, images.shape[2], images.shape[3])
     masks = torch.stack([pixels == region for region in range(4)]).flatten(1).to(dtype)
-    total = torch.zeros(4, height, width, dtype=dtype, device=images.device)
+    rows, columns = (range(height), range(width)) if grid is None else (grid.lines, grid.lines)
+    total = torch.zeros(4, len(rows), len(columns), dtype=dtype, device=images.device)
     with evaluating(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         for part in images.detach().to(dtype).split(min(at_once, IMAGES_AT_ONCE)):
             leaf = part.requires_grad_()
@@ -66,14 +77,15 @@ def region_masses(backbone: nn.Module, images: Tensor, region_map: RegionMap, at
                     f"the region map is {height} x {width}"
                 )
             sums = features.sum(dim=1)
-            for row in range(height):
-                for column in range(width):
+            for j, row in enumerate(rows):
+                for k, column in enumerate(columns):
                     target = sums[:, row, column].sum()
                     (gradient,) = torch.autograd.grad(target, leaf, retain_graph=True, materialize_grads=True)
                     field = gradient.abs().sum(dim=(0, 1))
-                    total[:, row, column] += masks @ field.flatten()
+                    total[:, j, k] += masks @ field.flatten()
             del features, sums
-    return total / images.shape[0]
+    measured = total / images.shape[0]
+    return measured if grid is None else grid.fill(measured)
 
 
 def label_weights(masses: Tensor, region_map: RegionMap, tau: float) -> Tensor:

@@ -1,12 +1,15 @@
 """`python -m train evaluate`: how well a run's model names the regions of jigsaws, of this or another dataset.
 
 Jigsaws are made without augmentation (ratio 1, no flip, centred). A region's prediction is the class with the largest
-logit after averaging the logits over the region's positions, whatever the run's strategy. Beside every accuracy stands
-the majority share: what always naming the commonest class of those crops would reach. Costs a forward pass a jigsaw.
+logit after averaging the logits over the region's positions, whatever the run's strategy, and with a neck over its
+levels, each counting alike. Beside every accuracy stands the majority share: what always naming the commonest class of
+those crops would reach. Where the dataset leaves the context to the trainer (``--context-at train``) it is drawn here
+as in training, by the recipe's seed and the position: the same crops each time. Costs a forward pass a jigsaw.
 It measures the pre-training task, not detection: compare runs of one dataset by it, and backbones by a detector's AP.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from train.batch import BatchSource
 from train.checkpoint import trained_state
 from train.ranks import DEVICES, start
 from train.run import check_classes, check_pixels, open_run, open_trained, pixels_of
-from train.state import build_model
+from train.state import build_model, region_maps
 from train.template import REGIONS
 
 MOST_JIGSAWS = 4096
@@ -46,13 +49,16 @@ class Answers:
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, source: BatchSource, region_map: torch.Tensor) -> Answers:
-    """The model's answer for every region of every jigsaw of the source; the model is put in eval mode."""
+def predict(model: torch.nn.Module, source: BatchSource, region_maps: Sequence[torch.Tensor]) -> Answers:
+    """The model's answer for every region of every jigsaw of the source; the model is put in eval mode.
+
+    region_maps: of each map that the model gives logits of.
+    """
     model.eval()
     predictions, labels, groups = [], [], []
     for batch in source:
-        logits = model(batch.images.to(region_map.device))
-        predictions.append(losses.region_logits(logits, region_map).argmax(dim=2).cpu().numpy())
+        logits = model(batch.images.to(region_maps[0].device))
+        predictions.append(losses.predictions(logits, region_maps).cpu().numpy())
         # The source uses a batch's memory again.
         labels.append(batch.labels.numpy().astype(np.int64))
         groups.append(batch.groups.numpy().astype(np.int64))
@@ -134,7 +140,7 @@ def evaluate(
     model.load_state_dict(trained_state(content))
     chosen = start(device).device
     model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    region_map = torch.from_numpy(recipe.template.region_map(backbone.stride)).to(chosen)
+    maps = region_maps(recipe, backbone, chosen)
     wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
     batch = min(batch, wanted)
     stream = replace(recipe.stream, batch=batch, lanes=None, augment=False, balance="none")
@@ -143,7 +149,7 @@ def evaluate(
     for note in source.notes:
         click.echo(note, err=True)
     try:
-        answers = predict(model, source, region_map)
+        answers = predict(model, source, maps)
     finally:
         source.close()
     report = {"step": content["step"], "backbone": recipe.backbone, **summarise(answers, dataset.classes)}

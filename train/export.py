@@ -13,7 +13,8 @@ import click
 from formats.errors import UserError
 from formats.storage import publish_locally
 from train import paste
-from train.checkpoint import backbone_state, trained_state
+from train.checkpoint import backbone_state, pyramid_state, trained_state
+from train.pyramid import PYRAMID_TARGET
 from train.run import open_run, open_trained, pixels_of
 from train.targets import TARGETS, check_own, stem
 
@@ -43,10 +44,12 @@ def export(
         if data is None:
             raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
         state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
-    weights = backbone_state(state)
+    weights, pyramid = backbone_state(state), pyramid_state(state)
+    if to == PYRAMID_TARGET and not pyramid:
+        raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
     pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
-    found = check_own(recipe.backbone, weights, pixels.channels)
-    converted = target.convert(found, weights)
+    found = check_own(recipe.backbone, weights, recipe.norm, pixels.channels)
+    converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
     facts = paste.Facts(
         out.name,
         recipe.backbone,
@@ -55,6 +58,8 @@ def export(
         mean,
         std,
         tuple(sorted(found.head)),
+        recipe.norm,
+        recipe.neck_channels,
         pixels,
         stem(found),
     )
@@ -74,3 +79,5 @@ def export(
         f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "
         f"{size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
     )
+    if pyramid and to != PYRAMID_TARGET:
+        click.echo(f"the backbone alone: --to {PYRAMID_TARGET} has the neck's weights too")

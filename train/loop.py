@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from formats.display import Look
 from formats.errors import UserError
 from train import erf
 from train.batch import Batch, BatchSource
 from train.checkpoint import save_checkpoint
+from train.grid import Grid
 from train.loggers import Loggers
 from train.look import Witness, region_fields, save_look
 from train.machine import Machine
@@ -30,7 +31,7 @@ from train.ranks import Ranks
 from train.recipe import Recipe
 from train.run import Origin, RunFolder, describe_run, versions
 from train.signals import StopRequest
-from train.state import ErfTable, State
+from train.state import ErfTable, State, grids, region_maps
 from train.stepper import Stepper
 
 OpenSource = Callable[[int, int], BatchSource]
@@ -74,9 +75,9 @@ class Loop:
         self.job = job
         self.state = state
         self._digest_line = digest_line
-        self._region_map = torch.from_numpy(job.recipe.template.region_map(state.backbone.stride)).to(job.ranks.device)
-        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_map, job.machine)
-        self._window = Window(job.ranks)
+        self._region_maps = region_maps(job.recipe, state.backbone, job.ranks.device)
+        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine)
+        self._window = Window(job.ranks, tuple(stage.level for stage in state.backbone.stages))
         self._digests: list[str] = []
         self._mishaps = Mishaps(state, job.ranks)
         self._validation: dict[str, Any] | None = None
@@ -142,11 +143,11 @@ class Loop:
         images, labels = self._moved(batch)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self.refresh(images[:: len(images) // lanes])
-        loss, guesses, rate = self._stepper.take(images, labels)
-        hits = guesses.eq(labels).sum(dim=0)
+        taken = self._stepper.take(images, labels)
+        hits = taken.guesses.eq(labels).sum(dim=0)
         if self._witness is not None:
-            self._witness.note(batch, labels, guesses)
-        self._window.add(state.step, rate, loss, hits, len(images), batch.replaced, waited)
+            self._witness.note(batch, labels, taken.guesses)
+        self._window.add(state.step, taken.rate, taken.losses, hits, len(images), batch.replaced, waited)
         self._mishaps.note(batch)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
@@ -165,23 +166,29 @@ class Loop:
         return images, labels
 
     def refresh(self, images: Tensor) -> None:
-        """Renew the ERF table from the first jigsaw of each lane, averaged over all ranks' lanes."""
+        """Renew the ERF table of every map from the first jigsaw of each lane, averaged over all ranks' lanes."""
         model, ranks = self.state.model, self.job.ranks
-        ranks.share_buffers(model.backbone)
+        ranks.share_buffers(model)
         with torch.no_grad():
             normalised = model.normalise(images)
-        masses = erf.region_masses(model.backbone, normalised, self._region_map, self._stepper.micro_batch)
-        # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
-        count = masses.new_tensor([len(images)])
-        summed = ranks.total(torch.cat([masses.flatten() * count, count]))
-        masses = (summed[:-1] / summed[-1]).view_as(masses)
-        weights = erf.label_weights(masses, self._region_map, self.job.recipe.tau)
-        self.state.table = ErfTable(self.state.step, masses, weights)
+        levels = list(zip(model.levels(), self._region_maps, grids(self.job.recipe, self.state.backbone), strict=True))
+        self.state.tables = tuple(self._table(normalised, *one) for one in levels)
         if self._witness is not None:
-            fields = region_fields(model.backbone, normalised, self._region_map, masses, weights)
+            # Of a neck's levels the coarsest, whose positions are those of a run without one.
+            last, (level, region_map, _) = self.state.tables[-1], levels[-1]
+            fields = region_fields(level, normalised, region_map, last.masses, last.weights)
             save_look(self.job.folder.path, self.state.step, fields)
             if self._loggers is not None:
                 self._loggers.picture(self.state.step, "erf", fields.picture())
+
+    def _table(self, normalised: Tensor, level: nn.Module, region_map: Tensor, measured: Grid) -> ErfTable:
+        """The table of one map, from this rank's images and all others'."""
+        masses = erf.region_masses(level, normalised, region_map, self._stepper.micro_batch, measured)
+        # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
+        count = masses.new_tensor([len(normalised)])
+        summed = self.job.ranks.total(torch.cat([masses.flatten() * count, count]))
+        masses = (summed[:-1] / summed[-1]).view_as(masses)
+        return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self.job.recipe.tau))
 
     def _validate(self) -> None:
         """Judge the model where it is due; the figures go into the row of the step just done."""
@@ -257,8 +264,11 @@ class Loop:
         """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
         if self._described:
             return
-        found = self.state.backbone
-        about = {"name": found.name, "channels": found.channels, "stride": found.stride}
+        found, neck = self.state.backbone, self.state.model.neck
+        about: dict[str, Any] = {"name": found.name, "channels": found.channels, "stride": found.stride}
+        if neck is not None:
+            levels = {one.level: one.stride for one in found.stages}
+            about["neck"] = {"name": self.job.recipe.neck, "channels": neck.channels, "levels": levels}
         folder = self.job.folder
 
         def write() -> None:

@@ -6,6 +6,8 @@ a millisecond on one CPU core. ERF-adaptive is the paper's and best (36.3 AP aga
 per-position cross entropy on the own region's label. Block-wise needs no table; global is CutMix by area.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -62,11 +64,21 @@ def global_loss(logits: Tensor, labels: Tensor, region_map: RegionMap) -> Tensor
 def region_logits(logits: Tensor, region_map: RegionMap) -> Tensor:
     """The logits averaged over the positions of each region: [n, 4, classes], float32 (float64 stays).
 
-    Their largest is what the trainer and `evaluate` call the prediction of a region, under every strategy.
+    Their largest is what the trainer and `evaluate` call the prediction of a region, under every strategy (with a neck
+    that of their mean over the levels, see predictions).
     """
     shares = _region_shares(region_map, logits)
     with torch.autocast(logits.device.type, enabled=False):
         return torch.einsum("nchw,rhw->nrc", _wide(logits), shares)
+
+
+def predictions(logits: Sequence[Tensor], region_maps: Sequence[RegionMap]) -> Tensor:
+    """The predicted class of each region, int64 [n, 4]: the largest of region_logits, averaged over the maps of a neck.
+
+    logits, region_maps: of each map classified, all of the same images and classes.
+    """
+    found = [region_logits(one, regions) for one, regions in zip(logits, region_maps, strict=True)]
+    return torch.stack(found).mean(dim=0).argmax(dim=2)
 
 
 def _wide(values: Tensor) -> Tensor:

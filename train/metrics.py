@@ -8,7 +8,7 @@ Losses and hits stay on the device and are fetched a window of steps at a time, 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from formats.storage import sync_folder, temporary_beside
+from train.clock import device_clock
 from train.ranks import Ranks
 from train.template import REGIONS
 
@@ -66,7 +67,9 @@ class Row:
     (template.REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
     replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
-    validation: what train.validate found after this step, where it was asked for.
+    device_seconds: of one rank's device for the step (train.clock). validation: what train.validate found after this
+    step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is the
+    mean.
     """
 
     step: int
@@ -77,7 +80,9 @@ class Row:
     data_wait: float
     replaced: int
     left_out: int = 0
+    device_seconds: float = 0.0
     validation: dict[str, Any] | None = None
+    levels: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The row as metrics.jsonl holds it."""
@@ -90,7 +95,10 @@ class Row:
             "data_wait": round(self.data_wait, 4),
             "replaced": self.replaced,
             "left_out": self.left_out,
+            "device_seconds": round(self.device_seconds, 5),
         }
+        if self.levels:
+            values["loss_by_level"] = self.levels
         if self.validation is not None:
             values["validation"] = self.validation
         return json.dumps(values)
@@ -99,22 +107,29 @@ class Row:
 class Window:
     """The steps since the last flush: sums on the device, times on the host."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, levels: tuple[str, ...] = ()) -> None:
+        """levels: names of a neck's levels."""
+        self._ranks, self._levels = ranks, levels
         self._steps: list[tuple[int, float]] = []
         self._sums: list[Tensor] = []
         self._host: list[tuple[int, int]] = []
-        self._waited = 0.0
-        self._since = time.perf_counter()
+        self._clock = device_clock(ranks.device)
+        self.restart()
 
     def restart(self) -> None:
         """Begin timing anew (after a checkpoint, whose time is not training's)."""
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._waited, self._since, self._spent = 0.0, time.perf_counter(), self._clock()
 
-    def add(self, step: int, lr: float, loss: Tensor, hits: Tensor, images: int, replaced: int, waited: float) -> None:
-        """Note a step: loss is this rank's mean over its ``images``, hits [4] its right predictions by region."""
+    def add(
+        self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
+    ) -> None:
+        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level (their mean is the
+        loss); hits [4] its right predictions by region.
+        """
         self._steps.append((step, lr))
-        self._sums.append(torch.cat([loss.detach().double().reshape(1) * images, hits.double()]))
+        losses = losses.detach().double().reshape(-1)
+        whole = torch.cat([losses.mean().reshape(1), losses]) if self._levels else losses
+        self._sums.append(torch.cat([whole * images, hits.double()]))
         self._host.append((images, replaced))
         self._waited += waited
 
@@ -123,23 +138,26 @@ class Window:
         if not self._steps:
             return []
         sums = torch.stack(self._sums).cpu()
-        elapsed = time.perf_counter() - self._since
+        elapsed, spent = time.perf_counter() - self._since, self._clock() - self._spent
         host = torch.tensor(self._host, dtype=torch.float64)
-        shared = torch.tensor([self._waited, elapsed], dtype=torch.float64)
+        shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)
         everything = self._ranks.total(torch.cat([sums.flatten(), host.flatten(), shared]))
-        steps, (waited, elapsed) = len(self._steps), everything[-2:].tolist()
-        table = everything[: 5 * steps].view(steps, 5)
-        counts = everything[5 * steps : -2].view(steps, 2)
+        steps, (waited, elapsed, spent) = len(self._steps), everything[-3:].tolist()
+        columns = sums.shape[1]
+        table = everything[: columns * steps].view(steps, columns)
+        counts = everything[columns * steps : -3].view(steps, 2)
         speed = counts[:, 0].sum().item() / max(elapsed / self._ranks.world, 1e-9)
         rows = [
             Row(
                 step=step,
                 loss=line[0].item() / count.item(),
-                accuracy=tuple((line[1:] / count).tolist()),
+                accuracy=tuple((line[-4:] / count).tolist()),
                 lr=lr,
                 images_per_second=speed,
                 data_wait=waited / max(elapsed, 1e-9),
                 replaced=int(replaced.item()),
+                device_seconds=spent / self._ranks.world / steps,
+                levels=dict(zip(self._levels, (line[1:-4] / count).tolist(), strict=True)),
             )
             for (step, lr), line, (count, replaced) in zip(self._steps, table, counts, strict=True)
         ]

@@ -23,19 +23,20 @@ from torch.func import functional_call
 
 from formats.errors import UserError
 from train.backbones import SIZES, Backbone, is_map
+from train.norms import with_norm
 from train.stems import widen
 
 TIMM = "timm:"
 
 
-def build(name: str, colours: int = 3) -> Backbone:
+def build(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
     """The backbone of a name with a colon, randomly initialised from torch's global generator; raises UserError."""
-    return timm_backbone(name, colours) if name.startswith(TIMM) else own_backbone(name, colours)
+    return timm_backbone(name, norm, colours) if name.startswith(TIMM) else own_backbone(name, norm, colours)
 
 
-def timm_backbone(name: str, colours: int = 3) -> Backbone:
+def timm_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
     """timm's model of that name up to the map before its pooling, without weights that do not reach the map."""
-    whole = whole_timm_model(name, colours)
+    whole = whole_timm_model(name, norm, colours)
     before = set(whole.state_dict())
     # Called as the module itself, so that names in the state dict stay timm's.
     whole.forward = whole.forward_features  # type: ignore[assignment]
@@ -45,10 +46,11 @@ def timm_backbone(name: str, colours: int = 3) -> Backbone:
         if own and own <= idle:
             setattr(whole, child, nn.Identity())
     _refuse_idle(name, idle & {key for key, _ in whole.named_parameters()})
-    return Backbone(name, whole, channels, stride, frozenset(before - set(whole.state_dict())), colours)
+    left_out = frozenset(before - set(whole.state_dict()))
+    return Backbone(name, whole, channels, stride, left_out, norm, colours=colours)
 
 
-def whole_timm_model(name: str, colours: int = 3) -> nn.Module:
+def whole_timm_model(name: str, norm: str = "bn", colours: int = 3) -> nn.Module:
     """timm's model with its classifier, randomly initialised; raises UserError without timm or for an unknown name."""
     try:
         import timm
@@ -61,15 +63,15 @@ def whole_timm_model(name: str, colours: int = 3) -> nn.Module:
         raise UserError(f"backbone {name}: timm has no model {short!r}: {hint}")
     asked: dict[str, Any] = {"in_chans": colours} if colours != 3 else {}
     model: nn.Module = timm.create_model(short, pretrained=False, **asked)
-    return model
+    return with_norm(name, model, norm)
 
 
-def own_backbone(name: str, colours: int = 3) -> Backbone:
+def own_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
     """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
-    module = _called(name, colours)
+    module = with_norm(name, _called(name, colours), norm)
     channels, stride, idle = _measured(name, module, colours)
     _refuse_idle(name, idle)
-    return Backbone(name, module.train(), channels, stride, frozenset(), colours)
+    return Backbone(name, module.train(), channels, stride, frozenset(), norm, colours=colours)
 
 
 def _called(name: str, colours: int) -> nn.Module:

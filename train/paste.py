@@ -15,7 +15,7 @@ FENCE = "```"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the lines depend on: the file's name, the backbone, and the recipe's mean and std of pixels in 0..1.
+    """What the lines depend on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm.
 
     pixels: of the run's dataset. stem: its convolutions over other than three channels (train.targets.stem).
     """
@@ -27,6 +27,8 @@ class Facts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: tuple[str, ...]
+    norm: str = "bn"
+    neck_channels: int = 256
     pixels: PixelFormat = RGB8
     stem: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,22 +59,29 @@ def torchvision(facts: Facts) -> str:
     """Lines of Python for torchvision's classification models and detectors."""
     name = facts.backbone.removeprefix("timm:")
     text = _python(
-        "import torch, torchvision",
+        f"import {'' if facts.norm == 'bn' else 'math, '}torch, torchvision",
+        *_norm_lines(facts),
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
-        f"model = torchvision.models.{name}()",
+        f"model = {_normed(facts, f'torchvision.models.{name}()')}",
         *(f"{_attribute('model', place)} = torch.nn.{convolution}" for place, convolution in facts.stem.items()),
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
     )
     if name.startswith(("resnet", "resnext", "wide_resnet")):
-        text += "\nA detector (first stages and all batch norm frozen, as in the paper):\n\n" + _python(
+        frozen = facts.norm == "bn"
+        what = "first stages and all batch norm frozen, as in the paper" if frozen else "nothing frozen"
+        layer = "FrozenBatchNorm2d" if frozen else "torch.nn.BatchNorm2d"
+        backbone = (
+            f'resnet_fpn_backbone(backbone_name="{name}", weights=None, norm_layer={layer}, '
+            f"trainable_layers={3 if frozen else 5})"
+        )
+        text += f"\nA detector ({what}):\n\n" + _python(
             "from torchvision.models.detection import FasterRCNN",
             "from torchvision.models.detection.backbone_utils import resnet_fpn_backbone",
-            "from torchvision.ops import FrozenBatchNorm2d",
+            *(["from torchvision.ops import FrozenBatchNorm2d"] if frozen else []),
             "",
-            f'backbone = resnet_fpn_backbone(backbone_name="{name}", weights=None, norm_layer=FrozenBatchNorm2d,',
-            "                               trainable_layers=3)",
+            f"backbone = {_normed(facts, backbone)}",
             *(
                 f"{_attribute('backbone.body', place)} = torch.nn.{convolution}"
                 for place, convolution in facts.stem.items()
@@ -84,16 +93,52 @@ def torchvision(facts: Facts) -> str:
     return text
 
 
+def pyramid(facts: Facts) -> str:
+    """Lines of Python for a detector of torchvision's with a feature pyramid."""
+    frozen = facts.norm == "bn"
+    name, width = facts.backbone, facts.neck_channels
+    stage = facts.channels // 8
+    network = f"torchvision.models.{name}({'norm_layer=FrozenBatchNorm2d' if frozen else ''})"
+    what = "First stages and all batch norm frozen, as in the paper" if frozen else "Nothing frozen"
+    widths = [stage * 2**level for level in range(4)]
+    norm = "" if frozen else ", norm_layer=lambda n: torch.nn.GroupNorm(math.gcd(32, n), n)"
+    held = ['for stage in ("conv1", "layer1"):', "    backbone.body[stage].requires_grad_(False)"]
+    text = f"{what}:\n\n" + _python(
+        f"import {'' if frozen else 'math, '}torch, torchvision",
+        "from torchvision.models.detection import FasterRCNN",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        *(["from torchvision.ops import FrozenBatchNorm2d"] if frozen else []),
+        *_norm_lines(facts),
+        "",
+        f'weights = torch.load("{facts.file}", weights_only=True)',
+        f"network = {_normed(facts, network)}",
+        *(f"{_attribute('network', place)} = torch.nn.{convolution}" for place, convolution in facts.stem.items()),
+        'layers = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
+        f"backbone = BackboneWithFPN(network, layers, {widths}, {width}{norm})",
+        "backbone.load_state_dict(weights)  # strict: every entry finds its place",
+        *(held if frozen else []),
+        f"detector = FasterRCNN(backbone, num_classes=91, image_mean={_numbers(facts.mean)},",
+        f"                      image_std={_numbers(facts.std)})",
+    )
+    if frozen and (name, width) == ("resnet50", 256):
+        text += (
+            "\nThe `backbone` of torchvision's `fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)` takes\n"
+            "the file as strictly; give it `image_mean` and `image_std` too.\n"
+        )
+    return text + "\nThe pyramid's pooled level has no weights. RetinaNet's pyramid begins at the second stage.\n"
+
+
 def timm(facts: Facts) -> str:
     """Lines of Python for timm."""
     name = facts.backbone.removeprefix("timm:")
     rgb, count = facts.pixels.is_rgb8, facts.pixels.channels
     channels = "" if count == 3 else f", in_chans={count}"
     return _python(
-        "import timm, torch",
+        f"import {'' if facts.norm == 'bn' else 'math, '}timm, torch",
+        *_norm_lines(facts),
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
-        f'model = timm.create_model("{name}", pretrained=False{channels})',
+        f"""model = {_normed(facts, f'timm.create_model("{name}", pretrained=False{channels})')}""",
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
         f"mean, std = {_numbers(facts.mean)}, {_numbers(facts.std)}  # not those of model.pretrained_cfg",
@@ -174,6 +219,29 @@ def safetensors(facts: Facts) -> str:
         "",
         f'weights = load_file("{facts.file}")  # under the names of {facts.backbone}',
     )
+
+
+def _normed(facts: Facts, model: str) -> str:
+    return model if facts.norm == "bn" else f"group_norm({model})"
+
+
+def _norm_lines(facts: Facts) -> list[str]:
+    """A function that puts GN(32) in the place of batch norm, as the backbone was trained; nothing for batch norm."""
+    if facts.norm == "bn":
+        return []
+    return [
+        "",
+        "",
+        "def group_norm(module):",
+        "    for name, child in module.named_children():",
+        "        if isinstance(child, torch.nn.BatchNorm2d):",
+        "            groups = math.gcd(32, child.num_features)",
+        "            setattr(module, name, torch.nn.GroupNorm(groups, child.num_features))",
+        "        else:",
+        "            group_norm(child)",
+        "    return module",
+        "",
+    ]
 
 
 def _python(*lines: str) -> str:

@@ -14,7 +14,7 @@ from formats.dataset import Dataset
 from formats.draws import U64, below, fold, permutation, text_key
 from formats.groups import GROUPS
 from train.balance import I64, balanced, weights_of
-from train.crops import CROP, CropReader, Crops
+from train.crops import CropReader, Crops
 from train.lanes import GroupLanes, OpenUnit
 from train.remote import FIRST, NEXT
 from train.slots import Feed, Slots, by_aspect, fill_slots
@@ -37,7 +37,7 @@ class _Stream:
         self._lanes, self._lane, self._shards, self._reader = lanes, lane, shards, reader
         self._balance_key, self._weights = balance
         self._opened: OpenUnit | None = None
-        self._crops: Crops = np.empty(0, dtype=CROP)
+        self._crops: Crops = np.empty(0, dtype=reader.dtype)
 
     def opened(self, position: int) -> tuple[OpenUnit, Crops]:
         """The unit open at a position and its crops in drawing order."""
@@ -103,7 +103,7 @@ class Picks:
 
         substitute: words [count, 4], one a slot. The two S slots are in drawing order, not yet in order of area.
         """
-        out = np.empty((count, len(REGIONS)), dtype=CROP)
+        out = np.empty((count, len(REGIONS)), dtype=self._reader.dtype)
         for feed in self._slots.feeds:
             width = len(feed.regions)
             if feed.share == 1:
@@ -162,7 +162,10 @@ class Picks:
 
 
 def order_squares(drawn: Crops) -> Crops:
-    """Crops by region from crops by slot, CROP [n, 4]: the smaller of the two S slots' by area goes top left."""
+    """Crops by region from crops by slot, CROP [n, 4]: the smaller of the two S slots' by area goes top left.
+
+    Where the trainer draws the context that is the area of the boxes, for the crops are as read.
+    """
     area = drawn["width"].astype(np.int64) * drawn["height"]
     small, large = REGIONS.index("S-small"), REGIONS.index("S-large")
     swap: npt.NDArray[np.bool_] = area[:, small] > area[:, large]

@@ -16,6 +16,7 @@ from train.batch import BatchSource
 from train.checkpoint import (
     backbone_state,
     newest_checkpoint,
+    pyramid_state,
     read_checkpoint,
     remove_leftovers,
     save_file,
@@ -24,6 +25,7 @@ from train.checkpoint import (
 from train.loggers import NAMES, wanted
 from train.loop import DigestLine, Job, Loop, OpenSource
 from train.machine import COMPILE, Machine
+from train.neck import NECKS
 from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
 from train.run import RunFolder, check_classes, check_origin, check_pixels, choose_recipe, open_run, origin_of, versions
@@ -40,6 +42,7 @@ from train.weights import load_weights
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
 @click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
+@click.option("--neck", type=click.Choice(NECKS), help="Pre-train a pyramid too: the recipe's key of that name.")
 @click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
@@ -66,6 +69,7 @@ def pretrain(
     recipe: Path | None,
     settings: tuple[str, ...],
     balance: str | None,
+    neck: str | None,
     resume: bool,
     stop_after: int | None,
     workers: int,
@@ -89,6 +93,7 @@ def pretrain(
         ranks = start(device)
         access = access_from(**access_settings)
         settings += (f"balance={balance}",) if balance else ()
+        settings += (f"neck={neck}",) if neck else ()
         folder = ranks.together(lambda: open_run(run))
         if folder.mirror:
             ranks.on_first(folder.mirror.pull)
@@ -151,7 +156,8 @@ def execute(
 ) -> State:
     """Begin or continue a job's run, on every rank; returns the state it ended with.
 
-    Writes RUN/backbone.pth where the schedule ends. Raises UserError for whatever the user can mend.
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for
+    whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
     set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
@@ -168,6 +174,8 @@ def execute(
     if state.step >= recipe.steps:
         ranks.on_first(lambda: _publish_backbone(folder, state))
         ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        if recipe.neck != "none":
+            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
         why = f"on {ending} " if ending else ""
         ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
@@ -175,7 +183,10 @@ def execute(
 
 
 def _publish_backbone(folder: RunFolder, state: State) -> None:
-    save_file(folder.backbone, backbone_state(trained_state(state.to_checkpoint())))
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
     folder.push()
 
 
@@ -211,11 +222,12 @@ def announce(job: Job, state: State, until: int) -> None:
     """Say what is about to run."""
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
-    stride = state.backbone.stride
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
     ranks.say(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels), {len(job.origin.classes)} classes "
-        f"and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
     )
     if not job.origin.pixels.is_rgb8:
         mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)

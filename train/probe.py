@@ -27,6 +27,7 @@ from formats.dataset import Dataset, open_dataset
 from formats.errors import UserError
 from formats.storage import publish_locally
 from train.checkpoint import trained_state
+from train.context import halfway
 from train.crops import SOURCE, CropReader, LocalShards
 from train.model import DenseClassifier
 from train.ranks import DEVICES, start
@@ -62,7 +63,10 @@ class Answer:
 
 
 def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
-    """At most ``most`` crops of the dataset, drawn by keys, each warped to ``side`` x ``side`` pixels."""
+    """At most ``most`` crops of the dataset, drawn by keys, each warped to ``side`` x ``side`` pixels.
+
+    Where the trainer draws the context they have half of it on each side, always.
+    """
     reader = CropReader(dataset, LocalShards(dataset), capacity=1, with_keys=True)
     count = sum(shard.crops for shard in dataset.shards)
     chosen = np.zeros(count, dtype=np.bool_)
@@ -71,6 +75,8 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
     for shard in dataset.shards:
         crops = reader.crops(shard.index)
         mine = crops[chosen[begin : begin + shard.crops]]
+        if reader.context is not None:
+            mine = halfway(mine, reader.context)
         begin += shard.crops
         for key, crop in zip(reader.keys(mine), mine, strict=True):
             found = reader.decode(*(int(crop[field]) for field in SOURCE))
@@ -88,12 +94,12 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
 
 @torch.inference_mode()
 def features(model: DenseClassifier, crops: Crops, device: torch.device) -> Tensor:
-    """The backbone's last map averaged over positions, float32 [n, channels] on the CPU; in eval mode."""
+    """The backbone's last map (below any neck), averaged over positions: float32 [n, channels] on the CPU."""
     model.eval()
     found = []
     for begin in range(0, len(crops.pixels), BATCH):
         images = torch.from_numpy(crops.pixels[begin : begin + BATCH]).to(device)
-        found.append(model.backbone(model.normalise(images)).float().mean((2, 3)).cpu())
+        found.append(model.last_map(model.normalise(images)).float().mean((2, 3)).cpu())
     return torch.cat(found)
 
 

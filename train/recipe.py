@@ -18,6 +18,8 @@ from formats.dataset import Dataset
 from formats.errors import UserError
 from train.losses import STRATEGIES
 from train.model import MEAN, STD
+from train.neck import NECKS
+from train.norms import NORMS
 from train.precision import PRECISIONS
 from train.schedule import scaled_rate
 from train.streams import StreamOptions
@@ -28,11 +30,13 @@ from train.template import Template
 class Recipe:
     """One run's settings; the defaults are the paper's (section 4.1).
 
-    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). init: a weights file to
-    begin from (train.weights). template_size, template_split: pixels (figure 4b). batch: jigsaws over
-    all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit, resize_low,
-    resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams). strategy: one of
-    train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of its table. steps:
+    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). norm: bn, or gn in its
+    place, for detectors that are fine-tuned with it (train.norms). init: a weights file to begin from (train.weights).
+    neck: one of train.neck.NECKS, with neck_channels on every level. template_size, template_split: pixels (figure 4b).
+    batch: jigsaws over all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64.
+    fit, resize_low, resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams).
+    strategy: one of train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of
+    its table. steps:
     optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
     linearly to others. mean, std: of pixels in 0..1; none takes ImageNet's for 8-bit RGB, else the dataset's own.
     checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
@@ -46,7 +50,10 @@ class Recipe:
     """
 
     backbone: str = "resnet50"
+    norm: str = "bn"
     init: str | None = None
+    neck: str = "none"
+    neck_channels: int = 256
     template_size: int = 224
     template_split: int = 64
     seed: int = 0
@@ -82,7 +89,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with; UserError names the key."""
-        for key in ("steps", "erf_every", "lr_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
+        counts = (
+            "steps",
+            "erf_every",
+            "lr_batch",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "neck_channels",
+        )
+        for key in counts:
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         for key in ("lr_start", "lr_peak", "weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "not negative")
@@ -90,7 +106,9 @@ class Recipe:
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         _require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
         _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
+        _require(self.neck in NECKS, "neck", self.neck, f"one of {', '.join(NECKS)}")
         _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        _require(self.norm in NORMS, "norm", self.norm, f"one of {', '.join(NORMS)}")
         _require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         for key in ("mean", "std"):
             given = getattr(self, key)
@@ -197,7 +215,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A setting's text as TOML reads it; a bare word is a string, ``none`` is no value."""
+    """A setting's text as TOML reads it; a bare word is a string, ``none`` is no value (or the word: _converted)."""
     if text == "none":
         return None
     try:
@@ -221,7 +239,7 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
-    """The value as ``kind``: integers pass for numbers, nothing else is converted."""
+    """The value as ``kind``: integers pass for numbers, and no value for the word "none", nothing else is converted."""
     if get_origin(kind) is UnionType:
         if value is None:
             return None
@@ -230,6 +248,8 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} must be a list of numbers such as [0.5, 0.5, 0.5], not {value!r}")
         return tuple(_converted(one, float, where) for one in value)
+    if kind is str and value is None:
+        return "none"
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):

@@ -5,11 +5,11 @@ any exchange between ranks, so that all of them learn of a failure on any and no
 step, and the compilation that the run needs anyway; the model is left as it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from formats.errors import UserError
 from train.model import DenseClassifier, torch_dtype
@@ -19,8 +19,6 @@ from train.recipe import Recipe
 
 BACKEND = "inductor"
 """Of torch.compile."""
-
-Forward = Callable[[Tensor], Tensor]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -95,7 +93,7 @@ def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: 
             images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).to(torch_dtype(model.pixels))
             with autocast(recipe.precision, device):
                 logits = forward(images)
-            logits.float().logsumexp(dim=1).mean().backward()
+            torch.stack([one.float().logsumexp(dim=1).mean() for one in logits]).mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except Exception as error:

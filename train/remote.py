@@ -1,7 +1,8 @@
 """Shards of an object store as local files, fetched ahead of their use by threads.
 
-Each lane's stream says which shard it draws from next; two threads a group fetch them, so the three groups come in
-parallel and a slow one holds up no other. What a lane waits for goes first, then what lanes begin with, then what they
+Each lane's stream says which shard it draws from next; four threads a group fetch them, so the three groups come in
+parallel and a slow one holds up no other. A fetch is mostly waiting, so that more threads cost little: 7 ms of
+CPU time in 35 for a shard of 130 KB. What a lane waits for goes first, then what lanes begin with, then what they
 draw from next. A fetched file is held (and so kept in the cache) until its lane takes it. Build it in the process that
 reads; its threads end with the process whatever they are doing.
 """
@@ -28,7 +29,7 @@ from train.access import Access
 from train.cache import Cache
 from train.fetch import Fetcher, WrongContent
 
-THREADS_PER_GROUP = 2
+THREADS_PER_GROUP = 4
 
 NOW, FIRST, NEXT = range(3)
 """How urgent a shard is: a lane waits for it, a lane begins with it, a lane draws from it next."""

@@ -181,6 +181,8 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
     loaded = {step: load_look(found[step], Fields) for step in spread(list(found))}
     last = list(loaded)[-1]
     text = f"Refreshed {len(found)} times; the newest table is of step {last}."
+    if recipe.neck != "none":
+        text += " Of the neck's levels the coarsest is shown; each has a table of its own."
     return [
         Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.template)]),
         Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),

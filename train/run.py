@@ -5,6 +5,7 @@
     RUN/checkpoints/     step-NNNNNNNN.pt, the newest few
     RUN/metrics.jsonl    a row a step; RUN/digest.txt, a line a step, with --log-digest
     RUN/backbone.pth     at the end of the schedule: the backbone under its library's names
+    RUN/backbone-fpn.pth with a neck, backbone and neck under the names of torchvision's BackboneWithFPN
 
 The checks here keep a run one run: same recipe, same classes, same dataset from its first step to its last, whatever
 the machine, the number of ranks or of workers.
@@ -101,6 +102,11 @@ class RunFolder:
     def backbone(self) -> Path:
         """backbone.pth."""
         return self.path / "backbone.pth"
+
+    @property
+    def pyramid(self) -> Path:
+        """backbone-fpn.pth."""
+        return self.path / "backbone-fpn.pth"
 
     @property
     def begun(self) -> bool:

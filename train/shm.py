@@ -11,8 +11,12 @@ from formats.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 
-IN_FLIGHT = 3
-"""Batches of a rank in shared memory: the two that its workers work ahead, and the one that is being copied."""
+AHEAD = 2
+"""Steps that a worker may work ahead of the one that its rank has received last."""
+
+IN_FLIGHT = AHEAD + 2
+"""Batches of a rank in shared memory: those that its workers write, the newest received, and the one before it, which
+stays valid while the next is drawn."""
 
 
 def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:

@@ -16,7 +16,10 @@ from formats.errors import UserError
 from formats.pixels import RGB8, PixelFormat
 from train import backbones
 from train.average import Average
+from train.grid import Grid, grid
 from train.model import DenseClassifier
+from train.neck import Neck
+from train.norms import GroupNorm
 from train.precision import loss_scaler
 from train.ranks import Ranks
 from train.recipe import Recipe
@@ -24,7 +27,7 @@ from train.recipe import Recipe
 
 @dataclass(frozen=True)
 class ErfTable:
-    """The label weights in force: made at ``step`` from ``masses``; both tensors float32 [4, h, w]."""
+    """A map's label weights in force: made at ``step`` from ``masses``; both tensors float32 [4, h, w]."""
 
     step: int
     masses: Tensor
@@ -35,7 +38,8 @@ class ErfTable:
 class State:
     """A run's moving parts; ``step`` counts the steps done, so it is the next batch's number.
 
-    replaced: crops drawn so far that could not be decoded. left_out: names of the shards that the run goes on without.
+    tables: of each map classified, finest first; none before the first refresh. replaced: crops drawn so far that could
+    not be decoded. left_out: names of the shards that the run goes on without.
     """
 
     backbone: backbones.Backbone
@@ -44,19 +48,20 @@ class State:
     scaler: torch.amp.GradScaler
     average: Average | None = None
     step: int = 0
-    table: ErfTable | None = None
+    tables: tuple[ErfTable, ...] = ()
     replaced: int = 0
     left_out: list[str] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values only, so that weights_only loading takes it."""
-        table = self.table
+        tables = [{"step": one.step, "masses": one.masses, "weights": one.weights} for one in self.tables]
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average and self.average.state,
-            "erf": table and {"step": table.step, "masses": table.masses, "weights": table.weights},
+            # A run without a neck has one, in the form that was before there were necks.
+            "erf": tables if len(tables) > 1 else tables[0] if tables else None,
             "replaced": self.replaced,
             "left_out": list(self.left_out),
         }
@@ -75,21 +80,40 @@ class State:
         self.step = content["step"]
         self.replaced, self.left_out = content.get("replaced", 0), list(content.get("left_out", ()))
         device = self.model.mean.device
-        table = content["erf"]
-        self.table = table and ErfTable(
-            step=table["step"], masses=table["masses"].to(device), weights=table["weights"].to(device)
+        found = content["erf"] or []
+        self.tables = tuple(
+            ErfTable(step=one["step"], masses=one["masses"].to(device), weights=one["weights"].to(device))
+            for one in ([found] if isinstance(found, dict) else found)
         )
 
 
 def build_model(
     recipe: Recipe, label_count: int, pixels: PixelFormat = RGB8
 ) -> tuple[backbones.Backbone, DenseClassifier]:
-    """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid."""
+    """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid.
+
+    Raises UserError too for a neck on a backbone without its stages.
+    """
     torch.manual_seed(text_key(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone, pixels.channels)
+    backbone = backbones.build(recipe.backbone, recipe.norm, recipe.neck != "none", pixels.channels)
     recipe.template.region_map(backbone.stride)
+    neck = None
+    if recipe.neck == "fpn":
+        # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
+        norm = GroupNorm if recipe.norm == "gn" else None
+        neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
     mean, std = recipe.normalisation
-    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, pixels)
+    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
+
+
+def region_maps(recipe: Recipe, backbone: backbones.Backbone, device: torch.device) -> list[Tensor]:
+    """The region of every position (0 to 3, int64 [h, w]) of each map classified, in the order of the logits."""
+    return [torch.from_numpy(recipe.template.region_map(one.stride)).to(device) for one in backbone.maps]
+
+
+def grids(recipe: Recipe, backbone: backbones.Backbone) -> list[Grid]:
+    """Where the receptive fields of each of these maps are measured."""
+    return [grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
 
 
 def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:

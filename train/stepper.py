@@ -1,12 +1,16 @@
 """One optimizer step: micro-batches forward and backward, their gradients summed, clipped and applied.
 
+With a neck the loss is the mean of its levels' losses: all levels count alike, however many positions they have.
+
 Gradients are accumulated over a process's share of the batch in micro-batches of the recipe's size, and exchanged
 between ranks once, with the last of them. A sum over micro-batches equals the whole batch's gradient to rounding where
 nothing depends on the batch's statistics. All is a function of the state, the images and (seed, step, rank). Beside the
 model's own time about 0.2 ms of host time a step. Prefer a larger micro-batch wherever it fits.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +41,29 @@ def micro_batch_of(recipe: Recipe, world: int) -> int:
     return chosen
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a step found before it was taken, on the device.
+
+    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. guesses: the
+    predicted class of each region, int64 [n, 4]. rate: the learning rate.
+    """
+
+    losses: Tensor
+    guesses: Tensor
+    rate: float
+
+
 class Stepper:
     """Takes a state's model through steps. Make one a process: it compiles the model and joins the ranks' gradients.
 
     Raises UserError where a micro-batch does not divide the share or does not fit into memory.
     """
 
-    def __init__(self, recipe: Recipe, state: State, ranks: Ranks, region_map: Tensor, machine: Machine) -> None:
-        self._recipe, self._state, self._ranks, self._region_map = recipe, state, ranks, region_map
+    def __init__(
+        self, recipe: Recipe, state: State, ranks: Ranks, region_maps: Sequence[Tensor], machine: Machine
+    ) -> None:
+        self._recipe, self._state, self._ranks, self._region_maps = recipe, state, ranks, region_maps
         self.micro_batch = micro_batch_of(recipe, ranks.world)
         self._parallel: nn.Module = state.model
         compiles = machine.compiles(ranks.device)
@@ -57,24 +76,23 @@ class Stepper:
             self._parallel = DistributedDataParallel(self._parallel, device_ids=devices, broadcast_buffers=False)
         self._parallel.train()
 
-    def take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+    def take(self, images: Tensor, labels: Tensor) -> Taken:
         """One step on this rank's images and labels, on its device; the state's step is left to the caller.
 
-        Returns the mean loss over the images (a scalar on the device), the predicted class of each region [n, 4] before
-        the step, and the learning rate. Raises UserError where memory runs out.
+        Raises UserError where memory runs out.
         """
         rate = self._set_rate()
         # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
         torch.manual_seed(int(fold(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
         try:
-            loss, guesses = self._gradients(images, labels)
+            found, guesses = self._gradients(images, labels)
             self._apply()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)
         else:
-            return loss, guesses, rate
+            return Taken(found, guesses, rate)
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
@@ -85,20 +103,20 @@ class Stepper:
         recipe, state, ranks = self._recipe, self._state, self._ranks
         state.optimizer.zero_grad(set_to_none=True)
         starts = range(0, len(images), self.micro_batch)
-        total, guesses = torch.zeros((), device=images.device), []
+        total, guesses = torch.zeros(len(self._region_maps), device=images.device), []
         for start in starts:
             part, own = images[start : start + self.micro_batch], labels[start : start + self.micro_batch]
             waits = isinstance(self._parallel, DistributedDataParallel) and start != starts[-1]
             with self._parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with autocast(recipe.precision, ranks.device):
                     logits = self._parallel(part)
-                logits = logits.float()
-                loss = self._loss(logits, own)
+                logits = [one.float() for one in logits]
+                found = torch.stack([self._loss(level, one, own) for level, one in enumerate(logits)])
                 # DDP averages over ranks; shares of unequal size would otherwise count alike.
-                state.scaler.scale(loss * (len(part) * ranks.world / recipe.batch)).backward()
-            total += loss.detach() * (len(part) / len(images))
+                state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.batch)).backward()
+            total += found.detach() * (len(part) / len(images))
             with torch.no_grad():
-                guesses.append(losses.region_logits(logits.detach(), self._region_map).argmax(dim=2))
+                guesses.append(losses.predictions([one.detach() for one in logits], self._region_maps))
         return total, torch.cat(guesses)
 
     def _apply(self) -> None:
@@ -111,14 +129,14 @@ class Stepper:
         if state.average is not None:
             state.average.update(state.step)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The recipe's loss, a scalar: the mean over these images."""
+    def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """The recipe's loss of one map, a scalar: the mean over these images."""
+        region_map = self._region_maps[level]
         if self._recipe.strategy == "block-wise":
-            return losses.block_wise_loss(logits, labels, self._region_map)
+            return losses.block_wise_loss(logits, labels, region_map)
         if self._recipe.strategy == "global":
-            return losses.global_loss(logits, labels, self._region_map)
-        assert self._state.table is not None
-        return losses.erf_adaptive_loss(logits, labels, self._state.table.weights, self._region_map)
+            return losses.global_loss(logits, labels, region_map)
+        return losses.erf_adaptive_loss(logits, labels, self._state.tables[level].weights, region_map)
 
     def _set_rate(self) -> float:
         """Set and return this step's learning rate."""

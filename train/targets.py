@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from formats.errors import UserError
 from train import backbones, outside, paste
+from train.pyramid import PYRAMID_TARGET, to_pyramid
 from train.resnets import resnet_of, to_detectron2
 from train.stems import input_convolutions, widen
 from train.weights import COUNTER
@@ -39,9 +40,9 @@ class Target:
     lines: Callable[[paste.Facts], str]
 
 
-def check_own(name: str, state: State, colours: int = 3) -> backbones.Backbone:
-    """The backbone of that name holding exactly these weights; UserError where they are not its own."""
-    own = backbones.build(name, colours)
+def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> backbones.Backbone:
+    """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
+    own = backbones.build(name, norm, colours=colours)
     try:
         own.module.load_state_dict(state)
     except RuntimeError as error:
@@ -79,12 +80,12 @@ def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tens
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
     if other.startswith(outside.TIMM):
-        whole = outside.whole_timm_model(other, own.colours)
+        whole = outside.whole_timm_model(other, own.norm, own.colours)
     else:
-        whole = backbones.whole_model(other)
+        whole = backbones.whole_model(other, own.norm)
         if own.colours != 3:
             widen(other, whole, own.colours)
-    head = own.head if other == name else backbones.build(other, own.colours).head
+    head = own.head if other == name else backbones.build(other, own.norm, colours=own.colours).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
@@ -98,7 +99,7 @@ def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tens
     if other.startswith(outside.TIMM):
         forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
     else:
-        forward = backbones.cut(other, whole, own.colours).module.eval()
+        forward = backbones.cut(other, whole, own.norm, colours=own.colours).module.eval()
     compare(name, own.module, other, forward, 4 * own.stride, own.colours)
     return dict(state)
 
@@ -118,6 +119,7 @@ def compare(
 
 def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
     """The state for mmdetection's ResNet or ResNeXt (style pytorch): torchvision's own names."""
+    _refuse_group_norm(own, "mmdetection")
     resnet = resnet_of(own.name, "mmdetection")
     if resnet.groups == 1 and resnet.width != 64:
         raise UserError(f"mmdetection's ResNet has no width but 64 and so no {own.name}: export --to detectron2")
@@ -127,7 +129,16 @@ def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
 
 def to_detectron(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
     """The state under detectron2's names; batch counters, which it does not have, are left out."""
+    _refuse_group_norm(own, "detectron2")
     return _renamed(state, own.name)
+
+
+def _refuse_group_norm(own: backbones.Backbone, library: str) -> None:
+    if own.norm != "bn":
+        raise UserError(
+            f"{library} names the layers of a ResNet under group norm otherwise, and no conversion was ever checked: "
+            "export --to torchvision or --to safetensors"
+        )
 
 
 def _renamed(state: State, name: str) -> dict[str, Tensor]:
@@ -167,6 +178,7 @@ def pack_safetensors(state: Mapping[str, Tensor], about: Mapping[str, str]) -> b
 
 TARGETS = {
     "torchvision": Target(".pth", to_torchvision, pack_torch, paste.torchvision),
+    PYRAMID_TARGET: Target(".pth", to_pyramid, pack_torch, paste.pyramid),
     "timm": Target(".pth", to_timm, pack_torch, paste.timm),
     "mmdet": Target(".pth", to_mmdet, pack_torch, paste.mmdet),
     "detectron2": Target(".pkl", to_detectron, pack_detectron2, paste.detectron2),

@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from formats.dataset import Dataset
 from train.access import Access
 from train.evaluate import MOST_JIGSAWS, Answers, one_pass, predict, summarise
 from train.loop import Job, Validate
-from train.state import State
+from train.state import State, region_maps
 
 
 def validation(job: Job, dataset: Dataset, workers: int, access: Access) -> Validate:
@@ -29,7 +28,7 @@ def validation(job: Job, dataset: Dataset, workers: int, access: Access) -> Vali
     def validate(state: State) -> dict[str, Any]:
         # Running statistics differ between ranks; those that count are rank 0's.
         ranks.share_buffers(state.model)
-        region_map = torch.from_numpy(recipe.template.region_map(state.backbone.stride)).to(ranks.device)
+        maps = region_maps(recipe, state.backbone, ranks.device)
         source = JigsawLoader(
             dataset,
             recipe.template,
@@ -41,7 +40,7 @@ def validation(job: Job, dataset: Dataset, workers: int, access: Access) -> Vali
             access=access,
         )
         try:
-            found = predict(state.model, source, region_map)
+            found = predict(state.model, source, maps)
         finally:
             source.close()
         shares = ranks.gathered((found.predictions, found.labels, found.groups))

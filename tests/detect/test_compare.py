@@ -90,6 +90,15 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
     }
     assert taus["tau-0.5"]["recipe"]["tau"] == 0.5 and taus["warp"]["recipe"]["fit"] == "warp"
     assert taus["global"]["recipe"]["strategy"] == "global"
+    # Both arms with a neck start from one pre-training, whose neck is of the detector's width.
+    assert [name for name in in_process.ran if name.startswith("pre-train neck")] == ["pre-train neck, seed 0"]
+    recipe = json.loads((tmp_path / "out" / "pretrain" / "neck" / "seed-0" / "run.json").read_text())["recipe"]
+    assert (recipe["neck"], recipe["neck_channels"]) == ("fpn", SETTINGS["width"])
+    with_neck, without = (
+        json.loads((tmp_path / "out" / "detect" / name / "seed-0" / "config.json").read_text())
+        for name in ("neck", "neck-backbone-only")
+    )
+    assert with_neck["init"] == without["init"] and with_neck["neck"]["matched"] and without["neck"] is None
 
 
 def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(

@@ -13,7 +13,7 @@ import webdataset
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from formats import names
+from formats import manifest, names
 from formats.dataset import open_dataset
 from prep.doctor import doctor
 from prep.redo import retry_skipped
@@ -96,6 +96,46 @@ def test_workers_resuming_and_repair_change_nothing(kind: str, tmp_path: Path) -
     repaired = invoke(verify, "--out", str(out), "--repair", "--workers", "1")
     assert repaired.exit_code == 0, repaired.output
     assert tree(out) == whole
+
+
+@pytest.mark.parametrize("kind", ["thermal", "multispectral"])
+def test_members_hold_all_of_the_context_where_the_trainer_draws_it(kind: str, tmp_path: Path) -> None:
+    make, member, form = KINDS[kind]
+    sensor = make(tmp_path / "drawn")
+    out = tmp_path / "out"
+    said = sensor.shards(out, *PARTS, "--context-at", "train")
+    assert f"{form} as {member}" in said and "drawn by the trainer" in said, said
+    dataset = open_dataset(str(out))
+    assert dataset.drawn_context == 2.0 and (str(dataset.pixels), dataset.description.format_version) == (form, 2)
+    found, members, reaching = stored(out), [], 0
+    for row in rows(out, "crops"):
+        left, top, right, bottom = (row[name] for name in manifest.MARGINS)
+        across = slice(row["left"] - left, row["right"] + right)
+        whole = sensor.pixels[row["image_file"]][row["top"] - top : row["bottom"] + bottom, across]
+        assert np.array_equal(found[row["key"]].reshape(whole.shape), whole)
+        members.append(whole.reshape(-1, whole.shape[2]) / dataset.pixels.full_scale)
+        reaching += max(left, top, right, bottom) > 0
+    assert reaching == 12
+    assert np.allclose(dataset.measured[0], np.concatenate(members).mean(axis=0), rtol=1e-8)
+    assert invoke(report, "--out", str(out)).exit_code == 0
+    assert "with all of the context" in (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    whole_tree = tree(out)
+    assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
+    os.truncate(next((out / "shards").glob("*-000001.tar")), 700)
+    repaired = invoke(verify, "--out", str(out), "--repair", "--workers", "1")
+    assert repaired.exit_code == 0 and tree(out) == whole_tree, repaired.output
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [("thermal", False), ("grey of 8 bits", True)])
+def test_lossless_cutting_of_what_is_no_rgb_is_refused_in_one_line(kind: str, remedy: bool, tmp_path: Path) -> None:
+    sensor = KINDS[kind][0](tmp_path / "drawn")
+    for more in ((), ("--dry-run",), ("--pixels", "1xuint16")):
+        result = run(sensor, tmp_path / "out", "--encode", "lossless", *more)
+        assert result.exit_code == 2 and not (tmp_path / "out").exists(), result.output
+        told = [line for line in result.output.splitlines() if "--encode lossless" in line]
+        assert len(told) == 1 and "leave --encode out" in told[0], result.output
+        assert ("--pixels rgb8" in told[0]) == (remedy and not more[1:])
 
 
 def test_other_pixels_are_skipped_and_told(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Plain(nn.Module):
 def plain_for_vgg11() -> Iterator[None]:
     """The backbone vgg11 is Plain here: torchvision's spends seconds on weights of a classifier that is dropped."""
     original = backbones.whole_model
-    backbones.whole_model = lambda name: Plain() if name == "vgg11" else original(name)
+    backbones.whole_model = lambda name, norm="bn": Plain() if name == "vgg11" else original(name, norm)
     try:
         yield
     finally:
@@ -78,11 +78,11 @@ def synthetic(job: Job, fail_at: int | None = None) -> OpenSource:
     return open_source
 
 
-def crowded_forward(most: int) -> Callable[[DenseClassifier, Tensor], Tensor]:
+def crowded_forward(most: int) -> Callable[[DenseClassifier, Tensor], tuple[Tensor, ...]]:
     """A dense classifier's forward on a device whose memory takes ``most`` jigsaws."""
     forward = DenseClassifier.forward
 
-    def crowded(self: DenseClassifier, images: Tensor) -> Tensor:
+    def crowded(self: DenseClassifier, images: Tensor) -> tuple[Tensor, ...]:
         if len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, images)
@@ -96,7 +96,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def untimed(folder: Path) -> list[dict[str, Any]]:
     """The rows without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows(folder)]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "data_wait", "device_seconds")}
+        for row in rows(folder)
+    ]
 
 
 def same(left: Any, right: Any) -> bool:

@@ -1,13 +1,17 @@
 """What test_killed_ranks.py lets two ranks do: a whole run, then the same one with a rank killed again and again.
 
 Arguments: a folder, the kills as rank:step joined by commas, and a `pretrain` command without --run. Each kill is one
-start of torchrun's; the whole run is made at the first.
+start of torchrun's; the whole run is made at the first. Called by itself, without torchrun, it runs torchrun's agent
+and lets it fork the ranks: all imports are then made once, instead of by every rank at every start, which is what most
+of the time would go to.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from train import ranks
 from train.batch import Batch
@@ -27,8 +31,8 @@ def kill_at(rank: int, step: int) -> None:
     Loop.step = killed  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    folder, kills, command = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+def play(folder: Path, kills: list[str], command: list[str]) -> None:
+    """What one rank does from one start on."""
     # Both runs are made in one group of ranks: joining another takes longer than they do.
     leave, ranks.finish = ranks.finish, lambda: None
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -39,3 +43,23 @@ if __name__ == "__main__":
         kill_at(rank, step)
     pretrain.main([*command, "--run", str(folder / "killed"), "--resume"], standalone_mode=False)
     leave()
+
+
+if __name__ == "__main__":
+    arguments = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        play(*arguments)
+    else:
+        # What `torchrun --standalone --nproc-per-node 2 --max-restarts N` makes of its options.
+        agent = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=2,
+            run_id="killed",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=len(arguments[1]),
+            monitor_interval=0.1,
+            start_method="fork",
+        )
+        elastic_launch(agent, play)(*arguments)

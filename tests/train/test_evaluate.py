@@ -37,7 +37,7 @@ class Oracle(nn.Module):
         self.labels = {batch.images.sum().item(): batch.labels for batch in source}
         self.region_map = region_map
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         logits = torch.zeros(len(images), CLASSES + 1, *self.region_map.shape)
         for image, labels in enumerate(self.labels[images.sum().item()].tolist()):
             for region, label in enumerate(labels):
@@ -45,14 +45,14 @@ class Oracle(nn.Module):
                 logits[image, (label + 1) % (CLASSES + 1), places] += 1
                 row, column = places.nonzero()[0].tolist()
                 logits[image, label, row, column] += 100
-        return logits
+        return (logits,)
 
 
 def test_a_region_is_predicted_by_its_mean_logits() -> None:
     template = Template(64, 16)
     source = SyntheticSource(template, batch=4, lanes=2, first=0, end=3)
     region_map = torch.from_numpy(template.region_map(16))
-    answers = predict(Oracle(source, region_map), source, region_map)
+    answers = predict(Oracle(source, region_map), source, [region_map])
     assert answers.labels.shape == (12, 4)
     assert (answers.predictions == answers.labels).all()
     assert answers.groups[0].tolist() == [0, 2, 1, 0]

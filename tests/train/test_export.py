@@ -26,17 +26,18 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASSES = ("a", "b")
 
 
-def make_run(folder: Path, backbone: str) -> nn.Module:
+def make_run(folder: Path, backbone: str, norm: str = "bn") -> nn.Module:
     """A run with a checkpoint of random weights and batch statistics; returns its model."""
-    settings = (f"backbone={backbone}", f"mean={list(MEAN)}", f"std={list(STD)}")
+    settings = (f"backbone={backbone}", f"mean={list(MEAN)}", f"std={list(STD)}", f"norm={norm}")
     recipe = small_job(folder, *settings).recipe
     _, model = build_model(recipe, len(CLASSES) + 1)
     words = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for part in model.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                for value in (part.weight, part.bias, part.running_mean, part.running_var):
-                    assert value is not None
+            if isinstance(part, nn.BatchNorm2d | nn.GroupNorm):
+                for value in (part.weight, part.bias, *part.buffers()):
+                    if not value.is_floating_point():
+                        continue
                     value.copy_(torch.rand(value.shape, generator=words) * 0.6 + 0.4)
     describe_run(RunFolder(folder), recipe, Origin(CLASSES, "0" * 64), {"name": backbone})
     content = {"model": model.state_dict(), "recipe": recipe.to_dict()}
@@ -77,8 +78,9 @@ def agree(expected: Tensor, found: Tensor) -> bool:
     return torch.allclose(expected, found, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path) -> None:
-    model = make_run(tmp_path / "run", "resnet18")
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path, norm: str) -> None:
+    model = make_run(tmp_path / "run", "resnet18", norm)
     code = exported(tmp_path / "run", "torchvision", tmp_path / "r18.pth")
     names = run_in(tmp_path, code)
     body = names["model"].double().eval()
@@ -181,6 +183,17 @@ def test_what_a_library_does_not_have_is_refused(tmp_path: Path) -> None:
     unmeasured = call("export", *options, "--recalibrate-bn", 8)
     assert unmeasured.exit_code == 2 and "add --data OUT" in unmeasured.output
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_group_norm_is_kept_by_the_libraries_that_are_checked_and_refused_by_others(tmp_path: Path) -> None:
+    model = make_run(tmp_path / "run", "resnet18", "gn")
+    for to, out in (("mmdet", "m.pth"), ("detectron2", "d.pkl")):
+        refused = call("export", "--run", tmp_path / "run", "--to", to, "--out", tmp_path / out)
+        assert refused.exit_code == 2 and "under group norm" in refused.output and not (tmp_path / out).exists()
+    pytest.importorskip("timm")
+    names = run_in(tmp_path, exported(tmp_path / "run", "timm", tmp_path / "t.pth"))
+    with torch.no_grad():
+        assert agree(own_map(model, picture()), names["model"].double().eval().forward_features(normalised(picture())))
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:

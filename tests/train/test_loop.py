@@ -61,6 +61,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
         "data_wait",
         "replaced",
         "left_out",
+        "device_seconds",
     ]
     assert list(found[0]["accuracy"]) == ["S-small", "W", "T", "S-large"]
     late = [sum(row["accuracy"].values()) / 4 for row in found[-5:]]
@@ -76,7 +77,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: str) -> None:
     job = small_job(tmp_path, f"strategy={strategy}", "steps=2", "warmup_steps=1")
-    assert execute(job, synthetic(job)).table is None
+    assert execute(job, synthetic(job)).tables == ()
     assert len(rows(tmp_path)) == 2
 
 

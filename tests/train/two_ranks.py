@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from formats.errors import UserError
+from tests.detect.conftest import TINY
 from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
 from tests.train.sources import SyntheticSource
 from train import rehearsal
@@ -80,9 +81,12 @@ def scenes(folder: Path) -> None:
     # Batch statistics differ between ranks; those in the checkpoint and the table are rank 0's.
     batch_norm = small_job(folder / "batch-norm", "erf_every=2", ranks=ranks)
     state = execute(batch_norm, synthetic(batch_norm))
-    assert state.table is not None
-    tables = ranks.gathered(state.table.weights)
+    tables = ranks.gathered(state.tables[0].weights)
     assert torch.equal(*tables)
+    # A parameter without a gradient would make the ranks wait for each other for ever.
+    neck = small_job(folder / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8", "steps=2", ranks=ranks)
+    state = execute(neck, synthetic(neck))
+    assert all(torch.equal(*ranks.gathered(table.weights)) for table in state.tables) and len(state.tables) == 4
     accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rehearsal, "BACKEND", "aot_eager")

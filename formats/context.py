@@ -1,0 +1,60 @@
+"""Context: how far a crop reaches beyond its ground-truth box (section 3.1), by the one formula of prep and training.
+
+Prep enlarges each box once, for all; in a dataset of ``--context-at train`` the trainer does, anew for each draw, from
+members that hold all the context there may be. Pure functions over columns: a million boxes take about 50 ms.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Edges = npt.NDArray[np.int32]
+Limits = npt.NDArray[np.integer]
+
+MEAN_SHIFT = 0.5
+"""Of shifts that are uniform in [0, 1): with it a box has the context that it has on average."""
+
+
+def enlarge(xywh: Floats, shifts: Floats, context: float, within: Limits) -> Edges:
+    """Boxes whose corners move outwards, as whole pixels: int32 [..., 4], left, top, right, bottom.
+
+    xywh: finite boxes with an area, float64 [..., 4]. shifts: float64 [..., 4], 0 to 1, how far left, top, right and
+    bottom move, as a share of the most that they may, which is (context - 1) / 2 of the width or height: at context 2 a
+    box grows to up to twice its size. Left and top are rounded down, right and bottom up, and all are cut off at the
+    edges ``within`` (integers [..., 4]): of the image, or of the member that holds all of the context.
+    """
+    x, y, width, height = (xywh[..., i] for i in range(4))
+    reach = (context - 1) / 2 * shifts
+    with np.errstate(over="ignore"):
+        edges = (
+            x - reach[..., 0] * width,
+            y - reach[..., 1] * height,
+            x + width + reach[..., 2] * width,
+            y + height + reach[..., 3] * height,
+        )
+    return whole_pixels(edges, within)
+
+
+def whole_pixels(edges: tuple[Floats, Floats, Floats, Floats], within: Limits) -> Edges:
+    """The smallest boxes of whole pixels that hold ``edges`` (left, top, right, bottom), cut off: int32 [..., 4]."""
+    left, top, right, bottom = edges
+    first_x, first_y, end_x, end_y = (within[..., i] for i in range(4))
+    return np.stack(
+        [
+            np.clip(np.floor(left), first_x, end_x),
+            np.clip(np.floor(top), first_y, end_y),
+            np.clip(np.ceil(right), first_x, end_x),
+            np.clip(np.ceil(bottom), first_y, end_y),
+        ],
+        axis=-1,
+    ).astype(np.int32)
+
+
+def draw_crops(crops: Edges, xywh: Floats, shifts: Floats, context: float, members: Limits) -> Edges:
+    """What is shown of each member for these shifts, in pixels of the image: int32 [..., 4].
+
+    crops: the rows' own edges, [..., 4]. xywh: the ground truth, NaN for background, which has no context to draw: it
+    stays as it is. members: the edges of what is stored.
+    """
+    known = ~np.isnan(xywh[..., :1])
+    return np.where(known, enlarge(np.where(known, xywh, 0.0), shifts, context, members), crops)
