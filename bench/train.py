@@ -57,7 +57,7 @@ class Classifier(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.whole = backbones.whole_model(recipe.backbone)
-        self.pixels = DenseClassifier(nn.Identity(), 1, 1, recipe.mean, recipe.std)
+        self.pixels = DenseClassifier(nn.Identity(), 1, 1, *recipe.normalisation)
         self.pixels.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

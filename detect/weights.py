@@ -120,6 +120,12 @@ def brings_statistics(state: Mapping[str, Tensor]) -> bool:
 def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: bool) -> Report:
     """Copy ``state`` into the network and report; raises UserError for a mismatch unless ``partial``."""
     own = network.state_dict()
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
+        raise UserError(
+            f"{source} takes images of {stem.shape[1]} channels, and these detectors read 8-bit RGB: fine-tune a "
+            "detector of your own (`jigsaw-train export` writes the weights, and beside them how to normalise)"
+        )
     ours_keep = any(name.endswith("running_mean") for name in own)
     theirs_keep = any(name.endswith("running_mean") for name in state)
     one_sided = ours_keep != theirs_keep

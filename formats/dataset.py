@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from formats import manifest, names
 from formats.errors import UserError
+from formats.pixels import PixelFormat, pixel_format
 from formats.retry import TRIES
 from formats.storage import Storage
 
@@ -74,6 +75,17 @@ class Dataset(msgspec.Struct, frozen=True):
     def label_count(self) -> int:
         """C + 1: the foreground classes and the background."""
         return self.description.background + 1
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What its crops' pixels are."""
+        return pixel_format(self.description.options.get("pixels"), names.DATASET)
+
+    @property
+    def measured(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation by channel of all members' pixels, in units of full scale; empty for RGB8."""
+        totals = self.description.totals
+        return tuple(totals.get("mean", ())), tuple(totals.get("std", ()))
 
     @property
     def drawn_context(self) -> float | None:

@@ -6,10 +6,12 @@ About 0.2 ms an image for its head, 5 ms for its pixels, read ahead by threads. 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from formats.pixels import PixelFormat
 from prep.ahead import ahead
 from prep.annotations import Annotations
 from prep.findings import EXAMPLES, WARNING, Finding
-from prep.images import ImageTrouble, decode
+from prep.images import ImageTrouble
+from prep.rasters import read
 from prep.source import ImageSource, read_ahead
 
 Head = tuple[int, int, int] | ImageTrouble
@@ -23,8 +25,8 @@ class Checkup:
     rotated: list[str]
 
 
-def check_images(annotations: Annotations, source: ImageSource, exif: str, deep: bool) -> Checkup:
-    """Look at every image that is listed with a usable size. Raises StoreError."""
+def check_images(annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool) -> Checkup:
+    """Look at every image that is listed with a usable size; pixels: the dataset's. Raises StoreError."""
     trouble: dict[str, str] = {}
     rotated = []
     sizes = list(zip(annotations.widths.tolist(), annotations.heights.tolist(), strict=True))
@@ -47,7 +49,7 @@ def check_images(annotations: Annotations, source: ImageSource, exif: str, deep:
             try:
                 if isinstance(raw, ImageTrouble):
                     raise raw
-                decode(raw, *expected[file], exif)
+                read(raw, *expected[file], exif, pixels)
             except ImageTrouble as error:
                 trouble[file] = str(error)
     return Checkup(trouble, rotated)

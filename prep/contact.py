@@ -10,9 +10,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from formats import names
+from formats.display import Look, displayed
+from formats.members import decode_member
 from formats.storage import Storage
 
 OBJECT = (230, 159, 0)
@@ -40,10 +44,13 @@ class CropRow:
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL) -> Image.Image:
-    """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read."""
+def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | None = None) -> Image.Image:
+    """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read.
+
+    look: how members that are no JPEG are shown.
+    """
     raw = storage.read_range(f"{names.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    member = Image.open(io.BytesIO(raw)).convert("RGB")
+    member = Image.open(io.BytesIO(raw)).convert("RGB") if look is None else Image.fromarray(_shown(raw, crop, look))
     margins = crop.margins
     image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
@@ -60,14 +67,25 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL) -> Image.Image:
     return image
 
 
-def sheet(storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL) -> bytes:
+def _shown(raw: bytes, crop: CropRow, look: Look) -> npt.NDArray[np.uint8]:
+    left, top, right, bottom = crop.margins
+    width, height = crop.right - crop.left + left + right, crop.bottom - crop.top + top + bottom
+    whole = decode_member(raw, look.pixels, width, height)
+    if whole is None:
+        raise OSError(f"a crop in {crop.shard} is no {look.pixels.member} of {look.pixels}")
+    return displayed(whole, look.pixels, look.mean, look.std)
+
+
+def sheet(
+    storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL, look: Look | None = None
+) -> bytes:
     """A transparent WebP of the crops in rows of ``columns``, each centred in its cell."""
     columns = max(1, min(columns, len(crops)))
     rows = -(-len(crops) // columns)
     pitch = cell + GAP
     page = Image.new("RGBA", (columns * pitch - GAP, max(1, rows) * pitch - GAP), (0, 0, 0, 0))
     for i, crop in enumerate(crops):
-        small = thumbnail(storage, crop, cell)
+        small = thumbnail(storage, crop, cell, look)
         at = (i % columns) * pitch + (cell - small.width) // 2, (i // columns) * pitch + (cell - small.height) // 2
         page.paste(small, at)
     sink = io.BytesIO()

@@ -8,7 +8,7 @@ clean; 1: warnings, things that prep leaves out or that are likely mistakes; 2: 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -21,6 +21,7 @@ from prep.checkup import check_images, image_findings
 from prep.coco import decode
 from prep.failures import plain_errors
 from prep.findings import ERROR, NOTE, WARNING, Finding, box_findings, coco_findings, plan_findings
+from prep.pixels import found_pixels
 from prep.plan import Options, Plan, make_plan
 from prep.reading import listed, read_annotations
 from prep.shards import ANNOTATIONS_HELP, IMAGES_HELP
@@ -70,9 +71,12 @@ def examine(url: str, images: str, options: Options, seed: int, deep: bool) -> I
     if raw.kind == "coco":
         yield from coco_findings(decode(raw.files[""], raw.source))
     annotations = listed(raw, source, options.exif)
-    plan = make_plan(annotations, options, seed)
+    decided = found_pixels(annotations, source)
+    if decided.note:
+        yield Finding(NOTE, "pixels", 1, decided.note)
+    plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
     yield from box_findings(annotations, plan)
-    found = check_images(annotations, source, options.exif, deep)
+    found = check_images(annotations, source, options.exif, decided.pixels, deep)
     yield from image_findings(found, options.exif)
     yield from _usable(plan, set(found.trouble))
     summary = planned(plan)

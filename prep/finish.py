@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 import click
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from formats import manifest, names
 from formats.dataset import Description, drawn_context, memory_file
 from formats.errors import UserError
 from formats.groups import GROUPS
+from formats.pixels import RGB8, pixel_format
 from formats.retry import redacted
 from formats.storage import Storage
 from prep import markers, table
@@ -27,6 +27,7 @@ from prep.allowance import DEFAULT, Share, allowance
 from prep.context import expected_sizes
 from prep.failures import plain_errors
 from prep.fill import slot_fill
+from prep.measures import mean_and_std
 from prep.reasons import count_reasons, skipped_table
 from prep.records import PartRecord, PlanRecord, check_agreement, read_parts, read_plan, shaping_versions
 from prep.summary import Summary, count_crops
@@ -187,6 +188,8 @@ class _Seen:
     def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
         empty = np.empty(0, dtype=np.int64)
         labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
+        pixels = pixel_format(plan.options.get("pixels"), names.PLAN)
+        sums = [record.pixels for record in records if record.pixels is not None]
         return Summary(
             classes=plan.classes,
             counts=count_crops(labels, groups, len(plan.classes)),
@@ -200,6 +203,8 @@ class _Seen:
             slots=slot_fill(widths, heights, groups),
             encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
             drawn_context=self._context,
+            pixels=pixels,
+            measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
         )
 
 
@@ -207,8 +212,7 @@ def _encoded(records: list[PartRecord]) -> Counter[str]:
     """The crops of a lossless dataset that were encoded all the same, by reason."""
     found: Counter[str] = Counter()
     for record in records:
-        if not isinstance(record.encoded, msgspec.UnsetType):
-            found.update(record.encoded)
+        found.update(record.encoded or {})
     return found
 
 

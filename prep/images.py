@@ -8,6 +8,7 @@ one before anything is decoded, which is also the guard against decompression bo
 
 import io
 import warnings
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from PIL import Image, ImageFile
 from prep.annotations import MAX_PIXELS
 
 Pixels = npt.NDArray[np.uint8]
+Kind = TypeVar("Kind", bound=np.generic)
 
 _ORIENTATION = 274
 _DIRECT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -62,8 +64,8 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
             with Image.open(io.BytesIO(raw)) as image:
                 turned = int(image.getexif().get(_ORIENTATION, 1)) if exif == "apply" else 1
                 stored = (image.height, image.width) if turned in (5, 6, 7, 8) else (image.width, image.height)
-                _check_size(stored, width, height)
-                return np.ascontiguousarray(_upright(_to_rgb(image), turned))
+                check_size(stored, width, height)
+                return np.ascontiguousarray(upright(_to_rgb(image), turned))
     except ImageTrouble:
         raise
     except Image.DecompressionBombError as error:
@@ -74,7 +76,7 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
         raise ImageTrouble("image does not fit into memory") from error
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, IndexError and more on damaged files.
-        raise ImageTrouble(f"image is damaged: {_one_line(error)}") from error
+        raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
 
 
 def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer | None) -> Pixels | None:
@@ -85,12 +87,12 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
         found_height, found_width, colorspace, _ = simplejpeg.decode_jpeg_header(raw)
         if colorspace not in ("YCbCr", "Gray"):
             return None
-        _check_size((found_width, found_height), width, height)
+        check_size((found_width, found_height), width, height)
         room = None if buffer is None else buffer.of(3 * width * height)
         return np.asarray(simplejpeg.decode_jpeg(raw, "RGB", buffer=room))
     except ValueError as error:
         if any(words in str(error).lower() for words in _DAMAGE):
-            raise ImageTrouble(f"image is damaged: {_one_line(error)}") from error
+            raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
         return None
     except MemoryError:
         return None
@@ -110,10 +112,11 @@ def head(raw: bytes) -> tuple[int, int, int]:
     except Image.UnidentifiedImageError as error:
         raise ImageTrouble("not an image that can be read") from error
     except Exception as error:
-        raise ImageTrouble(f"image is damaged: {_one_line(error)}") from error
+        raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
 
 
-def _check_size(found: tuple[int, int], width: int, height: int) -> None:
+def check_size(found: tuple[int, int], width: int, height: int) -> None:
+    """Raise ImageTrouble where a file's width and height are too many pixels or not the expected ones."""
     if found[0] * found[1] > MAX_PIXELS:
         raise ImageTrouble(f"image has too many pixels: {found[0]}x{found[1]}, at most {MAX_PIXELS:,}")
     if found != (width, height):
@@ -135,7 +138,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> Pixels:
     raise ImageTrouble(f"pixel format is not supported: mode {image.mode}")
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
+def upright(pixels: npt.NDArray[Kind], orientation: int) -> npt.NDArray[Kind]:
     """Pixels turned by an EXIF orientation, 1 to 8; others mean nothing and turn nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
@@ -146,7 +149,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return pixels
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An exception's words for a table: its type and message on one line, no machine paths or addresses."""
     text = " ".join(str(error).split())
     return type(error).__name__ if not text or "<" in text or "/" in text else f"{type(error).__name__} {text[:120]}"

@@ -6,18 +6,20 @@ begun as, cutting parts on an executor.
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from formats import names
 from formats.errors import UserError
+from formats.pixels import RGB8
 from formats.storage import Storage
 from prep import lossless, table
 from prep.allowance import allowance
 from prep.executors import run_tasks
 from prep.parts import PartTask, run_part
-from prep.plan import Options, Plan, make_plan
+from prep.pixels import found_pixels
+from prep.plan import Options, Plan, make_plan, options_of
 from prep.reading import Raw, listed
 from prep.records import (
     PlanRecord,
@@ -44,13 +46,36 @@ class Job:
 
 
 def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
-    """The plan of a job, from its annotations as read; raises UserError."""
-    return make_plan(listed(raw, source, job.options.exif), job.options, job.seed)
+    """The plan of a job, from its annotations as read; its images decide where no pixels are asked for.
+
+    Raises UserError, StoreError.
+    """
+    annotations, options = listed(raw, source, job.options.exif), job.options
+    if options.pixels is None:
+        found = found_pixels(annotations, source)
+        options = replace(options, pixels=found.pixels)
+        if found.note:
+            Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
+    if options.encode == "lossless" and options.stored != RGB8:
+        other = ", or give --pixels rgb8" if options.stored.dtype == "uint8" else ""
+        raise UserError(
+            f"--encode lossless cuts JPEGs out of JPEGs, and the pixels of this dataset are {options.stored}, which "
+            f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
+        )
+    return make_plan(annotations, options, job.seed)
+
+
+def settled(job: Job, record: PlanRecord | None) -> Job:
+    """The job with the pixels that its output was begun with, where it leaves them to the images."""
+    if record is None or job.options.pixels is not None:
+        return job
+    return replace(job, options=replace(job.options, pixels=options_of(record.options, names.PLAN).pixels))
 
 
 def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
     """The plan that ``out`` was begun with; raises UserError where it is of other options, annotations or versions."""
     record = read_plan(out)
+    job = settled(job, record)
     if record is not None:
         check_agreement(
             out.describe(names.PLAN),
@@ -133,6 +158,7 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         encode=job.options.encode,
         background=plan.background,
         format_version=plan.options.format_version,
+        pixels=plan.options.stored,
         images=images,
         crops=crops,
         places=source.places(images.files),

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow as pa
 from formats import manifest, names
 from formats.dataset import FORMAT_VERSION
 from formats.groups import GROUPS
+from formats.pixels import RGB8, PixelFormat
 from formats.storage import Storage
 from prep import lossless, markers
 from prep.archive import Member
@@ -26,7 +26,10 @@ from prep.columns import Crops, Images
 from prep.context import margins as beyond
 from prep.context import member_boxes
 from prep.crops import encode_crops
-from prep.images import ImageTrouble, PixelBuffer, decode
+from prep.images import ImageTrouble, PixelBuffer
+from prep.measures import Measure
+from prep.members import encode_members
+from prep.rasters import read
 from prep.reasons import Skipped
 from prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
 from prep.source import ImageSource, read_ahead
@@ -54,6 +57,7 @@ class PartTask:
     crops: Crops
     places: dict[str, Member] | None = None
     drawn_context: float | None = None
+    pixels: PixelFormat = RGB8
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -80,10 +84,11 @@ def run_part(task: PartTask) -> PartRecord:
 
 def publish_part(task: PartTask, out: Storage) -> PartRecord:
     """Cut a part and publish it: its shards, its rows, last its done record."""
-    made = cut_images(task)
-    usable = np.array([jpeg is not None for jpeg in made.jpegs], dtype=bool)
+    measure = None if task.pixels == RGB8 else Measure(task.pixels)
+    made = cut_images(task, measure)
+    usable = np.array([member is not None for member in made.members], dtype=bool)
     kept, margins = task.crops.take(usable), made.margins[usable]
-    jpegs = [jpeg for jpeg in made.jpegs if jpeg is not None]
+    stored = [member for member in made.members if member is not None]
     keys = [
         names.crop_key(task.images.ids[image], ordinal, label == task.background)
         for image, ordinal, label in zip(kept.image, kept.ordinal.tolist(), kept.label, strict=True)
@@ -98,11 +103,11 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         rows = rows[np.argsort(kept.member[rows], kind="stable")]
         name = names.shard_name(group, task.number)
         members = [keys[row] for row in rows]
-        stored = [jpegs[row] for row in rows]
-        data, offsets = tar_bytes(members, kept.label[rows].tolist(), stored)
+        crops = [stored[row] for row in rows]
+        data, offsets = tar_bytes(members, kept.label[rows].tolist(), crops, task.pixels.member)
         out.publish(f"{names.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
-        rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, offsets, stored)
+        rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, offsets, crops)
         tables.append(with_margins(rows_made, margins[rows], task.format_version))
     out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
     record = PartRecord(
@@ -113,7 +118,8 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         crops=len(kept),
         shards=shards,
         skipped=made.skipped,
-        encoded=dict(sorted(made.encoded.items())) if task.encode == "lossless" else msgspec.UNSET,
+        encoded=dict(sorted(made.encoded.items())) if task.encode == "lossless" else None,
+        pixels=None if measure is None else measure.total(),
     )
     out.publish(names.part_record(task.number), encode(record))
     return record
@@ -123,21 +129,24 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
 class CutImages:
     """What cutting a part's images gave.
 
-    jpegs: each crop's, None where its image cannot be used. margins: int32 [n, 4], how far each extends beyond its
+    members: each crop's, None where its image cannot be used. margins: int32 [n, 4], how far each extends beyond its
     crop. skipped: a row for each image that cannot be used. encoded: crops that were to be cut losslessly and could
     not, by reason.
     """
 
-    jpegs: list[bytes | None]
+    members: list[bytes | None]
     margins: npt.NDArray[np.int32]
     skipped: list[Skipped]
     encoded: Counter[str]
 
 
-def cut_images(task: PartTask) -> CutImages:
-    """Cut the crops of all images of a part, each image read once; raises UserError, StoreError."""
+def cut_images(task: PartTask, measure: Measure | None = None) -> CutImages:
+    """Cut the crops of all images of a part, each image read once; raises UserError, StoreError.
+
+    measure: what takes in the members' pixels, of all formats but RGB8.
+    """
     source = ImageSource(task.source, task.places)
-    jpegs: list[bytes | None] = []
+    members: list[bytes | None] = []
     skipped: list[Skipped] = []
     encoded: Counter[str] = Counter()
     ends = np.searchsorted(task.crops.image, np.arange(len(task.images)), side="right")
@@ -145,7 +154,7 @@ def cut_images(task: PartTask) -> CutImages:
     cut = member_boxes(task.crops, task.images, task.drawn_context)
     margins = beyond(task.crops.boxes, cut)
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
-        first = len(jpegs)
+        first = len(members)
         boxes = cut[first:end]
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
@@ -155,21 +164,26 @@ def cut_images(task: PartTask) -> CutImages:
             if task.encode == "lossless":
                 found = lossless.cut(raw, boxes, width, height, task.exif)
                 if not found.refused:
-                    jpegs += found.jpegs
+                    members += found.jpegs
                     margins[first:end] += found.margins
                     continue
-            pixels = decode(raw, width, height, task.exif, buffer)
-            jpegs += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            pixels = read(raw, width, height, task.exif, task.pixels, buffer)
+            if measure is None:
+                members += encode_crops(pixels, boxes, task.quality, task.subsampling)
+            else:
+                members += encode_members(pixels, boxes, task.pixels, measure)
             if task.encode == "lossless":
                 encoded[found.refused] += len(boxes)
         except ImageTrouble as trouble:
-            jpegs += [None] * len(boxes)
+            members += [None] * len(boxes)
             skipped.append(Skipped(task.images.ids[index], file, None, None, "cut", str(trouble)))
-    return CutImages(jpegs, margins, skipped, encoded)
+    return CutImages(members, margins, skipped, encoded)
 
 
-def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes]) -> tuple[bytes, list[int]]:
-    """A shard, and where each JPEG begins in it: members ``<key>.cls`` and ``<key>.jpg``, a fixed time and owner.
+def tar_bytes(
+    keys: Sequence[str], labels: Sequence[int], crops: Sequence[bytes], suffix: str = "jpg"
+) -> tuple[bytes, list[int]]:
+    """A shard, and where each crop begins in it: members ``<key>.cls`` and ``<key>.SUFFIX``, a fixed time and owner.
 
     The bytes are those of webdataset.TarWriter(mtime=0) (a test compares them), which is a loop around tarfile;
     importing webdataset imports torch, and four seconds and 300 MB for each worker are too much for a loop. tarfile
@@ -179,12 +193,12 @@ def tar_bytes(keys: Sequence[str], labels: Sequence[int], jpegs: Sequence[bytes]
     pieces: list[bytes] = []
     offsets: list[int] = []
     length = 0
-    for key, label, jpeg in zip(keys, labels, jpegs, strict=True):
-        for suffix, data in (("cls", str(label).encode("ascii")), ("jpg", jpeg)):
+    for key, label, crop in zip(keys, labels, crops, strict=True):
+        for kind, data in (("cls", str(label).encode("ascii")), (suffix, crop)):
             padding = -len(data) % tarfile.BLOCKSIZE
-            pieces += (_header(f"{key}.{suffix}".encode("ascii"), len(data)), data, _ZEROS[:padding])
+            pieces += (_header(f"{key}.{kind}".encode("ascii"), len(data)), data, _ZEROS[:padding])
             length += tarfile.BLOCKSIZE + len(data) + padding
-        offsets.append(length - padding - len(jpeg))
+        offsets.append(length - padding - len(crop))
     ending = 2 * tarfile.BLOCKSIZE
     pieces.append(bytes(ending + -(length + ending) % tarfile.RECORDSIZE))
     return b"".join(pieces), offsets
@@ -222,7 +236,7 @@ def crop_table(
     part: int,
     shard: str,
     offsets: Sequence[int],
-    jpegs: Sequence[bytes],
+    stored: Sequence[bytes],
 ) -> pa.Table:
     """The manifest rows of one shard, in member order."""
     index = crops.image.tolist()
@@ -239,7 +253,7 @@ def crop_table(
         "part": np.full(count, part, dtype=np.int32),
         "shard": [shard] * count,
         "offset": np.array(offsets, dtype=np.int64),
-        "size": np.array([len(jpeg) for jpeg in jpegs], dtype=np.int64),
+        "size": np.array([len(member) for member in stored], dtype=np.int64),
     }
     columns |= {name: crops.boxes[:, i] for i, name in enumerate(("left", "top", "right", "bottom"))}
     boxes = ("box_x", "box_y", "box_width", "box_height")

@@ -5,7 +5,8 @@ put into an order drawn from those keys, so the plan does not depend on the orde
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import numpy as np
 from formats import draws
 from formats.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from formats.errors import UserError
+from formats.pixels import RGB8, PixelFormat, pixel_format
 from prep import geometry, negatives, positives
 from prep.annotations import Annotations
 from prep.columns import Crops, Images, join
@@ -46,6 +48,7 @@ class Options:
     exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
     images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
+    pixels: of the crops; None has the images decide (prep.pixels), which must be done before a plan is made.
     """
 
     negatives_per_positive: float = 0.1
@@ -56,13 +59,22 @@ class Options:
     exif: str = "ignore"
     encode: str = "pixels"
     context_at: str = "prep"
+    pixels: PixelFormat | None = RGB8
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.
 
         So a dataset of version 1 stays what it was begun as, for every program that knows its options.
         """
-        return {name: value for name, value in asdict(self).items() if name in _FIRST or value != _DEFAULTS[name]}
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: value for name, value in held.items() if name in _FIRST or value != _DEFAULTS[name]}
+        return {name: value.to_dict() if isinstance(value, PixelFormat) else value for name, value in chosen.items()}
+
+    @property
+    def stored(self) -> PixelFormat:
+        """The crops' pixel format, which is decided."""
+        assert self.pixels is not None
+        return self.pixels
 
     @property
     def format_version(self) -> int:
@@ -72,13 +84,19 @@ class Options:
     @property
     def drawn_context(self) -> float | None:
         """The context that the trainer draws from; None where prep draws it."""
-        return drawn_context(asdict(self))
+        return drawn_context(self.to_dict())
 
 
 _FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
 """The options of format version 1."""
 
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+def options_of(recorded: Mapping[str, Any], where: str) -> Options:
+    """The options that plan.json records; raises UserError for pixels that this program does not know."""
+    known = {name: value for name, value in recorded.items() if name in _DEFAULTS}
+    return Options(**known | {"pixels": pixel_format(recorded.get("pixels"), where)})
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,7 @@ def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, draws.U64
 def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
     """Where parts begin, among images and among crops, each with the end appended: as full as the limits let them."""
     cut = member_boxes(crops, images, options.drawn_context)
-    weights = crop_bytes(geometry.areas(cut), options.jpeg_quality, options.subsampling)
+    weights = crop_bytes(geometry.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
     ends = np.searchsorted(crops.image, np.arange(len(images)), side="right")
     loads = np.diff(np.r_[0, np.cumsum(weights)][ends], prepend=0).tolist()
     counts = np.diff(ends, prepend=0).tolist()

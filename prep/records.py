@@ -16,6 +16,7 @@ from formats import manifest, names
 from formats.errors import UserError
 from formats.storage import Storage
 from prep.ahead import REMOTE_THREADS, ahead
+from prep.measures import PixelSums
 from prep.plan import Plan
 from prep.reasons import Skipped, skipped_table
 
@@ -49,10 +50,11 @@ class ShardRecord(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
+class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The done record of a part: its shards, and what could not be used of its images.
 
-    encoded: of a lossless dataset, the crops that were encoded all the same, by reason.
+    encoded: of a lossless dataset, the crops that were encoded all the same, by reason. pixels: the sums of its crops'
+    pixels, of what is not 8-bit RGB in JPEG members.
     """
 
     part: int
@@ -62,7 +64,8 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
     crops: int
     shards: list[ShardRecord]
     skipped: list[Skipped]
-    encoded: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    encoded: dict[str, int] | None = None
+    pixels: PixelSums | None = None
 
     @property
     def bytes(self) -> int:

@@ -6,7 +6,6 @@ cut short leaves parts to be cut, which the same command, or ``shards``, then do
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 
 import click
 from rich.console import Console
@@ -22,7 +21,7 @@ from prep.failures import plain_errors
 from prep.finish import finish
 from prep.inputs import Inputs, recall, remember
 from prep.job import Job, begin, begun_as, check_means, cut, plan_job
-from prep.plan import Options
+from prep.plan import options_of
 from prep.reading import read_annotations
 from prep.records import PartRecord, PlanRecord, read_parts, read_plan
 from prep.source import ImageSource
@@ -90,8 +89,7 @@ def redo(
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
     storage = Storage(out)
     plan_record = plan_of(storage)
-    shaping = {field.name for field in fields(Options)}
-    options = Options(**{name: value for name, value in plan_record.options.items() if name in shaping})
+    options = options_of(plan_record.options, storage.describe(names.PLAN))
     job = Job(inputs.annotations, inputs.images, out, plan_record.seed, options)
     check_means(options)
     raw = read_annotations(job.annotations, job.images)

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from formats import draws, manifest, names
 from formats.dataset import Dataset, open_dataset
+from formats.display import Look, display_note
 from formats.errors import UserError
 from formats.groups import GROUPS, TALL_BELOW, WIDE_ABOVE
 from formats.page import Bars, Figure, Section, Table, chart, picture, render
+from formats.pixels import RGB8
 from formats.storage import Storage
 from prep.contact import CropRow, sheet
 from prep.context import expected_sizes
@@ -23,6 +25,11 @@ from prep.context import expected_sizes
 GROUP_NAMES = {"S": "S, square", "T": "T, tall", "W": "W, wide"}
 CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
+
+
+def look_of(dataset: Dataset) -> Look | None:
+    """How crops are shown that are no JPEG."""
+    return None if dataset.pixels == RGB8 else Look(dataset.pixels, *dataset.measured)
 
 
 def read_crops(storage: Storage, dataset: Dataset) -> Columns:
@@ -76,7 +83,14 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         if count:
             some = choose(crops, chosen, 24, dataset.description.seed)
             alt = f"{len(some)} crops of group {group} with their objects' boxes"
-            figures.append(picture(sheet(storage, some, 6), alt, f"{GROUP_NAMES[group]}: {count:,} crops", "webp"))
+            figures.append(
+                picture(
+                    sheet(storage, some, 6, look=look_of(dataset)),
+                    alt,
+                    f"{GROUP_NAMES[group]}: {count:,} crops",
+                    "webp",
+                )
+            )
     text = (
         "A crop is an object's box, enlarged at random and cut off at the image's edge; its own shape decides its "
         "group, and its group the slots it can fill. The line in a picture is the object's box, the picture's edge "
@@ -89,6 +103,8 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
             "anew each time. The shape of the box decides its group, and its group the slots it can fill; pictures "
             "without a line are background, always shown whole."
         )
+    if note := display_note(dataset.pixels):
+        text += f" {note}"
     return Section("Crops by group", text, [Table(["group", "crops", "%", "shards", "MB"], rows)], figures=figures)
 
 
@@ -138,7 +154,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         if counts[label]:
             some = choose(crops, crops["label"] == label, 5, dataset.description.seed)
             alt = f"{len(some)} crops of class {labels[label]}"
-            image = sheet(storage, some, 5, 72)
+            image = sheet(storage, some, 5, 72, look_of(dataset))
             figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,}", "webp"))
     text = f"{len(dataset.classes)} classes and the background."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])

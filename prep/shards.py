@@ -23,8 +23,9 @@ from prep.executors import open_executor, usable_cores
 from prep.failures import plain_errors
 from prep.finish import finish, tidy
 from prep.inputs import Inputs, remember
-from prep.job import Job, begin, begun_as, check_means, cut, plan_job
+from prep.job import Job, begin, begun_as, check_means, cut, plan_job, settled
 from prep.overwrite import remove_dataset
+from prep.pixels import AUTO, wanted
 from prep.plan import CONTEXT_AT, ENCODINGS, Options, Plan
 from prep.reading import read_annotations
 from prep.source import ImageSource
@@ -92,7 +93,16 @@ class Manner:
     type=click.Choice(ENCODINGS),
     default="pixels",
     show_default=True,
-    help="pixels: decode the image, encode the crops. lossless: cut JPEGs along their own blocks (needs turbojpeg).",
+    help="pixels: decode the image, encode the crops. lossless: cut JPEGs along their own blocks (needs turbojpeg; of "
+    "8-bit RGB only).",
+)
+@click.option(
+    "--pixels",
+    default=AUTO,
+    show_default=True,
+    metavar="FORMAT",
+    help="Of the crops. auto: as the images have them. rgb8: 8-bit RGB as JPEG. Else channels and type (uint8, uint16, "
+    "float32), such as 1xuint16 or 6xfloat32, kept losslessly as PNG or npy.",
 )
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
@@ -116,6 +126,7 @@ def shards(
     subsampling: str,
     exif: str,
     encode: str,
+    pixels: str,
     workers: int | None,
     scheduler: str | None,
     task_index: int | None,
@@ -128,9 +139,8 @@ def shards(
 
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
-    options = Options(
-        negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif, encode, context_at
-    )
+    shaping = (negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif, encode, context_at)
+    options = Options(*shaping, pixels=wanted(pixels))
     task = array_task(task_index, task_count, os.environ)
     manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
     with plain_errors(out):
@@ -145,7 +155,7 @@ def run(job: Job, manner: Manner) -> None:
     raw = read_annotations(job.annotations, job.images)
     out = Storage(job.out)
     if not manner.dry_run and not manner.overwrite:
-        begun_as(out, job, raw.sha256)
+        job = settled(job, begun_as(out, job, raw.sha256))
         if out.exists(names.DATASET):
             tidy(out)
             console.print(f"{shown} is finished: nothing to do.", highlight=False, soft_wrap=True)

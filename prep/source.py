@@ -17,7 +17,8 @@ from formats.retry import StoreError
 from formats.storage import Storage
 from prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
 from prep.archive import MOST_BYTES, Member, find, is_archive, read_index, read_member, top_folder
-from prep.images import ImageTrouble, head
+from prep.images import ImageTrouble
+from prep.rasters import RasterHead, is_tiff, measured, raster_head
 
 HEAD_BYTES = 1 << 16
 
@@ -133,11 +134,25 @@ class ImageSource:
         """Width, height and EXIF orientation of an image by its head; raises ImageTrouble, StoreError."""
         if not self.archive and not self._storage.is_local:
             try:
-                return head(self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES))
+                return measured(self._begin(file))
             except (ImageTrouble, OSError):
                 # An empty file has no first bytes to a store, and some heads are longer: the whole file decides.
                 pass
-        return head(self.read(file))
+        return measured(self.read(file))
+
+    def raster(self, file: str) -> RasterHead:
+        """What an image holds, by its head; raises ImageTrouble, StoreError."""
+        if not self.archive and not self._storage.is_local:
+            try:
+                begin = self._begin(file)
+                if not is_tiff(begin):
+                    return raster_head(begin)
+            except (ImageTrouble, OSError):
+                pass
+        return raster_head(self.read(file))
+
+    def _begin(self, file: str) -> bytes:
+        return self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES)
 
     def size(self, file: str, exif: str) -> Size:
         """Width and height of an image by its head, upright where ``exif`` is ``apply``; raises as ``head`` does."""

@@ -4,13 +4,14 @@ The same figures make the plan's table, the final table and the totals of datase
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from formats.groups import GROUPS
+from formats.pixels import RGB8, PixelFormat
 from prep import geometry, weight
 from prep.context import expected_sizes, member_boxes
 from prep.fill import Slot, slot_fill, warnings
@@ -26,7 +27,7 @@ class Summary:
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
     once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
     drawn_context: where the trainer draws the context, how much at most; the slots are then filled with crops of the
-    mean context.
+    mean context. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB.
     """
 
     classes: Sequence[str]
@@ -42,6 +43,8 @@ class Summary:
     seconds: float | None = None
     encoded: Mapping[str, int] | None = None
     drawn_context: float | None = None
+    pixels: PixelFormat = RGB8
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def crops(self) -> int:
@@ -87,6 +90,7 @@ class Summary:
             "bytes": self.bytes,
             "skipped": dict(sorted(self.skipped.items())),
             "slot_fill": {slot.name: round(slot.fill, 3) for slot in self.slots},
+            **{name: list(values) for name, values in self.measured.items()},
         }
 
 
@@ -103,7 +107,8 @@ def planned(plan: Plan) -> Summary:
     sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
     pixels = geometry.areas(cut)
     part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
-    sizes_in_bytes = weight.crop_bytes(pixels, plan.options.jpeg_quality, plan.options.subsampling)
+    options = plan.options
+    sizes_in_bytes = weight.crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)
     image_pixels = int((plan.images.widths * plan.images.heights).sum())
     return Summary(
         classes=plan.classes,
@@ -120,4 +125,5 @@ def planned(plan: Plan) -> Summary:
             len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
         ),
         drawn_context=context,
+        pixels=options.stored,
     )

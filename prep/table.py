@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from formats.groups import GROUPS
+from formats.pixels import RGB8
 from prep.records import PartRecord
 from prep.summary import Summary
 
@@ -35,6 +36,8 @@ def print_summary(console: Console, title: str, summary: Summary, seconds: float
     if summary.drawn_context is not None:
         facts.add_row("context", f"up to {summary.drawn_context:g}x, drawn by the trainer")
     facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
+    if summary.pixels != RGB8:
+        facts.add_row("pixels", f"{summary.pixels} as {summary.pixels.member}")
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
     listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]

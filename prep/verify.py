@@ -22,6 +22,8 @@ from rich.table import Table
 from formats import manifest, names
 from formats.dataset import memory_file
 from formats.errors import UserError
+from formats.members import decode_member
+from formats.pixels import RGB8, PixelFormat, pixel_format
 from formats.retry import redacted
 from formats.storage import Storage
 from prep import table
@@ -126,13 +128,15 @@ def inspect_part(task: tuple[str, int, PlanRecord]) -> list[Damage]:
     except Exception as error:
         # pyarrow raises many kinds of errors for damaged files.
         return [Damage(number, names.part_rows(number), f"cannot be read ({type(error).__name__})")]
+    pixels = pixel_format(plan.options.get("pixels"), names.PLAN)
     damages = (
-        (shard, _inspect_shard(out, shard, rows.to_pylist())) for shard, rows in zip(record.shards, tables, strict=True)
+        (shard, _inspect_shard(out, shard, rows.to_pylist(), pixels))
+        for shard, rows in zip(record.shards, tables, strict=True)
     )
     return [Damage(number, f"{names.SHARDS}/{shard.name}", what) for shard, what in damages if what]
 
 
-def _inspect_shard(out: Storage, shard: ShardRecord, rows: list[dict[str, Any]]) -> str:
+def _inspect_shard(out: Storage, shard: ShardRecord, rows: list[dict[str, Any]], pixels: PixelFormat) -> str:
     """What is wrong with a shard, in words; nothing where it is whole."""
     try:
         data = out.read(f"{names.SHARDS}/{shard.name}")
@@ -147,20 +151,24 @@ def _inspect_shard(out: Storage, shard: ShardRecord, rows: list[dict[str, Any]])
             members = [(member.name, member.offset_data, member.size) for member in tar]
     except tarfile.TarError:
         return "is no tar"
-    if [member for member in members if member[0].endswith(".jpg")] != [
-        (f"{row['key']}.jpg", row["offset"], row["size"]) for row in rows
+    if [member for member in members if not member[0].endswith(".cls")] != [
+        (f"{row['key']}.{pixels.member}", row["offset"], row["size"]) for row in rows
     ]:
         return "does not hold the crops of its rows"
-    return next((f"{row['key']} {what}" for row in rows if (what := _inspect_crop(data, row))), "")
+    return next((f"{row['key']} {what}" for row in rows if (what := _inspect_crop(data, row, pixels))), "")
 
 
-def _inspect_crop(data: bytes, row: dict[str, Any]) -> str:
-    try:
-        pixels = simplejpeg.decode_jpeg(data[row["offset"] : row["offset"] + row["size"]], "RGB")
-    except ValueError:
-        return "cannot be decoded"
+def _inspect_crop(data: bytes, row: dict[str, Any], form: PixelFormat) -> str:
+    raw = data[row["offset"] : row["offset"] + row["size"]]
     left, top, right, bottom = (row.get(name, 0) for name in manifest.MARGINS)
     expected = (row["bottom"] - row["top"] + top + bottom, row["right"] - row["left"] + left + right)
+    if form != RGB8:
+        whole = decode_member(raw, form, expected[1], expected[0])
+        return "" if whole is not None else f"is no {form.member} of its row's size and of {form}"
+    try:
+        pixels = simplejpeg.decode_jpeg(raw, "RGB")
+    except ValueError:
+        return "cannot be decoded"
     return "" if pixels.shape[:2] == expected else "has another size than its row"
 
 

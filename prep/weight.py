@@ -7,6 +7,8 @@ decide where parts end, so a change of them is a change of plan.PLAN_VERSION.
 import numpy as np
 import numpy.typing as npt
 
+from formats.pixels import RGB8, PixelFormat
+
 QUALITIES = (50, 75, 85, 90, 95, 98, 100)
 BYTES_PER_PIXEL_444 = (0.147, 0.227, 0.329, 0.41, 0.6, 0.855, 1.28)
 BYTES_PER_PIXEL_420 = (0.12, 0.184, 0.259, 0.322, 0.464, 0.642, 0.877)
@@ -22,8 +24,19 @@ LOSSLESS_SHARE = 0.6
 """Of the time a pixel, where blocks are copied and not decoded."""
 
 
-def crop_bytes(pixels: npt.NDArray[np.int64], quality: int, subsampling: str) -> npt.NDArray[np.int64]:
+PNG_SHARE = 0.85
+"""Of the bytes of a sensor's pixels that a PNG of them takes: their noise does not compress."""
+
+NPY_HEADER = 128
+
+
+def crop_bytes(
+    pixels: npt.NDArray[np.int64], quality: int, subsampling: str, form: PixelFormat = RGB8
+) -> npt.NDArray[np.int64]:
     """About how many bytes of a shard each crop takes: int64 [n] for areas [n] in pixels."""
+    if form != RGB8:
+        share = PNG_SHARE if form.member == "png" else 1.0
+        return (NPY_HEADER + TAR_OVERHEAD + share * form.channels * form.itemsize * pixels).astype(np.int64)
     per_pixel = BYTES_PER_PIXEL_444 if subsampling == "444" else BYTES_PER_PIXEL_420
     slope = float(np.interp(quality, QUALITIES, per_pixel))
     return (JPEG_HEADER + TAR_OVERHEAD + slope * pixels).astype(np.int64)

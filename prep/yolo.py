@@ -17,7 +17,8 @@ from prep.annotations import BoxColumns, ImageEntry
 from prep.boxes import NOWHERE, BoxList
 
 SUFFIXES = frozenset(
-    f".{name}" for name in ("bmp", "jpeg", "jpg", "jpe", "jfif", "png", "ppm", "pgm", "tif", "tiff", "webp", "jp2")
+    f".{name}"
+    for name in ("bmp", "jpeg", "jpg", "jpe", "jfif", "png", "ppm", "pgm", "tif", "tiff", "webp", "jp2", "npy")
 )
 """What makes a file an image here; COCO and VOC name their images, YOLO leaves them to be found."""
 

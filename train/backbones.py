@@ -22,6 +22,7 @@ from torchvision.models import feature_extraction
 
 from formats.errors import UserError
 from train.norms import with_norm
+from train.stems import widen
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
@@ -46,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A module that maps [n, 3, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
+    """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
     head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
     train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
@@ -60,6 +61,7 @@ class Backbone:
     head: frozenset[str]
     norm: str = "bn"
     stages: tuple[Stage, ...] = ()
+    colours: int = 3
 
     @property
     def maps(self) -> tuple[Stage, ...]:
@@ -80,31 +82,35 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str, norm: str = "bn", staged: bool = False) -> Backbone:
+def build(name: str, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
     """The backbone of that name under ``norm`` (train.norms), randomly initialised as its library does it.
 
     Drawn from torch's global generator.
 
     name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). staged: whether its
-    module gives the maps of all STAGES. Raises UserError for an unknown name (with the nearest ones), for a model
-    without a feature map that can be cut into regions and, staged, for one without these stages.
+    module gives the maps of all STAGES. colours: channels of its images; train.stems says what other than 3 does.
+    Raises UserError for an unknown name (with the nearest ones), for a model without a feature map that can be cut into
+    regions and, staged, for one without these stages.
     """
     if ":" in name:
         from train import outside  # it needs this module
 
         if staged:
             raise UserError(f"backbone {name} {_NO_STAGES}")
-        return outside.build(name, norm)
-    return cut(name, whole_model(name, norm), norm, staged)
+        return outside.build(name, norm, colours)
+    whole = whole_model(name, norm)
+    if colours != 3:
+        widen(name, whole, colours)
+    return cut(name, whole, norm, staged, colours)
 
 
-def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False) -> Backbone:
+def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
     staged: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
     regions, or not all stages; ``name`` is for the message.
     """
-    maps = _find_maps(name, whole)
+    maps = _find_maps(name, whole, colours)
     found = maps[-1]
     # A block that halves the map may begin with a convolution at the full one, beside its shortcut: not yet a stage.
     ends = {one.stride: one for one in maps if one.alone}
@@ -116,7 +122,7 @@ def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False) -> 
     module = _up_to(whole, nodes if staged else nodes[0])
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
     kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if staged else ()
-    return Backbone(name, module, found.channels, found.stride, head, norm, kept)
+    return Backbone(name, module, found.channels, found.stride, head, norm, kept, colours)
 
 
 def whole_model(name: str, norm: str = "bn") -> nn.Module:
@@ -138,14 +144,14 @@ _NO_STAGES = (
 )
 
 
-def _find_maps(name: str, whole: nn.Module) -> list[_Map]:
+def _find_maps(name: str, whole: nn.Module, colours: int) -> list[_Map]:
     """Every feature map up to the last before the final pooling, in the order they are made."""
     mode = whole.training
     whole.eval()
     try:
         tracer = feature_extraction.NodePathTracer()
         graph = tracer.trace(whole)
-        small, large = (_shapes(fx.GraphModule(whole, graph), size) for size in SIZES)
+        small, large = (_shapes(fx.GraphModule(whole, graph), size, colours) for size in SIZES)
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -218,12 +224,13 @@ class _Recorded(nn.Module):
         return recorder.shapes
 
 
-def _shapes(traced: fx.GraphModule, size: int) -> dict[fx.Node, torch.Size]:
+def _shapes(traced: fx.GraphModule, size: int, colours: int) -> dict[fx.Node, torch.Size]:
     """The shape of every tensor of the graph for one image of that size, computed without data."""
     recorded = _Recorded(traced)
     state = {**dict(recorded.named_parameters()), **dict(recorded.named_buffers())}
     meta = {name: value.detach().to("meta") for name, value in state.items()}
-    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (torch.empty(1, 3, size, size, device="meta"),))
+    image = torch.empty(1, colours, size, size, device="meta")
+    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (image,))
     return shapes
 
 

@@ -14,7 +14,8 @@ import torch
 class Batch:
     """One rank's share of global batch ``step``, in lane order.
 
-    images: uint8 [n, size, size, 3], rows of RGB pixels (NHWC): valid until the next batch but one is drawn.
+    images: uint8 [n, size, size, 3], rows of RGB pixels (NHWC), or of the channels and type that the dataset has
+    (formats.pixels): valid until the next batch but one is drawn.
     labels: int64 [n, 4], the class of each region (template.REGIONS), the background being class C.
     groups: uint8 [n, 4], the aspect group each region's crop came from (an index into formats.groups.GROUPS).
     replaced: how many of these crops stand in for one that could not be decoded.

@@ -27,6 +27,7 @@ from train.loader import JigsawLoader
 from train.look import brightness
 from train.maps import MAP
 from train.model import DenseClassifier
+from train.recipe import Recipe
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
 from train.weights import load_weights
@@ -93,17 +94,19 @@ def erf(
     """Measure and draw the effective receptive field of weights, to compare pre-trainings."""
     template = Template(size, split)
     stream = replace(StreamOptions(seed=seed, batch=count), lanes=count if count <= 64 else None)
-    loader = JigsawLoader(open_dataset(data), template, stream, workers=0, stop_step=1)
+    dataset = open_dataset(data)
+    loader = JigsawLoader(dataset, template, stream, workers=0, stop_step=1)
+    pixels, (mean, std) = dataset.pixels, Recipe().resolved(dataset).normalisation
     pictures = next(iter(loader)).images.clone()
     fields: dict[str, list[Tensor]] = {}
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
         torch.manual_seed(text_key(seed, "random weights"))
-        built = backbones.build(backbone)
+        built = backbones.build(backbone, colours=pixels.channels)
         region_map = template.region_map(built.stride)
         if file != RANDOM:
             load_weights(built, file)
-        images = DenseClassifier(built.module, built.channels, 2).normalise(pictures)
+        images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels=pixels).normalise(pictures)
         maps, found = measure(built.module, images, region_map, built.stride)
         fields[file] = maps
         rows.append([file, *found.sides, found.rms_radius])

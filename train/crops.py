@@ -17,6 +17,8 @@ import simplejpeg
 
 from formats import manifest, names
 from formats.dataset import CropIndex, Dataset, ShardRow
+from formats.members import decode_member
+from formats.pixels import RGB8
 from formats.storage import Storage
 from train.access import Access
 from train.fetch import BadShard
@@ -159,6 +161,7 @@ class CropReader:
             self._columns += manifest.BOX
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._skip_bad = skip_bad
+        self._lossless = None if dataset.pixels == RGB8 else dataset.pixels
         before = set(left_out)
         self.left_out = {shard.index: "left out before" for shard in dataset.shards if shard.name in before}
 
@@ -214,15 +217,18 @@ class CropReader:
 
     def decode(
         self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
-    ) -> npt.NDArray[np.uint8] | None:
-        """A crop's RGB pixels, uint8 [height, width, 3], from the fields of SOURCE.
+    ) -> npt.NDArray[Any] | None:
+        """A crop's RGB pixels, uint8 [height, width, 3], or as formats.pixels has them, from the fields of SOURCE.
 
         They are a view into its member, of ``stored`` x ``high`` pixels, from ``x``, ``y`` on. None where the bytes are
-        no whole JPEG of that size.
+        no whole member of that size.
         """
         raw = self._shard(shard).bytes
         if raw is None:
             return None
+        if self._lossless is not None:
+            whole = decode_member(raw[offset : offset + size].tobytes(), self._lossless, stored, high)
+            return None if whole is None else whole[y : y + height, x : x + width]
         try:
             pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")
         except ValueError:

@@ -74,7 +74,7 @@ def measure(job: Job, open_source: OpenSource, steps: int) -> Costs:
     """Time a job's steps on every rank; its folder gets a run's files. Raises what its data or memory raise."""
     ranks = job.ranks
     began = _now(ranks)
-    state = ranks.together(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks))
+    state = ranks.together(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     loop = Loop(job, state)
     source = ranks.together(lambda: open_source(0, WARM + steps + 1))
     waits: list[float] = []
@@ -153,12 +153,12 @@ def estimate(
     """Run some steps of a recipe and say what all of them will cost, and what limits them."""
     with one_voice(), tempfile.TemporaryDirectory() as scratch:
         ranks = start(device)
-        chosen = ranks.together(lambda: load_recipe(recipe, settings).resolved())
         dataset = ranks.together(lambda: open_dataset(data))
+        chosen = ranks.together(lambda: load_recipe(recipe, settings).resolved(dataset))
         # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
         timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
         set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
-        origin = Origin(tuple(dataset.classes), dataset.fingerprint)
+        origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
         job = Job(timed, origin, RunFolder(Path(scratch)), ranks, page=True, machine=Machine(compiling))
         costs = measure(job, loader_source(job, dataset, workers, False), steps)
         found = forecast(chosen, costs, ranks.world)

@@ -29,7 +29,7 @@ from train.access import access_from, access_options
 from train.batch import BatchSource
 from train.checkpoint import trained_state
 from train.ranks import DEVICES, start
-from train.run import check_classes, open_run, open_trained
+from train.run import check_classes, check_pixels, open_run, open_trained, pixels_of
 from train.state import build_model, region_maps
 from train.template import REGIONS
 
@@ -135,7 +135,8 @@ def evaluate(
     description, recipe, content = open_trained(folder)
     dataset = access.open_dataset(data)
     check_classes(folder, description["classes"], tuple(dataset.classes))
-    backbone, model = build_model(recipe, dataset.label_count)
+    check_pixels(folder, pixels_of(folder, description), dataset.pixels)
+    backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
     model.load_state_dict(trained_state(content))
     chosen = start(device).device
     model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,8 +15,8 @@ from formats.storage import publish_locally
 from train import paste
 from train.checkpoint import backbone_state, pyramid_state, trained_state
 from train.pyramid import PYRAMID_TARGET
-from train.run import open_run, open_trained
-from train.targets import TARGETS, check_own
+from train.run import open_run, open_trained, pixels_of
+from train.targets import TARGETS, check_own, stem
 
 
 @click.command()
@@ -47,25 +47,30 @@ def export(
     weights, pyramid = backbone_state(state), pyramid_state(state)
     if to == PYRAMID_TARGET and not pyramid:
         raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
-    found = check_own(recipe.backbone, weights, recipe.norm)
+    pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
+    found = check_own(recipe.backbone, weights, recipe.norm, pixels.channels)
     converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
     facts = paste.Facts(
         out.name,
         recipe.backbone,
         found.channels,
         found.stride,
-        recipe.mean,
-        recipe.std,
+        mean,
+        std,
         tuple(sorted(found.head)),
         recipe.norm,
         recipe.neck_channels,
+        pixels,
+        stem(found),
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (
         f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.steps} steps, batch {recipe.batch}, "
         f"{len(description['classes'])} classes{averaged}."
     )
-    about = {"backbone": recipe.backbone, "mean": str(list(recipe.mean)), "std": str(list(recipe.std)), "order": "RGB"}
+    about = {"backbone": recipe.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
+    if not pixels.is_rgb8:
+        about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
     publish_locally(out, target.pack(converted, about))
     note = out.with_suffix(".README.md")
     publish_locally(note, paste.readme(facts, to, target.lines(facts), origin).encode())

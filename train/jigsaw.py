@@ -8,6 +8,7 @@ simplejpeg and window.py, to the same pixels: on COCO crops, decoding a jigsaw's
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,9 +25,9 @@ from train.native import FIELDS, renderer
 from train.picks import Picks, order_squares, slots_of
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
-from train.window import AVERAGE, Windows, lay_out, resample
+from train.window import AVERAGE, Windows, lay_out, resample, resample_channels
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 
 EDGES = ("left", "top", "width", "height")
 
@@ -83,7 +84,7 @@ class Assembler:
         self._renderer = renderer()
 
     def step(self, step: int, out: Sequence[Pixels] | Pixels) -> Chunk:
-        """Write the lanes' jigsaws of global batch ``step`` into ``out``: lanes * k of uint8 [size, size, 3], all zero.
+        """Write the lanes' jigsaws of batch ``step`` into ``out``: lanes * k of [size, size, channels], all zero.
 
         Raises UserError where a group has no crop left that can be read.
         """
@@ -136,6 +137,7 @@ class Assembler:
         left = self._render_natively(which, crops, windows, out)
         if not left:
             return broken
+        land = resample if self._dataset.pixels.channels == 3 else resample_channels
         sources, places = crops[SOURCE].tolist(), windows.table().tolist()
         for nth, region in left:
             if broken and broken[-1] == nth:
@@ -146,7 +148,7 @@ class Assembler:
                 continue
             scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = places[nth][region]
             window = out[nth][to_y : to_y + height, to_x : to_x + width]
-            resample(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+            land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
 
     def _render_natively(

@@ -27,6 +27,7 @@ from formats.errors import UserError
 from train.access import Access, check_cache
 from train.batch import Batch
 from train.jigsaw import Assembler, Chunk
+from train.model import torch_dtype
 from train.native import check
 from train.picks import slots_of
 from train.shm import AHEAD, IN_FLIGHT, check_shared_memory
@@ -96,12 +97,12 @@ class _Chunks(IterableDataset[_Sent]):
             yield _Sent(error=error.message)
 
 
-def _shared_zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """A uint8 tensor of zeros that travels to another process without a copy."""
+def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of zeros that travels to another process without a copy."""
     # What torch's own collate function does; memory that is shared anew is zero.
     count = math.prod(shape)
-    storage = torch.UntypedStorage._new_shared(count)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (count,), (1,)).view(shape)
+    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (count,), (1,)).view(shape)
 
 
 def _prepare_worker(_: int) -> None:
@@ -155,8 +156,11 @@ class JigsawLoader:
         self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
         self._access, self._left_out = access or Access(), tuple[str, ...]()
         check_cache(dataset, self._access, self.lanes_per_rank)
+        pixels = dataset.pixels
         if self._workers:
-            check_shared_memory(self.lanes_per_rank * options.chunk * template.size**2 * 3)
+            check_shared_memory(
+                self.lanes_per_rank * options.chunk * template.size**2 * pixels.channels * pixels.itemsize
+            )
         self._received: Iterator[_Sent] | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:
@@ -169,12 +173,11 @@ class JigsawLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
         self.close()
-        size = self._template.size
-        jigsaws = self.lanes_per_rank * self._options.chunk
-        shape = (jigsaws, size, size, 3)
+        size, pixels = self._template.size, self._dataset.pixels
+        shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
         ring = []
         if self._workers == 0 or self._pin_memory:
-            ring = [torch.zeros(shape, dtype=torch.uint8, pin_memory=self._pin_memory) for _ in range(BUFFERS)]
+            ring = [torch.zeros(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
         return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
 
     def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
@@ -189,8 +192,9 @@ class JigsawLoader:
 
     def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
         """Batches as the workers write them; copied to ``ring`` where there is one."""
-        size, k = self._template.size, self._options.chunk
-        shared = _shared_zeros((IN_FLIGHT, self.lanes_per_rank, k, size, size, 3))
+        size, k, pixels = self._template.size, self._options.chunk, self._dataset.pixels
+        shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
+        shared = _shared_zeros(shape, torch_dtype(pixels))
         chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more())
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
@@ -210,7 +214,7 @@ class JigsawLoader:
         try:
             for step in self._steps:
                 batch = shared[step % IN_FLIGHT]
-                images = ring[step % len(ring)] if ring else batch.view(-1, size, size, 3)
+                images = ring[step % len(ring)] if ring else batch.view(-1, *batch.shape[2:])
                 parts = []
                 for worker in range(self._workers):
                     sent = self._receive(received)

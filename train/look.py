@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from formats import display
 from formats.storage import Storage
 from train.batch import Batch
 from train.erf import evaluating
@@ -46,7 +47,8 @@ class Fields:
 
 @dataclass(frozen=True)
 class Answers:
-    """images uint8 [n, size, size, 3]; labels, predictions and groups int64 [n, 4]; confusion int64 [m, 3].
+    """images uint8 [n, size, size, 3], as formats.display shows them; labels, predictions and groups int64 [n, 4];
+    confusion int64 [m, 3].
 
     A row of confusion: label, predicted class, how often since the look before.
     """
@@ -77,8 +79,8 @@ Look = TypeVar("Look", Fields, Answers)
 class Witness:
     """Gathers the answers of the steps between two checkpoints, on the device until they are asked for."""
 
-    def __init__(self, label_count: int) -> None:
-        self._label_count = label_count
+    def __init__(self, label_count: int, look: display.Look) -> None:
+        self._label_count, self._look = label_count, look
         self._pairs: list[Tensor] = []
         self._last: tuple[Batch, Tensor] | None = None
 
@@ -91,12 +93,12 @@ class Witness:
         """What was noted since the last call; None where nothing was."""
         if self._last is None:
             return None
-        batch, predictions = self._last
+        (batch, predictions), look = self._last, self._look
         pairs, counts = np.unique(torch.cat(self._pairs).cpu().numpy(), return_counts=True)
         confusion = np.stack([*np.divmod(pairs, self._label_count), counts], axis=1).astype(np.int64)
         self._pairs, self._last = [], None
         return Answers(
-            images=batch.images[:JIGSAWS].cpu().numpy().copy(),
+            images=display.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
             labels=batch.labels[:JIGSAWS].cpu().numpy().astype(np.int64),
             predictions=predictions[:JIGSAWS].cpu().numpy().astype(np.int64),
             groups=batch.groups[:JIGSAWS].cpu().numpy().astype(np.int64),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from formats.display import Look
 from formats.errors import UserError
 from train import erf
 from train.batch import Batch, BatchSource
@@ -85,7 +86,8 @@ class Loop:
         self._loggers: Loggers | None = None
         self._copied: torch.cuda.Event | None = None
         watched = job.page and job.ranks.first
-        self._witness = Witness(len(job.origin.classes) + 1) if watched else None
+        look = Look(job.origin.pixels, *job.recipe.normalisation)
+        self._witness = Witness(len(job.origin.classes) + 1, look) if watched else None
 
     def run(self, open_source: OpenSource, until: int) -> str | None:
         """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.

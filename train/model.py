@@ -2,20 +2,28 @@
 
 With a neck (train.neck) there are several maps, and a convolution for each.
 
-Takes batches as they travel, uint8 rows of RGB pixels, and normalises them on the device; a permuted view of such rows
-is channels_last already, so nothing is copied. The convolution costs nothing beside a backbone (0.2 % of ResNet-50's
-arithmetic at 81 classes).
+Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats.pixels), and normalises them on the
+device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
+beside a backbone (0.2 % of ResNet-50's arithmetic at 81 classes).
 """
 
 import torch
 from torch import Tensor, nn
 
+from formats.pixels import RGB8, PixelFormat
 from train.neck import Level, Neck
 
 MEAN = (0.485, 0.456, 0.406)
 """Of pixels in 0..1, red, green, blue (section 4.1)."""
 
 STD = (0.229, 0.224, 0.225)
+
+
+def torch_dtype(pixels: PixelFormat) -> torch.dtype:
+    """The type in which images of that format travel."""
+    found = getattr(torch, pixels.dtype)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 class DenseClassifier(nn.Module):
@@ -36,8 +44,10 @@ class DenseClassifier(nn.Module):
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
         neck: Neck | None = None,
+        pixels: PixelFormat = RGB8,
     ) -> None:
         super().__init__()
+        self.pixels = pixels
         self.backbone = backbone
         self.neck = neck
         self.head: nn.Module
@@ -46,11 +56,11 @@ class DenseClassifier(nn.Module):
         else:
             self.head = nn.ModuleList(_head(neck.channels, classes) for _ in neck.layer_blocks)
         shape = (1, len(mean), 1, 1)
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(shape), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(shape), persistent=False)
+        self.register_buffer("mean", pixels.full_scale * torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", pixels.full_scale * torch.tensor(std).view(shape), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """``(x / 255 - mean) / std``: uint8 [n, H, W, colours] to float32 [n, colours, H, W], channels_last."""
+        """``(x / full scale - mean) / std``: [n, H, W, colours] to float32 [n, colours, H, W], channels_last."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -4,9 +4,10 @@ Text only. What the pre-training fixed is written out (pixel mean and deviation,
 and so is what section 4.1 of the paper did in the detector: batch norm frozen, the library's usual first stages frozen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from formats.pixels import RGB8, PixelFormat
 from train.resnets import resnet_of
 
 FENCE = "```"
@@ -14,7 +15,10 @@ FENCE = "```"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the lines depend on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm."""
+    """What the lines depend on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm.
+
+    pixels: of the run's dataset. stem: its convolutions over other than three channels (train.targets.stem).
+    """
 
     file: str
     backbone: str
@@ -25,10 +29,22 @@ class Facts:
     head: tuple[str, ...]
     norm: str = "bn"
     neck_channels: int = 256
+    pixels: PixelFormat = RGB8
+    stem: Mapping[str, str] = field(default_factory=dict)
 
 
 def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
     """The README beside an export."""
+    if not facts.pixels.is_rgb8:
+        unit = f"divided by {facts.pixels.full_scale:g}" if facts.pixels.full_scale > 1 else "in their own unit"
+        return (
+            f"# {facts.file}: {facts.backbone} for {to}\n\n{origin}\n\n"
+            f"Feature map: {facts.channels} channels at stride {facts.stride}. Input: **{facts.pixels}**, channels as\n"
+            f"the dataset has them. Values {unit} were normalised with mean\n{_numbers(facts.mean)} and standard\n"
+            f"deviation {_numbers(facts.std)}.\n"
+            "Another order or another normalisation loses most of the pre-training without any error.\n\n"
+            f"{lines}"
+        )
     return (
         f"# {facts.file}: {facts.backbone} for {to}\n\n{origin}\n\n"
         f"Feature map: {facts.channels} channels at stride {facts.stride}. Channel order **RGB**. Pixels in 0..1 were\n"
@@ -48,6 +64,7 @@ def torchvision(facts: Facts) -> str:
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
         f"model = {_normed(facts, f'torchvision.models.{name}()')}",
+        *(f"{_attribute('model', place)} = torch.nn.{convolution}" for place, convolution in facts.stem.items()),
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
     )
@@ -65,6 +82,10 @@ def torchvision(facts: Facts) -> str:
             *(["from torchvision.ops import FrozenBatchNorm2d"] if frozen else []),
             "",
             f"backbone = {_normed(facts, backbone)}",
+            *(
+                f"{_attribute('backbone.body', place)} = torch.nn.{convolution}"
+                for place, convolution in facts.stem.items()
+            ),
             "backbone.body.load_state_dict(weights)  # strict: every entry finds its place",
             f"detector = FasterRCNN(backbone, num_classes=91, image_mean={_numbers(facts.mean)},",
             f"                      image_std={_numbers(facts.std)})",
@@ -91,6 +112,7 @@ def pyramid(facts: Facts) -> str:
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
         f"network = {_normed(facts, network)}",
+        *(f"{_attribute('network', place)} = torch.nn.{convolution}" for place, convolution in facts.stem.items()),
         'layers = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
         f"backbone = BackboneWithFPN(network, layers, {widths}, {width}{norm})",
         "backbone.load_state_dict(weights)  # strict: every entry finds its place",
@@ -109,16 +131,20 @@ def pyramid(facts: Facts) -> str:
 def timm(facts: Facts) -> str:
     """Lines of Python for timm."""
     name = facts.backbone.removeprefix("timm:")
+    rgb, count = facts.pixels.is_rgb8, facts.pixels.channels
+    channels = "" if count == 3 else f", in_chans={count}"
     return _python(
         f"import {'' if facts.norm == 'bn' else 'math, '}timm, torch",
         *_norm_lines(facts),
         "",
         f'weights = torch.load("{facts.file}", weights_only=True)',
-        f"""model = {_normed(facts, f'timm.create_model("{name}", pretrained=False)')}""",
+        f"""model = {_normed(facts, f'timm.create_model("{name}", pretrained=False{channels})')}""",
         "found = model.load_state_dict(weights, strict=False)",
         f"assert found.unexpected_keys == [] and set(found.missing_keys) == {_keys(facts.head)}",
         f"mean, std = {_numbers(facts.mean)}, {_numbers(facts.std)}  # not those of model.pretrained_cfg",
-        "features = model.forward_features  # RGB images in 0..1, after (x - mean) / std",
+        "features = model.forward_features  # "
+        + ("RGB images in 0..1" if rgb else f"images / {facts.pixels.full_scale:g}")
+        + ", after (x - mean) / std",
     )
 
 
@@ -128,16 +154,25 @@ def mmdet(facts: Facts) -> str:
     kind = "type='ResNet'"
     if resnet.groups > 1:
         kind = f"type='ResNeXt', groups={resnet.groups}, base_width={resnet.width}"
+    pixels, scale = facts.pixels, facts.pixels.full_scale
+    channels = "" if pixels.channels == 3 else f" in_channels={pixels.channels},"
+    means = f"mean={_numbers(facts.mean, scale)}, std={_numbers(facts.std, scale)}"
     text = _python(
         "model = dict(",
         "    data_preprocessor=dict(",
-        f"        type='DetDataPreprocessor', mean={_numbers(facts.mean, 255)}, std={_numbers(facts.std, 255)},",
-        "        bgr_to_rgb=True, pad_size_divisor=32),",
+        f"        type='DetDataPreprocessor', {means},",
+        f"        bgr_to_rgb={pixels.is_rgb8}, pad_size_divisor=32),",
         "    backbone=dict(",
-        f"        {kind}, depth={resnet.depth}, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',",
+        f"        {kind},{channels} depth={resnet.depth}, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',",
         "        frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True,",
         f"        init_cfg=dict(type='Pretrained', checkpoint='{facts.file}')))",
     )
+    if not pixels.is_rgb8:
+        return text + (
+            "\nYour own loading transform must give these values in this order of channels (bgr_to_rgb is off). The\n"
+            "preprocessor takes one mean or three: of any other number normalise in the transform and leave mean and\n"
+            "std out. The log lists keys that found no place: expect none.\n"
+        )
     return text + (
         "\nmmdetection reads images as BGR, so `bgr_to_rgb` must be True; style `pytorch` has the stride in the 3 x 3\n"
         "convolution, as here. Its log lists keys that found no place: expect none.\n"
@@ -150,8 +185,8 @@ def detectron2(facts: Facts) -> str:
     lines = [
         "MODEL:",
         f'  WEIGHTS: "{facts.file}"',
-        f"  PIXEL_MEAN: {_numbers(facts.mean, 255)}",
-        f"  PIXEL_STD: {_numbers(facts.std, 255)}",
+        f"  PIXEL_MEAN: {_numbers(facts.mean, facts.pixels.full_scale)}",
+        f"  PIXEL_STD: {_numbers(facts.std, facts.pixels.full_scale)}",
         "  BACKBONE:",
         "    FREEZE_AT: 2",
         "  RESNETS:",
@@ -163,6 +198,12 @@ def detectron2(facts: Facts) -> str:
         lines.append("    RES2_OUT_CHANNELS: 64")
     if (resnet.groups, resnet.width) != (1, 64):
         lines += [f"    NUM_GROUPS: {resnet.groups}", f"    WIDTH_PER_GROUP: {resnet.width}"]
+    if not facts.pixels.is_rgb8:
+        return (
+            f"{FENCE}yaml\n" + "\n".join(lines) + f"\n{FENCE}\n\n"
+            "STRIDE_IN_1X1 must be False. The number of input channels follows from PIXEL_MEAN; your own dataset\n"
+            "mapper must give these values in this order of channels. FREEZE_AT 2 freezes the stem and res2.\n"
+        )
     lines += ["INPUT:", '  FORMAT: "RGB"']
     return (
         f"{FENCE}yaml\n" + "\n".join(lines) + f"\n{FENCE}\n\n"
@@ -208,7 +249,12 @@ def _python(*lines: str) -> str:
 
 
 def _numbers(values: Sequence[float], scale: float = 1) -> list[float]:
-    return [round(scale * value, 6) for value in values]
+    return [round(scale * value, 6) if abs(value) > 0.01 else float(f"{scale * value:.6g}") for value in values]
+
+
+def _attribute(root: str, place: str) -> str:
+    """``model.features[0][0]`` of ``features.0.0``."""
+    return root + "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in place.split("."))
 
 
 def _keys(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from train.machine import COMPILE, Machine
 from train.neck import NECKS
 from train.precision import set_arithmetic
 from train.ranks import DEVICES, one_voice, start
-from train.run import RunFolder, check_classes, check_origin, choose_recipe, open_run, origin_of, versions
+from train.run import RunFolder, check_classes, check_origin, check_pixels, choose_recipe, open_run, origin_of, versions
 from train.state import State, build_state
 from train.stepper import micro_batch_of
 from train.streams import BALANCES
@@ -99,13 +99,14 @@ def pretrain(
             ranks.on_first(folder.mirror.pull)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume))
-        machine, logs = Machine(compiling, deterministic), ranks.on_first(lambda: wanted(log))
         dataset = ranks.together(lambda: access.open_dataset(data))
+        chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
+        machine, logs = Machine(compiling, deterministic), ranks.on_first(lambda: wanted(log))
         job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
+            check_pixels(folder, job.origin.pixels, held_out.pixels)
             validate = validation(job, held_out, workers, access)
             job = replace(job, validate=validate, val_every=val_every or max(1, chosen.steps // 20))
         open_source = loader_source(job, dataset, workers, log_digest, access)
@@ -161,7 +162,7 @@ def execute(
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
     set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
     ranks.on_first(lambda: check_origin(folder, job.origin))
-    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks))
+    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     _continue(job, state)
     until = min(recipe.steps, stop_after or recipe.steps)
     ending = None
@@ -228,6 +229,9 @@ def announce(job: Job, state: State, until: int) -> None:
         f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
         f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
     )
+    if not job.origin.pixels.is_rgb8:
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        ranks.say(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
     ranks.say(
         f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
         f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from formats.display import display_note, displayed
 from formats.errors import UserError
 from formats.groups import GROUPS
 from train.access import access_from, access_options
@@ -101,10 +102,11 @@ def preview(
     for note in loader.notes:
         click.echo(note, err=True)
     batch = next(iter(loader))
-    page = sheet(batch.images.numpy(), batch.labels.tolist(), batch.groups.tolist(), template, dataset.classes)
+    shown = displayed(batch.images.numpy(), dataset.pixels, *dataset.measured)
+    page = sheet(shown, batch.labels.tolist(), batch.groups.tolist(), template, dataset.classes)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         page.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot write the picture ({error}): choose another file, such as sheet.png") from error
-    click.echo(f"{out}: {count} jigsaws")
+    click.echo(" ".join(filter(None, (f"{out}: {count} jigsaws", display_note(dataset.pixels)))))

@@ -31,8 +31,9 @@ from train.context import halfway
 from train.crops import SOURCE, CropReader, LocalShards
 from train.model import DenseClassifier
 from train.ranks import DEVICES, start
-from train.run import RunFolder, check_classes, open_trained
+from train.run import RunFolder, check_classes, check_pixels, open_trained, pixels_of
 from train.state import build_model
+from train.window import resized
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried, on a quarter of the crops to fit."""
@@ -42,9 +43,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Crops:
-    """pixels: uint8 [n, side, side, 3]. labels: int64 [n], the background being class C. fold: 0 to 3 by image."""
+    """pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C.
 
-    pixels: npt.NDArray[np.uint8]
+    fold: 0 to 3 by image.
+    """
+
+    pixels: npt.NDArray[Any]
     labels: Tensor
     fold: npt.NDArray[np.int64]
 
@@ -79,8 +83,7 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
             if found is None:
                 continue
             shrinks = found.shape[0] * found.shape[1] > side * side
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            pixels.append(np.asarray(cv2.resize(found, (side, side), interpolation=method), dtype=np.uint8))
+            pixels.append(resized(found, (side, side), cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
             labels.append(int(crop["label"]))
             images.append(int(key.split("-")[0][:12], 16))
     if not pixels:
@@ -166,6 +169,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     description, recipe, content = open_trained(folder)
     dataset = open_dataset(data)
     check_classes(folder, description["classes"], tuple(dataset.classes))
+    check_pixels(folder, pixels_of(folder, description), dataset.pixels)
     if dataset.fingerprint == description["dataset"]:
         click.echo(f"warning: {data} is the dataset that {run} was trained on: nothing is held out", err=True)
     chosen = start(device).device
@@ -175,7 +179,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
         raise UserError(f"{data} has too few images for a probe: prep a larger held-out dataset")
     answers: dict[str, Answer] = {}
     for name in ("run", "random"):
-        _, model = build_model(recipe, dataset.label_count)
+        _, model = build_model(recipe, dataset.label_count, dataset.pixels)
         if name == "run":
             model.load_state_dict(trained_state(content))
         model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,6 +16,7 @@ from train import backbones
 from train.checkpoint import BODY, PYRAMID
 from train.neck import Neck
 from train.norms import GroupNorm
+from train.stems import widen
 
 PYRAMID_TARGET = "torchvision-fpn"
 
@@ -33,9 +34,11 @@ def to_pyramid(own: backbones.Backbone, state: Mapping[str, Tensor]) -> dict[str
             f"torchvision builds its feature pyramids on ResNets, not on a {own.name}: the run's backbone-fpn.pth has "
             "the weights under their own names, and --to torchvision gives the backbone alone"
         )
+    if own.colours != 3:
+        widen(own.name, whole, own.colours)
     norm = GroupNorm if own.norm == "gn" else None
     width = next(value.shape[0] for key, value in state.items() if key.startswith(f"{PYRAMID}inner_blocks"))
-    staged = backbones.build(own.name, own.norm, staged=True)
+    staged = backbones.build(own.name, own.norm, staged=True, colours=own.colours)
     channels = [stage.channels for stage in staged.stages]
     theirs = BackboneWithFPN(whole, _LAYERS, channels, width, norm_layer=norm)
     try:
@@ -52,7 +55,7 @@ def to_pyramid(own: backbones.Backbone, state: Mapping[str, Tensor]) -> dict[str
 def _compare(ours: nn.Module, theirs: nn.Module, own: backbones.Backbone) -> None:
     from train.targets import TOLERANCE
 
-    image = torch.rand(1, 3, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, own.colours, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = ours(image), theirs(image)
     for level, one in enumerate(expected):

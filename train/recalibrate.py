@@ -14,7 +14,7 @@ from formats.dataset import open_dataset
 from formats.errors import UserError
 from train.batch import BatchSource
 from train.recipe import Recipe
-from train.run import RunFolder, check_classes
+from train.run import RunFolder, check_classes, check_pixels, pixels_of, read_description
 from train.state import build_model
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -60,7 +60,8 @@ def recalibrated(
 
     dataset = open_dataset(data)
     check_classes(folder, classes, tuple(dataset.classes))
-    _, model = build_model(recipe, dataset.label_count)
+    check_pixels(folder, pixels_of(folder, read_description(folder)), dataset.pixels)
+    _, model = build_model(recipe, dataset.label_count, dataset.pixels)
     model.load_state_dict(state)
     batch = min(recipe.micro_batch or recipe.batch, 64, jigsaws)
     stream = replace(recipe.stream, batch=batch, lanes=None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from formats.dataset import Dataset
 from formats.errors import UserError
 from train.losses import STRATEGIES
 from train.model import MEAN, STD
@@ -37,9 +38,9 @@ class Recipe:
     strategy: one of train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of
     its table. steps:
     optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
-    linearly to others. mean, std: of pixels in 0..1. checkpoint_every: steps between checkpoints, of which the newest
-    keep_checkpoints stay. log_every: steps between looks at the device for metrics (every step has its row all the
-    same).
+    linearly to others. mean, std: of pixels in 0..1; none takes ImageNet's for 8-bit RGB, else the dataset's own.
+    checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
+    looks at the device for metrics (every step has its row all the same).
 
     micro_batch: jigsaws a GPU takes at once, which is what batch norm's statistics are made of; none takes its whole
     share of the batch, else gradients are accumulated over its share. sync_bn: statistics over all GPUs. precision: one
@@ -64,8 +65,8 @@ class Recipe:
     flip: float = 0.5
     max_repeat: int = 20
     balance: str = "none"
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     strategy: str = "erf-adaptive"
     tau: float = 0.7
     erf_every: int = 5_000
@@ -109,8 +110,13 @@ class Recipe:
         _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         _require(self.norm in NORMS, "norm", self.norm, f"one of {', '.join(NORMS)}")
         _require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
-        _require(len(self.mean) == 3, "mean", list(self.mean), "three numbers: red, green, blue")
-        _require(len(self.std) == 3 and min(self.std) > 0, "std", list(self.std), "three positive numbers")
+        for key in ("mean", "std"):
+            given = getattr(self, key)
+            must = "a number for each channel, for RGB three numbers" + (", all positive" if key == "std" else "")
+            _require(given is None or len(given) > 0, key, [], must)
+            _require(key == "mean" or given is None or min(given) > 0, key, given, must)
+        if self.mean is not None and self.std is not None:
+            _require(len(self.mean) == len(self.std), "mean", list(self.mean), "as many numbers as std")
         _ = self.template, self.stream  # refuse what they refuse
 
     @property
@@ -138,9 +144,24 @@ class Recipe:
         """The first and the highest learning rate for this batch (linear scaling)."""
         return tuple(scaled_rate(rate, self.batch, self.lr_batch) for rate in (self.lr_start, self.lr_peak))  # type: ignore[return-value]
 
-    def resolved(self) -> "Recipe":
-        """The same with the lanes it implies written out, as the run folder keeps it."""
-        return replace(self, lanes=self.stream.lane_count)
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std: ImageNet's where the recipe has none."""
+        return self.mean or MEAN, self.std or STD
+
+    def resolved(self, dataset: Dataset | None = None) -> "Recipe":
+        """The same with lanes, mean and std written out, as the run folder keeps it.
+
+        Raises UserError for a mean or std of another number of channels than the dataset has.
+        """
+        channels, (mean, std) = 3, self.normalisation
+        if dataset is not None and not dataset.pixels.is_rgb8:
+            channels, (own_mean, own_std) = dataset.pixels.channels, dataset.measured
+            # A channel that never changes becomes zero, whatever it is divided by.
+            mean, std = self.mean or own_mean, self.std or tuple(value or 1.0 for value in own_std)
+        for key, given in (("mean", mean), ("std", std)):
+            _require(len(given) == channels, key, list(given), f"{channels} numbers, one for each channel of the crops")
+        return replace(self, lanes=self.stream.lane_count, mean=mean, std=std)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists for tuples), for JSON and checkpoints."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from formats.errors import UserError
-from train.model import DenseClassifier
+from train.model import DenseClassifier, torch_dtype
 from train.precision import autocast
 from train.ranks import Ranks
 from train.recipe import Recipe
@@ -89,7 +89,8 @@ def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: 
     with unchanged(model):
         try:
             size, device = recipe.template_size, model.mean.device
-            images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device)
+            shape = (count, size, size, model.pixels.channels)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).to(torch_dtype(model.pixels))
             with autocast(recipe.precision, device):
                 logits = forward(images)
             torch.stack([one.float().logsumexp(dim=1).mean() for one in logits]).mean().backward()

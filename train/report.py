@@ -13,6 +13,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from formats.display import display_note
 from formats.errors import UserError
 from formats.page import Bars, Figure, Section, Table, picture, render
 from formats.storage import Storage, publish_locally
@@ -21,7 +22,7 @@ from train.look import Answers, Fields, load_look, looks
 from train.maps import field_figure, spread, weight_figure
 from train.preview import sheet
 from train.recipe import Recipe, recipe_from
-from train.run import RunFolder, read_description
+from train.run import RunFolder, pixels_of, read_description
 
 CONFUSIONS = 20
 
@@ -133,9 +134,11 @@ def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Sec
     numbered = [[names.index(text) for text in row] for row in shown]
     image = sheet(look.images, numbered, look.groups.tolist(), recipe.template, names)
     alt = f"{len(look.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         f"Jigsaws and what they were taken for{of}",
-        f"Of step {step}. A region says its group and its class; where the network took it for another, that follows.",
+        f"Of step {step}. A region says its group and its class; where the network took it for another, that follows."
+        + (f" {note}" if note else ""),
         figures=[_webp(image, alt)],
     )
     return [jigsaws, _confusion(of, step, look, classes)]

@@ -15,12 +15,13 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from formats.dataset import Dataset
 from formats.errors import UserError
+from formats.pixels import RGB8, PixelFormat, pixel_format
 from formats.storage import Storage
 from train.checkpoint import list_checkpoints, newest_checkpoint
 from train.mirror import Mirror
@@ -38,13 +39,14 @@ class Origin:
     """The dataset of a run, as far as it shapes the weights: class names in label order, and the manifests' hash.
 
     facts: what dataset.json says, to name what differs from another dataset. shares: the share of each group in the
-    crops drawn.
+    crops drawn. pixels: of the crops.
     """
 
     classes: tuple[str, ...]
     fingerprint: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    pixels: PixelFormat = RGB8
 
 
 def origin_of(dataset: Dataset, stream: StreamOptions) -> Origin:
@@ -52,7 +54,7 @@ def origin_of(dataset: Dataset, stream: StreamOptions) -> Origin:
     said = dataset.description
     facts = {"seed": said.seed, "plan": said.plan[:12], **said.options, **said.versions, **said.totals}
     shares = {group: round(share, 6) for group, share in slots_of(dataset, stream).shares().items()}
-    return Origin(tuple(dataset.classes), dataset.fingerprint, facts, shares)
+    return Origin(tuple(dataset.classes), dataset.fingerprint, facts, shares, dataset.pixels)
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def choose_recipe(folder: RunFolder, file: Path | None, settings: tuple[str, ...], resume: bool) -> Recipe:
-    """The recipe to run, its lanes written out: file and settings' for a new run, the run's own for a resumed one.
+def choose_recipe(
+    folder: RunFolder, file: Path | None, settings: tuple[str, ...], resume: bool, dataset: Dataset | None = None
+) -> Recipe:
+    """The recipe to run, with what it implies written out (Recipe.resolved).
+
+    File and settings' for a new run, the run's own for a resumed one.
 
     Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
     naming what differs.
@@ -144,9 +150,10 @@ def choose_recipe(folder: RunFolder, file: Path | None, settings: tuple[str, ...
             raise UserError(
                 f"{folder} already holds a run: add --resume to continue it, or name another folder with --run"
             )
-        return load_recipe(file, settings).resolved()
+        return load_recipe(file, settings).resolved(dataset)
     own = recipe_from(read_description(folder)["recipe"], str(folder.description))
-    wanted = load_recipe(file, settings, base=own).resolved()
+    wanted = load_recipe(file, settings, base=own)
+    wanted = replace(wanted, lanes=wanted.stream.lane_count, mean=wanted.mean or own.mean, std=wanted.std or own.std)
     if changed := wanted.differences(own):
         raise UserError(
             f"{folder} was run with another recipe ({'; '.join(changed)}): resume it without these, "
@@ -191,6 +198,17 @@ def check_classes(folder: RunFolder, own: list[str] | tuple[str, ...], others: t
     raise UserError(f"{folder} was trained on other classes than this dataset has ({what}): name that run's dataset")
 
 
+def pixels_of(folder: RunFolder, description: Mapping[str, Any]) -> PixelFormat:
+    """What the pixels of a run's dataset are, by its run.json."""
+    return pixel_format(description.get("pixels"), str(folder.description))
+
+
+def check_pixels(folder: RunFolder, own: PixelFormat, others: PixelFormat) -> None:
+    """Refuse a dataset whose pixels the run's network does not take."""
+    if (own.channels, own.dtype) != (others.channels, others.dtype):
+        raise UserError(f"{folder} was trained on pixels of {own}, this dataset has {others}: name another dataset")
+
+
 def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: dict[str, Any]) -> None:
     """Write run.json and recipe.toml."""
     description = {
@@ -203,6 +221,8 @@ def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: di
         "backbone": backbone,
         "versions": versions(),
     }
+    if origin.pixels != RGB8:
+        description["pixels"] = origin.pixels.to_dict()
     storage = Storage(folder.path)
     storage.publish("recipe.toml", recipe.to_toml().encode())
     storage.publish("run.json", (json.dumps(description, indent=2) + "\n").encode())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from formats.draws import text_key
 from formats.errors import UserError
+from formats.pixels import RGB8, PixelFormat
 from train import backbones
 from train.average import Average
 from train.grid import Grid, grid
@@ -86,20 +87,23 @@ class State:
         )
 
 
-def build_model(recipe: Recipe, label_count: int) -> tuple[backbones.Backbone, DenseClassifier]:
+def build_model(
+    recipe: Recipe, label_count: int, pixels: PixelFormat = RGB8
+) -> tuple[backbones.Backbone, DenseClassifier]:
     """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid.
 
     Raises UserError too for a neck on a backbone without its stages.
     """
     torch.manual_seed(text_key(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone, recipe.norm, staged=recipe.neck != "none")
+    backbone = backbones.build(recipe.backbone, recipe.norm, recipe.neck != "none", pixels.channels)
     recipe.template.region_map(backbone.stride)
     neck = None
     if recipe.neck == "fpn":
         # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
         norm = GroupNorm if recipe.norm == "gn" else None
         neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
-    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, recipe.mean, recipe.std, neck)
+    mean, std = recipe.normalisation
+    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
 
 
 def region_maps(recipe: Recipe, backbone: backbones.Backbone, device: torch.device) -> list[Tensor]:
@@ -112,12 +116,12 @@ def grids(recipe: Recipe, backbone: backbones.Backbone) -> list[Grid]:
     return [grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
 
 
-def build_state(recipe: Recipe, label_count: int, ranks: Ranks) -> State:
+def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:
     """A run's state before its first step, on this rank's device.
 
     Raises UserError for an unknown backbone or a template off its grid, and for sync_bn between CPUs.
     """
-    backbone, model = build_model(recipe, label_count)
+    backbone, model = build_model(recipe, label_count, pixels)
     if recipe.sync_bn and ranks.world > 1:
         if ranks.device.type != "cuda":
             raise UserError("sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs")

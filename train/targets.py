@@ -18,6 +18,7 @@ from formats.errors import UserError
 from train import backbones, outside, paste
 from train.pyramid import PYRAMID_TARGET, to_pyramid
 from train.resnets import resnet_of, to_detectron2
+from train.stems import input_convolutions, widen
 from train.weights import COUNTER
 
 State = Mapping[str, Tensor]
@@ -39,15 +40,22 @@ class Target:
     lines: Callable[[paste.Facts], str]
 
 
-def check_own(name: str, state: State, norm: str = "bn") -> backbones.Backbone:
+def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> backbones.Backbone:
     """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
-    own = backbones.build(name, norm)
+    own = backbones.build(name, norm, colours=colours)
     try:
         own.module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"the checkpoint is not of {name}: {' '.join(str(error).split())[:300]}") from error
     own.module.eval()
     return own
+
+
+def stem(own: backbones.Backbone) -> dict[str, str]:
+    """The convolutions over the input as Python writes them, by name, where they are not those of three channels."""
+    if own.colours == 3 or own.name.startswith(outside.TIMM):
+        return {}
+    return {name: repr(one) for name, one in input_convolutions(own.module, own.colours).items()}
 
 
 def to_torchvision(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
@@ -71,9 +79,13 @@ def to_timm(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
 def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
-    whole_model = outside.whole_timm_model if other.startswith(outside.TIMM) else backbones.whole_model
-    whole = whole_model(other, own.norm)
-    head = own.head if other == name else backbones.build(other, own.norm).head
+    if other.startswith(outside.TIMM):
+        whole = outside.whole_timm_model(other, own.norm, own.colours)
+    else:
+        whole = backbones.whole_model(other, own.norm)
+        if own.colours != 3:
+            widen(other, whole, own.colours)
+    head = own.head if other == name else backbones.build(other, own.norm, colours=own.colours).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
@@ -87,14 +99,16 @@ def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tens
     if other.startswith(outside.TIMM):
         forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
     else:
-        forward = backbones.cut(other, whole).module.eval()
-    compare(name, own.module, other, forward, 4 * own.stride)
+        forward = backbones.cut(other, whole, own.norm, colours=own.colours).module.eval()
+    compare(name, own.module, other, forward, 4 * own.stride, own.colours)
     return dict(state)
 
 
-def compare(name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int) -> None:
+def compare(
+    name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int, colours: int = 3
+) -> None:
     """Refuse a target whose map of one random image of ``size`` pixels is not the backbone's."""
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, colours, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = own(image), forward(image)
     if expected.shape != found.shape or not torch.allclose(

@@ -20,7 +20,8 @@ from train.augment import Draws
 from train.template import Template
 
 I64 = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
+"""Of an image: uint8 [height, width, 3], or as another sensor has them (formats.pixels)."""
 
 AREA_BELOW = 0.5
 """Below this scale bilinear samples skip pixels altogether, so ``crop`` averages areas as well."""
@@ -139,7 +140,29 @@ def _resized(pixels: Pixels, scaled: tuple[int, int], smooth: bool) -> Pixels:
     if smooth:
         # OpenCV averages areas only where neither axis grows.
         lower = (min(width, scaled[0]), min(height, scaled[1]))
-        pixels = np.asarray(cv2.resize(pixels, lower, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        pixels = np.asarray(cv2.resize(pixels, lower, interpolation=cv2.INTER_AREA), dtype=pixels.dtype)
         if lower == scaled:
             return pixels
-    return np.asarray(cv2.resize(pixels, scaled, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(pixels, scaled, interpolation=cv2.INTER_LINEAR), dtype=pixels.dtype)
+
+
+def resample_channels(
+    pixels: Pixels, scaled: tuple[int, int], flip: bool, start: tuple[int, int], smooth: bool, out: Pixels
+) -> None:
+    """``resample`` for any number of channels, [..., channels]; OpenCV takes up to four at a time."""
+    for first in range(0, pixels.shape[2], 4):
+        part = np.ascontiguousarray(pixels[..., first : first + 4])
+        window = np.empty((*out.shape[:2], part.shape[2]), dtype=out.dtype)
+        flat = part.shape[2] == 1
+        resample(part[..., 0] if flat else part, scaled, flip, start, smooth, window[..., 0] if flat else window)
+        out[..., first : first + 4] = window
+
+
+def resized(pixels: Pixels, size: tuple[int, int], method: int) -> Pixels:
+    """cv2.resize of [height, width, channels] to ``size`` (width, height), for any number of channels."""
+    if pixels.shape[2] == 3:
+        return np.asarray(cv2.resize(pixels, size, interpolation=method), dtype=pixels.dtype)
+    parts = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
+    done = [cv2.resize(np.ascontiguousarray(part), size, interpolation=method) for part in parts]
+    shaped = [one.reshape(size[1], size[0], part.shape[2]) for one, part in zip(done, parts, strict=True)]
+    return np.concatenate(shaped, axis=2).astype(pixels.dtype, copy=False)
