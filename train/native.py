@@ -2,7 +2,7 @@
 
 Installing the project builds it where there is a C compiler, and goes on without where there is none. The pixels are
 the same either way: two small crops are compared when it is loaded, and where they differ (another OpenCV, say) it is
-not used. It computes only the samples that a window shows: on COCO crops it takes 0.6 of what decoding the crops whole
+not used. It computes only the samples that a window shows: on COCO crops it takes 0.7 of what decoding the crops whole
 takes. What it leaves undone (no plain JPEG, averaged areas, anything odd) is for simplejpeg and window.py.
 """
 
@@ -28,7 +28,7 @@ FIELDS = (
 """A job, int64 each: where a member's bytes are and how many, its size, the crop in it; the crop's window as
 window.Windows has it; the address of its first pixel in the jigsaw, bytes from row to row, its size; RESIZE or WARP."""
 
-SLOW = "crops are rendered without compiled code, at about half the speed"
+SLOW = "crops are rendered without compiled code, which takes half as long again"
 
 
 class Renderer:
