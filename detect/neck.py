@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detect.weights import BACKBONE_FILE, CHECKPOINTS, STATISTICS, few, read_file
+from detect.weights import BACKBONE_FILE, CHECKPOINTS, STATISTICS, Compared, read_file
 from formats.errors import UserError
 from train.checkpoint import PYRAMID, neck_state, newest_checkpoint, trained_state
 
@@ -26,18 +26,13 @@ _NAME = re.compile(r"(inner_blocks|layer_blocks)\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
-class NeckReport:
-    """How a neck's tensors met the pyramid's: names, and shapes where they differ.
+class NeckReport(Compared):
+    """How a neck's tensors met the pyramid's.
 
     finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of the norm of
     the detector's pyramid, as far as the neck has none. biases: which it replaces.
     """
 
-    source: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
     finer: tuple[str, ...]
     own: tuple[str, ...]
     norms: tuple[str, ...]
@@ -45,13 +40,7 @@ class NeckReport:
 
     def lines(self) -> list[str]:
         """What a person is shown."""
-        lines = [
-            f"neck {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} "
-            f"unexpected, {len(self.reshaped)} of another shape"
-        ]
-        for word in ("missing", "unexpected", "reshaped"):
-            if names := getattr(self, word):
-                lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {few(names)}")
+        lines = self.counted("neck")
         if self.finer:
             lines.append(f"  not used: {len(self.finer)} tensors of finer levels than this detector has")
         if self.own:
@@ -130,7 +119,7 @@ def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source
         norms=norms,
         biases=biases,
     )
-    if report.missing or report.unexpected or report.reshaped:
+    if not report.complete:
         raise UserError("\n".join(report.lines()) + f"\n{_remedy(placed, ours)}, or --set neck=none to leave it out.")
     pyramid.load_state_dict({name: placed[name] for name in matched}, strict=False)
     return report

@@ -27,36 +27,46 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a file's tensors met the network's: names, and shapes where they differ.
-
-    classifier: names behind the feature map. statistics: of batch norms, given to a network that keeps none, or wanted
-    by one and not given.
-    """
+class Compared:
+    """How a source's tensors met the model's: names, and shapes where they differ."""
 
     source: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
-    classifier: tuple[str, ...]
-    statistics: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the network was matched and none was left over that matters."""
+        """Whether every tensor of the model was matched and none was left over that matters."""
         return not (self.missing or self.unexpected or self.reshaped)
 
-    def lines(self) -> list[str]:
-        """What a person is shown."""
+    def counted(self, what: str) -> list[str]:
+        """How many tensors of ``what`` matched, and the names of those that did not."""
         lines = [
-            f"weights {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, "
+            f"{what} {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected, {len(self.reshaped)} of another shape"
         ]
         for word in ("missing", "unexpected", "reshaped"):
-            names = getattr(self, word)
-            if names:
+            if names := getattr(self, word):
                 lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {few(names)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Report(Compared):
+    """How a file's tensors met the network's.
+
+    classifier: names behind the feature map. statistics: of batch norms, given to a network that keeps none, or wanted
+    by one and not given.
+    """
+
+    classifier: tuple[str, ...]
+    statistics: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What a person is shown."""
+        lines = self.counted("weights")
         if self.classifier:
             lines.append(f"  not used: {few(self.classifier)} (the classifier)")
         if self.statistics:

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from train.access import access_from, access_options
+from formats.dataset import Dataset
+from train.access import Access, access_from, access_options
 from train.loader import JigsawLoader
 from train.streams import BALANCES, FITS, StreamOptions
 from train.template import Template
@@ -43,6 +44,37 @@ def batch_digest(pairs: Sequence[Pair]) -> tuple[str, str]:
 def digest_line(step: int, pairs: Sequence[Pair]) -> str:
     """``step identity-sha256 pixels-sha256`` of a global batch, without a newline."""
     return f"{step} {' '.join(batch_digest(pairs))}"
+
+
+def loaders_of(
+    dataset: Dataset,
+    template: Template,
+    options: StreamOptions,
+    *,
+    world: int,
+    workers: int,
+    first: int,
+    steps: int,
+    start_method: str | None = None,
+    access: Access | None = None,
+) -> list[JigsawLoader]:
+    """The loaders of all ranks of a run in one process, with digests, from step ``first`` on for ``steps`` steps."""
+    return [
+        JigsawLoader(
+            dataset,
+            template,
+            options,
+            rank=rank,
+            world=world,
+            workers=workers,
+            start_step=first,
+            stop_step=first + steps,
+            with_digests=True,
+            start_method=start_method,
+            access=access,
+        )
+        for rank in range(world)
+    ]
 
 
 def digest_lines(loaders: Sequence[JigsawLoader], options: StreamOptions) -> Iterator[str]:
@@ -113,22 +145,17 @@ def digest(
     )
     access = access_from(**access_settings)
     dataset, template = access.open_dataset(data), Template(size, split)
-    loaders = [
-        JigsawLoader(
-            dataset,
-            template,
-            options,
-            rank=rank,
-            world=world,
-            workers=workers,
-            start_step=from_step,
-            stop_step=from_step + steps,
-            with_digests=True,
-            start_method=start_method,
-            access=access,
-        )
-        for rank in range(world)
-    ]
+    loaders = loaders_of(
+        dataset,
+        template,
+        options,
+        world=world,
+        workers=workers,
+        first=from_step,
+        steps=steps,
+        start_method=start_method,
+        access=access,
+    )
     for note in loaders[0].notes:
         click.echo(note, err=True)
     for line in digest_lines(loaders, options):

@@ -65,7 +65,7 @@ class _Sent:
 class _Chunks(IterableDataset[_Sent]):
     """In each worker, the chunks of its lanes from a step on.
 
-    ring: the rank's batches in shared memory, uint8 [IN_FLIGHT, lanes, k, size, size, 3]; step s goes to s % IN_FLIGHT.
+    ring: the rank's batches in shared memory, [IN_FLIGHT, lanes, k, size, size, channels]; step s is in s % IN_FLIGHT.
     """
 
     def __init__(

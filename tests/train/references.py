@@ -1,4 +1,7 @@
-"""Equations 1 and 2 and the two other strategies as slow float64 loops over positions, written apart from train/."""
+"""Equations 1 and 2 and the two other strategies as slow float64 loops over positions, written apart from train/.
+
+And how a crop that is not resampled lies in its region.
+"""
 
 import math
 
@@ -24,6 +27,19 @@ def weights_by_hand(masses: Array, region_map: Ints, tau: float) -> Array:
                 if i != r:
                     result[i, j, k] = (1 - result[r, j, k]) * (mass[i] / others)
     return result
+
+
+def centred(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Pixels [h, w, 3] cut or padded with zeros to a region's size, the odd one of the rest at the end."""
+    for axis, room in ((0, height), (1, width)):
+        spare = abs(pixels.shape[axis] - room)
+        if pixels.shape[axis] > room:
+            pixels = np.take(pixels, range(spare // 2, spare // 2 + room), axis=axis)
+        else:
+            around = [(0, 0)] * 3
+            around[axis] = (spare // 2, spare - spare // 2)
+            pixels = np.pad(pixels, around)
+    return pixels
 
 
 def log_softmax_by_hand(scores: Array) -> list[float]:

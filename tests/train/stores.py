@@ -10,8 +10,7 @@ import s3fs
 from formats.dataset import Dataset
 from tests.servers import FaultyProxy, Store, s3_server
 from train.access import Access
-from train.digest import digest_lines
-from train.loader import JigsawLoader
+from train.digest import digest_lines, loaders_of
 from train.streams import StreamOptions
 from train.template import Template
 
@@ -55,20 +54,15 @@ def lines(
     options: StreamOptions = OPTIONS,
 ) -> list[str]:
     """What `digest` prints for a dataset."""
-    loaders = [
-        JigsawLoader(
-            dataset,
-            TEMPLATE,
-            options,
-            rank=rank,
-            world=world,
-            workers=workers,
-            start_step=first,
-            stop_step=first + steps,
-            with_digests=True,
-            start_method=start_method,
-            access=access,
-        )
-        for rank in range(world)
-    ]
+    loaders = loaders_of(
+        dataset,
+        TEMPLATE,
+        options,
+        world=world,
+        workers=workers,
+        first=first,
+        steps=steps,
+        start_method=start_method,
+        access=access,
+    )
     return list(digest_lines(loaders, options))

@@ -18,6 +18,7 @@ from formats.context import draw_crops, enlarge
 from formats.dataset import EXTENDED, Dataset, open_dataset
 from formats.draws import fold, text_key, uniform, words
 from formats.storage import Storage
+from tests.train.references import centred
 from tests.train.tiny import CLASSES, all_crops, make_dataset
 from train import jigsaw
 from train.augment import draw
@@ -141,14 +142,7 @@ def test_jigsaws_show_what_their_draws_say_and_squares_are_ordered_by_their_boxe
             raw = words(fold(text_key(2, "augment"), lane, position, region), 9)[0]
             pixels = pixels_of(tmp_path, row, shown(row, uniform(raw[5:]), 1.8))
             sizes.append(pixels.shape[0] * pixels.shape[1])
-            for axis, room in ((0, place.height), (1, place.width)):
-                spare = abs(pixels.shape[axis] - room)
-                if pixels.shape[axis] > room:
-                    pixels = np.take(pixels, range(spare // 2, spare // 2 + room), axis=axis)
-                else:
-                    around = [(0, 0)] * 3
-                    around[axis] = (spare // 2, spare - spare // 2)
-                    pixels = np.pad(pixels, around)
+            pixels = centred(pixels, place.height, place.width)
             wanted[place.top : place.top + place.height, place.left : place.left + place.width] = pixels
         assert (image == wanted).all()
         contrary += sizes[0] > sizes[3]

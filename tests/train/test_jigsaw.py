@@ -16,6 +16,7 @@ from formats.dataset import Dataset
 from formats.draws import text_key
 from formats.errors import UserError
 from formats.groups import GROUPS
+from tests.train.references import centred
 from tests.train.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
 from train.augment import draw
 from train.batch import Batch
@@ -234,14 +235,7 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
                 place = TEMPLATE.regions[region]
                 raw = (tmp_path / names.SHARDS / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
                 pixels = simplejpeg.decode_jpeg(raw)
-                for axis, room in ((0, place.height), (1, place.width)):
-                    spare = abs(pixels.shape[axis] - room)
-                    if pixels.shape[axis] > room:
-                        pixels = np.take(pixels, range(spare // 2, spare // 2 + room), axis=axis)
-                    else:
-                        around = [(0, 0)] * 3
-                        around[axis] = (spare // 2, spare - spare // 2)
-                        pixels = np.pad(pixels, around)
+                pixels = centred(pixels, place.height, place.width)
                 region_of(wanted, region)[...] = pixels
             assert (images[lane * 2 + nth] == wanted).all()
 

@@ -12,7 +12,7 @@ from formats import names
 from formats.dataset import Dataset
 from formats.errors import UserError
 from tests.train.tiny import all_crops, make_dataset, spoil
-from train.digest import digest_lines
+from train.digest import digest_lines, loaders_of
 from train.loader import JigsawLoader
 from train.streams import StreamOptions
 from train.template import Template
@@ -29,21 +29,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def lines(
     dataset: Dataset, world: int, workers: int, first: int = 0, steps: int = 5, start_method: str | None = None
 ) -> list[str]:
-    loaders = [
-        JigsawLoader(
-            dataset,
-            TEMPLATE,
-            OPTIONS,
-            rank=rank,
-            world=world,
-            workers=workers,
-            start_step=first,
-            stop_step=first + steps,
-            with_digests=True,
-            start_method=start_method,
-        )
-        for rank in range(world)
-    ]
+    loaders = loaders_of(
+        dataset,
+        TEMPLATE,
+        OPTIONS,
+        world=world,
+        workers=workers,
+        first=first,
+        steps=steps,
+        start_method=start_method,
+    )
     return list(digest_lines(loaders, OPTIONS))
 
 
