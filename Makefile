@@ -39,7 +39,7 @@ help:  ## list the targets
 
 venv: $(READY)  ## make .venv and install the locked versions into it
 
-$(READY): pyproject.toml requirements.lock $(wildcard train/render/*)
+$(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jigsaw-pretrain needs Python 3.11 or newer; this is %s. Name another one: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"

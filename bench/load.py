@@ -2,9 +2,8 @@
 
     python bench/load.py [--data OUT] [--jigsaws 256] [--repeats 5]
 
-OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). Two minutes on one core. Lanes
-with compiled code (train/native.py) and without it; the peers are bench/peers.py's, one of them asking Pillow for the
-window alone (resize(box)).
+OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). Two minutes on one core.
+The peers are bench/peers.py's, one of them asking Pillow for the window alone (resize(box)).
 """
 
 import itertools
@@ -24,16 +23,13 @@ import simplejpeg
 from bench import peers
 from bench.timing import Goal, interleaved, judged, show, write
 from formats.dataset import Dataset, open_dataset
-from train import jigsaw
 from train.jigsaw import Assembler
 from train.loader import JigsawLoader
-from train.native import check
 from train.streams import StreamOptions
 from train.template import Template
 
 FLOOR = "decode the four crops (floor)"
 LANES = "lanes (this project)"
-PLAIN = "lanes, without compiled code"
 PILLOW = "webdataset + Pillow"
 BOX = "webdataset + Pillow, resize(box)"
 OTHERS = {"litdata": peers.litdata_streams, "mosaicml-streaming": peers.mosaicml_streams}
@@ -60,16 +56,6 @@ def ours(dataset: Dataset, template: Template, options: StreamOptions, steps: in
         assembler.step(step, images)
 
 
-def without_compiled(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> None:
-    """The same by simplejpeg and OpenCV alone."""
-    original = jigsaw.renderer
-    jigsaw.renderer = lambda: None
-    try:
-        ours(dataset, template, options, steps)
-    finally:
-        jigsaw.renderer = original
-
-
 def record(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> Decoded:
     """The JPEGs of the crops in these jigsaws."""
     seen, original = Decoded(), simplejpeg.decode_jpeg
@@ -80,7 +66,7 @@ def record(dataset: Dataset, template: Template, options: StreamOptions, steps: 
 
     simplejpeg.decode_jpeg = noting
     try:
-        without_compiled(dataset, template, options, steps)
+        ours(dataset, template, options, steps)
     finally:
         simplejpeg.decode_jpeg = original
     return seen
@@ -126,11 +112,7 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
         cases: dict[str, Callable[[], object]] = {
             FLOOR: crops.replay,
             LANES: lambda: ours(dataset, template, options, steps),
-            PLAIN: lambda: without_compiled(dataset, template, options, steps),
         }
-        if check()[1]:
-            click.echo(check()[1])
-            del cases[PLAIN]
         own_format = peers.webdataset_streams(dataset, Path(scratch))
         cases[BOX] = lambda: peers.assemble(own_format, template, count, window_only=True)
         cases[PILLOW] = lambda: peers.assemble(own_format, template, count)
@@ -143,7 +125,7 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
             cases[f"{name} + Pillow"] = partial(peers.assemble, streams, template, count)
         times = interleaved(cases, repeats)
         title = f"load: {count} jigsaws of {template.size} px, CPU time of one process"
-        rows = show(title, times, FLOOR, count, "jigsaw", {LANES: Goal(1.2)})
+        rows = show(title, times, FLOOR, count, "jigsaw", {LANES: Goal(1.25)})
         own = rows[LANES]["us"]
         summary: dict[str, object] = dict(rows)
         goals = {PILLOW: Goal(5, True), BOX: Goal(4, True)}

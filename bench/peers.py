@@ -26,12 +26,13 @@ CHUNK_BYTES = 2**26
 
 def members(dataset: Dataset, group: str) -> Stream:
     """The JPEGs of a group's crops in their order on disk."""
-    reader = CropReader(dataset, LocalShards(dataset), capacity=1)
+    files = LocalShards(dataset)
+    reader = CropReader(dataset, files, capacity=1)
     for shard in dataset.of_group(group):
+        with files.open(shard) as file:
+            data = file.read()
         for crop in reader.crops(shard.index)[SOURCE].tolist():
-            mapped = reader.mapped(shard.index)
-            assert mapped is not None
-            yield mapped[crop[1] : crop[1] + crop[2]].tobytes()
+            yield data[crop[1] : crop[1] + crop[2]]
 
 
 def webdataset_streams(dataset: Dataset, folder: Path) -> Callable[[str], Stream]:

@@ -211,10 +211,6 @@ class CropReader:
             found.append(str(keys[row]))
         return found
 
-    def mapped(self, shard: int) -> npt.NDArray[np.uint8] | None:
-        """A shard's bytes, uint8 [bytes], mapped as long as the array lives; None of one that is left out."""
-        return self._shard(shard).bytes
-
     def decode(
         self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
     ) -> npt.NDArray[Any] | None:

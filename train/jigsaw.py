@@ -1,8 +1,7 @@
 """Jigsaws: four crops decoded, resized, flipped, cut or padded into one image (section 3.2).
 
-A pure function of (dataset, options, lane, position). Crops are rendered by native.py where it can, the others by
-simplejpeg and window.py, to the same pixels: on COCO crops, decoding a jigsaw's four crops whole being 1, a jigsaw of
-224 x 224 takes 1.29 without compiled code and 0.83 with it. See loader.py for batches.
+A pure function of (dataset, options, lane, position). On COCO crops, decoding a jigsaw's four crops whole being 1, a
+jigsaw of 224 x 224 takes 1.29. See loader.py for batches.
 """
 
 import hashlib
@@ -21,11 +20,10 @@ from train.access import Access
 from train.augment import Draws, draw
 from train.context import enlarged
 from train.crops import SOURCE, CropReader, Crops, shard_files
-from train.native import FIELDS, renderer
 from train.picks import Picks, order_squares, slots_of
 from train.streams import StreamOptions
 from train.template import REGIONS, Template
-from train.window import AVERAGE, Windows, lay_out, resample, resample_channels
+from train.window import Windows, lay_out, resample, resample_channels
 
 Pixels = npt.NDArray[Any]
 
@@ -81,7 +79,6 @@ class Assembler:
         )
         self._picks = Picks(dataset, slots, options, self._lanes, self._reader)
         self._with_digests = with_digests
-        self._renderer = renderer()
 
     def step(self, step: int, out: Sequence[Pixels] | Pixels) -> Chunk:
         """Write the lanes' jigsaws of batch ``step`` into ``out``: lanes * k of [size, size, channels], all zero.
@@ -134,56 +131,18 @@ class Assembler:
     ) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
         broken: list[int] = []
-        left = self._render_natively(which, crops, windows, out)
-        if not left:
-            return broken
         land = resample if self._dataset.pixels.channels == 3 else resample_channels
         sources, places = crops[SOURCE].tolist(), windows.table().tolist()
-        for nth, region in left:
-            if broken and broken[-1] == nth:
-                continue
-            pixels = self._reader.decode(*sources[nth][region])
-            if pixels is None:
-                broken.append(nth)
-                continue
-            scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = places[nth][region]
-            window = out[nth][to_y : to_y + height, to_x : to_x + width]
-            land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+        for nth in which:
+            for source, place in zip(sources[nth], places[nth], strict=True):
+                pixels = self._reader.decode(*source)
+                if pixels is None:
+                    broken.append(nth)
+                    break
+                scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = place
+                window = out[nth][to_y : to_y + height, to_x : to_x + width]
+                land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
-
-    def _render_natively(
-        self, which: Sequence[int], crops: Crops, windows: Windows, out: Sequence[Pixels] | Pixels
-    ) -> list[tuple[int, int]]:
-        """Write what compiled code can of some jigsaws; (jigsaw, region) of the crops that it cannot, ascending."""
-        everything = [(nth, region) for nth in which for region in range(len(REGIONS))]
-        if self._renderer is None or out[0].shape[-1] != 3 or out[0].dtype != np.uint8:
-            return everything
-        rows = np.fromiter(which, dtype=np.int64)
-        shards, at = np.unique(crops["shard"][rows], return_inverse=True)
-        # Held until all is done: the reader may close a shard while it opens another.
-        mapped = [self._reader.mapped(int(shard)) for shard in shards]
-        first = np.array([0 if found is None else found.ctypes.data for found in mapped], dtype=np.int64)
-        length = np.array([0 if found is None else len(found) for found in mapped], dtype=np.int64)
-        at = at.reshape(len(rows), -1)
-        job = {name: crops[name][rows].astype(np.int64) for name in SOURCE[1:]}
-        offset = job.pop("offset")
-        kernel = windows.kernels(crops["width"].astype(np.int64), crops["height"].astype(np.int64))[rows]
-        fits = (kernel != AVERAGE) & (offset >= 0) & (job["size"] >= 0) & (offset + job["size"] <= length[at])
-        job |= {"data": first[at] + offset, "kernel": kernel}
-        job |= {"scaled_x": windows.scaled_width[rows], "scaled_y": windows.scaled_height[rows]}
-        job |= {
-            "from_x": windows.from_x[rows],
-            "from_y": windows.from_y[rows],
-            "flip": windows.flip[rows].astype(np.int64),
-        }
-        job |= {"columns": windows.width[rows], "rows": windows.height[rows]}
-        pitch = out[0].strides[0]
-        origin = np.array([out[nth].ctypes.data for nth in which], dtype=np.int64)[:, None]
-        job |= {"pitch": np.full(kernel.shape, pitch)}
-        job |= {"out": origin + windows.to_y[rows] * pitch + 3 * windows.to_x[rows]}
-        undone = ~fits
-        undone[fits] = self._renderer.render(np.stack([job[name][fits] for name in FIELDS], axis=-1))
-        return [everything[nth] for nth in np.flatnonzero(undone.reshape(-1)).tolist()]
 
     def _mend(self, lane: int, position: int, drawn: Crops) -> int:
         """Replace the unreadable of a jigsaw's crops, CROP [4] by slot, in place; how many could not be decoded."""

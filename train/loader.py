@@ -28,7 +28,6 @@ from train.access import Access, check_cache
 from train.batch import Batch
 from train.jigsaw import Assembler, Chunk
 from train.model import torch_dtype
-from train.native import check
 from train.picks import slots_of
 from train.shm import AHEAD, IN_FLIGHT, check_shared_memory
 from train.streams import StreamOptions
@@ -147,8 +146,7 @@ class JigsawLoader:
         self._lanes = lanes_of_rank(options, rank, world)
         self.lanes_per_rank = len(self._lanes)
         slots = slots_of(dataset, options)
-        slow = check()[1]
-        self.notes, self.shares = (*slots.notes(), *([slow] if slow else [])), slots.shares()
+        self.notes, self.shares = tuple(slots.notes()), slots.shares()
         if workers < 0:
             raise UserError(f"workers {workers} must be 0 or more")
         self._workers = min(workers, self.lanes_per_rank)

@@ -4,8 +4,7 @@ The convention: scale the crop by one ratio to the nearest whole size with pixel
 cut a window out of it or lay it into the region, the rest of the region staying zero. Only the window is computed: by
 cv2.resize where most of the scaled crop lands (three crops of four; within 1 level of the exact bilinear value), by
 cv2.warpAffine where the window is a small part (its 1/32 pixel steps are within 5 levels at a hard edge, 0.3 on
-average). On COCO crops that takes 24 us a crop; either alone takes 33 and 46, decoding the crop 198. render/ has both
-kernels too, with the same pixels, for crops whose JPEG it decodes.
+average). On COCO crops that takes 24 us a crop; either alone takes 33 and 46, decoding the crop 198.
 """
 
 from dataclasses import dataclass, fields
@@ -25,9 +24,6 @@ Pixels = npt.NDArray[Any]
 
 AREA_BELOW = 0.5
 """Below this scale bilinear samples skip pixels altogether, so ``crop`` averages areas as well."""
-
-RESIZE, WARP, AVERAGE = range(3)
-"""The kernels: cv2.resize's bilinear one, cv2.warpAffine's, and averaged areas."""
 
 _WHOLE_UP_TO = 2
 _WARP_LIMIT = 32766
@@ -53,14 +49,6 @@ class Windows:
     width: I64
     height: I64
     smooth: npt.NDArray[np.bool_]
-
-    def kernels(self, width: I64, height: I64) -> I64:
-        """Which kernel resamples crops of ``width`` x ``height`` pixels (int64 [n, 4]) here."""
-        shrinks = self.smooth & ((self.scaled_width < width) | (self.scaled_height < height))
-        part = _is_small_part(width, height, self.scaled_width, self.scaled_height, self.width * self.height)
-        # What cv2.resize does of itself at exactly one half.
-        halves = ~part & (2 * self.scaled_width == width) & (2 * self.scaled_height == height)
-        return np.where(shrinks | halves, AVERAGE, np.where(part, WARP, RESIZE))
 
     def table(self) -> I64:
         """The fields in their order as int64 [n, 4, 10]."""
