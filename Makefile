@@ -39,7 +39,7 @@ help:  ## list the targets
 
 venv: $(READY)  ## make .venv and install the locked versions into it
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jigsaw-pretrain needs Python 3.11 or newer; this is %s. Name another one: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
@@ -114,10 +114,16 @@ test: | $(READY)  ## the tests, on two cores below 8 minutes
 soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)
 	JIGSAW_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: | $(READY)  ## ruff (lint and format) and mypy
+# As installed, the stages lie inside jigsaw_pretrain/: mypy and import-linter read folders, so they are shown one like that.
+VIEW := build/view
+
+lint: | $(READY)  ## ruff (lint and format), mypy, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m mypy
+	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
+	@ln -s $(addprefix $(CURDIR)/,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
+	@ln -s $(CURDIR)/bench $(CURDIR)/tests $(VIEW)/
+	cd $(VIEW) && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p jigsaw_pretrain -p bench -p tests
 
 # What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
 # given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without

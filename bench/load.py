@@ -22,11 +22,11 @@ import simplejpeg
 
 from bench import peers
 from bench.timing import Goal, interleaved, judged, show, write
-from formats.dataset import Dataset, open_dataset
-from train.jigsaw import Assembler
-from train.loader import JigsawLoader
-from train.streams import StreamOptions
-from train.template import Template
+from jigsaw_pretrain.formats.dataset import Dataset, open_dataset
+from jigsaw_pretrain.train.jigsaw import Assembler
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 
 FLOOR = "decode the four crops (floor)"
 LANES = "lanes (this project)"

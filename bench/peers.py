@@ -16,9 +16,9 @@ import numpy.typing as npt
 import webdataset
 from PIL import Image
 
-from formats.dataset import Dataset
-from train.crops import SOURCE, CropReader, LocalShards
-from train.template import REGION_GROUPS, Region, Template
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.template import REGION_GROUPS, Region, Template
 
 Stream = Iterator[bytes]
 CHUNK_BYTES = 2**26

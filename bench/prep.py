@@ -28,16 +28,16 @@ import simplejpeg
 from bench.prep_peers import opencv_sample, pillow_image, pillow_sample, work_of, write_tar
 from bench.prep_scaling import growth, processes
 from bench.timing import Goal, interleaved, judged, show, write
-from formats.errors import UserError
-from formats.storage import Storage
-from prep import lossless
-from prep.crops import encode_crops
-from prep.images import PixelBuffer, decode
-from prep.job import Job, plan_job, task_of
-from prep.parts import PartTask, publish_part
-from prep.plan import Options
-from prep.reading import read_annotations
-from prep.source import ImageSource
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import lossless
+from jigsaw_pretrain.prep.crops import encode_crops
+from jigsaw_pretrain.prep.images import PixelBuffer, decode
+from jigsaw_pretrain.prep.job import Job, plan_job, task_of
+from jigsaw_pretrain.prep.parts import PartTask, publish_part
+from jigsaw_pretrain.prep.plan import Options
+from jigsaw_pretrain.prep.reading import read_annotations
+from jigsaw_pretrain.prep.source import ImageSource
 
 Item = TypeVar("Item")
 

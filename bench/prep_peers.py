@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from prep.parts import PartTask
+from jigsaw_pretrain.prep.parts import PartTask
 
 Work = tuple[str, list[list[int]]]
 """A file, and its boxes: left, top, right, bottom."""

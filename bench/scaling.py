@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, Goal, judged, write
-from formats.dataset import open_dataset
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.train.jigsaw import Assembler
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset
-from train.jigsaw import Assembler
-from train.loader import JigsawLoader
-from train.streams import StreamOptions
-from train.template import Template
 
 OPENING = Goal(3.0)
 """Seconds for 10,000 shards (issue 7)."""

@@ -32,18 +32,18 @@ from torch import Tensor, nn
 
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
-from formats.dataset import open_dataset
-from train import backbones
-from train.batch import Batch, BatchSource
-from train.loop import Job, Loop, OpenSource
-from train.machine import COMPILE, Machine
-from train.model import DenseClassifier
-from train.precision import autocast, loss_scaler, set_arithmetic
-from train.pretrain import loader_source
-from train.ranks import DEVICES, Ranks, start
-from train.recipe import Recipe, load_recipe
-from train.run import Origin, RunFolder
-from train.state import build_state
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.batch import Batch, BatchSource
+from jigsaw_pretrain.train.loop import Job, Loop, OpenSource
+from jigsaw_pretrain.train.machine import COMPILE, Machine
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.precision import autocast, loss_scaler, set_arithmetic
+from jigsaw_pretrain.train.pretrain import loader_source
+from jigsaw_pretrain.train.ranks import DEVICES, Ranks, start
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.run import Origin, RunFolder
+from jigsaw_pretrain.train.state import build_state
 
 ON_GPU = ("batch=256", "precision=bf16")
 TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=16")

@@ -1,5 +1,5 @@
 """`python -m detect`: the command line of detect/cli.py."""
 
-from detect.cli import main
+from jigsaw_pretrain.detect.cli import main
 
 main()

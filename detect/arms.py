@@ -7,7 +7,7 @@ sweep on a seed that is not reported.
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 SCRATCH = "scratch"
 JIGSAW = "jigsaw"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from formats.errors import UserError
-from train.signals import StopRequest
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.signals import StopRequest
 
 GRACE = 120.0
 """Seconds that a training has for its checkpoint before it is killed."""

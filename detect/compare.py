@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from detect.arms import ARMS, choose
-from detect.campaign import Campaign
-from detect.comparison import Comparison, Settings
-from detect.outcomes import outcome
-from detect.report import markdown, tables, write_report
-from formats.errors import UserError
-from train.ranks import DEVICES
+from jigsaw_pretrain.detect.arms import ARMS, choose
+from jigsaw_pretrain.detect.campaign import Campaign
+from jigsaw_pretrain.detect.comparison import Comparison, Settings
+from jigsaw_pretrain.detect.outcomes import outcome
+from jigsaw_pretrain.detect.report import markdown, tables, write_report
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.ranks import DEVICES
 
 
 @click.command()

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import click
 
-from detect.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
-from detect.campaign import Campaign, OutOfTime, Task
-from detect.outcomes import Outcome, outcome, spread
-from detect.recipe import Recipe, read_recipe
-from detect.report import write_report
-from detect.run import SUMMARY
-from detect.weights import BACKBONE_FILE
-from formats.errors import UserError
-from formats.storage import Storage
+from jigsaw_pretrain.detect.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
+from jigsaw_pretrain.detect.campaign import Campaign, OutOfTime, Task
+from jigsaw_pretrain.detect.outcomes import Outcome, outcome, spread
+from jigsaw_pretrain.detect.recipe import Recipe, read_recipe
+from jigsaw_pretrain.detect.report import write_report
+from jigsaw_pretrain.detect.run import SUMMARY
+from jigsaw_pretrain.detect.weights import BACKBONE_FILE
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
 
 SWEEP_SEED = 1000
 SETTINGS = "settings.json"

@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 import torch
 
-from detect.annotations import Annotations, read_annotations
-from detect.ap import STATS, Score, read_results, score
-from detect.evaluation import AP, Evaluation, ap_document, evaluate_model, save_evaluation
-from detect.page import percent, write_page
-from detect.run import DETECTOR, Config, detector, empty_network, read_config
-from formats.errors import UserError
-from formats.storage import Storage
-from train.ranks import DEVICES, Ranks, one_voice, start
+from jigsaw_pretrain.detect.annotations import Annotations, read_annotations
+from jigsaw_pretrain.detect.ap import STATS, Score, read_results, score
+from jigsaw_pretrain.detect.evaluation import AP, Evaluation, ap_document, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.page import percent, write_page
+from jigsaw_pretrain.detect.run import DETECTOR, Config, detector, empty_network, read_config
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.ranks import DEVICES, Ranks, one_voice, start
 
 
 @click.command("eval")

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detect.annotations import Annotations
-from detect.ap import Detection, Score, score
-from detect.predict import detections
-from detect.recipe import Recipe
-from detect.samples import Views, validation_batches
-from detect.scaling import Plan
-from formats.storage import Storage
-from train.ranks import Ranks
+from jigsaw_pretrain.detect.annotations import Annotations
+from jigsaw_pretrain.detect.ap import Detection, Score, score
+from jigsaw_pretrain.detect.predict import detections
+from jigsaw_pretrain.detect.recipe import Recipe
+from jigsaw_pretrain.detect.samples import Views, validation_batches
+from jigsaw_pretrain.detect.scaling import Plan
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.ranks import Ranks
 
 RESULTS = "results.json"
 AP = "ap.json"

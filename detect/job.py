@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from detect.annotations import Annotations, read_annotations, require_same_classes
-from detect.loop import Progress, Trainer, optimizer_of, train_steps
-from detect.neck import load_neck, pyramid_of, read_neck
-from detect.order import Order
-from detect.outcome import Evaluator, finish
-from detect.recipe import Recipe
-from detect.run import DETECTOR, METRICS, Config, detector, empty_network, read_config
-from detect.samples import Augmentation, Views, training_batches
-from detect.scaling import fit
-from detect.weights import CHECKPOINTS, brings_statistics, load, read_weights
-from formats import draws
-from formats.errors import UserError
-from train.checkpoint import list_checkpoints, remove_leftovers
-from train.ranks import Ranks
-from train.signals import StopRequest
+from jigsaw_pretrain.detect.annotations import Annotations, read_annotations, require_same_classes
+from jigsaw_pretrain.detect.loop import Progress, Trainer, optimizer_of, train_steps
+from jigsaw_pretrain.detect.neck import load_neck, pyramid_of, read_neck
+from jigsaw_pretrain.detect.order import Order
+from jigsaw_pretrain.detect.outcome import Evaluator, finish
+from jigsaw_pretrain.detect.recipe import Recipe
+from jigsaw_pretrain.detect.run import DETECTOR, METRICS, Config, detector, empty_network, read_config
+from jigsaw_pretrain.detect.samples import Augmentation, Views, training_batches
+from jigsaw_pretrain.detect.scaling import fit
+from jigsaw_pretrain.detect.weights import CHECKPOINTS, brings_statistics, load, read_weights
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, remove_leftovers
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.signals import StopRequest
 
 
 @dataclass(frozen=True)

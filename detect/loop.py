@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detect.models import label_offset
-from detect.norms import is_norm
-from detect.predict import to_device
-from detect.recipe import Recipe
-from detect.run import METRICS, Config, read_rows
-from detect.samples import Sample
-from detect.scaling import rate
-from detect.weights import CHECKPOINTS
-from formats import draws
-from formats.errors import UserError
-from train.checkpoint import newest_checkpoint, save_checkpoint
-from train.clock import device_clock
-from train.metrics import metrics_file
-from train.ranks import Ranks
-from train.signals import StopRequest
+from jigsaw_pretrain.detect.models import label_offset
+from jigsaw_pretrain.detect.norms import is_norm
+from jigsaw_pretrain.detect.predict import to_device
+from jigsaw_pretrain.detect.recipe import Recipe
+from jigsaw_pretrain.detect.run import METRICS, Config, read_rows
+from jigsaw_pretrain.detect.samples import Sample
+from jigsaw_pretrain.detect.scaling import rate
+from jigsaw_pretrain.detect.weights import CHECKPOINTS
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import newest_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.clock import device_clock
+from jigsaw_pretrain.train.metrics import metrics_file
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.signals import StopRequest
 
 KEEP = 2
 """Checkpoints that stay."""

@@ -26,10 +26,10 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from detect.cascade import THRESHOLDS, CascadePredictor, CascadeRoIHeads
-from detect.norms import NormLayer
-from detect.recipe import Recipe
-from detect.trunk import STAGES, stage_channels
+from jigsaw_pretrain.detect.cascade import THRESHOLDS, CascadePredictor, CascadeRoIHeads
+from jigsaw_pretrain.detect.norms import NormLayer
+from jigsaw_pretrain.detect.recipe import Recipe
+from jigsaw_pretrain.detect.trunk import STAGES, stage_channels
 
 ANCHORS = (32, 64, 128, 256, 512)
 """Anchor sides in pixels for a short side of 800."""

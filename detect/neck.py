@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detect.weights import BACKBONE_FILE, CHECKPOINTS, STATISTICS, Compared, read_file
-from formats.errors import UserError
-from train.checkpoint import PYRAMID, neck_state, newest_checkpoint, trained_state
+from jigsaw_pretrain.detect.weights import BACKBONE_FILE, CHECKPOINTS, STATISTICS, Compared, read_file
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import PYRAMID, neck_state, newest_checkpoint, trained_state
 
 PYRAMID_FILE = "backbone-fpn.pth"
 LEVELS = 4

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from train.norms import GroupNorm
+from jigsaw_pretrain.train.norms import GroupNorm
 
 NormLayer = Callable[[int], nn.Module]
 

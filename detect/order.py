@@ -8,7 +8,7 @@ permutation. An epoch of 118,287 images is ordered in about 20 ms and kept until
 import numpy as np
 import numpy.typing as npt
 
-from formats import draws
+from jigsaw_pretrain.formats import draws
 
 
 class Order:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from detect import trunk
-from detect.annotations import Annotations
-from detect.evaluation import AP, Evaluation, evaluate_model, save_evaluation
-from detect.loop import Trainer
-from detect.page import write_page
-from detect.run import DETECTOR, SUMMARY, Config, read_rows
-from detect.weights import BACKBONE_FILE
-from formats.storage import Storage
-from train.checkpoint import save_file
-from train.ranks import Ranks
+from jigsaw_pretrain.detect import trunk
+from jigsaw_pretrain.detect.annotations import Annotations
+from jigsaw_pretrain.detect.evaluation import AP, Evaluation, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.loop import Trainer
+from jigsaw_pretrain.detect.page import write_page
+from jigsaw_pretrain.detect.run import DETECTOR, SUMMARY, Config, read_rows
+from jigsaw_pretrain.detect.weights import BACKBONE_FILE
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.checkpoint import save_file
+from jigsaw_pretrain.train.ranks import Ranks
 
 
 class Evaluator:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detect.run import SUMMARY, Config, read_config, read_rows
-from formats.errors import UserError
+from jigsaw_pretrain.detect.run import SUMMARY, Config, read_config, read_rows
+from jigsaw_pretrain.formats.errors import UserError
 
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 

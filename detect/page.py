@@ -19,15 +19,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from detect.annotations import Annotations, Photo
-from detect.ap import STATS, Detection
-from detect.evaluation import AP, RESULTS
-from detect.run import CONFIG, SUMMARY, read_rows
-from detect.samples import read_photo
-from formats import draws
-from formats.page import Section, Table, picture
-from formats.page import render as render_page
-from formats.storage import Storage
+from jigsaw_pretrain.detect.annotations import Annotations, Photo
+from jigsaw_pretrain.detect.ap import STATS, Detection
+from jigsaw_pretrain.detect.evaluation import AP, RESULTS
+from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
+from jigsaw_pretrain.detect.samples import read_photo
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.page import Section, Table, picture
+from jigsaw_pretrain.formats.page import render as render_page
+from jigsaw_pretrain.formats.storage import Storage
 
 PAGE = "page.html"
 PICTURES = 8

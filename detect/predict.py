@@ -14,10 +14,10 @@ from pycocotools import mask as rle
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from detect.annotations import Annotations, Photo
-from detect.ap import Detection
-from detect.models import label_offset
-from detect.samples import Sample
+from jigsaw_pretrain.detect.annotations import Annotations, Photo
+from jigsaw_pretrain.detect.ap import Detection
+from jigsaw_pretrain.detect.models import label_offset
+from jigsaw_pretrain.detect.samples import Sample
 
 
 def to_device(sample: Sample, device: torch.device, offset: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from detect.arms import EQUAL_COST, SCRATCH
-from detect.outcomes import Difference, Outcome, by_arm, difference, spread, to_json
-from detect.page import inline, render
-from formats.storage import Storage
+from jigsaw_pretrain.detect.arms import EQUAL_COST, SCRATCH
+from jigsaw_pretrain.detect.outcomes import Difference, Outcome, by_arm, difference, spread, to_json
+from jigsaw_pretrain.detect.page import inline, render
+from jigsaw_pretrain.formats.storage import Storage
 
 MARKDOWN = "comparison.md"
 HTML = "comparison.html"

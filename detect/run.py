@@ -15,12 +15,12 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from detect import models, trunk
-from detect.norms import added_norm
-from detect.recipe import Recipe, from_mapping
-from detect.scaling import Plan
-from formats.errors import UserError
-from formats.storage import Storage
+from jigsaw_pretrain.detect import models, trunk
+from jigsaw_pretrain.detect.norms import added_norm
+from jigsaw_pretrain.detect.recipe import Recipe, from_mapping
+from jigsaw_pretrain.detect.scaling import Plan
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

@@ -18,12 +18,12 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detect.annotations import Annotations, Photo
-from detect.order import Order
-from detect.scaling import Plan
-from detect.views import View, drawn_view, still_view, view_boxes, view_pixels
-from formats import draws
-from formats.errors import UserError
+from jigsaw_pretrain.detect.annotations import Annotations, Photo
+from jigsaw_pretrain.detect.order import Order
+from jigsaw_pretrain.detect.scaling import Plan
+from jigsaw_pretrain.detect.views import View, drawn_view, still_view, view_boxes, view_pixels
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ overrule it one by one. Pure arithmetic; the run prints what came out before it 
 import math
 from dataclasses import dataclass
 
-from detect.recipe import Recipe
+from jigsaw_pretrain.detect.recipe import Recipe
 
 COCO_IMAGES = 118_287
 COCO_SHORT_SIDE = 480

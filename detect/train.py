@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from detect.job import Job, run_job
-from detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
-from formats.errors import UserError
-from train.ranks import DEVICES, one_voice, start
+from jigsaw_pretrain.detect.job import Job, run_job
+from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.ranks import DEVICES, one_voice, start
 
 
 @click.command()

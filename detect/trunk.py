@@ -13,8 +13,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from detect.norms import norm_layer
-from formats.errors import UserError
+from jigsaw_pretrain.detect.norms import norm_layer
+from jigsaw_pretrain.formats.errors import UserError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM = ("conv1", "bn1")

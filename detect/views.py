@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detect.scaling import Plan
-from formats import draws
+from jigsaw_pretrain.detect.scaling import Plan
+from jigsaw_pretrain.formats import draws
 
 
 @dataclass(frozen=True)

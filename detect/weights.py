@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
-from formats.errors import UserError
-from train.checkpoint import BODY, backbone_state, newest_checkpoint, trained_state
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import BODY, backbone_state, newest_checkpoint, trained_state
 
 BACKBONE_FILE = "backbone.pth"
 CHECKPOINTS = "checkpoints"

@@ -15,17 +15,17 @@ import click
 import numpy as np
 from PIL import Image
 
-from formats.dataset import open_dataset
-from formats.groups import GROUPS
-from formats.storage import Storage
-from prep.contact import sheet as contact_sheet
-from prep.report import choose, read_crops
-from train.loader import JigsawLoader
-from train.look import Fields, brightness, load_look, looks
-from train.maps import MAP, spread
-from train.preview import sheet
-from train.run import RunFolder, open_trained
-from train.template import REGIONS
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.contact import sheet as contact_sheet
+from jigsaw_pretrain.prep.report import choose, read_crops
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.look import Fields, brightness, load_look, looks
+from jigsaw_pretrain.train.maps import MAP, spread
+from jigsaw_pretrain.train.preview import sheet
+from jigsaw_pretrain.train.run import RunFolder, open_trained
+from jigsaw_pretrain.train.template import REGIONS
 
 IMAGES = Path(__file__).parent / "images"
 PAPER = (251, 251, 249)

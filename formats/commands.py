@@ -10,10 +10,11 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group over ``{"name": ("module:attribute", "one line of help")}``."""
+    """A group over ``{"name": ("module:attribute", "one line of help")}``, the modules being those of ``package``."""
 
-    def __init__(self, *, lazy: Mapping[str, tuple[str, str]], help: str) -> None:
+    def __init__(self, *, package: str, lazy: Mapping[str, tuple[str, str]], help: str) -> None:
         super().__init__(help=help, context_settings={"help_option_names": ["-h", "--help"]})
+        self._package = package
         self._lazy = dict(lazy)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -25,7 +26,7 @@ class LazyGroup(click.Group):
         if cmd_name not in self._lazy:
             return None
         module, attribute = self._lazy[cmd_name][0].split(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"{self._package}.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from formats import manifest, names
-from formats.errors import UserError
-from formats.pixels import PixelFormat, pixel_format
-from formats.retry import TRIES
-from formats.storage import Storage
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import PixelFormat, pixel_format
+from jigsaw_pretrain.formats.retry import TRIES
+from jigsaw_pretrain.formats.storage import Storage
 
 FORMAT_VERSION = 1
 """Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""

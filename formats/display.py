@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from formats.pixels import PixelFormat
+from jigsaw_pretrain.formats.pixels import PixelFormat
 
 SPREAD = 2.0
 """Standard deviations from the mean to black and to white."""

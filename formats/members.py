@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from formats.pixels import PixelFormat
+from jigsaw_pretrain.formats.pixels import PixelFormat
 
 Array = npt.NDArray[Any]
 

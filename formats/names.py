@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import PurePosixPath
 
-from formats.groups import GROUPS
+from jigsaw_pretrain.formats.groups import GROUPS
 
 SHARDS = "shards"
 MANIFESTS = "manifests"

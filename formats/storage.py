@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from formats.errors import UserError
-from formats.litter import hold, sweep
-from formats.retry import TRIES, patiently, redacted
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.litter import hold, sweep
+from jigsaw_pretrain.formats.retry import TRIES, patiently, redacted
 
 Answer = TypeVar("Answer")
 

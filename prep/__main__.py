@@ -1,5 +1,5 @@
 """`python -m prep`: the command line of prep/cli.py."""
 
-from prep.cli import main
+from jigsaw_pretrain.prep.cli import main
 
 main()

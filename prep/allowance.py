@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from formats import manifest, names
-from formats.errors import UserError
-from formats.retry import redacted
-from formats.storage import Storage
-from prep.reasons import count_reasons, most_common
-from prep.records import PartRecord
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.reasons import count_reasons, most_common
+from jigsaw_pretrain.prep.records import PartRecord
 
 DEFAULT = "1%"
 

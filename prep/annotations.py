@@ -18,9 +18,9 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from formats import names
-from prep import reasons
-from prep.reasons import BoxReason, Skipped
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.prep import reasons
+from jigsaw_pretrain.prep.reasons import BoxReason, Skipped
 
 MAX_PIXELS = 178_956_970
 """The largest image that is decoded (Pillow's own limit against decompression bombs)."""
@@ -88,7 +88,7 @@ class Annotations:
 
 def parse(raw: bytes, source: str, sha256: str) -> Annotations:
     """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
-    from prep.coco import read_coco
+    from jigsaw_pretrain.prep.coco import read_coco
 
     classes, entries, boxes = read_coco(raw, source)
     return assemble(classes, entries, boxes, sha256)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from formats.errors import UserError
-from formats.retry import StoreError, patiently
-from formats.storage import Storage
-from prep.images import ImageTrouble
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import StoreError, patiently
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.images import ImageTrouble
 
 MOST_BYTES = 1 << 30
 """The largest image file that is read, in bytes."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from prep.annotations import BoxColumns
-from prep.reasons import BoxReason
+from jigsaw_pretrain.prep.annotations import BoxColumns
+from jigsaw_pretrain.prep.reasons import BoxReason
 
 NOWHERE = (float("nan"),) * 4
 """What stands for a box that is none."""

@@ -6,13 +6,13 @@ About 0.2 ms an image for its head, 5 ms for its pixels, read ahead by threads. 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from formats.pixels import PixelFormat
-from prep.ahead import ahead
-from prep.annotations import Annotations
-from prep.findings import EXAMPLES, WARNING, Finding
-from prep.images import ImageTrouble
-from prep.rasters import read
-from prep.source import ImageSource, read_ahead
+from jigsaw_pretrain.formats.pixels import PixelFormat
+from jigsaw_pretrain.prep.ahead import ahead
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.findings import EXAMPLES, WARNING, Finding
+from jigsaw_pretrain.prep.images import ImageTrouble
+from jigsaw_pretrain.prep.rasters import read
+from jigsaw_pretrain.prep.source import ImageSource, read_ahead
 
 Head = tuple[int, int, int] | ImageTrouble
 

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from formats.errors import UserError
-from prep.annotations import BoxColumns, ImageEntry
-from prep.reasons import BoxReason
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep.annotations import BoxColumns, ImageEntry
+from jigsaw_pretrain.prep.reasons import BoxReason
 
 Number = int | float
 Key = int | float | str

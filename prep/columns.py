@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats import draws
-from formats.groups import aspect_groups
-from prep.annotations import Annotations
-from prep.negatives import Ints, Negatives
-from prep.positives import Positives
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.groups import aspect_groups
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.negatives import Ints, Negatives
+from jigsaw_pretrain.prep.positives import Positives
 
 
 @dataclass(frozen=True)

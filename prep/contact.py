@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from formats import names
-from formats.display import Look, displayed
-from formats.members import decode_member
-from formats.storage import Storage
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.display import Look, displayed
+from jigsaw_pretrain.formats.members import decode_member
+from jigsaw_pretrain.formats.storage import Storage
 
 OBJECT = (230, 159, 0)
 CELL = 132

@@ -7,9 +7,9 @@ Follows from the plan's columns alone, so a part's task and the plan's totals co
 import numpy as np
 import numpy.typing as npt
 
-from formats import context
-from prep import geometry
-from prep.columns import Crops, Images
+from jigsaw_pretrain.formats import context
+from jigsaw_pretrain.prep import geometry
+from jigsaw_pretrain.prep.columns import Crops, Images
 
 
 def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> geometry.Crops:

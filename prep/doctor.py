@@ -15,18 +15,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from formats.errors import UserError
-from prep import table
-from prep.checkup import check_images, image_findings
-from prep.coco import decode
-from prep.failures import plain_errors
-from prep.findings import ERROR, NOTE, WARNING, Finding, box_findings, coco_findings, plan_findings
-from prep.pixels import found_pixels
-from prep.plan import Options, Plan, make_plan
-from prep.reading import listed, read_annotations
-from prep.shards import ANNOTATIONS_HELP, IMAGES_HELP
-from prep.source import ImageSource
-from prep.summary import Summary, planned
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep import table
+from jigsaw_pretrain.prep.checkup import check_images, image_findings
+from jigsaw_pretrain.prep.coco import decode
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.findings import ERROR, NOTE, WARNING, Finding, box_findings, coco_findings, plan_findings
+from jigsaw_pretrain.prep.pixels import found_pixels
+from jigsaw_pretrain.prep.plan import Options, Plan, make_plan
+from jigsaw_pretrain.prep.reading import listed, read_annotations
+from jigsaw_pretrain.prep.shards import ANNOTATIONS_HELP, IMAGES_HELP
+from jigsaw_pretrain.prep.source import ImageSource
+from jigsaw_pretrain.prep.summary import Summary, planned
 
 STATES = ("clean", "warnings", "cannot be prepped")
 SKIPPED_SHARE = 0.01

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from typing import TypeVar
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ def local_executor(workers: int) -> Executor:
 def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
     """An executor, of a Dask cluster where one is named, and how many tasks to hand it at once."""
     if scheduler is not None:
-        from prep.cluster import dask_executor
+        from jigsaw_pretrain.prep.cluster import dask_executor
 
         with dask_executor(scheduler) as found:
             yield found

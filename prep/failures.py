@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from formats.errors import UserError
-from formats.retry import redacted
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import redacted
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from formats.groups import GROUPS
+from jigsaw_pretrain.formats.groups import GROUPS
 
 TEMPLATE_SIZE, TEMPLATE_SPLIT = 224, 64
 RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5

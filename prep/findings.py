@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from prep.annotations import Annotations
-from prep.coco import CocoFile, file_name_of
-from prep.plan import Plan
-from prep.reasons import BoxReason
-from prep.summary import Summary
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.coco import CocoFile, file_name_of
+from jigsaw_pretrain.prep.plan import Plan
+from jigsaw_pretrain.prep.reasons import BoxReason
+from jigsaw_pretrain.prep.summary import Summary
 
 NOTE, WARNING, ERROR = "note", "warning", "error"
 """A fact; something that costs data or is likely a mistake; something that prevents prep."""

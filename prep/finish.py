@@ -14,23 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from formats import manifest, names
-from formats.dataset import Description, drawn_context, memory_file
-from formats.errors import UserError
-from formats.groups import GROUPS
-from formats.pixels import RGB8, pixel_format
-from formats.retry import redacted
-from formats.storage import Storage
-from prep import markers, table
-from prep.ahead import REMOTE_THREADS, ahead
-from prep.allowance import DEFAULT, Share, allowance
-from prep.context import expected_sizes
-from prep.failures import plain_errors
-from prep.fill import slot_fill
-from prep.measures import mean_and_std
-from prep.reasons import count_reasons, skipped_table
-from prep.records import PartRecord, PlanRecord, check_agreement, read_parts, read_plan, shaping_versions
-from prep.summary import Summary, count_crops
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import Description, drawn_context, memory_file
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8, pixel_format
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import markers, table
+from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.allowance import DEFAULT, Share, allowance
+from jigsaw_pretrain.prep.context import expected_sizes
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.fill import slot_fill
+from jigsaw_pretrain.prep.measures import mean_and_std
+from jigsaw_pretrain.prep.reasons import count_reasons, skipped_table
+from jigsaw_pretrain.prep.records import (
+    PartRecord,
+    PlanRecord,
+    check_agreement,
+    read_parts,
+    read_plan,
+    shaping_versions,
+)
+from jigsaw_pretrain.prep.summary import Summary, count_crops
 
 
 @click.command("finish")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
-from prep.annotations import MAX_PIXELS
+from jigsaw_pretrain.prep.annotations import MAX_PIXELS
 
 Pixels = npt.NDArray[np.uint8]
 Kind = TypeVar("Kind", bound=np.generic)

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from formats import names
-from formats.errors import UserError
-from formats.pixels import RGB8
-from formats.storage import Storage
-from prep import lossless, table
-from prep.allowance import allowance
-from prep.executors import run_tasks
-from prep.parts import PartTask, run_part
-from prep.pixels import found_pixels
-from prep.plan import Options, Plan, make_plan, options_of
-from prep.reading import Raw, listed
-from prep.records import (
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import lossless, table
+from jigsaw_pretrain.prep.allowance import allowance
+from jigsaw_pretrain.prep.executors import run_tasks
+from jigsaw_pretrain.prep.parts import PartTask, run_part
+from jigsaw_pretrain.prep.pixels import found_pixels
+from jigsaw_pretrain.prep.plan import Options, Plan, make_plan, options_of
+from jigsaw_pretrain.prep.reading import Raw, listed
+from jigsaw_pretrain.prep.records import (
     PlanRecord,
     check_agreement,
     mend_plan_rows,
@@ -31,7 +31,7 @@ from prep.records import (
     recorded_options,
     shaping_versions,
 )
-from prep.source import ImageSource
+from jigsaw_pretrain.prep.source import ImageSource
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from functools import partial
 
 import msgspec
 
-from formats import names
-from formats.storage import Storage
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.storage import Storage
 
 RUNNING, FAILED = ".running", ".failed"
 

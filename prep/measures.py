@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from formats.members import Array
-from formats.pixels import PixelFormat
+from jigsaw_pretrain.formats.members import Array
+from jigsaw_pretrain.formats.pixels import PixelFormat
 
 Number = int | float
 

@@ -6,9 +6,9 @@ About 60 ns a byte for PNG, which halves smooth pictures and leaves noise as it 
 import numpy as np
 import numpy.typing as npt
 
-from formats.members import Array, encode_member
-from formats.pixels import PixelFormat
-from prep.measures import Measure
+from jigsaw_pretrain.formats.members import Array, encode_member
+from jigsaw_pretrain.formats.pixels import PixelFormat
+from jigsaw_pretrain.prep.measures import Measure
 
 
 def encode_members(pixels: Array, boxes: npt.NDArray[np.int32], form: PixelFormat, measure: Measure) -> list[bytes]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from formats import draws
-from formats.draws import U64
-from prep.geometry import Crops, areas
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.draws import U64
+from jigsaw_pretrain.prep.geometry import Crops, areas
 
 PLACES = 16
 """How many places a negative tries in one image."""

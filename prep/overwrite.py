@@ -6,12 +6,12 @@ leaves nothing; dataset.json first, the plan last, so that it can be cut short a
 
 import re
 
-from formats import names
-from formats.errors import UserError
-from formats.groups import GROUPS
-from formats.storage import Storage
-from prep import markers
-from prep.records import read_plan
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import markers
+from jigsaw_pretrain.prep.records import read_plan
 
 _OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
 

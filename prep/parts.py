@@ -15,24 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from formats import manifest, names
-from formats.dataset import FORMAT_VERSION
-from formats.groups import GROUPS
-from formats.pixels import RGB8, PixelFormat
-from formats.storage import Storage
-from prep import lossless, markers
-from prep.archive import Member
-from prep.columns import Crops, Images
-from prep.context import margins as beyond
-from prep.context import member_boxes
-from prep.crops import encode_crops
-from prep.images import ImageTrouble, PixelBuffer
-from prep.measures import Measure
-from prep.members import encode_members
-from prep.rasters import read
-from prep.reasons import Skipped
-from prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
-from prep.source import ImageSource, read_ahead
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import FORMAT_VERSION
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import lossless, markers
+from jigsaw_pretrain.prep.archive import Member
+from jigsaw_pretrain.prep.columns import Crops, Images
+from jigsaw_pretrain.prep.context import margins as beyond
+from jigsaw_pretrain.prep.context import member_boxes
+from jigsaw_pretrain.prep.crops import encode_crops
+from jigsaw_pretrain.prep.images import ImageTrouble, PixelBuffer
+from jigsaw_pretrain.prep.measures import Measure
+from jigsaw_pretrain.prep.members import encode_members
+from jigsaw_pretrain.prep.rasters import read
+from jigsaw_pretrain.prep.reasons import Skipped
+from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
+from jigsaw_pretrain.prep.source import ImageSource, read_ahead
 
 OWNER = "jigsaw"
 """User and group of all tar members, whoever runs prep."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formats import draws
-from formats.errors import UserError
-from formats.pixels import RGB8, PixelFormat, lossless, named
-from prep.ahead import ahead
-from prep.annotations import Annotations
-from prep.images import ImageTrouble
-from prep.reasons import BoxReason
-from prep.source import ImageSource
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
+from jigsaw_pretrain.prep.ahead import ahead
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.images import ImageTrouble
+from jigsaw_pretrain.prep.reasons import BoxReason
+from jigsaw_pretrain.prep.source import ImageSource
 
 AUTO = "auto"
 SAMPLE = 256

@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from formats import draws
-from formats.dataset import EXTENDED, FORMAT_VERSION, drawn_context
-from formats.errors import UserError
-from formats.pixels import RGB8, PixelFormat, pixel_format
-from prep import geometry, negatives, positives
-from prep.annotations import Annotations
-from prep.columns import Crops, Images, join
-from prep.context import member_boxes
-from prep.negatives import Ints
-from prep.reasons import Skipped, count_reasons, most_common
-from prep.weight import crop_bytes
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.dataset import EXTENDED, FORMAT_VERSION, drawn_context
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.prep import geometry, negatives, positives
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.columns import Crops, Images, join
+from jigsaw_pretrain.prep.context import member_boxes
+from jigsaw_pretrain.prep.negatives import Ints
+from jigsaw_pretrain.prep.reasons import Skipped, count_reasons, most_common
+from jigsaw_pretrain.prep.weight import crop_bytes
 
 PLAN_VERSION = 1
 """Raised whenever the same annotations, options and seed would give other crops or parts."""

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats import draws
-from formats.groups import aspect_groups
-from prep import geometry
-from prep.annotations import Annotations
-from prep.negatives import Flags, Ints
-from prep.reasons import BoxReason, Skipped
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.groups import aspect_groups
+from jigsaw_pretrain.prep import geometry
+from jigsaw_pretrain.prep.annotations import Annotations
+from jigsaw_pretrain.prep.negatives import Flags, Ints
+from jigsaw_pretrain.prep.reasons import BoxReason, Skipped
 
 LONGEST_SIDE = 65_500
 """libjpeg's limit in pixels."""

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from formats.members import NPY_MAGIC, PNG_MAGIC, Array, BadArray, npy_array, npy_head
-from formats.pixels import MOST_CHANNELS, PixelFormat
-from prep.annotations import MAX_PIXELS
-from prep.images import ImageTrouble, PixelBuffer, check_size, decode, head, one_line, upright
+from jigsaw_pretrain.formats.members import NPY_MAGIC, PNG_MAGIC, Array, BadArray, npy_array, npy_head
+from jigsaw_pretrain.formats.pixels import MOST_CHANNELS, PixelFormat
+from jigsaw_pretrain.prep.annotations import MAX_PIXELS
+from jigsaw_pretrain.prep.images import ImageTrouble, PixelBuffer, check_size, decode, head, one_line, upright
 
 MOST_BYTES = 16 * MAX_PIXELS
 """Of an image's pixels: what one worker may be made to allocate by a compressed file."""

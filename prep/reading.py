@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from formats.errors import UserError
-from formats.retry import redacted
-from formats.storage import Storage
-from prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
-from prep.annotations import Annotations, ImageEntry, assemble, clean_name
-from prep.coco import read_coco
-from prep.source import ImageSource, measure
-from prep.voc import CLASSES_FILE, read_voc
-from prep.yolo import class_names, read_yolo
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.annotations import Annotations, ImageEntry, assemble, clean_name
+from jigsaw_pretrain.prep.coco import read_coco
+from jigsaw_pretrain.prep.source import ImageSource, measure
+from jigsaw_pretrain.prep.voc import CLASSES_FILE, read_voc
+from jigsaw_pretrain.prep.yolo import class_names, read_yolo
 
 KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml"
 

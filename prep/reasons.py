@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import pyarrow as pa
 
-from formats import manifest
+from jigsaw_pretrain.formats import manifest
 
 
 class BoxReason(IntEnum):

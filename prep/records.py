@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from formats import manifest, names
-from formats.errors import UserError
-from formats.storage import Storage
-from prep.ahead import REMOTE_THREADS, ahead
-from prep.measures import PixelSums
-from prep.plan import Plan
-from prep.reasons import Skipped, skipped_table
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.measures import PixelSums
+from jigsaw_pretrain.prep.plan import Plan
+from jigsaw_pretrain.prep.reasons import Skipped, skipped_table
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""

@@ -10,22 +10,22 @@ from collections.abc import Iterable, Mapping
 import click
 from rich.console import Console
 
-from formats import names
-from formats.errors import UserError
-from formats.retry import redacted
-from formats.storage import Storage
-from prep import table
-from prep.allowance import DEFAULT, Share
-from prep.executors import open_executor, usable_cores
-from prep.failures import plain_errors
-from prep.finish import finish
-from prep.inputs import Inputs, recall, remember
-from prep.job import Job, begin, begun_as, check_means, cut, plan_job
-from prep.plan import options_of
-from prep.reading import read_annotations
-from prep.records import PartRecord, PlanRecord, read_parts, read_plan
-from prep.source import ImageSource
-from prep.summary import Summary
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import table
+from jigsaw_pretrain.prep.allowance import DEFAULT, Share
+from jigsaw_pretrain.prep.executors import open_executor, usable_cores
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.finish import finish
+from jigsaw_pretrain.prep.inputs import Inputs, recall, remember
+from jigsaw_pretrain.prep.job import Job, begin, begun_as, check_means, cut, plan_job
+from jigsaw_pretrain.prep.plan import options_of
+from jigsaw_pretrain.prep.reading import read_annotations
+from jigsaw_pretrain.prep.records import PartRecord, PlanRecord, read_parts, read_plan
+from jigsaw_pretrain.prep.source import ImageSource
+from jigsaw_pretrain.prep.summary import Summary
 
 
 @click.command("retry-skipped")

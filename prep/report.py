@@ -11,16 +11,16 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from formats import draws, manifest, names
-from formats.dataset import Dataset, open_dataset
-from formats.display import Look, display_note
-from formats.errors import UserError
-from formats.groups import GROUPS, TALL_BELOW, WIDE_ABOVE
-from formats.page import Bars, Figure, Section, Table, chart, picture, render
-from formats.pixels import RGB8
-from formats.storage import Storage
-from prep.contact import CropRow, sheet
-from prep.context import expected_sizes
+from jigsaw_pretrain.formats import draws, manifest, names
+from jigsaw_pretrain.formats.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.display import Look, display_note
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS, TALL_BELOW, WIDE_ABOVE
+from jigsaw_pretrain.formats.page import Bars, Figure, Section, Table, chart, picture, render
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.contact import CropRow, sheet
+from jigsaw_pretrain.prep.context import expected_sizes
 
 GROUP_NAMES = {"S": "S, square", "T": "T, tall", "W": "W, wide"}
 CLASSES_SHOWN = 60

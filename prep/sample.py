@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 from rich.progress import track
 
-from formats import draws
-from formats.errors import UserError
-from formats.storage import Storage
-from prep.sprites import SPRITES, Dice, Sprite, render
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.sprites import SPRITES, Dice, Sprite, render
 
 SIZES = ((480, 360), (360, 480), (420, 420), (512, 320))
 VISIBLE_AT_LEAST = 0.5

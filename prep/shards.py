@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import click
 from rich.console import Console
 
-from formats import names
-from formats.retry import redacted
-from formats.storage import Storage
-from prep import summary, table
-from prep.allowance import DEFAULT, Share
-from prep.arrays import ArrayTask, array_task
-from prep.crops import SUBSAMPLINGS
-from prep.executors import open_executor, usable_cores
-from prep.failures import plain_errors
-from prep.finish import finish, tidy
-from prep.inputs import Inputs, remember
-from prep.job import Job, begin, begun_as, check_means, cut, plan_job, settled
-from prep.overwrite import remove_dataset
-from prep.pixels import AUTO, wanted
-from prep.plan import CONTEXT_AT, ENCODINGS, Options, Plan
-from prep.reading import read_annotations
-from prep.source import ImageSource
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import summary, table
+from jigsaw_pretrain.prep.allowance import DEFAULT, Share
+from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
+from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
+from jigsaw_pretrain.prep.executors import open_executor, usable_cores
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.finish import finish, tidy
+from jigsaw_pretrain.prep.inputs import Inputs, remember
+from jigsaw_pretrain.prep.job import Job, begin, begun_as, check_means, cut, plan_job, settled
+from jigsaw_pretrain.prep.overwrite import remove_dataset
+from jigsaw_pretrain.prep.pixels import AUTO, wanted
+from jigsaw_pretrain.prep.plan import CONTEXT_AT, ENCODINGS, Options, Plan
+from jigsaw_pretrain.prep.reading import read_annotations
+from jigsaw_pretrain.prep.source import ImageSource
 
 ANNOTATIONS_HELP = "COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL."
 IMAGES_HELP = "What the file names are relative to: a folder, zip or tar; a path or a URL."

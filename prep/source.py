@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from formats.errors import UserError
-from formats.retry import StoreError
-from formats.storage import Storage
-from prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
-from prep.archive import MOST_BYTES, Member, find, is_archive, read_index, read_member, top_folder
-from prep.images import ImageTrouble
-from prep.rasters import RasterHead, is_tiff, measured, raster_head
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.retry import StoreError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.archive import MOST_BYTES, Member, find, is_archive, read_index, read_member, top_folder
+from jigsaw_pretrain.prep.images import ImageTrouble
+from jigsaw_pretrain.prep.rasters import RasterHead, is_tiff, measured, raster_head
 
 HEAD_BYTES = 1 << 16
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from formats import draws
+from jigsaw_pretrain.formats import draws
 
 Colour = tuple[int, int, int]
 OVERSAMPLE = 3

@@ -11,13 +11,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from formats import names
-from formats.retry import redacted
-from formats.storage import Entry, Storage
-from prep import markers, table
-from prep.failures import plain_errors
-from prep.records import PlanRecord
-from prep.redo import plan_of
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Entry, Storage
+from jigsaw_pretrain.prep import markers, table
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.records import PlanRecord
+from jigsaw_pretrain.prep.redo import plan_of
 
 RECENT_PARTS = 100
 PAUSE_SECONDS = 1800.0

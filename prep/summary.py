@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats.groups import GROUPS
-from formats.pixels import RGB8, PixelFormat
-from prep import geometry, weight
-from prep.context import expected_sizes, member_boxes
-from prep.fill import Slot, slot_fill, warnings
-from prep.plan import Plan
-from prep.reasons import count_reasons
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.prep import geometry, weight
+from jigsaw_pretrain.prep.context import expected_sizes, member_boxes
+from jigsaw_pretrain.prep.fill import Slot, slot_fill, warnings
+from jigsaw_pretrain.prep.plan import Plan
+from jigsaw_pretrain.prep.reasons import count_reasons
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from formats.groups import GROUPS
-from formats.pixels import RGB8
-from prep.records import PartRecord
-from prep.summary import Summary
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.prep.records import PartRecord
+from jigsaw_pretrain.prep.summary import Summary
 
 MOST_CLASSES = 100
 ENCODED = "crops not cut losslessly (decoded and encoded)"

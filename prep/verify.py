@@ -19,20 +19,20 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from formats import manifest, names
-from formats.dataset import memory_file
-from formats.errors import UserError
-from formats.members import decode_member
-from formats.pixels import RGB8, PixelFormat, pixel_format
-from formats.retry import redacted
-from formats.storage import Storage
-from prep import table
-from prep.executors import local_executor, run_tasks, usable_cores
-from prep.failures import plain_errors
-from prep.finish import finish, manifests, read_records
-from prep.inputs import recall
-from prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
-from prep.redo import plan_of, redo
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import memory_file
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.members import decode_member
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep import table
+from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.finish import finish, manifests, read_records
+from jigsaw_pretrain.prep.inputs import recall
+from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
+from jigsaw_pretrain.prep.redo import plan_of, redo
 
 
 @dataclass(frozen=True)

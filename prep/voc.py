@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-from formats.errors import UserError
-from prep.annotations import BoxColumns, ImageEntry
-from prep.boxes import NOWHERE, BoxList
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep.annotations import BoxColumns, ImageEntry
+from jigsaw_pretrain.prep.boxes import NOWHERE, BoxList
 
 CLASSES_FILE = "classes.txt"
 

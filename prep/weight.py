@@ -7,7 +7,7 @@ decide where parts end, so a change of them is a change of plan.PLAN_VERSION.
 import numpy as np
 import numpy.typing as npt
 
-from formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 
 QUALITIES = (50, 75, 85, 90, 95, 98, 100)
 BYTES_PER_PIXEL_444 = (0.147, 0.227, 0.329, 0.41, 0.6, 0.855, 1.28)

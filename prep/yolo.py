@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from formats.errors import UserError
-from prep.annotations import BoxColumns, ImageEntry
-from prep.boxes import NOWHERE, BoxList
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep.annotations import BoxColumns, ImageEntry
+from jigsaw_pretrain.prep.boxes import NOWHERE, BoxList
 
 SUFFIXES = frozenset(
     f".{name}"

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from prep.cli import main as prep_main
+from jigsaw_pretrain.prep.cli import main as prep_main
+from jigsaw_pretrain.train.cli import main as train_main
 from tests.browser import look
 from tests.prep.conftest import Drawn
 from tests.train.jobs import SMALL
-from train.cli import main as train_main
 
 NASTY = "<script>alert(1)</script>"
 SETTINGS = [part for setting in (*SMALL, "steps=4", "erf_every=2", "checkpoint_every=2") for part in ("--set", setting)]

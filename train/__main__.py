@@ -1,5 +1,5 @@
 """`python -m train`: the command line of train/cli.py."""
 
-from train.cli import main
+from jigsaw_pretrain.train.cli import main
 
 main()

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
-from formats.dataset import Dataset, open_dataset
-from formats.errors import UserError
-from formats.storage import Storage
-from train.cache import Cache, default_folder
-from train.fetch import driver_options, open_store, retrying
+from jigsaw_pretrain.formats.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.cache import Cache, default_folder
+from jigsaw_pretrain.train.fetch import driver_options, open_store, retrying
 
 BAD_SHARD = ("stop", "skip")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from formats.draws import U64, fold, text_key, uniform, words
-from train.streams import StreamOptions
-from train.template import REGIONS
+from jigsaw_pretrain.formats.draws import U64, fold, text_key, uniform, words
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torchvision.models import feature_extraction
 
-from formats.errors import UserError
-from train.norms import with_norm
-from train.stems import widen
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.norms import with_norm
+from jigsaw_pretrain.train.stems import widen
 
 SIZES = (256, 512)
 """The input sizes tried, pixels: multiples of any stride in use."""
@@ -93,7 +93,7 @@ def build(name: str, norm: str = "bn", staged: bool = False, colours: int = 3) -
     regions and, staged, for one without these stages.
     """
     if ":" in name:
-        from train import outside  # it needs this module
+        from jigsaw_pretrain.train import outside  # it needs this module
 
         if staged:
             raise UserError(f"backbone {name} {_NO_STAGES}")

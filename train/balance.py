@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from formats.dataset import Dataset
-from formats.draws import below, fold, permutation
-from formats.errors import UserError
-from train.streams import StreamOptions
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.draws import below, fold, permutation
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.streams import StreamOptions
 
 I64 = npt.NDArray[np.int64]
 

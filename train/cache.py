@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from formats.errors import UserError
-from formats.storage import sync_folder
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import sync_folder
 
 _PART = ".part"
 

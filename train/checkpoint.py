@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from formats.errors import UserError
-from formats.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import sync_folder, temporary_beside
 
 FORMAT_VERSION = 1
 

@@ -16,21 +16,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from formats.dataset import open_dataset
-from formats.draws import text_key
-from formats.page import Figure, Section, Table, chart, render
-from formats.storage import publish_locally
-from train import backbones
-from train.erf import evaluating
-from train.field import SHARES, FieldNumbers, field_map, numbers
-from train.loader import JigsawLoader
-from train.look import brightness
-from train.maps import MAP
-from train.model import DenseClassifier
-from train.recipe import Recipe
-from train.streams import StreamOptions
-from train.template import REGIONS, Template
-from train.weights import load_weights
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.draws import text_key
+from jigsaw_pretrain.formats.page import Figure, Section, Table, chart, render
+from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.erf import evaluating
+from jigsaw_pretrain.train.field import SHARES, FieldNumbers, field_map, numbers
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.look import brightness
+from jigsaw_pretrain.train.maps import MAP
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS, Template
+from jigsaw_pretrain.train.weights import load_weights
 
 RANDOM = "random"
 

@@ -7,8 +7,8 @@ Of datasets prepped with ``--context-at train``, whose members hold all the cont
 import numpy as np
 import numpy.typing as npt
 
-from formats.context import MEAN_SHIFT, draw_crops
-from train.crops import Crops
+from jigsaw_pretrain.formats.context import MEAN_SHIFT, draw_crops
+from jigsaw_pretrain.train.crops import Crops
 
 
 def enlarged(crops: Crops, shifts: npt.NDArray[np.float64], context: float) -> Crops:

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from formats import manifest, names
-from formats.dataset import CropIndex, Dataset, ShardRow
-from formats.members import decode_member
-from formats.pixels import RGB8
-from formats.storage import Storage
-from train.access import Access
-from train.fetch import BadShard
-from train.remote import RemoteShards
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import CropIndex, Dataset, ShardRow
+from jigsaw_pretrain.formats.members import decode_member
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.access import Access
+from jigsaw_pretrain.train.fetch import BadShard
+from jigsaw_pretrain.train.remote import RemoteShards
 
 CROP = np.dtype(
     [

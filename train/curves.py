@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats.page import Figure, chart
-from train.template import REGIONS
+from jigsaw_pretrain.formats.page import Figure, chart
+from jigsaw_pretrain.train.template import REGIONS
 
 POINTS = 600
 SMOOTH = 50

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from formats.dataset import Dataset
-from train.access import Access, access_from, access_options
-from train.loader import JigsawLoader
-from train.streams import BALANCES, FITS, StreamOptions
-from train.template import Template
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.train.access import Access, access_from, access_options
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.streams import BALANCES, FITS, StreamOptions
+from jigsaw_pretrain.train.template import Template
 
 Pair = tuple[bytes, bytes]
 

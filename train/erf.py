@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from train.grid import Grid
+from jigsaw_pretrain.train.grid import Grid
 
 RegionMap = Tensor | npt.NDArray[np.integer]
 

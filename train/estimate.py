@@ -15,17 +15,17 @@ from pathlib import Path
 import click
 import torch
 
-from formats.dataset import open_dataset
-from formats.storage import publish_locally
-from train.batch import Batch
-from train.loop import Job, Loop, OpenSource
-from train.machine import COMPILE, Machine
-from train.precision import set_arithmetic
-from train.pretrain import loader_source
-from train.ranks import DEVICES, Ranks, one_voice, start
-from train.recipe import Recipe, load_recipe
-from train.run import Origin, RunFolder
-from train.state import build_state
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.loop import Job, Loop, OpenSource
+from jigsaw_pretrain.train.machine import COMPILE, Machine
+from jigsaw_pretrain.train.precision import set_arithmetic
+from jigsaw_pretrain.train.pretrain import loader_source
+from jigsaw_pretrain.train.ranks import DEVICES, Ranks, one_voice, start
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.run import Origin, RunFolder
+from jigsaw_pretrain.train.state import build_state
 
 WARM = 5
 """Steps before the timed ones: caches and the loader's queue are not yet as they will be."""

@@ -21,17 +21,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from formats.dataset import Dataset
-from formats.groups import GROUPS
-from formats.storage import publish_locally
-from train import losses
-from train.access import access_from, access_options
-from train.batch import BatchSource
-from train.checkpoint import trained_state
-from train.ranks import DEVICES, start
-from train.run import check_classes, check_pixels, open_run, open_trained, pixels_of
-from train.state import build_model, region_maps
-from train.template import REGIONS
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.train import losses
+from jigsaw_pretrain.train.access import access_from, access_options
+from jigsaw_pretrain.train.batch import BatchSource
+from jigsaw_pretrain.train.checkpoint import trained_state
+from jigsaw_pretrain.train.ranks import DEVICES, start
+from jigsaw_pretrain.train.run import check_classes, check_pixels, open_run, open_trained, pixels_of
+from jigsaw_pretrain.train.state import build_model, region_maps
+from jigsaw_pretrain.train.template import REGIONS
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""
@@ -128,7 +128,7 @@ def evaluate(
     **access_settings: Any,
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
-    from train.loader import JigsawLoader
+    from jigsaw_pretrain.train.loader import JigsawLoader
 
     access = access_from(**access_settings)
     folder = open_run(run)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from formats.errors import UserError
-from formats.storage import publish_locally
-from train import paste
-from train.checkpoint import backbone_state, pyramid_state, trained_state
-from train.pyramid import PYRAMID_TARGET
-from train.run import open_run, open_trained, pixels_of
-from train.targets import TARGETS, check_own, stem
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.train import paste
+from jigsaw_pretrain.train.checkpoint import backbone_state, pyramid_state, trained_state
+from jigsaw_pretrain.train.pyramid import PYRAMID_TARGET
+from jigsaw_pretrain.train.run import open_run, open_trained, pixels_of
+from jigsaw_pretrain.train.targets import TARGETS, check_own, stem
 
 
 @click.command()
@@ -39,7 +39,7 @@ def export(
         raise UserError(f"--out {out}: {to} tells the form by the name: end it with {target.suffix}")
     state = trained_state(content)
     if jigsaws is not None:
-        from train.recalibrate import recalibrated
+        from jigsaw_pretrain.train.recalibrate import recalibrated
 
         if data is None:
             raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")

@@ -22,9 +22,9 @@ import fsspec.config
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 
-from formats.dataset import ShardRow
-from formats.errors import UserError
-from formats.storage import Storage
+from jigsaw_pretrain.formats.dataset import ShardRow
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.template import Template
+from jigsaw_pretrain.train.template import Template
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from formats.dataset import Dataset
-from formats.errors import UserError
-from formats.groups import GROUPS
-from train.access import Access
-from train.augment import Draws, draw
-from train.context import enlarged
-from train.crops import SOURCE, CropReader, Crops, shard_files
-from train.picks import Picks, order_squares, slots_of
-from train.streams import StreamOptions
-from train.template import REGIONS, Template
-from train.window import Windows, lay_out, resample, resample_channels
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.access import Access
+from jigsaw_pretrain.train.augment import Draws, draw
+from jigsaw_pretrain.train.context import enlarged
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, Crops, shard_files
+from jigsaw_pretrain.train.picks import Picks, order_squares, slots_of
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS, Template
+from jigsaw_pretrain.train.window import Windows, lay_out, resample, resample_channels
 
 Pixels = npt.NDArray[Any]
 

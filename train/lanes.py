@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from formats.draws import fold, permutation
+from jigsaw_pretrain.formats.draws import fold, permutation
 
 I64 = npt.NDArray[np.int64]
 

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from formats.dataset import Dataset
-from formats.errors import UserError
-from train.access import Access, check_cache
-from train.batch import Batch
-from train.jigsaw import Assembler, Chunk
-from train.model import torch_dtype
-from train.picks import slots_of
-from train.shm import AHEAD, IN_FLIGHT, check_shared_memory
-from train.streams import StreamOptions
-from train.template import Template
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.access import Access, check_cache
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.jigsaw import Assembler, Chunk
+from jigsaw_pretrain.train.model import torch_dtype
+from jigsaw_pretrain.train.picks import slots_of
+from jigsaw_pretrain.train.shm import AHEAD, IN_FLIGHT, check_shared_memory
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 
 BUFFERS = 3
 """Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from formats.errors import UserError
-from train.metrics import Row
-from train.template import REGIONS
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.metrics import Row
+from jigsaw_pretrain.train.template import REGIONS
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 

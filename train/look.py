@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from formats import display
-from formats.storage import Storage
-from train.batch import Batch
-from train.erf import evaluating
-from train.field import field_map
+from jigsaw_pretrain.formats import display
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.erf import evaluating
+from jigsaw_pretrain.train.field import field_map
 
 FOLDER = "looks"
 JIGSAWS = 6

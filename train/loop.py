@@ -15,24 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from formats.display import Look
-from formats.errors import UserError
-from train import erf
-from train.batch import Batch, BatchSource
-from train.checkpoint import save_checkpoint
-from train.grid import Grid
-from train.loggers import Loggers
-from train.look import Witness, region_fields, save_look
-from train.machine import Machine
-from train.metrics import Row, Window, digest_file, metrics_file
-from train.mishaps import Mishaps
-from train.progress import ProgressLine
-from train.ranks import Ranks
-from train.recipe import Recipe
-from train.run import Origin, RunFolder, describe_run, versions
-from train.signals import StopRequest
-from train.state import ErfTable, State, grids, region_maps
-from train.stepper import Stepper
+from jigsaw_pretrain.formats.display import Look
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import erf
+from jigsaw_pretrain.train.batch import Batch, BatchSource
+from jigsaw_pretrain.train.checkpoint import save_checkpoint
+from jigsaw_pretrain.train.grid import Grid
+from jigsaw_pretrain.train.loggers import Loggers
+from jigsaw_pretrain.train.look import Witness, region_fields, save_look
+from jigsaw_pretrain.train.machine import Machine
+from jigsaw_pretrain.train.metrics import Row, Window, digest_file, metrics_file
+from jigsaw_pretrain.train.mishaps import Mishaps
+from jigsaw_pretrain.train.progress import ProgressLine
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.run import Origin, RunFolder, describe_run, versions
+from jigsaw_pretrain.train.signals import StopRequest
+from jigsaw_pretrain.train.state import ErfTable, State, grids, region_maps
+from jigsaw_pretrain.train.stepper import Stepper
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -251,7 +251,7 @@ class Loop:
 
     def _report(self, witness: Witness) -> None:
         """Keep what the steps since the last checkpoint showed, and write the run's page."""
-        from train.report import write_report
+        from jigsaw_pretrain.train.report import write_report
 
         answers = witness.answers()
         if answers is not None:

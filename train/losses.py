@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.erf import RegionMap
+from jigsaw_pretrain.train.erf import RegionMap
 
 STRATEGIES = ("erf-adaptive", "block-wise", "global")
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from formats.page import INK, Figure, chart
-from train.look import Fields, brightness
-from train.template import REGIONS, Template
+from jigsaw_pretrain.formats.page import INK, Figure, chart
+from jigsaw_pretrain.train.look import Fields, brightness
+from jigsaw_pretrain.train.template import REGIONS, Template
 
 MAP = "cividis"
 SHOWN = 6

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from formats.storage import sync_folder, temporary_beside
-from train.clock import device_clock
-from train.ranks import Ranks
-from train.template import REGIONS
+from jigsaw_pretrain.formats.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.train.clock import device_clock
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.template import REGIONS
 
 
 class LineFile:

@@ -12,11 +12,11 @@ import hashlib
 import shutil
 from functools import partial
 
-from formats.errors import UserError
-from formats.storage import temporary_beside
-from train.cache import default_folder
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.fetch import Fetcher, open_store, retrying
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import temporary_beside
+from jigsaw_pretrain.train.cache import default_folder
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.fetch import Fetcher, open_store, retrying
 
 NEWEST = "checkpoints/newest"
 

@@ -6,12 +6,12 @@ checkpoint says it to whoever continues the run.
 
 from dataclasses import replace
 
-from formats.errors import UserError
-from train.batch import Batch
-from train.metrics import Row
-from train.ranks import Ranks
-from train.state import State
-from train.template import REGIONS
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.metrics import Row
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.state import State
+from jigsaw_pretrain.train.template import REGIONS
 
 MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
 """The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""

@@ -10,8 +10,8 @@ beside a backbone (0.2 % of ResNet-50's arithmetic at 81 classes).
 import torch
 from torch import Tensor, nn
 
-from formats.pixels import RGB8, PixelFormat
-from train.neck import Level, Neck
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.train.neck import Level, Neck
 
 MEAN = (0.485, 0.456, 0.406)
 """Of pixels in 0..1, red, green, blue (section 4.1)."""

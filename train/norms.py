@@ -9,7 +9,7 @@ import math
 
 from torch import nn
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 GROUPS = 32
 

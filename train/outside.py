@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from formats.errors import UserError
-from train.backbones import SIZES, Backbone, is_map
-from train.norms import with_norm
-from train.stems import widen
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.backbones import SIZES, Backbone, is_map
+from jigsaw_pretrain.train.norms import with_norm
+from jigsaw_pretrain.train.stems import widen
 
 TIMM = "timm:"
 

@@ -7,8 +7,8 @@ and so is what section 4.1 of the paper did in the detector: batch norm frozen, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from formats.pixels import RGB8, PixelFormat
-from train.resnets import resnet_of
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.train.resnets import resnet_of
 
 FENCE = "```"
 

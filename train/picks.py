@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from formats.dataset import Dataset
-from formats.draws import U64, below, fold, permutation, text_key
-from formats.groups import GROUPS
-from train.balance import I64, balanced, weights_of
-from train.crops import CropReader, Crops
-from train.lanes import GroupLanes, OpenUnit
-from train.remote import FIRST, NEXT
-from train.slots import Feed, Slots, by_aspect, fill_slots
-from train.streams import StreamOptions
-from train.template import REGIONS
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.draws import U64, below, fold, permutation, text_key
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.balance import I64, balanced, weights_of
+from jigsaw_pretrain.train.crops import CropReader, Crops
+from jigsaw_pretrain.train.lanes import GroupLanes, OpenUnit
+from jigsaw_pretrain.train.remote import FIRST, NEXT
+from jigsaw_pretrain.train.slots import Feed, Slots, by_aspect, fill_slots
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS
 
 
 def slots_of(dataset: Dataset, options: StreamOptions) -> Slots:

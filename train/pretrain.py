@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from formats.dataset import Dataset
-from train.access import Access, access_from, access_options
-from train.batch import BatchSource
-from train.checkpoint import (
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.train.access import Access, access_from, access_options
+from jigsaw_pretrain.train.batch import BatchSource
+from jigsaw_pretrain.train.checkpoint import (
     backbone_state,
     newest_checkpoint,
     pyramid_state,
@@ -22,18 +22,27 @@ from train.checkpoint import (
     save_file,
     trained_state,
 )
-from train.loggers import NAMES, wanted
-from train.loop import DigestLine, Job, Loop, OpenSource
-from train.machine import COMPILE, Machine
-from train.neck import NECKS
-from train.precision import set_arithmetic
-from train.ranks import DEVICES, one_voice, start
-from train.run import RunFolder, check_classes, check_origin, check_pixels, choose_recipe, open_run, origin_of, versions
-from train.state import State, build_state
-from train.stepper import micro_batch_of
-from train.streams import BALANCES
-from train.validate import validation
-from train.weights import load_weights
+from jigsaw_pretrain.train.loggers import NAMES, wanted
+from jigsaw_pretrain.train.loop import DigestLine, Job, Loop, OpenSource
+from jigsaw_pretrain.train.machine import COMPILE, Machine
+from jigsaw_pretrain.train.neck import NECKS
+from jigsaw_pretrain.train.precision import set_arithmetic
+from jigsaw_pretrain.train.ranks import DEVICES, one_voice, start
+from jigsaw_pretrain.train.run import (
+    RunFolder,
+    check_classes,
+    check_origin,
+    check_pixels,
+    choose_recipe,
+    open_run,
+    origin_of,
+    versions,
+)
+from jigsaw_pretrain.train.state import State, build_state
+from jigsaw_pretrain.train.stepper import micro_batch_of
+from jigsaw_pretrain.train.streams import BALANCES
+from jigsaw_pretrain.train.validate import validation
+from jigsaw_pretrain.train.weights import load_weights
 
 
 @click.command()
@@ -117,7 +126,7 @@ def loader_source(
     job: Job, dataset: Dataset, workers: int, with_digests: bool, access: Access | None = None
 ) -> OpenSource:
     """One rank's jigsaws of a dataset, from any step on."""
-    from train.loader import JigsawLoader
+    from jigsaw_pretrain.train.loader import JigsawLoader
 
     def open_source(first: int, end: int) -> BatchSource:
         loader = JigsawLoader(
@@ -145,7 +154,7 @@ def loader_source(
 
 def digest_lines(job: Job) -> DigestLine:
     """The lines that `digest` prints, from the digests of all ranks' batches."""
-    from train.digest import digest_line, interleave
+    from jigsaw_pretrain.train.digest import digest_line, interleave
 
     stream, world = job.recipe.stream, job.ranks.world
     return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from formats.display import display_note, displayed
-from formats.errors import UserError
-from formats.groups import GROUPS
-from train.access import access_from, access_options
-from train.loader import JigsawLoader
-from train.streams import FITS, StreamOptions
-from train.template import Region, Template
+from jigsaw_pretrain.formats.display import display_note, displayed
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.access import access_from, access_options
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.streams import FITS, StreamOptions
+from jigsaw_pretrain.train.template import Region, Template
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 

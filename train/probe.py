@@ -22,18 +22,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from formats import draws
-from formats.dataset import Dataset, open_dataset
-from formats.errors import UserError
-from formats.storage import publish_locally
-from train.checkpoint import trained_state
-from train.context import halfway
-from train.crops import SOURCE, CropReader, LocalShards
-from train.model import DenseClassifier
-from train.ranks import DEVICES, start
-from train.run import RunFolder, check_classes, check_pixels, open_trained, pixels_of
-from train.state import build_model
-from train.window import resized
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.formats.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.train.checkpoint import trained_state
+from jigsaw_pretrain.train.context import halfway
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.ranks import DEVICES, start
+from jigsaw_pretrain.train.run import RunFolder, check_classes, check_pixels, open_trained, pixels_of
+from jigsaw_pretrain.train.state import build_model
+from jigsaw_pretrain.train.window import resized
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried, on a quarter of the crops to fit."""

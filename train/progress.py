@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from train.metrics import Row
+from jigsaw_pretrain.train.metrics import Row
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines, so that a log of a long run stays readable."""

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import ResNet
 
-from formats.errors import UserError
-from train import backbones
-from train.checkpoint import BODY, PYRAMID
-from train.neck import Neck
-from train.norms import GroupNorm
-from train.stems import widen
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.checkpoint import BODY, PYRAMID
+from jigsaw_pretrain.train.neck import Neck
+from jigsaw_pretrain.train.norms import GroupNorm
+from jigsaw_pretrain.train.stems import widen
 
 PYRAMID_TARGET = "torchvision-fpn"
 
@@ -53,7 +53,7 @@ def to_pyramid(own: backbones.Backbone, state: Mapping[str, Tensor]) -> dict[str
 
 
 def _compare(ours: nn.Module, theirs: nn.Module, own: backbones.Backbone) -> None:
-    from train.targets import TOLERANCE
+    from jigsaw_pretrain.train.targets import TOLERANCE
 
     image = torch.rand(1, own.colours, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 T = TypeVar("T")
 

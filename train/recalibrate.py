@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from formats.dataset import open_dataset
-from formats.errors import UserError
-from train.batch import BatchSource
-from train.recipe import Recipe
-from train.run import RunFolder, check_classes, check_pixels, pixels_of, read_description
-from train.state import build_model
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.batch import BatchSource
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.run import RunFolder, check_classes, check_pixels, pixels_of, read_description
+from jigsaw_pretrain.train.state import build_model
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -56,7 +56,7 @@ def recalibrated(
 
     Raises UserError for a dataset of other classes and for a backbone without batch norm.
     """
-    from train.loader import JigsawLoader
+    from jigsaw_pretrain.train.loader import JigsawLoader
 
     dataset = open_dataset(data)
     check_classes(folder, classes, tuple(dataset.classes))

@@ -14,16 +14,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from formats.dataset import Dataset
-from formats.errors import UserError
-from train.losses import STRATEGIES
-from train.model import MEAN, STD
-from train.neck import NECKS
-from train.norms import NORMS
-from train.precision import PRECISIONS
-from train.schedule import scaled_rate
-from train.streams import StreamOptions
-from train.template import Template
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.losses import STRATEGIES
+from jigsaw_pretrain.train.model import MEAN, STD
+from jigsaw_pretrain.train.neck import NECKS
+from jigsaw_pretrain.train.norms import NORMS
+from jigsaw_pretrain.train.precision import PRECISIONS
+from jigsaw_pretrain.train.schedule import scaled_rate
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from formats.errors import UserError
-from train.model import DenseClassifier, torch_dtype
-from train.precision import autocast
-from train.ranks import Ranks
-from train.recipe import Recipe
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.model import DenseClassifier, torch_dtype
+from jigsaw_pretrain.train.precision import autocast
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import Recipe
 
 BACKEND = "inductor"
 """Of torch.compile."""

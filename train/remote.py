@@ -21,13 +21,13 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
-from formats import names
-from formats.dataset import Dataset, ShardRow
-from formats.errors import UserError
-from formats.groups import GROUPS
-from train.access import Access
-from train.cache import Cache
-from train.fetch import Fetcher, WrongContent
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.dataset import Dataset, ShardRow
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.access import Access
+from jigsaw_pretrain.train.cache import Cache
+from jigsaw_pretrain.train.fetch import Fetcher, WrongContent
 
 THREADS_PER_GROUP = 4
 

@@ -13,16 +13,16 @@ import click
 import numpy as np
 from PIL import Image
 
-from formats.display import display_note
-from formats.errors import UserError
-from formats.page import Bars, Figure, Section, Table, picture, render
-from formats.storage import Storage, publish_locally
-from train.curves import Metrics, curves, read_metrics
-from train.look import Answers, Fields, load_look, looks
-from train.maps import field_figure, spread, weight_figure
-from train.preview import sheet
-from train.recipe import Recipe, recipe_from
-from train.run import RunFolder, pixels_of, read_description
+from jigsaw_pretrain.formats.display import display_note
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.page import Bars, Figure, Section, Table, picture, render
+from jigsaw_pretrain.formats.storage import Storage, publish_locally
+from jigsaw_pretrain.train.curves import Metrics, curves, read_metrics
+from jigsaw_pretrain.train.look import Answers, Fields, load_look, looks
+from jigsaw_pretrain.train.maps import field_figure, spread, weight_figure
+from jigsaw_pretrain.train.preview import sheet
+from jigsaw_pretrain.train.recipe import Recipe, recipe_from
+from jigsaw_pretrain.train.run import RunFolder, pixels_of, read_description
 
 CONFUSIONS = 20
 

@@ -7,7 +7,7 @@ an export must say which, and every entry must have its place there. Arithmetic 
 import re
 from dataclasses import dataclass
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

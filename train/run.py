@@ -19,15 +19,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from formats.dataset import Dataset
-from formats.errors import UserError
-from formats.pixels import RGB8, PixelFormat, pixel_format
-from formats.storage import Storage
-from train.checkpoint import list_checkpoints, newest_checkpoint
-from train.mirror import Mirror
-from train.picks import slots_of
-from train.recipe import Recipe, load_recipe, recipe_from
-from train.streams import StreamOptions
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, newest_checkpoint
+from jigsaw_pretrain.train.mirror import Mirror
+from jigsaw_pretrain.train.picks import slots_of
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from
+from jigsaw_pretrain.train.streams import StreamOptions
 
 FORMAT_VERSION = 1
 

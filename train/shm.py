@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 

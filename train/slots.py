@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from formats.errors import UserError
-from formats.groups import GROUPS
-from train.template import REGION_GROUPS
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.template import REGION_GROUPS
 
 NAMES = {"S": "S (square)", "T": "T (tall)", "W": "W (wide)"}
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from formats.draws import text_key
-from formats.errors import UserError
-from formats.pixels import RGB8, PixelFormat
-from train import backbones
-from train.average import Average
-from train.grid import Grid, grid
-from train.model import DenseClassifier
-from train.neck import Neck
-from train.norms import GroupNorm
-from train.precision import loss_scaler
-from train.ranks import Ranks
-from train.recipe import Recipe
+from jigsaw_pretrain.formats.draws import text_key
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.average import Average
+from jigsaw_pretrain.train.grid import Grid, grid
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.neck import Neck
+from jigsaw_pretrain.train.norms import GroupNorm
+from jigsaw_pretrain.train.precision import loss_scaler
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
 
 SIZE = 256
 """Pixels of the image that is tried."""

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from formats.draws import fold
-from formats.errors import UserError
-from train import losses
-from train.machine import Machine
-from train.precision import autocast
-from train.ranks import Ranks
-from train.recipe import Recipe
-from train.rehearsal import is_out_of_memory, out_of_memory, rehearsed
-from train.schedule import learning_rate
-from train.state import State
+from jigsaw_pretrain.formats.draws import fold
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import losses
+from jigsaw_pretrain.train.machine import Machine
+from jigsaw_pretrain.train.precision import autocast
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.rehearsal import is_out_of_memory, out_of_memory, rehearsed
+from jigsaw_pretrain.train.schedule import learning_rate
+from jigsaw_pretrain.train.state import State
 
 
 def micro_batch_of(recipe: Recipe, world: int) -> int:

@@ -14,12 +14,12 @@ from io import BytesIO
 import torch
 from torch import Tensor, nn
 
-from formats.errors import UserError
-from train import backbones, outside, paste
-from train.pyramid import PYRAMID_TARGET, to_pyramid
-from train.resnets import resnet_of, to_detectron2
-from train.stems import input_convolutions, widen
-from train.weights import COUNTER
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import backbones, outside, paste
+from jigsaw_pretrain.train.pyramid import PYRAMID_TARGET, to_pyramid
+from jigsaw_pretrain.train.resnets import resnet_of, to_detectron2
+from jigsaw_pretrain.train.stems import input_convolutions, widen
+from jigsaw_pretrain.train.weights import COUNTER
 
 State = Mapping[str, Tensor]
 

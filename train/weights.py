@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from formats.errors import UserError
-from train.backbones import Backbone
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.backbones import Backbone
 
 COUNTER = ".num_batches_tracked"
 """Entries that no output depends on; old files lack them."""

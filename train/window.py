@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from formats.draws import U64, below
-from train.augment import Draws
-from train.template import Template
+from jigsaw_pretrain.formats.draws import U64, below
+from jigsaw_pretrain.train.augment import Draws
+from jigsaw_pretrain.train.template import Template
 
 I64 = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]

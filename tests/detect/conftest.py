@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models._api import register_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from detect.cli import main
+from jigsaw_pretrain.detect.cli import main
 
 TINY = "tinyresnet"
 SETTINGS = {
@@ -123,7 +123,7 @@ def tiny_weights(tiny_data: Path) -> Path:
 @pytest.fixture()
 def plain_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their page, whose drawing takes most of a tiny run's time."""
-    monkeypatch.setattr("detect.outcome.write_page", lambda *_: None)
+    monkeypatch.setattr("jigsaw_pretrain.detect.outcome.write_page", lambda *_: None)
 
 
 @pytest.fixture()

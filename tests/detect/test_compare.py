@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import train.cli
-from detect.arms import ARMS, choose
-from detect.campaign import Campaign, OutOfTime, Task
-from detect.cli import main
-from detect.outcomes import Outcome, difference
-from detect.report import cost_table, main_table, markdown
-from formats.errors import UserError
+from jigsaw_pretrain.detect.arms import ARMS, choose
+from jigsaw_pretrain.detect.campaign import Campaign, OutOfTime, Task
+from jigsaw_pretrain.detect.cli import main
+from jigsaw_pretrain.detect.outcomes import Outcome, difference
+from jigsaw_pretrain.detect.report import cost_table, main_table, markdown
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.cli import main as train_main
 from tests.conftest import REPOSITORY
 from tests.detect.conftest import SETTINGS, TINY
 from tests.train.tiny import make_dataset, picture
@@ -33,14 +33,14 @@ class InProcess(Campaign):
         if self.most is not None and len(self.ran) >= self.most:
             raise OutOfTime
         self.ran.append(task.name)
-        group = {"train": train.cli.main, "detect": main}[task.module]
+        group = {"train": train_main, "detect": main}[task.module]
         result = CliRunner().invoke(group, list(task.arguments), catch_exceptions=False)
         assert result.exit_code == 0 and task.done, result.output
 
 
 @pytest.fixture()
 def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    monkeypatch.setattr("detect.compare.Campaign", InProcess)
+    monkeypatch.setattr("jigsaw_pretrain.detect.compare.Campaign", InProcess)
     monkeypatch.setattr(InProcess, "ran", [])
     monkeypatch.setattr(InProcess, "most", None)
     return InProcess

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from detect.arms import choose
-from detect.comparison import Comparison, Settings
-from formats.errors import UserError
+from jigsaw_pretrain.detect.arms import choose
+from jigsaw_pretrain.detect.comparison import Comparison, Settings
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
+from jigsaw_pretrain.train.state import build_model
 from tests.detect.conftest import TINY
 from tests.train.jobs import small_job
-from train.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
-from train.state import build_model
 
 Run = Callable[..., Any]
 
@@ -31,7 +31,7 @@ def pretrained(folder: Path, *settings: str, width: int = 32) -> dict[str, torch
 @pytest.fixture()
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The detectors' pyramids as they are at the first step."""
-    from detect import job
+    from jigsaw_pretrain.detect import job
 
     seen: list[Any] = []
 

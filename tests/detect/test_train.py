@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detect.cli import main
-from detect.recipe import FREEZES, MODELS, NORMS
+from jigsaw_pretrain.detect.cli import main
+from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS
+from jigsaw_pretrain.train.checkpoint import save_checkpoint
 from tests.browser import look
-from train.checkpoint import save_checkpoint
 
 Run = Callable[..., Any]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from formats import manifest, names
-from formats.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
-from formats.errors import UserError
-from formats.storage import Storage
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
 
 
 def _description(**changes: object) -> Description:

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats import draws
+from jigsaw_pretrain.formats import draws
 
 WORD = st.integers(0, 2**64 - 1)
 MASK = 2**64 - 1

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats import names
-from formats.errors import UserError
-from formats.storage import Storage
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.storage import Storage
 
 
 def test_publish_replaces_whole_files_and_leaves_no_litter(tmp_path: Path) -> None:

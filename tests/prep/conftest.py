@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from prep.sample import sample_data
-from prep.shards import shards
+from jigsaw_pretrain.prep.sample import sample_data
+from jigsaw_pretrain.prep.shards import shards
 from tests.conftest import REAL_DATA, SOAK
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from distributed import LocalCluster
 
-from formats.errors import UserError
-from prep.arrays import ArrayTask, array_task
-from prep.finish import finish_command
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
+from jigsaw_pretrain.prep.finish import finish_command
 from tests.prep.conftest import Small, invoke, tree
 
 
@@ -27,7 +27,7 @@ def test_a_dask_cluster_gives_the_same_tree(small: Small, tmp_path: Path) -> Non
 
 
 def test_no_scheduler_is_said_plainly(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prep.cluster.PATIENCE", "1s")
+    monkeypatch.setattr("jigsaw_pretrain.prep.cluster.PATIENCE", "1s")
     result = small.run(tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
     assert result.exit_code == 2 and "no Dask scheduler answers" in result.output
 

@@ -13,22 +13,22 @@ import simplejpeg
 from click.testing import CliRunner
 from PIL import Image
 
-from formats import manifest
-from formats.dataset import open_dataset
-from formats.draws import fold, text_key, uniform, words
-from formats.groups import aspect_group
-from prep import plan as plans
-from prep.context import expected_sizes, margins
-from prep.fill import slot_fill
-from prep.redo import retry_skipped
-from prep.report import report
-from prep.status import status
-from prep.verify import verify
+from jigsaw_pretrain.formats import manifest
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.draws import fold, text_key, uniform, words
+from jigsaw_pretrain.formats.groups import aspect_group
+from jigsaw_pretrain.prep import plan as plans
+from jigsaw_pretrain.prep.context import expected_sizes, margins
+from jigsaw_pretrain.prep.fill import slot_fill
+from jigsaw_pretrain.prep.redo import retry_skipped
+from jigsaw_pretrain.prep.report import report
+from jigsaw_pretrain.prep.status import status
+from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.train.cli import main as train
+from jigsaw_pretrain.train.context import enlarged, halfway
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, invoke, rows, run_shards, tree
 from tests.prep.test_lossless import needs_turbojpeg
-from train.cli import main as train
-from train.context import enlarged, halfway
-from train.crops import SOURCE, CropReader, LocalShards
 
 Edges = tuple[int, int, int, int]
 OPTIONS = ("--context-at", "train", "--negatives-per-positive", "0.5", "--crops-per-part", "20", "--workers", "1")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from prep.executors import InlineExecutor, run_tasks
+from jigsaw_pretrain.prep.executors import InlineExecutor, run_tasks
 
 
 def slowly(number: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep import geometry
+from jigsaw_pretrain.prep import geometry
 
 WIDTH, HEIGHT = 100, 60
 SIZE = np.array([WIDTH]), np.array([HEIGHT])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from prep import images
-from prep.images import ImageTrouble, decode
+from jigsaw_pretrain.prep import images
+from jigsaw_pretrain.prep.images import ImageTrouble, decode
 from tests.prep.conftest import ramp
 
 PICTURE = Image.fromarray(ramp(61, 43))

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from formats.dataset import CropIndex, open_dataset
-from formats.errors import UserError
-from prep import lossless
-from prep.images import decode
-from prep.report import report
-from prep.verify import verify
+from jigsaw_pretrain.formats.dataset import CropIndex, open_dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep import lossless
+from jigsaw_pretrain.prep.images import decode
+from jigsaw_pretrain.prep.report import report
+from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.train.cli import main as train
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, ramp, rows, run_shards, tree
-from train.cli import main as train
-from train.crops import SOURCE, CropReader, LocalShards
 
 
 def _has_library() -> bool:

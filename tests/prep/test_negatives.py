@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats import draws
-from prep import negatives
+from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain.prep import negatives
 
 
 def touches(a: np.ndarray, b: np.ndarray) -> bool:

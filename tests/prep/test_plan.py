@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.errors import UserError
-from formats.groups import GROUPS, aspect_group
-from prep import plan as plans
-from prep.annotations import Annotations, parse
-from prep.plan import Options, make_plan
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS, aspect_group
+from jigsaw_pretrain.prep import plan as plans
+from jigsaw_pretrain.prep.annotations import Annotations, parse
+from jigsaw_pretrain.prep.plan import Options, make_plan
 
 
 def scatter(count: int, seed: int = 0, boxes: int = 6) -> dict[str, list[Any]]:

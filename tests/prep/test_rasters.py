@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from formats.members import decode_member, encode_member
-from formats.pixels import RGB8, PixelFormat, lossless, named
-from prep.images import ImageTrouble, decode
-from prep.rasters import measured, raster_head, read
+from jigsaw_pretrain.formats.members import decode_member, encode_member
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
+from jigsaw_pretrain.prep.images import ImageTrouble, decode
+from jigsaw_pretrain.prep.rasters import measured, raster_head, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

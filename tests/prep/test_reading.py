@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from formats.errors import UserError
-from prep.reading import listed, read_annotations
-from prep.source import ImageSource
-from prep.voc import read_voc
-from prep.yolo import class_names
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.prep.reading import listed, read_annotations
+from jigsaw_pretrain.prep.source import ImageSource
+from jigsaw_pretrain.prep.voc import read_voc
+from jigsaw_pretrain.prep.yolo import class_names
 from tests.prep.conftest import Drawn, rows, run_shards
 
 

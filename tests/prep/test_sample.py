@@ -5,8 +5,8 @@ from typing import Any
 from click.testing import CliRunner
 from PIL import Image
 
-from formats.groups import aspect_group
-from prep.cli import main
+from jigsaw_pretrain.formats.groups import aspect_group
+from jigsaw_pretrain.prep.cli import main
 
 
 def _draw(out: Path, *arguments: str) -> dict[str, list[dict[str, Any]]]:

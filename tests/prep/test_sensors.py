@@ -13,12 +13,12 @@ import webdataset
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from formats import manifest, names
-from formats.dataset import open_dataset
-from prep.doctor import doctor
-from prep.redo import retry_skipped
-from prep.report import report
-from prep.verify import verify
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.prep.doctor import doctor
+from jigsaw_pretrain.prep.redo import retry_skipped
+from jigsaw_pretrain.prep.report import report
+from jigsaw_pretrain.prep.verify import verify
 from tests.prep.conftest import invoke, rows, tree
 from tests.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
@@ -26,7 +26,7 @@ PARTS = ("--crops-per-part", "5", "--workers", "1")
 
 
 def run(sensor: Sensor, out: Path, *more: str) -> Result:
-    from prep.shards import shards
+    from jigsaw_pretrain.prep.shards import shards
 
     given = ["--annotations", str(sensor.annotations), "--images", str(sensor.images), "--out", str(out), *more]
     return CliRunner().invoke(shards, given)

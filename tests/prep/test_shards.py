@@ -12,9 +12,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from formats import names
-from formats.dataset import CropIndex, open_dataset
-from formats.groups import aspect_group
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.dataset import CropIndex, open_dataset
+from jigsaw_pretrain.formats.groups import aspect_group
 from tests.prep.conftest import Drawn, Run, rows, run_shards, tree
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.loop import Job, OpenSource
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.run import Origin, RunFolder
 from tests.train.sources import CLASSES, SyntheticSource
-from train import backbones
-from train.loop import Job, OpenSource
-from train.model import DenseClassifier
-from train.ranks import Ranks
-from train.recipe import load_recipe
-from train.run import Origin, RunFolder
 
 ORIGIN = Origin(tuple(f"class {i}" for i in range(CLASSES)), "f" * 64)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from train import ranks
-from train.batch import Batch
-from train.loop import Loop
-from train.pretrain import pretrain
+from jigsaw_pretrain.train import ranks
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.loop import Loop
+from jigsaw_pretrain.train.pretrain import pretrain
 
 
 def kill_at(rank: int, step: int, note: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from formats.dataset import Dataset
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.train.access import Access
+from jigsaw_pretrain.train.digest import digest_lines, loaders_of
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 from tests.servers import FaultyProxy, Store, s3_server
-from train.access import Access
-from train.digest import digest_lines, loaders_of
-from train.streams import StreamOptions
-from train.template import Template
 
 TEMPLATE = Template(96, 32)
 OPTIONS = StreamOptions(batch=16, lanes=8)

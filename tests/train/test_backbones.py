@@ -3,8 +3,8 @@ import torch
 import torchvision
 from torch import nn
 
-from formats.errors import UserError
-from train import backbones
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import backbones
 
 FAMILIES = {
     "resnet18": 512,

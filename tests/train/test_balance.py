@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.balance import UNIT_WEIGHT, balanced, class_weights
+from jigsaw_pretrain.train.streams import StreamOptions
 from tests.train.stores import lines
 from tests.train.tiny import make_dataset
-from train.balance import UNIT_WEIGHT, balanced, class_weights
-from train.streams import StreamOptions
 
 
 def test_weights_follow_the_frequencies_and_are_capped() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.cache import Cache
 from tests.conftest import REPOSITORY, SOAK
-from train.cache import Cache
 
 
 def content(number: int, size: int = 1000) -> bytes:
@@ -106,7 +106,7 @@ READER = """
 import hashlib, random, sys
 from pathlib import Path
 from tests.train.test_cache import Source, content, key_of
-from train.cache import Cache
+from jigsaw_pretrain.train.cache import Cache
 cache, seed = Cache(Path(sys.argv[1]), 60_000), int(sys.argv[2])
 draws = random.Random(seed)
 print("begun", flush=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.errors import UserError
-from tests.conftest import REPOSITORY
-from train.checkpoint import (
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import (
     backbone_state,
     list_checkpoints,
     newest_checkpoint,
@@ -16,10 +15,11 @@ from train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
+from tests.conftest import REPOSITORY
 
 KILLED = """
 import os, pathlib, sys, torch
-from train.checkpoint import save_checkpoint
+from jigsaw_pretrain.train.checkpoint import save_checkpoint
 pathlib.Path.replace = lambda self, target: os._exit(9)
 save_checkpoint(pathlib.Path(sys.argv[1]), 2, {"model": torch.zeros(1000)}, keep=2)
 """

@@ -13,22 +13,22 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats import manifest, names
-from formats.context import draw_crops, enlarge
-from formats.dataset import EXTENDED, Dataset, open_dataset
-from formats.draws import fold, text_key, uniform, words
-from formats.storage import Storage
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.context import draw_crops, enlarge
+from jigsaw_pretrain.formats.dataset import EXTENDED, Dataset, open_dataset
+from jigsaw_pretrain.formats.draws import fold, text_key, uniform, words
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train import jigsaw
+from jigsaw_pretrain.train.augment import draw
+from jigsaw_pretrain.train.context import halfway
+from jigsaw_pretrain.train.crops import CropReader, LocalShards
+from jigsaw_pretrain.train.jigsaw import Assembler
+from jigsaw_pretrain.train.picks import Picks, slots_of
+from jigsaw_pretrain.train.probe import read_crops
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 from tests.train.references import centred
 from tests.train.tiny import CLASSES, all_crops, make_dataset
-from train import jigsaw
-from train.augment import draw
-from train.context import halfway
-from train.crops import CropReader, LocalShards
-from train.jigsaw import Assembler
-from train.picks import Picks, slots_of
-from train.probe import read_crops
-from train.streams import StreamOptions
-from train.template import Template
 
 TEMPLATE = Template(96, 32)
 Box = tuple[int, int, int, int]

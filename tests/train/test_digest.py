@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.digest import batch_digest, digest_line, interleave
 from tests.train.tiny import make_dataset
-from train.cli import main
-from train.digest import batch_digest, digest_line, interleave
 
 
 def pair(number: int) -> tuple[bytes, bytes]:

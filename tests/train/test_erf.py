@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.erf import label_weights, region_masses
+from jigsaw_pretrain.train.template import Template
 from tests.train.references import weights_by_hand
-from train import backbones
-from train.erf import label_weights, region_masses
-from train.template import Template
 
 MASSES = st.one_of(st.just(0.0), st.floats(1e-12, 1e12), st.floats(1e-300, 1e-290))
 

@@ -2,9 +2,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from jigsaw_pretrain.train.evaluate import Answers, predict, score, summarise
+from jigsaw_pretrain.train.template import Template
 from tests.train.sources import CLASSES, SyntheticSource
-from train.evaluate import Answers, predict, score, summarise
-from train.template import Template
 
 
 def test_scores_count_hits_beside_the_commonest_label() -> None:

@@ -10,16 +10,16 @@ import yaml
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
+from jigsaw_pretrain.train.checkpoint import read_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.pyramid import PYRAMID_TARGET
+from jigsaw_pretrain.train.resnets import ResNet, resnet_of, to_detectron2
+from jigsaw_pretrain.train.run import Origin, RunFolder, describe_run
+from jigsaw_pretrain.train.state import build_model
+from jigsaw_pretrain.train.targets import TARGETS
+from jigsaw_pretrain.train.weights import read_weights
 from tests.train import frameworks
 from tests.train.jobs import same, small_job
-from train.checkpoint import read_checkpoint, save_checkpoint
-from train.cli import main
-from train.pyramid import PYRAMID_TARGET
-from train.resnets import ResNet, resnet_of, to_detectron2
-from train.run import Origin, RunFolder, describe_run
-from train.state import build_model
-from train.targets import TARGETS
-from train.weights import read_weights
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 """No library's defaults, so that configuration left out shows."""

@@ -6,10 +6,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.pretrain import execute
 from tests.train.jobs import rows, small_job, synthetic
-from train import backbones
-from train.cli import main
-from train.pretrain import execute
 
 FAMILIES = (
     "resnet18",

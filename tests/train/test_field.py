@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.field import SHARES, field_map, numbers
+from jigsaw_pretrain.train.field import SHARES, field_map, numbers
 
 
 def _stack(depth: int) -> nn.Sequential:

@@ -11,22 +11,22 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats import names
-from formats.dataset import Dataset
-from formats.draws import text_key
-from formats.errors import UserError
-from formats.groups import GROUPS
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.draws import text_key
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.train.augment import draw
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.crops import CropReader, LocalShards
+from jigsaw_pretrain.train.jigsaw import Assembler
+from jigsaw_pretrain.train.lanes import GroupLanes
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.picks import Picks, slots_of
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGION_GROUPS, Template
 from tests.train.references import centred
 from tests.train.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
-from train.augment import draw
-from train.batch import Batch
-from train.crops import CropReader, LocalShards
-from train.jigsaw import Assembler
-from train.lanes import GroupLanes
-from train.loader import JigsawLoader
-from train.picks import Picks, slots_of
-from train.streams import StreamOptions
-from train.template import REGION_GROUPS, Template
 
 TEMPLATE = Template(96, 32)
 

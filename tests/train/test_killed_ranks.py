@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.cli import main
 from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, same, untimed
 from tests.train.tiny import make_dataset
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.cli import main
 
 STEPS = 40 if SOAK else 12
 KILLS = [(nth % 2, random.Random(nth).randrange(2 * nth, STEPS - 1)) for nth in range(20)] if SOAK else []

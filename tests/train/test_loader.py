@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats import names
-from formats.dataset import Dataset
-from formats.errors import UserError
+from jigsaw_pretrain.formats import names
+from jigsaw_pretrain.formats.dataset import Dataset
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.digest import digest_lines, loaders_of
+from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import all_crops, make_dataset, spoil
-from train.digest import digest_lines, loaders_of
-from train.loader import JigsawLoader
-from train.streams import StreamOptions
-from train.template import Template
 
 TEMPLATE = Template(96, 32)
 OPTIONS = StreamOptions(batch=16, lanes=8)

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jigsaw_pretrain.train.cli import main
 from tests.train.jobs import SMALL
 from tests.train.tiny import make_dataset
-from train.cli import main
 
 
 def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:

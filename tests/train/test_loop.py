@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.loop import Job
+from jigsaw_pretrain.train.pretrain import execute
+from jigsaw_pretrain.train.run import Origin, choose_recipe
 from tests.train.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.train.sources import SyntheticSource
-from train.batch import Batch
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.loop import Job
-from train.pretrain import execute
-from train.run import Origin, choose_recipe
 
 
 def newest(folder: Path) -> dict[str, object]:

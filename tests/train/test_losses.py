@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jigsaw_pretrain.train.erf import label_weights
+from jigsaw_pretrain.train.losses import block_wise_loss, erf_adaptive_loss, global_loss, region_logits
+from jigsaw_pretrain.train.template import Template
 from tests.train.references import block_wise_by_hand, erf_adaptive_by_hand, global_by_hand
-from train.erf import label_weights
-from train.losses import block_wise_loss, erf_adaptive_loss, global_loss, region_logits
-from train.template import Template
 
 
 @st.composite

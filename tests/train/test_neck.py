@@ -10,20 +10,20 @@ import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.loop import Loop
+from jigsaw_pretrain.train.precision import autocast
+from jigsaw_pretrain.train.pretrain import execute
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.run import Origin, RunFolder, describe_run, read_description
+from jigsaw_pretrain.train.state import State, build_model, build_state, region_maps
 from tests.detect.conftest import TINY
 from tests.train.jobs import rows, same, small_job, synthetic, untimed
 from tests.train.references import erf_adaptive_by_hand, weights_by_hand
 from tests.train.test_export import CLASSES, call, exported, normalised, picture, run_in
-from train import backbones
-from train.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
-from train.loop import Loop
-from train.precision import autocast
-from train.pretrain import execute
-from train.ranks import Ranks
-from train.recipe import load_recipe
-from train.run import Origin, RunFolder, describe_run, read_description
-from train.state import State, build_model, build_state, region_maps
 
 FPN = (f"backbone={TINY}", "neck=fpn", "neck_channels=8", "batch=2", "lanes=2", "log_every=1")
 

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from click.testing import CliRunner, Result
 
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.cli import main
 from tests.train.jobs import SMALL, rows, same, untimed
 from tests.train.tiny import CLASSES, make_dataset
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.cli import main
 
 BASE = [part for setting in (*SMALL, "steps=4", "erf_every=3") for part in ("--set", setting)]
 
@@ -79,8 +79,8 @@ def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> Non
 
 
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
-    from formats.errors import UserError
-    from train.targets import check_own
+    from jigsaw_pretrain.formats.errors import UserError
+    from jigsaw_pretrain.train.targets import check_own
 
     state = torch.load(finished / "backbone.pth", weights_only=True)
     with pytest.raises(UserError, match="not of resnet18"):
@@ -172,8 +172,8 @@ def test_an_estimate_says_what_a_recipe_costs(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_forecast_is_the_sum_of_what_a_run_does() -> None:
-    from train.estimate import Costs, forecast
-    from train.recipe import Recipe
+    from jigsaw_pretrain.train.estimate import Costs, forecast
+    from jigsaw_pretrain.train.recipe import Recipe
 
     recipe = Recipe(steps=10_001, erf_every=5_000, checkpoint_every=1_000, batch=512)
     found = forecast(recipe, Costs(start=60, step=0.5, wait=0.1, copy=0.01, refresh=20, save=3), world=8)
@@ -194,7 +194,7 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
 
 
 def test_evaluate_refuses_other_classes(finished: Path, tmp_path: Path) -> None:
-    from formats.storage import Storage
+    from jigsaw_pretrain.formats.storage import Storage
 
     make_dataset(tmp_path, {"S": [4]})
     file = tmp_path / "manifests" / "dataset.json"

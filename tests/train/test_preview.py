@@ -6,10 +6,10 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image, ImageFont
 
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.preview import COLOURS, sheet, shortened
+from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset
-from train.cli import main
-from train.preview import COLOURS, sheet, shortened
-from train.template import Template
 
 
 def test_the_command_draws_a_sheet(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from formats.errors import UserError
-from train.recipe import Recipe, load_recipe, recipe_from
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from detect import trunk
-from detect.weights import load
-from formats.dataset import open_dataset
-from formats.display import displayed
-from formats.errors import UserError
-from formats.pixels import named
+from jigsaw_pretrain.detect import trunk
+from jigsaw_pretrain.detect.weights import load
+from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.formats.display import displayed
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.formats.pixels import named
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.run import open_run, read_description
+from jigsaw_pretrain.train.state import build_model
+from jigsaw_pretrain.train.stems import input_convolutions
+from jigsaw_pretrain.train.weights import load_weights
+from jigsaw_pretrain.train.window import resample, resample_channels, resized
 from tests.sensors import multispectral, thermal
 from tests.train.jobs import SMALL
 from tests.train.tiny import make_dataset, spoil
-from train import backbones
-from train.cli import main
-from train.crops import SOURCE, CropReader, LocalShards
-from train.recipe import Recipe
-from train.run import open_run, read_description
-from train.state import build_model
-from train.stems import input_convolutions
-from train.weights import load_weights
-from train.window import resample, resample_channels, resized
 
 SIZE = ("--size", "64", "--split", "32")
 NAMES = {"thermal": (thermal, 1), "multispectral": (multispectral, 6)}

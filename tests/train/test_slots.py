@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.errors import UserError
-from train.slots import Slots, fill_slots
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.slots import Slots, fill_slots
 
 
 def feeds(slots: Slots) -> dict[str, tuple[int, ...]]:

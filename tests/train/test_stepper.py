@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import rehearsal
+from jigsaw_pretrain.train.average import Average
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.loop import Job
+from jigsaw_pretrain.train.machine import Machine
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.precision import set_arithmetic
+from jigsaw_pretrain.train.pretrain import announce, execute
+from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.recalibrate import remeasure
+from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.state import build_state
+from jigsaw_pretrain.train.stepper import micro_batch_of
 from tests.train.jobs import crowded_forward, same, small_job, synthetic
-from train import rehearsal
-from train.average import Average
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.loop import Job
-from train.machine import Machine
-from train.model import DenseClassifier
-from train.precision import set_arithmetic
-from train.pretrain import announce, execute
-from train.ranks import Ranks
-from train.recalibrate import remeasure
-from train.recipe import load_recipe
-from train.state import build_state
-from train.stepper import micro_batch_of
 
 MACHINE = Machine()
 

@@ -8,13 +8,13 @@ import pytest
 import s3fs
 from click.testing import CliRunner, Result
 
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.run import open_run
 from tests.servers import Store
 from tests.train.jobs import SMALL, rows, same, untimed
 from tests.train.stores import proxied_store, upload
 from tests.train.tiny import CLASSES, all_crops, make_dataset, spoil
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.cli import main
-from train.run import open_run
 
 SETTINGS = (*SMALL, "steps=4", "erf_every=3", "checkpoint_every=1", "log_every=1")
 BASE = [part for setting in SETTINGS for part in ("--set", setting)]

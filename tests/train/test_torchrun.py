@@ -9,15 +9,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.pretrain import execute
+from jigsaw_pretrain.train.ranks import one_voice
 from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
 from tests.train.tiny import make_dataset
 from tests.train.two_ranks import BN_FREE
-from train.checkpoint import list_checkpoints, read_checkpoint
-from train.cli import main
-from train.pretrain import execute
-from train.ranks import one_voice
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import simplejpeg
 from click.testing import CliRunner
 
-from formats import manifest, names
-from formats.dataset import EXTENDED, open_dataset
-from formats.storage import Storage
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import EXTENDED, open_dataset
+from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
 from tests.train.jobs import SMALL
 from tests.train.tiny import make_dataset
-from train.cli import main
-from train.crops import SOURCE, CropReader, LocalShards
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "version-1"
 

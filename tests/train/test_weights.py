@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.train.pretrain import execute
+from jigsaw_pretrain.train.weights import load_weights
 from tests.train.jobs import same, small_job, synthetic
 from tests.train.own import tensors
-from train import backbones
-from train.pretrain import execute
-from train.weights import load_weights
 
 OWN = "tests.train.own:plain"
 

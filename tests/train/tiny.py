@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import simplejpeg
 import webdataset
 
-from formats import manifest, names
-from formats.dataset import Dataset, Description, open_dataset
-from formats.groups import aspect_group
-from formats.storage import Storage
+from jigsaw_pretrain.formats import manifest, names
+from jigsaw_pretrain.formats.dataset import Dataset, Description, open_dataset
+from jigsaw_pretrain.formats.groups import aspect_group
+from jigsaw_pretrain.formats.storage import Storage
 
 CLASSES = ["ant", "bee", "cat"]
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.errors import UserError
+from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.train import rehearsal
+from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.loop import Job
+from jigsaw_pretrain.train.machine import Machine
+from jigsaw_pretrain.train.model import DenseClassifier
+from jigsaw_pretrain.train.pretrain import execute, pretrain
+from jigsaw_pretrain.train.ranks import Ranks, start
 from tests.detect.conftest import TINY
 from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
 from tests.train.sources import SyntheticSource
-from train import rehearsal
-from train.batch import Batch
-from train.loop import Job
-from train.machine import Machine
-from train.model import DenseClassifier
-from train.pretrain import execute, pretrain
-from train.ranks import Ranks, start
 
 BN_FREE = ("backbone=vgg11", "batch=8", "lanes=4", "lr_peak=0.5", "steps=8", "log_every=3")
 

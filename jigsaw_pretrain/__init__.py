@@ -1,0 +1,1 @@
+"""Pre-train a detector's backbone from the detection dataset itself (Jigsaw pre-training)."""
