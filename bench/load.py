@@ -22,9 +22,9 @@ import simplejpeg
 
 from bench import peers
 from bench.timing import Goal, interleaved, judged, show, write
-from jigsaw_pretrain.formats.dataset import Dataset, open_dataset
-from jigsaw_pretrain.train.jigsaw import Assembler
-from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
+from jigsaw_pretrain.train.data.jigsaw import Assembler
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import StreamOptions
 from jigsaw_pretrain.train.template import Template
 

@@ -23,16 +23,16 @@ from rich.table import Table
 
 from bench.sample import prepped
 from bench.timing import interleaved, show, write
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
+from jigsaw_pretrain.train.engine.state import build_state, grids, region_maps
+from jigsaw_pretrain.train.engine.trainer import Job, Loop
 from jigsaw_pretrain.train.erf import label_weights, region_masses
 from jigsaw_pretrain.train.grid import Grid
-from jigsaw_pretrain.train.loader import JigsawLoader
-from jigsaw_pretrain.train.loop import Job, Loop
-from jigsaw_pretrain.train.ranks import Ranks
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
-from jigsaw_pretrain.train.run import Origin, RunFolder
-from jigsaw_pretrain.train.state import build_state, grids, region_maps
 
 TOY = ("backbone=resnet18", "template_size=128", "template_split=32", "batch=16", "lanes=16", "lr_batch=16")
 RATES = ("steps=200", "warmup_steps=20", "lr_start=0.005", "lr_peak=0.05")

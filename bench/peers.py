@@ -16,8 +16,8 @@ import numpy.typing as npt
 import webdataset
 from PIL import Image
 
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.template import REGION_GROUPS, Region, Template
 
 Stream = Iterator[bytes]

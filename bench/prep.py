@@ -28,16 +28,16 @@ import simplejpeg
 from bench.prep_peers import opencv_sample, pillow_image, pillow_sample, work_of, write_tar
 from bench.prep_scaling import growth, processes
 from bench.timing import Goal, interleaved, judged, show, write
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.prep import lossless
 from jigsaw_pretrain.prep.crops import encode_crops
-from jigsaw_pretrain.prep.images import PixelBuffer, decode
-from jigsaw_pretrain.prep.job import Job, plan_job, task_of
+from jigsaw_pretrain.prep.images.decode import PixelBuffer, decode
+from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
-from jigsaw_pretrain.prep.plan import Options
-from jigsaw_pretrain.prep.reading import read_annotations
-from jigsaw_pretrain.prep.source import ImageSource
+from jigsaw_pretrain.prep.pipeline import Job, plan_job, task_of
+from jigsaw_pretrain.prep.plan.plan import Options
+from jigsaw_pretrain.storage import Storage
 
 Item = TypeVar("Item")
 

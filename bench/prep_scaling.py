@@ -23,12 +23,12 @@ from rich.table import Table
 
 from bench.prep_peers import pillow_pool, work_of
 from bench.timing import RESULTS, Goal
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.prep.commands.shards import Manner, run
 from jigsaw_pretrain.prep.executors import run_tasks
-from jigsaw_pretrain.prep.job import Job
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
-from jigsaw_pretrain.prep.plan import Options
-from jigsaw_pretrain.prep.shards import Manner, run
+from jigsaw_pretrain.prep.pipeline import Job
+from jigsaw_pretrain.prep.plan.plan import Options
+from jigsaw_pretrain.storage import Storage
 
 GOAL = Goal(0.95, at_least=True)
 PROCESSES = 2

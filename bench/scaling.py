@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, Goal, judged, write
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.train.jigsaw import Assembler
-from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.train.data.jigsaw import Assembler
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import StreamOptions
 from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset

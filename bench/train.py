@@ -32,18 +32,18 @@ from torch import Tensor, nn
 
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.train import backbones
-from jigsaw_pretrain.train.batch import Batch, BatchSource
-from jigsaw_pretrain.train.loop import Job, Loop, OpenSource
-from jigsaw_pretrain.train.machine import COMPILE, Machine
-from jigsaw_pretrain.train.model import DenseClassifier
-from jigsaw_pretrain.train.precision import autocast, loss_scaler, set_arithmetic
-from jigsaw_pretrain.train.pretrain import loader_source
-from jigsaw_pretrain.train.ranks import DEVICES, Ranks, start
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.train.commands.pretrain import loader_source
+from jigsaw_pretrain.train.data.batch import Batch, BatchSource
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
+from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
+from jigsaw_pretrain.train.engine.precision import autocast, loss_scaler, set_arithmetic
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
+from jigsaw_pretrain.train.engine.state import build_state
+from jigsaw_pretrain.train.engine.trainer import Job, Loop, OpenSource
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
-from jigsaw_pretrain.train.run import Origin, RunFolder
-from jigsaw_pretrain.train.state import build_state
 
 ON_GPU = ("batch=256", "precision=bf16")
 TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=16")

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 
 class _Image(msgspec.Struct):

@@ -1,15 +1,15 @@
 """The command line of the detection stage: `python -m detect COMMAND`, or `jigsaw-detect COMMAND` anywhere."""
 
-from jigsaw_pretrain.formats.commands import LazyGroup
+from jigsaw_pretrain.cli import LazyGroup
 
 main = LazyGroup(
     package="jigsaw_pretrain.detect",
     help="Fine-tune a detector from a backbone and report AP: does the pre-training pay?",
     lazy={
-        "train": ("train:train", "fine-tune a detector; also under torchrun"),
-        "eval": ("eval:evaluate", "AP of a run, or of a COCO results file"),
+        "train": ("commands.train:train", "fine-tune a detector; also under torchrun"),
+        "eval": ("commands.eval:evaluate", "AP of a run, or of a COCO results file"),
         "compare": (
-            "compare:compare",
+            "commands.compare:compare",
             "pre-train, fine-tune and tabulate arms, or tabulate finished runs",
         ),
     },

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jigsaw_pretrain.detect.models import label_offset
-from jigsaw_pretrain.detect.norms import is_norm
+from jigsaw_pretrain import rng
+from jigsaw_pretrain.detect.data import Sample
+from jigsaw_pretrain.detect.models.detectors import label_offset
+from jigsaw_pretrain.detect.models.norms import is_norm
+from jigsaw_pretrain.detect.models.weights import CHECKPOINTS
 from jigsaw_pretrain.detect.predict import to_device
 from jigsaw_pretrain.detect.recipe import Recipe
 from jigsaw_pretrain.detect.run import METRICS, Config, read_rows
-from jigsaw_pretrain.detect.samples import Sample
 from jigsaw_pretrain.detect.scaling import rate
-from jigsaw_pretrain.detect.weights import CHECKPOINTS
-from jigsaw_pretrain.formats import draws
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.checkpoint import newest_checkpoint, save_checkpoint
-from jigsaw_pretrain.train.clock import device_clock
-from jigsaw_pretrain.train.metrics import metrics_file
-from jigsaw_pretrain.train.ranks import Ranks
-from jigsaw_pretrain.train.signals import StopRequest
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.checkpoint import newest_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.engine.clock import device_clock
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import metrics_file
+from jigsaw_pretrain.train.engine.signals import StopRequest
 
 KEEP = 2
 """Checkpoints that stay."""
@@ -229,7 +229,7 @@ def _set_mode(trainer: Trainer) -> None:
 def one_step(trainer: Trainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
     """One optimiser step on this rank's samples; returns its losses by name."""
     recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
-    key = draws.fold(draws.text_key(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
+    key = rng.fold(rng.text_key(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
     torch.manual_seed(int(key[0]) >> 1)
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from jigsaw_pretrain.detect import trunk
 from jigsaw_pretrain.detect.annotations import Annotations
-from jigsaw_pretrain.detect.evaluation import AP, Evaluation, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.evaluate import AP, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.loop import Trainer
-from jigsaw_pretrain.detect.page import write_page
+from jigsaw_pretrain.detect.models import backbone
+from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
+from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.run import DETECTOR, SUMMARY, Config, read_rows
-from jigsaw_pretrain.detect.weights import BACKBONE_FILE
-from jigsaw_pretrain.formats.storage import Storage
-from jigsaw_pretrain.train.checkpoint import save_file
-from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.engine.checkpoint import save_file
+from jigsaw_pretrain.train.engine.distributed import Ranks
 
 
 class Evaluator:
@@ -62,7 +62,7 @@ def finish(trainer: Trainer, validation: Annotations | None, images: Path | None
 
     def write() -> None:
         save_file(folder / DETECTOR, {key: value.cpu() for key, value in trainer.model.state_dict().items()})
-        save_file(folder / BACKBONE_FILE, trunk.backbone_state(trainer.model))
+        save_file(folder / BACKBONE_FILE, backbone.backbone_state(trainer.model))
         if evaluator is not None and evaluator.last is not None:
             save_evaluation(folder, evaluator.last)
         summary = summarise(trainer)

@@ -16,8 +16,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from jigsaw_pretrain.detect.annotations import Annotations, Photo
 from jigsaw_pretrain.detect.ap import Detection
-from jigsaw_pretrain.detect.models import label_offset
-from jigsaw_pretrain.detect.samples import Sample
+from jigsaw_pretrain.detect.data import Sample
+from jigsaw_pretrain.detect.models.detectors import label_offset
 
 
 def to_device(sample: Sample, device: torch.device, offset: int) -> tuple[Tensor, dict[str, Tensor]]:

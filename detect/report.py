@@ -1,129 +1,178 @@
-"""A comparison's tables and curves: Markdown for people and diffs, one HTML page, JSON for programs."""
+"""A run's page: one HTML file with everything inline, readable without a network.
 
+AP by size and class, precision-recall curves, AP and loss over time, and predictions beside the ground truth on a few
+validation images. About 1 MB and 3 s; matplotlib draws without a display.
+"""
+
+import base64
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from jigsaw_pretrain.detect.arms import EQUAL_COST, SCRATCH
-from jigsaw_pretrain.detect.outcomes import Difference, Outcome, by_arm, difference, spread, to_json
-from jigsaw_pretrain.detect.page import inline, render
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain import rng
+from jigsaw_pretrain.detect.annotations import Annotations, Photo
+from jigsaw_pretrain.detect.ap import STATS, Detection
+from jigsaw_pretrain.detect.data import read_photo
+from jigsaw_pretrain.detect.evaluate import AP, RESULTS
+from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
+from jigsaw_pretrain.html import Section, Table, picture
+from jigsaw_pretrain.html import render as render_page
+from jigsaw_pretrain.storage import Storage
 
-MARKDOWN = "comparison.md"
-HTML = "comparison.html"
-JSON = "comparison.json"
-
-Table = dict[str, Any]
-
-
-def _spread(values: Sequence[float], factor: float = 100.0) -> str:
-    """Mean ± standard deviation, one digit."""
-    mean, deviation = spread([factor * value for value in values])
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-
-
-def _difference(found: Difference | None) -> str:
-    """Mean with the ends of its interval, in hundredths of AP."""
-    if found is None:
-        return "–"
-    mean = 100 * found.mean
-    if found.half_width is None:
-        return f"{mean:+.1f} (one pair, no interval)"
-    half = 100 * found.half_width
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+PAGE = "page.html"
+PICTURES = 8
+SHOWN_ABOVE = 0.3
+"""Scores from which predictions are drawn; where an image has none, its best three are."""
 
 
-def main_table(arms: dict[str, list[Outcome]]) -> Table:
-    """AP with its spread, and the paired difference from the reference at equal detector steps."""
-    reference = SCRATCH if SCRATCH in arms else next(iter(arms))
-    head = ["arm", "seeds", "lr", "detector steps", "AP", "AP50", "AP75", f"AP minus {reference}'s, 95 %"]
-    rows = []
-    for name, runs in arms.items():
-        comparable = name != reference and runs[0].steps == arms[reference][0].steps
-        found = difference(runs, arms[reference]) if comparable else None
-        figures = [_spread([one.ap[key] for one in runs]) for key in ("AP", "AP50", "AP75")]
-        rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in runs}))
-        rows.append([name, str(len(runs)), rates, str(runs[0].steps), *figures, _difference(found)])
-    return {
-        "caption": "At equal detector steps (AP in hundredths, mean ± standard deviation)",
-        "head": head,
-        "rows": rows,
+def render(title: str, tables: Sequence[dict[str, Any]], figures: Sequence[dict[str, str]], settings: str = "") -> str:
+    """The page's HTML: tables of caption, head, rows; figures of text (also their alternative text) and PNG data."""
+    sections = [Section(one["caption"], tables=[Table(one["head"], one["rows"])]) for one in tables]
+    shown = [picture(base64.b64decode(one["data"]), one["text"], one["text"], "png") for one in figures]
+    sections += [Section("Pictures", figures=shown)] if shown else []
+    if settings:
+        sections.append(Section("Settings", tables=[Table(["as in the run's files"], [[settings]])]))
+    return render_page(title, "Average precision on the validation images.", sections)
+
+
+def inline(figure: Figure, text: str) -> dict[str, str]:
+    """A matplotlib figure as the page takes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return {"text": text, "data": base64.b64encode(buffer.getvalue()).decode("ascii")}
+
+
+def percent(value: float | None) -> str:
+    """AP in hundredths, a dash where there is none."""
+    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def write_page(folder: Path, annotations: Annotations, images: Path) -> Path:
+    """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
+    values: dict[str, Any] = {
+        name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
+        for name in (CONFIG, AP, RESULTS, SUMMARY)
     }
+    rows = read_rows(folder)
+    tables, figures = [], []
+    if values[SUMMARY]:
+        summary = values[SUMMARY]
+        facts = [[key.replace("_", " "), str(summary[key])] for key in summary if key != "AP"]
+        tables.append({"caption": "Run", "head": ["what", "value"], "rows": facts})
+    if values[AP]:
+        tables += ap_tables(values[AP])
+        figures.append(curves_figure(values[AP]["bbox"]["curves"]))
+    figures += over_time(rows)
+    if values[RESULTS] is not None:
+        figures.append(pictures(annotations, images, values[RESULTS]))
+    settings = json.dumps(values[CONFIG], indent=1) if values[CONFIG] else ""
+    page = render(f"Detector {folder.name}", tables, figures, settings)
+    Storage(folder).publish(PAGE, page.encode())
+    return folder / PAGE
 
 
-def cost_table(arms: dict[str, list[Outcome]]) -> Table:
-    """What each arm cost, and its difference from scratch trained for as long as it took with its pre-training."""
-    head = [
-        "arm",
-        "pre-training s",
-        "detector s",
-        "in all s",
-        "s a step",
-        "GPU memory",
-        f"AP minus {EQUAL_COST}'s, 95 %",
+def ap_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tables of AP by size and by class from ap.json's contents."""
+    kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
+    sizes = [
+        [{"bbox": "boxes", "segm": "masks"}[kind], *(percent(found[kind]["stats"][name]) for name in STATS)]
+        for kind in kinds
     ]
-    rows = []
-    for name, runs in arms.items():
-        totals = [one.pretrain_seconds + one.detect_seconds for one in runs]
-        memory = [one.memory for one in runs if one.memory]
-        pretrained = bool(runs[0].pretrain_seconds) and EQUAL_COST in arms
-        rows.append(
-            [
-                name,
-                _spread([one.pretrain_seconds for one in runs], 1),
-                _spread([one.detect_seconds for one in runs], 1),
-                _spread(totals, 1),
-                f"{spread([one.seconds_per_step for one in runs])[0]:.3f}",
-                f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
-                _difference(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
-            ]
-        )
-    return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
+    classes = [
+        [name, f"{one['boxes']:.0f}", percent(one["AP"]), percent(one["AP50"])]
+        for name, one in found["bbox"]["classes"].items()
+    ]
+    return [
+        {"caption": "AP (hundredths; s, m, l: small, medium, large)", "head": ["", *STATS], "rows": sizes},
+        {"caption": "By class", "head": ["class", "boxes", "AP", "AP50"], "rows": classes},
+    ]
 
 
-def tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """Both tables of some outcomes."""
-    arms = by_arm(outcomes)
-    return [main_table(arms), cost_table(arms)]
-
-
-def markdown(made: Sequence[Table]) -> str:
-    """Tables as Markdown."""
-    parts = []
-    for table in made:
-        lines = [f"**{table['caption']}**", "", f"| {' | '.join(table['head'])} |"]
-        lines.append(f"| {' | '.join('---' for _ in table['head'])} |")
-        lines += [f"| {' | '.join(row)} |" for row in table["rows"]]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def cost_figure(arms: dict[str, list[Outcome]]) -> dict[str, str]:
-    """AP over device-seconds, pre-training included: the mean over seeds at each evaluation."""
-    figure = Figure(figsize=(7, 4.5))
+def curves_figure(curves: dict[str, list[float]]) -> dict[str, str]:
+    """Precision over recall, mean over classes, by IoU threshold."""
+    figure = Figure(figsize=(6, 4))
     axes = figure.subplots()
-    for name, runs in arms.items():
-        length = min(len(one.curve) for one in runs)
-        points = [[one.curve[place] for one in runs] for place in range(length)]
-        seconds = [spread([one[0] for one in at])[0] for at in points]
-        heights = [100 * spread([one[1] for one in at])[0] for at in points]
-        axes.plot(seconds, heights, "o-", label=name)
-    axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
+    for threshold, values in curves.items():
+        if threshold in ("0.50", "0.60", "0.70", "0.75", "0.80", "0.90"):
+            axes.plot(np.linspace(0, 1, len(values)), np.maximum(values, 0), label=f"IoU {threshold}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend()
-    return inline(figure, "AP over cost, mean over seeds")
+    return inline(figure, "Precision over recall, mean over classes")
 
 
-def write_report(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str] = ()) -> str:
-    """Write comparison.md, .html and .json; returns the Markdown."""
-    arms, made = by_arm(outcomes), tables(outcomes)
-    devices = sorted({one.device for one in outcomes})
-    lines = [f"Device: {', '.join(devices)}.", *notes]
-    text = markdown(made) + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-    storage = Storage(folder)
-    storage.publish(MARKDOWN, text.encode())
-    storage.publish(HTML, render("Does the pre-training pay?", made, [cost_figure(arms)], "\n".join(lines)).encode())
-    storage.publish(JSON, json.dumps({"runs": to_json(outcomes), "notes": lines}, indent=2).encode() + b"\n")
-    return text
+def over_time(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Loss over steps, and AP over steps where there is any."""
+    losses = [(row["step"] + 1, row["loss"]) for row in rows if "loss" in row]
+    scored = [(row["step"] + 1, row["AP"], row["AP50"]) for row in rows if "AP" in row]
+    figures = []
+    if scored:
+        figure = Figure(figsize=(6, 3.5))
+        axes = figure.subplots()
+        steps = [one[0] for one in scored]
+        axes.plot(steps, [100 * one[1] for one in scored], "o-", label="AP")
+        axes.plot(steps, [100 * one[2] for one in scored], "s--", label="AP50")
+        axes.set(xlabel="step", ylabel="AP (hundredths)", ylim=(0, None))
+        axes.legend()
+        figures.append(inline(figure, "AP on the validation images over time"))
+    if losses:
+        figure = Figure(figsize=(6, 3.5))
+        axes = figure.subplots()
+        axes.plot(*zip(*losses, strict=True))
+        axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+        figures.append(inline(figure, "Training loss over time"))
+    return figures
+
+
+def pictures(annotations: Annotations, images: Path, results: list[Detection]) -> dict[str, str]:
+    """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
+    order = rng.permutation(rng.text_key(0, "pictures of the page"), len(annotations.photos))
+    chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
+    by_image: dict[Any, list[Detection]] = {}
+    for one in results:
+        by_image.setdefault(one["image_id"], []).append(one)
+    names = dict(annotations.categories)
+    across = 4
+    figure = Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
+    for place, photo in enumerate(chosen):
+        axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
+        found = sorted(by_image.get(photo.id, []), key=lambda one: -one["score"])
+        sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
+        _picture(axes, photo, images, sure or found[:3], names, annotations.classes)
+    figure.tight_layout()
+    shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
+    return inline(figure, f"Validation images: ground truth dashed white, {shown}")
+
+
+def _picture(
+    axes: Any, photo: Photo, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
+) -> None:
+    axes.imshow(read_photo(images, photo))
+    axes.axis("off")
+    for left, top, right, bottom in photo.boxes:
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))
+    colours = matplotlib.colormaps["tab20"]
+    for one in found:
+        name = names[one["category_id"]]
+        colour = colours(classes.index(name) % 20)
+        left, top, width, height = one["bbox"]
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=1.5))
+        axes.text(
+            left,
+            top,
+            f"{name} {one['score']:.2f}",
+            fontsize=6,
+            color="black",
+            backgroundcolor=colour,
+            va="bottom",
+            parse_math=False,
+        )

@@ -15,12 +15,12 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from jigsaw_pretrain.detect import models, trunk
-from jigsaw_pretrain.detect.norms import added_norm
+from jigsaw_pretrain.detect.models import backbone, detectors
+from jigsaw_pretrain.detect.models.norms import added_norm
 from jigsaw_pretrain.detect.recipe import Recipe, from_mapping
 from jigsaw_pretrain.detect.scaling import Plan
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import Storage
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -79,14 +79,14 @@ def read_config(folder: Path) -> Config:
 
 def empty_network(config: Config, device: torch.device) -> ResNet:
     """The backbone of a config, randomly initialised from torch's global generator."""
-    return trunk.build(config.recipe.backbone, config.norm_built, device)
+    return backbone.build(config.recipe.backbone, config.norm_built, device)
 
 
 def detector(config: Config, network: ResNet, device: torch.device) -> tuple[nn.Module, list[nn.Module]]:
     """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
-    held = trunk.freeze(network, config.recipe.freeze)
+    held = backbone.freeze(network, config.recipe.freeze)
     added = added_norm(config.norm_built if config.recipe.norm != "frozen-bn" else "frozen-bn", device)
-    model = models.build(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
+    model = detectors.build(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
     return model.to(device), held
 
 

@@ -15,16 +15,16 @@ import click
 import numpy as np
 from PIL import Image
 
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.formats.groups import GROUPS
-from jigsaw_pretrain.formats.storage import Storage
-from jigsaw_pretrain.prep.contact import sheet as contact_sheet
-from jigsaw_pretrain.prep.report import choose, read_crops
-from jigsaw_pretrain.train.loader import JigsawLoader
-from jigsaw_pretrain.train.look import Fields, brightness, load_look, looks
-from jigsaw_pretrain.train.maps import MAP, spread
-from jigsaw_pretrain.train.preview import sheet
-from jigsaw_pretrain.train.run import RunFolder, open_trained
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
+from jigsaw_pretrain.prep.report.page import choose, read_crops
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
+from jigsaw_pretrain.train.report.figures import MAP, spread
+from jigsaw_pretrain.train.report.sheet import sheet
+from jigsaw_pretrain.train.report.snapshots import Fields, brightness, load_look, looks
 from jigsaw_pretrain.train.template import REGIONS
 
 IMAGES = Path(__file__).parent / "images"

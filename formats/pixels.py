@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 MOST_CHANNELS = 512
 """The most that OpenCV resamples."""

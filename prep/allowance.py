@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import count_reasons, most_common
+from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.retry import redacted
-from jigsaw_pretrain.formats.storage import Storage
-from jigsaw_pretrain.prep.reasons import count_reasons, most_common
 from jigsaw_pretrain.prep.records import PartRecord
+from jigsaw_pretrain.storage import Storage
 
 DEFAULT = "1%"
 
@@ -73,7 +73,7 @@ class Allowance:
 
 def allowance(share: float, out: Storage, usable: int) -> Allowance:
     """The allowance of an output that has a plan; usable: images that the plan could use."""
-    table = manifest.read_rows(out.read(names.PLAN_SKIPPED))
+    table = schema.read_rows(out.read(layout.PLAN_SKIPPED))
     rows = table.select(["image_file", "annotation_id", "ordinal", "reason"]).to_pylist()
     reasons = [
         row["reason"]

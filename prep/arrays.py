@@ -7,7 +7,7 @@ from the scheduler's own variables where it sets them. Any task may be run again
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 _AWS, _KUBERNETES, _SLURM = "AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID"
 

@@ -1,23 +1,23 @@
 """The command line of the prep stage: `python -m prep COMMAND`, or `jigsaw-prep COMMAND` anywhere."""
 
-from jigsaw_pretrain.formats.commands import LazyGroup
+from jigsaw_pretrain.cli import LazyGroup
 
 main = LazyGroup(
     package="jigsaw_pretrain.prep",
     help="Cut a detection dataset into shards of object and background crops, once.",
     lazy={
-        "shards": ("shards:shards", "annotations and images -> shards/ and manifests/"),
-        "report": ("report:report", "one HTML page that shows whether the crops are right"),
-        "finish": ("finish:finish_command", "make the manifests after an array job's tasks"),
-        "doctor": ("doctor:doctor", "what is wrong with annotations and images, before any work"),
-        "status": ("status:status", "how far a run is, from its output alone"),
+        "shards": ("commands.shards:shards", "annotations and images -> shards/ and manifests/"),
+        "report": ("report.page:report", "one HTML page that shows whether the crops are right"),
+        "finish": ("manifests:finish_command", "make the manifests after an array job's tasks"),
+        "doctor": ("commands.doctor:doctor", "what is wrong with annotations and images, before any work"),
+        "status": ("commands.status:status", "how far a run is, from its output alone"),
         "verify": (
-            "verify:verify",
+            "commands.verify:verify",
             "re-hash and re-read everything; --repair cuts bad parts again",
         ),
-        "retry-skipped": ("redo:retry_skipped", "try images again that could not be used"),
+        "retry-skipped": ("commands.retry_skipped:retry_skipped", "try images again that could not be used"),
         "sample-data": (
-            "sample:sample_data",
+            "sample.scenes:sample_data",
             "draw a small detection dataset to try everything on",
         ),
     },

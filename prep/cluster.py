@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 PATIENCE = "30s"
 RETRIES = 3

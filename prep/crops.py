@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from jigsaw_pretrain.prep.images import Pixels
+from jigsaw_pretrain.prep.images.decode import Pixels
 
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
 

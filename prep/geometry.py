@@ -7,7 +7,7 @@ A million boxes take about 50 ms. Boxes come as ``x, y, width, height`` (float, 
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats import context as context_of
+from jigsaw_pretrain.formats import boxes as context_of
 
 Floats = npt.NDArray[np.float64]
 Crops = npt.NDArray[np.int32]

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.prep.images import ImageTrouble, head
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.prep.images.decode import ImageTrouble, head
 
 Boxes = npt.NDArray[np.int32]
 

@@ -9,8 +9,8 @@ from functools import partial
 
 import msgspec
 
-from jigsaw_pretrain.formats import names
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.storage import Storage
 
 RUNNING, FAILED = ".running", ".failed"
 
@@ -42,9 +42,9 @@ def fail(out: Storage, part: int, error: Exception) -> None:
 
 def clear(out: Storage) -> None:
     """Remove the markers that killed tasks left."""
-    for name in out.list(names.PARTS):
+    for name in out.list(layout.PARTS):
         if name.endswith((RUNNING, FAILED)):
-            _quietly(partial(out.remove, f"{names.PARTS}/{name}"))
+            _quietly(partial(out.remove, f"{layout.PARTS}/{name}"))
 
 
 def reason(out: Storage, part: int) -> str:
@@ -56,7 +56,7 @@ def reason(out: Storage, part: int) -> str:
 
 
 def _name(part: int, kind: str) -> str:
-    return f"{names.PARTS}/{part:06d}{kind}"
+    return f"{layout.PARTS}/{part:06d}{kind}"
 
 
 def _quietly(action: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from jigsaw_pretrain.formats.members import Array, encode_member
 from jigsaw_pretrain.formats.pixels import PixelFormat
-from jigsaw_pretrain.prep.measures import Measure
+from jigsaw_pretrain.prep.images.statistics import Measure
 
 
 def encode_members(pixels: Array, boxes: npt.NDArray[np.int32], form: PixelFormat, measure: Measure) -> list[bytes]:

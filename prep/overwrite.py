@@ -6,44 +6,44 @@ leaves nothing; dataset.json first, the plan last, so that it can be cut short a
 
 import re
 
-from jigsaw_pretrain.formats import names
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.groups import GROUPS
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep import markers
 from jigsaw_pretrain.prep.records import read_plan
+from jigsaw_pretrain.storage import Storage
 
 _OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
 
 
 def remove_dataset(out: Storage) -> None:
     """Remove a dataset, finished or not, from ``out``."""
-    out.remove(names.DATASET)
+    out.remove(layout.DATASET)
     try:
         plan = read_plan(out)
     except UserError:
         plan = None
-    listed = (out.list(names.PARTS), out.list(names.SHARDS))
+    listed = (out.list(layout.PARTS), out.list(layout.SHARDS))
     known = range(plan.parts if plan else 0)
-    records = {names.part_record(part) for part in known}
-    rows = {names.part_rows(part) for part in known}
+    records = {layout.part_record(part) for part in known}
+    rows = {layout.part_rows(part) for part in known}
     for name in listed[0]:
         if _OF_PART.fullmatch(name):
-            (records if name.endswith(".json") else rows).add(f"{names.PARTS}/{name}")
-    shards = {f"{names.SHARDS}/{names.shard_name(group, part)}" for part in known for group in GROUPS}
-    shards |= {f"{names.SHARDS}/{name}" for name in listed[1] if _is_shard(name)}
+            (records if name.endswith(".json") else rows).add(f"{layout.PARTS}/{name}")
+    shards = {f"{layout.SHARDS}/{layout.shard_name(group, part)}" for part in known for group in GROUPS}
+    shards |= {f"{layout.SHARDS}/{name}" for name in listed[1] if _is_shard(name)}
     # Records first: what has no record does not exist.
-    for group in (records, rows, shards, {names.CROPS, names.SHARD_TABLE, names.SKIPPED, names.PLAN_SKIPPED}):
+    for group in (records, rows, shards, {layout.CROPS, layout.SHARD_TABLE, layout.SKIPPED, layout.PLAN_SKIPPED}):
         for name in sorted(group):
             out.remove(name)
     markers.clear(out)
-    out.remove(names.PLAN)
-    out.sweep(names.SHARDS, names.MANIFESTS, names.PARTS)
+    out.remove(layout.PLAN)
+    out.sweep(layout.SHARDS, layout.MANIFESTS, layout.PARTS)
 
 
 def _is_shard(name: str) -> bool:
     try:
-        names.parse_shard_name(name)
+        layout.parse_shard_name(name)
     except ValueError:
         return False
     return True

@@ -15,24 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.dataset import FORMAT_VERSION
-from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.formats.annotations.skipped import Skipped
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.formats.storage import Storage
 from jigsaw_pretrain.prep import lossless, markers
-from jigsaw_pretrain.prep.archive import Member
-from jigsaw_pretrain.prep.columns import Crops, Images
-from jigsaw_pretrain.prep.context import margins as beyond
-from jigsaw_pretrain.prep.context import member_boxes
 from jigsaw_pretrain.prep.crops import encode_crops
-from jigsaw_pretrain.prep.images import ImageTrouble, PixelBuffer
-from jigsaw_pretrain.prep.measures import Measure
+from jigsaw_pretrain.prep.images.archive import Member
+from jigsaw_pretrain.prep.images.decode import ImageTrouble, PixelBuffer
+from jigsaw_pretrain.prep.images.rasters import read
+from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
+from jigsaw_pretrain.prep.images.statistics import Measure
 from jigsaw_pretrain.prep.members import encode_members
-from jigsaw_pretrain.prep.rasters import read
-from jigsaw_pretrain.prep.reasons import Skipped
+from jigsaw_pretrain.prep.plan.context import margins as beyond
+from jigsaw_pretrain.prep.plan.context import member_boxes
+from jigsaw_pretrain.prep.plan.crop_table import Crops, Images
 from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
-from jigsaw_pretrain.prep.source import ImageSource, read_ahead
+from jigsaw_pretrain.storage import Storage
 
 OWNER = "jigsaw"
 """User and group of all tar members, whoever runs prep."""
@@ -69,7 +69,7 @@ def run_part(task: PartTask) -> PartRecord:
     done = read_part(out, task.number)
     if done is not None:
         check_agreement(
-            out.describe(names.part_record(task.number)), {"plan": done.plan, "versions": done.versions}, here
+            out.describe(layout.part_record(task.number)), {"plan": done.plan, "versions": done.versions}, here
         )
         return done
     markers.begin(out, task.number)
@@ -90,7 +90,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
     kept, margins = task.crops.take(usable), made.margins[usable]
     stored = [member for member in made.members if member is not None]
     keys = [
-        names.crop_key(task.images.ids[image], ordinal, label == task.background)
+        layout.crop_key(task.images.ids[image], ordinal, label == task.background)
         for image, ordinal, label in zip(kept.image, kept.ordinal.tolist(), kept.label, strict=True)
     ]
     shards, tables = [], []
@@ -98,18 +98,18 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         rows = np.flatnonzero(kept.group == code)
         if not len(rows):
             # An attempt that was killed when other images were readable may have left one.
-            out.remove(f"{names.SHARDS}/{names.shard_name(group, task.number)}")
+            out.remove(f"{layout.SHARDS}/{layout.shard_name(group, task.number)}")
             continue
         rows = rows[np.argsort(kept.member[rows], kind="stable")]
-        name = names.shard_name(group, task.number)
+        name = layout.shard_name(group, task.number)
         members = [keys[row] for row in rows]
         crops = [stored[row] for row in rows]
         data, offsets = tar_bytes(members, kept.label[rows].tolist(), crops, task.pixels.member)
-        out.publish(f"{names.SHARDS}/{name}", data)
+        out.publish(f"{layout.SHARDS}/{name}", data)
         shards.append(ShardRecord(name, group, len(rows), len(data), hashlib.sha256(data).hexdigest()))
         rows_made = crop_table(kept.take(rows), task.images, members, task.number, name, offsets, crops)
         tables.append(with_margins(rows_made, margins[rows], task.format_version))
-    out.publish(names.part_rows(task.number), manifest.table_bytes(manifest.crops_schema(task.format_version), tables))
+    out.publish(layout.part_rows(task.number), schema.table_bytes(schema.crops_schema(task.format_version), tables))
     record = PartRecord(
         part=task.number,
         plan=task.plan,
@@ -121,7 +121,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         encoded=dict(sorted(made.encoded.items())) if task.encode == "lossless" else None,
         pixels=None if measure is None else measure.total(),
     )
-    out.publish(names.part_record(task.number), encode(record))
+    out.publish(layout.part_record(task.number), encode(record))
     return record
 
 
@@ -258,13 +258,13 @@ def crop_table(
     columns |= {name: crops.boxes[:, i] for i, name in enumerate(("left", "top", "right", "bottom"))}
     boxes = ("box_x", "box_y", "box_width", "box_height")
     columns |= {name: pa.array(crops.xywh[:, i], mask=empty) for i, name in enumerate(boxes)}
-    return pa.table({field.name: columns[field.name] for field in manifest.CROPS}, schema=manifest.CROPS)
+    return pa.table({field.name: columns[field.name] for field in schema.CROPS}, schema=schema.CROPS)
 
 
 def with_margins(rows: pa.Table, margins: npt.NDArray[np.int32], format_version: int) -> pa.Table:
     """The rows with how far each member extends beyond its crop, int32 [n, 4], where the format has these columns."""
     if format_version == FORMAT_VERSION:
         return rows
-    for i, name in enumerate(manifest.MARGINS):
-        rows = rows.append_column(manifest.CROPS_WITH_MARGINS.field(name), pa.array(margins[:, i]))
+    for i, name in enumerate(schema.MARGINS):
+        rows = rows.append_column(schema.CROPS_WITH_MARGINS.field(name), pa.array(margins[:, i]))
     return rows

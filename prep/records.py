@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import Skipped, skipped_table
+from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
-from jigsaw_pretrain.prep.measures import PixelSums
-from jigsaw_pretrain.prep.plan import Plan
-from jigsaw_pretrain.prep.reasons import Skipped, skipped_table
+from jigsaw_pretrain.prep.images.statistics import PixelSums
+from jigsaw_pretrain.prep.plan.plan import Plan
+from jigsaw_pretrain.storage import Storage
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
@@ -108,44 +108,44 @@ def encode(record: msgspec.Struct) -> bytes:
 def read_plan(out: Storage) -> PlanRecord | None:
     """The plan that ``out`` was begun with; None where none was. Raises UserError for a damaged record."""
     try:
-        return msgspec.json.decode(out.read(names.PLAN), type=PlanRecord)
+        return msgspec.json.decode(out.read(layout.PLAN), type=PlanRecord)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
         raise UserError(
-            f"{out.describe(names.PLAN)} is damaged ({error}). Remove the shards and manifests there and start anew."
+            f"{out.describe(layout.PLAN)} is damaged ({error}). Remove the shards and manifests there and start anew."
         ) from error
 
 
 def publish_plan(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped, then its record: where the record is, the rest is too."""
-    out.publish(names.PLAN_SKIPPED, _plan_rows(plan))
-    out.publish(names.PLAN, encode(plan_record(plan)))
+    out.publish(layout.PLAN_SKIPPED, _plan_rows(plan))
+    out.publish(layout.PLAN, encode(plan_record(plan)))
 
 
 def mend_plan_rows(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped once more, where it was lost or damaged."""
     rows = _plan_rows(plan)
     try:
-        same = out.read(names.PLAN_SKIPPED) == rows
+        same = out.read(layout.PLAN_SKIPPED) == rows
     except FileNotFoundError:
         same = False
     if not same:
-        out.publish(names.PLAN_SKIPPED, rows)
+        out.publish(layout.PLAN_SKIPPED, rows)
 
 
 def _plan_rows(plan: Plan) -> bytes:
-    return manifest.table_bytes(manifest.SKIPPED, [skipped_table(plan.skipped)])
+    return schema.table_bytes(schema.SKIPPED, [skipped_table(plan.skipped)])
 
 
 def read_part(out: Storage, number: int) -> PartRecord | None:
     """The done record of a part; None where the part is not done. Raises UserError for a damaged record."""
     try:
-        return msgspec.json.decode(out.read(names.part_record(number)), type=PartRecord)
+        return msgspec.json.decode(out.read(layout.part_record(number)), type=PartRecord)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        name = out.describe(names.part_record(number))
+        name = out.describe(layout.part_record(number))
         raise UserError(
             f"{name} is damaged ({error}). Remove it; the same command then cuts the part again."
         ) from error

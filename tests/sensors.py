@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 from click.testing import CliRunner
 
-from jigsaw_pretrain.prep.shards import shards
+from jigsaw_pretrain.prep.commands.shards import shards
 
 Array = npt.NDArray[Any]
 SHAPES = ((40, 40), (66, 24), (20, 52))

@@ -2,7 +2,7 @@
 
 import os
 
-from jigsaw_pretrain.formats.commands import LazyGroup
+from jigsaw_pretrain.cli import LazyGroup
 
 # Before torch is imported: its threads are to sleep at a barrier, not to spin there. Where loader workers or others
 # share the cores that is 2.5 times as fast (2 cores, load 8: 16.5 jigsaws a second against 6.7); the bits are the same.
@@ -12,25 +12,25 @@ main = LazyGroup(
     package="jigsaw_pretrain.train",
     help="Pre-train a backbone on jigsaws of a prepped detection dataset (see `jigsaw-prep`).",
     lazy={
-        "pretrain": ("pretrain:pretrain", "pre-train a backbone; also under torchrun"),
+        "pretrain": ("commands.pretrain:pretrain", "pre-train a backbone; also under torchrun"),
         "estimate": (
-            "estimate:estimate",
+            "commands.estimate:estimate",
             "hours and GPU-days of a recipe on this machine, and what limits it",
         ),
-        "export": ("export:export", "write the backbone's weights under another library's names"),
+        "export": ("commands.export:export", "write the backbone's weights under another library's names"),
         "evaluate": (
             "evaluate:evaluate",
             "accuracy by region, group and class on a dataset's jigsaws",
         ),
         "probe": (
-            "probe:probe",
+            "commands.probe:probe",
             "a linear probe of the features on held-out crops, beside random ones",
         ),
-        "preview": ("preview:preview", "a sheet of jigsaws as the trainer sees them"),
-        "erf": ("compare_fields:erf", "the receptive field of any weights, drawn and in numbers"),
-        "report": ("report:report", "one HTML page about a run, or several side by side"),
+        "preview": ("report.sheet:preview", "a sheet of jigsaws as the trainer sees them"),
+        "erf": ("commands.erf:erf", "the receptive field of any weights, drawn and in numbers"),
+        "report": ("report.page:report", "one HTML page about a run, or several side by side"),
         "digest": (
-            "digest:digest",
+            "data.digest:digest",
             "one line a step that says which crops and pixels a batch holds",
         ),
     },

@@ -21,16 +21,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.formats.groups import GROUPS
-from jigsaw_pretrain.formats.storage import publish_locally
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train import losses
-from jigsaw_pretrain.train.access import access_from, access_options
-from jigsaw_pretrain.train.batch import BatchSource
-from jigsaw_pretrain.train.checkpoint import trained_state
-from jigsaw_pretrain.train.ranks import DEVICES, start
-from jigsaw_pretrain.train.run import check_classes, check_pixels, open_run, open_trained, pixels_of
-from jigsaw_pretrain.train.state import build_model, region_maps
+from jigsaw_pretrain.train.data.access import access_from, access_options
+from jigsaw_pretrain.train.data.batch import BatchSource
+from jigsaw_pretrain.train.engine.checkpoint import trained_state
+from jigsaw_pretrain.train.engine.distributed import DEVICES, start
+from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, open_run, open_trained, pixels_of
+from jigsaw_pretrain.train.engine.state import build_model, region_maps
 from jigsaw_pretrain.train.template import REGIONS
 
 MOST_JIGSAWS = 4096
@@ -128,7 +128,7 @@ def evaluate(
     **access_settings: Any,
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
-    from jigsaw_pretrain.train.loader import JigsawLoader
+    from jigsaw_pretrain.train.data.loader import JigsawLoader
 
     access = access_from(**access_settings)
     folder = open_run(run)

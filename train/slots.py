@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.groups import GROUPS
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.train.template import REGION_GROUPS
 
 NAMES = {"S": "S (square)", "T": "T (tall)", "W": "W (wide)"}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 FITS = ("crop", "warp", "resize")
 

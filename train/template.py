@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 REGIONS = ("S-small", "W", "T", "S-large")
 REGION_GROUPS = ("S", "W", "T", "S")

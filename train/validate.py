@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.train.access import Access
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.train.data.access import Access
+from jigsaw_pretrain.train.engine.state import State, region_maps
+from jigsaw_pretrain.train.engine.trainer import Job, Validate
 from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS, Answers, one_pass, predict, summarise
-from jigsaw_pretrain.train.loop import Job, Validate
-from jigsaw_pretrain.train.state import State, region_maps
 
 
 def validation(job: Job, dataset: Dataset, workers: int, access: Access) -> Validate:
     """What judges a state of the job's run on ``dataset``, which has the run's classes; call it on all ranks."""
-    from jigsaw_pretrain.train.loader import JigsawLoader
+    from jigsaw_pretrain.train.data.loader import JigsawLoader
 
     recipe, ranks = job.recipe, job.ranks
     wanted = min(MOST_JIGSAWS, one_pass(dataset))

@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from jigsaw_pretrain.detect.annotations import read_annotations, require_same_classes
 from jigsaw_pretrain.detect.ap import STATS, score
 from jigsaw_pretrain.detect.cli import main
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 
 
 def as_predictions(truth: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from jigsaw_pretrain.detect.arms import ARMS, choose
-from jigsaw_pretrain.detect.campaign import Campaign, OutOfTime, Task
 from jigsaw_pretrain.detect.cli import main
-from jigsaw_pretrain.detect.outcomes import Outcome, difference
-from jigsaw_pretrain.detect.report import cost_table, main_table, markdown
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.detect.compare.arms import ARMS, choose
+from jigsaw_pretrain.detect.compare.report import cost_table, main_table, markdown
+from jigsaw_pretrain.detect.compare.results import Outcome, difference
+from jigsaw_pretrain.detect.compare.runner import Campaign, OutOfTime, Task
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main as train_main
 from tests.conftest import REPOSITORY
 from tests.detect.conftest import SETTINGS, TINY
@@ -40,7 +40,7 @@ class InProcess(Campaign):
 
 @pytest.fixture()
 def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    monkeypatch.setattr("jigsaw_pretrain.detect.compare.Campaign", InProcess)
+    monkeypatch.setattr("jigsaw_pretrain.detect.commands.compare.Campaign", InProcess)
     monkeypatch.setattr(InProcess, "ran", [])
     monkeypatch.setattr(InProcess, "most", None)
     return InProcess

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.detect.annotations import read_annotations
+from jigsaw_pretrain.detect.data import object_mask, seen
 from jigsaw_pretrain.detect.order import Order
 from jigsaw_pretrain.detect.recipe import Recipe, read_recipe
-from jigsaw_pretrain.detect.samples import object_mask, seen
 from jigsaw_pretrain.detect.scaling import COCO_IMAGES, Plan, fit, rate
 from jigsaw_pretrain.detect.views import View, drawn_view, fitted, still_view, view_boxes, view_pixels
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 from tests.conftest import REPOSITORY
 
 PLAN = Plan(100, 0, (), 0.02, 80, 133, 0.1, 1.0)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from jigsaw_pretrain.detect.arms import choose
-from jigsaw_pretrain.detect.comparison import Comparison, Settings
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
-from jigsaw_pretrain.train.state import build_model
+from jigsaw_pretrain.detect.compare.arms import choose
+from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
+from jigsaw_pretrain.train.engine.state import build_model
 from tests.detect.conftest import TINY
 from tests.train.jobs import small_job
 
@@ -31,7 +31,7 @@ def pretrained(folder: Path, *settings: str, width: int = 32) -> dict[str, torch
 @pytest.fixture()
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The detectors' pyramids as they are at the first step."""
-    from jigsaw_pretrain.detect import job
+    from jigsaw_pretrain.detect import train
 
     seen: list[Any] = []
 
@@ -40,9 +40,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(found[0].backbone)
         return found
 
-    detector = job.detector
-    monkeypatch.setattr(job, "detector", peek)
-    monkeypatch.setattr(job, "train_steps", lambda *_: False)
+    detector = train.detector
+    monkeypatch.setattr(train, "detector", peek)
+    monkeypatch.setattr(train, "train_steps", lambda *_: False)
     return seen
 
 

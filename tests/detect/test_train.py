@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS
-from jigsaw_pretrain.train.checkpoint import save_checkpoint
+from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
 from tests.browser import look
 
 Run = Callable[..., Any]

@@ -4,10 +4,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
+from jigsaw_pretrain.storage import Storage
 
 
 def _description(**changes: object) -> Description:
@@ -25,9 +25,9 @@ def _description(**changes: object) -> Description:
 
 
 def _crop(shard: str, row: int) -> dict[str, object]:
-    group, part = names.parse_shard_name(shard)
+    group, part = layout.parse_shard_name(shard)
     return {
-        "key": names.crop_key(f"image{row}", row, False),
+        "key": layout.crop_key(f"image{row}", row, False),
         "image_id": f"image{row}",
         "image_file": f"image{row}.jpg",
         "annotation_id": row,
@@ -52,15 +52,13 @@ def _crop(shard: str, row: int) -> dict[str, object]:
 def _write(root: Path) -> None:
     storage = Storage(root)
     shards = {"S-000000.tar": 3, "W-000000.tar": 2}
-    tables = [pa.Table.from_pylist([_crop(s, i) for i in range(n)], manifest.CROPS) for s, n in shards.items()]
+    tables = [pa.Table.from_pylist([_crop(s, i) for i in range(n)], schema.CROPS) for s, n in shards.items()]
     rows = [
         {"name": s, "group": s[0], "part": 0, "crops": n, "bytes": 1024, "sha256": "0" * 64} for s, n in shards.items()
     ]
-    storage.publish(names.CROPS, manifest.table_bytes(manifest.CROPS, tables))
-    storage.publish(
-        names.SHARD_TABLE, manifest.table_bytes(manifest.SHARDS, [pa.Table.from_pylist(rows, manifest.SHARDS)])
-    )
-    storage.publish(names.DATASET, _description().to_json())
+    storage.publish(layout.CROPS, schema.table_bytes(schema.CROPS, tables))
+    storage.publish(layout.SHARD_TABLE, schema.table_bytes(schema.SHARDS, [pa.Table.from_pylist(rows, schema.SHARDS)]))
+    storage.publish(layout.DATASET, _description().to_json())
 
 
 def test_round_trip_and_one_row_group_a_shard(tmp_path: Path) -> None:
@@ -71,15 +69,15 @@ def test_round_trip_and_one_row_group_a_shard(tmp_path: Path) -> None:
     assert [s.crops for s in dataset.of_group("W")] == [2]
     assert dataset.of_group("T") == ()
     rows = CropIndex(dataset).rows(dataset.shards[1])
-    assert rows["key"].tolist() == [names.crop_key(f"image{i}", i, False) for i in range(2)]
+    assert rows["key"].tolist() == [layout.crop_key(f"image{i}", i, False) for i in range(2)]
     assert (rows["right"] - rows["left"]).tolist() == [10, 11]
-    raw = (tmp_path / names.DATASET).read_bytes() + (tmp_path / names.SHARD_TABLE).read_bytes()
+    raw = (tmp_path / layout.DATASET).read_bytes() + (tmp_path / layout.SHARD_TABLE).read_bytes()
     assert dataset.fingerprint == hashlib.sha256(raw).hexdigest()
 
 
 def test_unfinished_dataset_is_refused(tmp_path: Path) -> None:
     _write(tmp_path)
-    (tmp_path / names.DATASET).unlink()
+    (tmp_path / layout.DATASET).unlink()
     with pytest.raises(UserError, match="no dataset has been finished"):
         open_dataset(str(tmp_path))
 
@@ -87,20 +85,20 @@ def test_unfinished_dataset_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 1}', b'{"format_version": 1, "classes": 3}'])
 def test_damaged_description_is_named(tmp_path: Path, content: bytes) -> None:
     _write(tmp_path)
-    (tmp_path / names.DATASET).write_bytes(content)
+    (tmp_path / layout.DATASET).write_bytes(content)
     with pytest.raises(UserError, match=r"dataset\.json is damaged"):
         open_dataset(str(tmp_path))
 
 
 def test_other_format_version_is_refused(tmp_path: Path) -> None:
     _write(tmp_path)
-    (tmp_path / names.DATASET).write_bytes(_description(format_version=99).to_json())
+    (tmp_path / layout.DATASET).write_bytes(_description(format_version=99).to_json())
     with pytest.raises(UserError, match="format version 99"):
         open_dataset(str(tmp_path))
 
 
 def test_damaged_shard_table_is_named(tmp_path: Path) -> None:
     _write(tmp_path)
-    (tmp_path / names.SHARD_TABLE).write_bytes(b"PAR1")
+    (tmp_path / layout.SHARD_TABLE).write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"shards\.parquet is damaged"):
         open_dataset(str(tmp_path))

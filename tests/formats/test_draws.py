@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats import draws
+from jigsaw_pretrain import rng
 
 WORD = st.integers(0, 2**64 - 1)
 MASK = 2**64 - 1
@@ -22,43 +22,43 @@ def _splitmix64(state: int, count: int) -> list[int]:
 
 @given(WORD, st.integers(1, 20))
 def test_words_are_splitmix64(key: int, count: int) -> None:
-    assert draws.words(key, count).reshape(-1).tolist() == _splitmix64(key, count)
+    assert rng.words(key, count).reshape(-1).tolist() == _splitmix64(key, count)
 
 
 def test_known_first_word_of_key_zero() -> None:
-    assert int(draws.words(0, 1)[0, 0]) == 0xE220A8397B1DCDAF
+    assert int(rng.words(0, 1)[0, 0]) == 0xE220A8397B1DCDAF
 
 
 @given(WORD, WORD, WORD)
 def test_fold_is_a_chain_and_minds_the_order(key: int, a: int, b: int) -> None:
-    assert draws.fold(draws.fold(key, a), b) == draws.fold(key, a, b)
+    assert rng.fold(rng.fold(key, a), b) == rng.fold(key, a, b)
     if a != b:
-        assert draws.fold(key, a, b) != draws.fold(key, b, a)
+        assert rng.fold(key, a, b) != rng.fold(key, b, a)
 
 
 def test_fold_broadcasts() -> None:
-    keys = draws.fold(7, np.arange(3)[:, None], np.arange(4)[None, :])
+    keys = rng.fold(7, np.arange(3)[:, None], np.arange(4)[None, :])
     assert keys.shape == (3, 4)
     assert len(np.unique(keys)) == 12
-    assert keys[2, 1] == draws.fold(7, 2, 1)[0]
+    assert keys[2, 1] == rng.fold(7, 2, 1)[0]
 
 
 @given(WORD, st.integers(0, 300))
 def test_permutation_is_one(key: int, count: int) -> None:
-    assert sorted(draws.permutation(key, count).tolist()) == list(range(count))
+    assert sorted(rng.permutation(key, count).tolist()) == list(range(count))
 
 
 def test_uniform_and_below_are_even() -> None:
-    raw = draws.words(draws.fold(1), 200_000).reshape(-1)
-    values = draws.uniform(raw)
+    raw = rng.words(rng.fold(1), 200_000).reshape(-1)
+    values = rng.uniform(raw)
     assert values.min() >= 0
     assert values.max() < 1
     assert abs(values.mean() - 0.5) < 0.005
-    counts = np.bincount(draws.below(raw, 7), minlength=7)
+    counts = np.bincount(rng.below(raw, 7), minlength=7)
     assert len(counts) == 7
     assert abs(counts / len(raw) - 1 / 7).max() < 0.005
 
 
 def test_text_keys_differ_by_seed_and_text() -> None:
-    keys = {draws.text_key(seed, text) for seed in range(3) for text in ("a", "b", "ä", "a/b")}
+    keys = {rng.text_key(seed, text) for seed in range(3) for text in ("a", "b", "ä", "a/b")}
     assert len(keys) == 12

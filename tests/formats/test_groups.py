@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats.groups import GROUPS, aspect_group, aspect_groups
+from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_group, aspect_groups
 
 SIZE = st.integers(1, 100_000)
 

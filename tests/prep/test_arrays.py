@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from distributed import LocalCluster
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
-from jigsaw_pretrain.prep.finish import finish_command
+from jigsaw_pretrain.prep.manifests import finish_command
 from tests.prep.conftest import Small, invoke, tree
 
 

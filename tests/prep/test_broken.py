@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jigsaw_pretrain.prep.redo import retry_skipped
-from jigsaw_pretrain.prep.shards import shards
+from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
+from jigsaw_pretrain.prep.commands.shards import shards
 from tests.prep.conftest import Drawn, invoke, ramp, rows, run_shards, tree
 
 SIZE = (120, 90)

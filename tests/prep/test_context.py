@@ -13,20 +13,20 @@ import simplejpeg
 from click.testing import CliRunner
 from PIL import Image
 
-from jigsaw_pretrain.formats import manifest
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.formats.draws import fold, text_key, uniform, words
-from jigsaw_pretrain.formats.groups import aspect_group
-from jigsaw_pretrain.prep import plan as plans
-from jigsaw_pretrain.prep.context import expected_sizes, margins
-from jigsaw_pretrain.prep.fill import slot_fill
-from jigsaw_pretrain.prep.redo import retry_skipped
-from jigsaw_pretrain.prep.report import report
-from jigsaw_pretrain.prep.status import status
-from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.formats.dataset import schema
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.jigsaw import aspect_group
+from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
+from jigsaw_pretrain.prep.commands.status import status
+from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.prep.plan import plan as plans
+from jigsaw_pretrain.prep.plan.context import expected_sizes, margins
+from jigsaw_pretrain.prep.plan.fill import slot_fill
+from jigsaw_pretrain.prep.report.page import report
+from jigsaw_pretrain.rng import fold, text_key, uniform, words
 from jigsaw_pretrain.train.cli import main as train
-from jigsaw_pretrain.train.context import enlarged, halfway
-from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.data.context import enlarged, halfway
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, invoke, rows, run_shards, tree
 from tests.prep.test_lossless import needs_turbojpeg
 
@@ -76,12 +76,12 @@ def within(edges: tuple[float, ...], size: tuple[int, int]) -> Edges:
 
 
 def box_of(row: dict[str, Any], reach: float, size: tuple[int, int]) -> Edges:
-    x, y, w, h = (row[name] for name in manifest.BOX)
+    x, y, w, h = (row[name] for name in schema.BOX)
     return within((x - reach * w, y - reach * h, x + w + reach * w, y + h + reach * h), size)
 
 
 def member_of(row: dict[str, Any]) -> Edges:
-    left, top, right, bottom = (row[name] for name in manifest.MARGINS)
+    left, top, right, bottom = (row[name] for name in schema.MARGINS)
     return row["left"] - left, row["top"] - top, row["right"] + right, row["bottom"] + bottom
 
 
@@ -103,7 +103,7 @@ def test_members_hold_all_of_the_context_and_rows_the_box(source: Path, made: Pa
                     assert apart
         else:
             assert edges == box_of(row, 0.0, size) and member_of(row) == box_of(row, 0.5, size)
-            x, y, w, h = (row[name] for name in manifest.BOX)
+            x, y, w, h = (row[name] for name in schema.BOX)
             if x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1]:
                 shape = w, h
             else:
@@ -149,10 +149,10 @@ def test_background_follows_the_sizes_of_boxes_enlarged_once(made: Path, at_prep
 
 def test_slot_fill_is_that_of_the_mean_context(made: Path) -> None:
     crops = rows(made, "crops")
-    boxes = np.array([[row[name] for name in manifest.EDGES] for row in crops])
+    boxes = np.array([[row[name] for name in schema.EDGES] for row in crops])
     outer = np.array([member_of(row) for row in crops])
-    assert (margins(boxes, outer) == [[row[name] for name in manifest.MARGINS] for row in crops]).all()
-    truth = np.array([[row[name] for name in manifest.BOX] for row in crops], dtype=np.float64)
+    assert (margins(boxes, outer) == [[row[name] for name in schema.MARGINS] for row in crops]).all()
+    truth = np.array([[row[name] for name in schema.BOX] for row in crops], dtype=np.float64)
     sizes = expected_sizes(boxes, truth, outer, 2.0)
     for row, size in zip(crops, sizes.tolist(), strict=True):
         left, top, right, bottom = member_of(row)

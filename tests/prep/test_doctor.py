@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jigsaw_pretrain.prep.doctor import doctor
+from jigsaw_pretrain.prep.commands.doctor import doctor
 from tests.prep.conftest import Drawn, invoke, ramp, write_sample
 
 

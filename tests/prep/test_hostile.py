@@ -11,8 +11,8 @@ from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.prep.doctor import doctor
-from jigsaw_pretrain.prep.shards import shards
+from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.prep.commands.shards import shards
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, invoke, ramp, rows
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jigsaw_pretrain.prep import images
-from jigsaw_pretrain.prep.images import ImageTrouble, decode
+from jigsaw_pretrain.prep.images.decode import ImageTrouble, decode
 from tests.prep.conftest import ramp
 
 PICTURE = Image.fromarray(ramp(61, 43))
@@ -95,7 +94,7 @@ def test_bombs_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in ((61, 43), (20_000, 10_000)):
         with pytest.raises(ImageTrouble, match="pixels|size"):
             decode(bomb, *size)
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr("jigsaw_pretrain.prep.images.decode.MAX_PIXELS", 100)
     with pytest.raises(ImageTrouble, match="too many pixels"):
         decode(GOOD, 61, 43)
 

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jigsaw_pretrain.formats.dataset import CropIndex, open_dataset
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
 from jigsaw_pretrain.prep import lossless
-from jigsaw_pretrain.prep.images import decode
-from jigsaw_pretrain.prep.report import report
-from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.prep.images.decode import decode
+from jigsaw_pretrain.prep.report.page import report
 from jigsaw_pretrain.train.cli import main as train
-from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, ramp, rows, run_shards, tree
 
 

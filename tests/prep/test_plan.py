@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.groups import GROUPS, aspect_group
-from jigsaw_pretrain.prep import plan as plans
-from jigsaw_pretrain.prep.annotations import Annotations, parse
-from jigsaw_pretrain.prep.plan import Options, make_plan
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.table import Annotations, parse
+from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_group
+from jigsaw_pretrain.prep.plan import plan as plans
+from jigsaw_pretrain.prep.plan.plan import Options, make_plan
 
 
 def scatter(count: int, seed: int = 0, boxes: int = 6) -> dict[str, list[Any]]:
@@ -113,7 +113,7 @@ def test_parts_end_before_64_mb() -> None:
 
 def test_equal_keys_are_ordered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     annotations = read(scatter(6))
-    monkeypatch.setattr(plans.draws, "text_keys", lambda seed, texts: np.zeros(len(texts), dtype=np.uint64))
+    monkeypatch.setattr(plans.rng, "text_keys", lambda seed, texts: np.zeros(len(texts), dtype=np.uint64))
     ordered, _ = plans.shuffle(annotations, 0)
     assert list(ordered.ids) == sorted(annotations.ids)
 

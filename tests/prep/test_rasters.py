@@ -15,8 +15,8 @@ from PIL import Image
 
 from jigsaw_pretrain.formats.members import decode_member, encode_member
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
-from jigsaw_pretrain.prep.images import ImageTrouble, decode
-from jigsaw_pretrain.prep.rasters import measured, raster_head, read
+from jigsaw_pretrain.prep.images.decode import ImageTrouble, decode
+from jigsaw_pretrain.prep.images.rasters import measured, raster_head, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

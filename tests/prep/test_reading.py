@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.prep.reading import listed, read_annotations
-from jigsaw_pretrain.prep.source import ImageSource
-from jigsaw_pretrain.prep.voc import read_voc
-from jigsaw_pretrain.prep.yolo import class_names
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
+from jigsaw_pretrain.formats.annotations.voc import read_voc
+from jigsaw_pretrain.formats.annotations.yolo import class_names
+from jigsaw_pretrain.prep.images.source import ImageSource
 from tests.prep.conftest import Drawn, rows, run_shards
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from jigsaw_pretrain.formats.litter import sweep
-from jigsaw_pretrain.formats.storage import Storage, temporary_beside
-from jigsaw_pretrain.prep.shards import shards
+from jigsaw_pretrain.prep.commands.shards import shards
+from jigsaw_pretrain.storage import Storage, temporary_beside
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Run, Small, run_shards, tree
 
@@ -24,7 +24,7 @@ STATES = ("before the first tar", "between its tars", "before its rows", "before
 
 # A server that has imported everything forks each run: starting Python costs more than the runs.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["jigsaw_pretrain.prep.shards", "jigsaw_pretrain.prep.finish"])
+FORKS.set_forkserver_preload(["jigsaw_pretrain.prep.commands.shards", "jigsaw_pretrain.prep.manifests"])
 
 
 def command(arguments: list[str], log: str) -> None:
@@ -170,7 +170,7 @@ def test_a_lock_tells_a_writer_from_litter(tmp_path: Path) -> None:
 
 def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The moment between opening and locking, made long: a sweep takes the file for litter.
-    from jigsaw_pretrain.formats import storage
+    from jigsaw_pretrain import storage
 
     swept: list[int] = []
 

@@ -5,7 +5,7 @@ from typing import Any
 from click.testing import CliRunner
 from PIL import Image
 
-from jigsaw_pretrain.formats.groups import aspect_group
+from jigsaw_pretrain.formats.jigsaw import aspect_group
 from jigsaw_pretrain.prep.cli import main
 
 

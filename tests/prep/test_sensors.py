@@ -13,12 +13,12 @@ import webdataset
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.dataset import open_dataset
-from jigsaw_pretrain.prep.doctor import doctor
-from jigsaw_pretrain.prep.redo import retry_skipped
-from jigsaw_pretrain.prep.report import report
-from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
+from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.prep.report.page import report
 from tests.prep.conftest import invoke, rows, tree
 from tests.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
@@ -26,7 +26,7 @@ PARTS = ("--crops-per-part", "5", "--workers", "1")
 
 
 def run(sensor: Sensor, out: Path, *more: str) -> Result:
-    from jigsaw_pretrain.prep.shards import shards
+    from jigsaw_pretrain.prep.commands.shards import shards
 
     given = ["--annotations", str(sensor.annotations), "--images", str(sensor.images), "--out", str(out), *more]
     return CliRunner().invoke(shards, given)
@@ -35,7 +35,7 @@ def run(sensor: Sensor, out: Path, *more: str) -> Result:
 def stored(out: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every member's pixels by key, by webdataset and the formats' own readers alone."""
     found = {}
-    for shard in sorted((out / names.SHARDS).iterdir()):
+    for shard in sorted((out / layout.SHARDS).iterdir()):
         for sample in webdataset.WebDataset(str(shard), shardshuffle=False):
             if "npy" in sample:
                 pixels = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
@@ -109,7 +109,7 @@ def test_members_hold_all_of_the_context_where_the_trainer_draws_it(kind: str, t
     assert dataset.drawn_context == 2.0 and (str(dataset.pixels), dataset.description.format_version) == (form, 2)
     found, members, reaching = stored(out), [], 0
     for row in rows(out, "crops"):
-        left, top, right, bottom = (row[name] for name in manifest.MARGINS)
+        left, top, right, bottom = (row[name] for name in schema.MARGINS)
         across = slice(row["left"] - left, row["right"] + right)
         whole = sensor.pixels[row["image_file"]][row["top"] - top : row["bottom"] + bottom, across]
         assert np.array_equal(found[row["key"]].reshape(whole.shape), whole)
@@ -165,7 +165,7 @@ def test_grey_among_colours_stays_rgb_of_version_1(tmp_path: Path) -> None:
     sensor.shards(tmp_path / "out", *PARTS)
     sensor.shards(tmp_path / "named", *PARTS, "--pixels", "rgb8")
     assert tree(tmp_path / "out") == tree(tmp_path / "named")
-    description = json.loads((tmp_path / "out" / names.DATASET).read_text())
+    description = json.loads((tmp_path / "out" / layout.DATASET).read_text())
     assert description["format_version"] == 1 and "pixels" not in description["options"]
     assert "mean" not in description["totals"]
 

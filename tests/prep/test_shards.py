@@ -12,9 +12,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from jigsaw_pretrain.formats import names
-from jigsaw_pretrain.formats.dataset import CropIndex, open_dataset
-from jigsaw_pretrain.formats.groups import aspect_group
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
+from jigsaw_pretrain.formats.jigsaw import aspect_group
 from tests.prep.conftest import Drawn, Run, rows, run_shards, tree
 
 
@@ -55,7 +55,7 @@ def check_dataset(annotations: Path, images: Path, out: Path) -> dict[str, float
         assert crop["right"] >= np.floor(x + w) and crop["bottom"] >= np.floor(y + h)
     for crop in crops:
         assert crop["group"] == aspect_group(crop["right"] - crop["left"], crop["bottom"] - crop["top"])
-        assert crop["key"].startswith(names.image_hash(crop["image_id"]))
+        assert crop["key"].startswith(layout.image_hash(crop["image_id"]))
         if crop["label"] == background:
             assert crop["annotation_id"] is None and crop["box_x"] is None
             others = [annotation["bbox"] for annotation in boxes_of[crop["image_file"]]]

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats import retry
-from jigsaw_pretrain.formats.errors import UserError
 from jigsaw_pretrain.formats.retry import StoreError, patiently, redacted
-from jigsaw_pretrain.formats.storage import Storage
-from jigsaw_pretrain.prep.archive import read_index
-from jigsaw_pretrain.prep.finish import finish_command
-from jigsaw_pretrain.prep.images import ImageTrouble
-from jigsaw_pretrain.prep.source import ImageSource, read_ahead
-from jigsaw_pretrain.prep.status import status
-from jigsaw_pretrain.prep.verify import verify
+from jigsaw_pretrain.prep.commands.status import status
+from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.prep.images.archive import read_index
+from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
+from jigsaw_pretrain.prep.manifests import finish_command
+from jigsaw_pretrain.storage import Storage
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
 from tests.servers import FaultyProxy, Store, file_server, s3_server, share
@@ -66,7 +66,7 @@ def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatc
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
     with FaultyProxy(store.endpoint, share(0.05, faults, seed=3)) as proxy:
         reach(store, monkeypatch, proxy.url)
-        from jigsaw_pretrain.prep.shards import shards
+        from jigsaw_pretrain.prep.commands.shards import shards
 
         result = invoke(shards, *on_store(small, store))
         assert result.exit_code == 0, result.output
@@ -84,7 +84,7 @@ def test_no_credential_is_written_or_logged(
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     upload(small, store)
-    from jigsaw_pretrain.prep.shards import shards
+    from jigsaw_pretrain.prep.commands.shards import shards
 
     result = invoke(shards, *on_store(small, store))
     assert result.exit_code == 0, result.output

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jigsaw_pretrain.formats.storage import Storage
 from jigsaw_pretrain.prep import markers
-from jigsaw_pretrain.prep.finish import finish
-from jigsaw_pretrain.prep.redo import plan_of
-from jigsaw_pretrain.prep.status import progress, status
-from jigsaw_pretrain.prep.verify import inspect, verify
+from jigsaw_pretrain.prep.commands.retry_skipped import plan_of
+from jigsaw_pretrain.prep.commands.status import progress, status
+from jigsaw_pretrain.prep.commands.verify import inspect, verify
+from jigsaw_pretrain.prep.manifests import finish
+from jigsaw_pretrain.storage import Storage
 from tests.prep.conftest import Drawn, Small, invoke, run_shards, tree
 
 
@@ -75,7 +75,7 @@ def test_repair_removes_dataset_json_first(made: Path, monkeypatch: pytest.Monke
         assert not (made / "manifests" / "dataset.json").exists()
         raise OSError("the machine is lost")
 
-    monkeypatch.setattr("jigsaw_pretrain.prep.job.run_part", stop)
+    monkeypatch.setattr("jigsaw_pretrain.prep.pipeline.run_part", stop)
     result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
     assert result.exit_code == 2 and not (made / "manifests" / "dataset.json").exists()
 

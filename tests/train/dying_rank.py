@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from jigsaw_pretrain.train.pretrain import pretrain
+from jigsaw_pretrain.train.commands.pretrain import pretrain
 
 
 def die_after(checkpoint: Path) -> None:

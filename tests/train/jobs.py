@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jigsaw_pretrain.train import backbones
-from jigsaw_pretrain.train.loop import Job, OpenSource
-from jigsaw_pretrain.train.model import DenseClassifier
-from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
+from jigsaw_pretrain.train.engine.trainer import Job, OpenSource
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
-from jigsaw_pretrain.train.run import Origin, RunFolder
 from tests.train.sources import CLASSES, SyntheticSource
 
 ORIGIN = Origin(tuple(f"class {i}" for i in range(CLASSES)), "f" * 64)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from jigsaw_pretrain.train import ranks
-from jigsaw_pretrain.train.batch import Batch
-from jigsaw_pretrain.train.loop import Loop
-from jigsaw_pretrain.train.pretrain import pretrain
+from jigsaw_pretrain.train.commands.pretrain import pretrain
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine import distributed
+from jigsaw_pretrain.train.engine.trainer import Loop
 
 
 def kill_at(rank: int, step: int, note: Path) -> None:
@@ -36,7 +36,7 @@ def kill_at(rank: int, step: int, note: Path) -> None:
 def play(folder: Path, kills: list[str], command: list[str]) -> None:
     """What one rank does from one start on."""
     # Both runs are made in one group of ranks: joining another takes longer than they do.
-    leave, ranks.finish = ranks.finish, lambda: None
+    leave, distributed.finish = distributed.finish, lambda: None
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     (folder / f"began-{start}").write_text(str(time.time()))
     if not start:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from jigsaw_pretrain.train.batch import Batch
+from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.template import REGION_GROUPS, Template
 
 CLASSES = 5

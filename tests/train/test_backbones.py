@@ -3,8 +3,8 @@ import torch
 import torchvision
 from torch import nn
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import backbones
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.models import backbones
 
 FAMILIES = {
     "resnet18": 512,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.balance import UNIT_WEIGHT, balanced, class_weights
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.data.balance import UNIT_WEIGHT, balanced, class_weights
 from jigsaw_pretrain.train.streams import StreamOptions
 from tests.train.stores import lines
 from tests.train.tiny import make_dataset

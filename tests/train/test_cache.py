@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.cache import Cache
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.data.cache import Cache
 from tests.conftest import REPOSITORY, SOAK
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.checkpoint import (
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.checkpoint import (
     backbone_state,
     list_checkpoints,
     newest_checkpoint,

@@ -13,18 +13,18 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.context import draw_crops, enlarge
-from jigsaw_pretrain.formats.dataset import EXTENDED, Dataset, open_dataset
-from jigsaw_pretrain.formats.draws import fold, text_key, uniform, words
-from jigsaw_pretrain.formats.storage import Storage
-from jigsaw_pretrain.train import jigsaw
-from jigsaw_pretrain.train.augment import draw
-from jigsaw_pretrain.train.context import halfway
-from jigsaw_pretrain.train.crops import CropReader, LocalShards
-from jigsaw_pretrain.train.jigsaw import Assembler
-from jigsaw_pretrain.train.picks import Picks, slots_of
-from jigsaw_pretrain.train.probe import read_crops
+from jigsaw_pretrain.formats.boxes import draw_crops, enlarge
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, Dataset, open_dataset
+from jigsaw_pretrain.rng import fold, text_key, uniform, words
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.commands.probe import read_crops
+from jigsaw_pretrain.train.data import jigsaw
+from jigsaw_pretrain.train.data.augment import draw
+from jigsaw_pretrain.train.data.context import halfway
+from jigsaw_pretrain.train.data.jigsaw import Assembler
+from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
+from jigsaw_pretrain.train.data.sampler import Picks, slots_of
 from jigsaw_pretrain.train.streams import StreamOptions
 from jigsaw_pretrain.train.template import Template
 from tests.train.references import centred
@@ -39,31 +39,31 @@ def in_context(folder: Path, context: float = 1.8) -> Dataset:
     dataset = make_dataset(folder, {"S": [9, 7], "T": [6], "W": [8]}, low=20, high=70)
     rng, tables = np.random.default_rng(5), []
     for shard in dataset.shards:
-        rows = pq.ParquetFile(folder / names.CROPS).read_row_group(shard.index).to_pylist()
+        rows = pq.ParquetFile(folder / layout.CROPS).read_row_group(shard.index).to_pylist()
         for row in rows:
             width, height = row["right"] - row["left"], row["bottom"] - row["top"]
             x, y = rng.uniform(0, 0.4, 2) * (width, height)
             w, h = rng.uniform(0.3, 0.6, 2) * (width, height)
             edges = (math.floor(x), math.floor(y), math.ceil(x + w), math.ceil(y + h))
             row |= dict(
-                zip(manifest.MARGINS, (edges[0], edges[1], width - edges[2], height - edges[3]), strict=True),
+                zip(schema.MARGINS, (edges[0], edges[1], width - edges[2], height - edges[3]), strict=True),
             )
             row |= {"right": row["left"] + edges[2], "bottom": row["top"] + edges[3]}
             row |= {"left": row["left"] + edges[0], "top": row["top"] + edges[1]}
             box = (3 + x, 5 + y, w, h) if row["label"] < len(CLASSES) else (None,) * 4
-            row |= dict(zip(manifest.BOX, box, strict=True))
-        tables.append(pa.Table.from_pylist(rows, schema=manifest.crops_schema(EXTENDED)))
+            row |= dict(zip(schema.BOX, box, strict=True))
+        tables.append(pa.Table.from_pylist(rows, schema=schema.crops_schema(EXTENDED)))
     storage = Storage(folder)
-    storage.publish(names.CROPS, manifest.table_bytes(manifest.crops_schema(EXTENDED), tables))
-    description = (folder / names.DATASET).read_text().replace('"format_version": 1', '"format_version": 2')
+    storage.publish(layout.CROPS, schema.table_bytes(schema.crops_schema(EXTENDED), tables))
+    description = (folder / layout.DATASET).read_text().replace('"format_version": 1', '"format_version": 2')
     options = f'"options": {{"context": {context}, "context_at": "train"}}'
-    storage.publish(names.DATASET, description.replace('"options": {}', options).encode())
+    storage.publish(layout.DATASET, description.replace('"options": {}', options).encode())
     return open_dataset(str(folder))
 
 
 def member_of(row: dict[str, Any]) -> Box:
     """What is stored of a crop, in pixels of its image."""
-    left, top, right, bottom = (row[name] for name in manifest.MARGINS)
+    left, top, right, bottom = (row[name] for name in schema.MARGINS)
     return row["left"] - left, row["top"] - top, row["right"] + right, row["bottom"] + bottom
 
 
@@ -71,7 +71,7 @@ def shown(row: dict[str, Any], shifts: Any, context: float) -> Box:
     """What is shown of a crop for these shifts."""
     if row["box_x"] is None:
         return row["left"], row["top"], row["right"], row["bottom"]
-    x, y, w, h = (row[name] for name in manifest.BOX)
+    x, y, w, h = (row[name] for name in schema.BOX)
     left, top, right, bottom = member_of(row)
     reach = [(context - 1) / 2 * float(shift) for shift in shifts]
     return (
@@ -83,7 +83,7 @@ def shown(row: dict[str, Any], shifts: Any, context: float) -> Box:
 
 
 def pixels_of(folder: Path, row: dict[str, Any], edges: Box) -> np.ndarray:
-    raw = (folder / names.SHARDS / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
+    raw = (folder / layout.SHARDS / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
     left, top, _, _ = member_of(row)
     return np.asarray(simplejpeg.decode_jpeg(raw))[edges[1] - top : edges[3] - top, edges[0] - left : edges[2] - left]
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.digest import batch_digest, digest_line, interleave
+from jigsaw_pretrain.train.data.digest import batch_digest, digest_line, interleave
 from tests.train.tiny import make_dataset
 
 

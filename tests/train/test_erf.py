@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from jigsaw_pretrain.train import backbones
 from jigsaw_pretrain.train.erf import label_weights, region_masses
+from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.template import Template
 from tests.train.references import weights_by_hand
 

@@ -10,14 +10,14 @@ import yaml
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from jigsaw_pretrain.train.checkpoint import read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.pyramid import PYRAMID_TARGET
-from jigsaw_pretrain.train.resnets import ResNet, resnet_of, to_detectron2
-from jigsaw_pretrain.train.run import Origin, RunFolder, describe_run
-from jigsaw_pretrain.train.state import build_model
-from jigsaw_pretrain.train.targets import TARGETS
-from jigsaw_pretrain.train.weights import read_weights
+from jigsaw_pretrain.train.engine.checkpoint import read_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run
+from jigsaw_pretrain.train.engine.state import build_model
+from jigsaw_pretrain.train.export.pyramid import PYRAMID_TARGET
+from jigsaw_pretrain.train.export.resnet_names import ResNet, resnet_of, to_detectron2
+from jigsaw_pretrain.train.export.targets import TARGETS
+from jigsaw_pretrain.train.models.weights import read_weights
 from tests.train import frameworks
 from tests.train.jobs import same, small_job
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jigsaw_pretrain.train import backbones
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.pretrain import execute
+from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.models import backbones
 from tests.train.jobs import rows, small_job, synthetic
 
 FAMILIES = (

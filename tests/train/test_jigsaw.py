@@ -11,18 +11,18 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats import names
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.formats.draws import text_key
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.groups import GROUPS
-from jigsaw_pretrain.train.augment import draw
-from jigsaw_pretrain.train.batch import Batch
-from jigsaw_pretrain.train.crops import CropReader, LocalShards
-from jigsaw_pretrain.train.jigsaw import Assembler
-from jigsaw_pretrain.train.lanes import GroupLanes
-from jigsaw_pretrain.train.loader import JigsawLoader
-from jigsaw_pretrain.train.picks import Picks, slots_of
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.train.data.augment import draw
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.data.jigsaw import Assembler
+from jigsaw_pretrain.train.data.lanes import GroupLanes
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
+from jigsaw_pretrain.train.data.sampler import Picks, slots_of
 from jigsaw_pretrain.train.streams import StreamOptions
 from jigsaw_pretrain.train.template import REGION_GROUPS, Template
 from tests.train.references import centred
@@ -207,7 +207,7 @@ def test_a_group_without_one_readable_crop_stops_the_run(tmp_path: Path) -> None
 
 def test_a_missing_or_cut_shard_is_named(tmp_path: Path) -> None:
     dataset = flat_dataset(tmp_path, {"S": [4], "T": [2], "W": [4]})
-    shard = tmp_path / names.SHARDS / "T-000000.tar"
+    shard = tmp_path / layout.SHARDS / "T-000000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:700])
     with pytest.raises(UserError, match="T-000000.tar has 700 bytes where the manifest says"):
@@ -233,7 +233,7 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
                 chosen[0], chosen[3] = chosen[3], chosen[0]
             for region, row in enumerate(chosen):
                 place = TEMPLATE.regions[region]
-                raw = (tmp_path / names.SHARDS / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
+                raw = (tmp_path / layout.SHARDS / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
                 pixels = simplejpeg.decode_jpeg(raw)
                 pixels = centred(pixels, place.height, place.width)
                 region_of(wanted, region)[...] = pixels

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, same, untimed
 from tests.train.tiny import make_dataset

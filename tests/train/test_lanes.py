@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats.draws import fold, permutation
-from jigsaw_pretrain.train.lanes import GroupLanes
+from jigsaw_pretrain.rng import fold, permutation
+from jigsaw_pretrain.train.data.lanes import GroupLanes
 
 counts = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda values: sum(values) > 0)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.formats import names
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.digest import digest_lines, loaders_of
-from jigsaw_pretrain.train.loader import JigsawLoader
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import StreamOptions
 from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import all_crops, make_dataset, spoil
@@ -137,7 +137,7 @@ def test_replacements_are_counted_across_workers(tmp_path: Path) -> None:
 
 def test_a_users_mistake_in_a_worker_stays_one_line(tmp_path: Path) -> None:
     broken = make_dataset(tmp_path, {"S": [6], "T": [3], "W": [3]})
-    (tmp_path / names.SHARDS / "W-000000.tar").unlink()
+    (tmp_path / layout.SHARDS / "W-000000.tar").unlink()
     with pytest.raises(UserError) as caught:
         next(iter(JigsawLoader(broken, TEMPLATE, OPTIONS, workers=2)))
     assert "W-000000.tar is missing" in caught.value.message and "\n" not in caught.value.message

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.batch import Batch
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
-from jigsaw_pretrain.train.loop import Job
-from jigsaw_pretrain.train.pretrain import execute
-from jigsaw_pretrain.train.run import Origin, choose_recipe
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
+from jigsaw_pretrain.train.engine.trainer import Job
 from tests.train.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.train.sources import SyntheticSource
 

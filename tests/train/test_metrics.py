@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.train.metrics import Row, Window, digest_file, metrics_file
-from jigsaw_pretrain.train.progress import ProgressLine, figures
-from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import Row, Window, digest_file, metrics_file
+from jigsaw_pretrain.train.engine.progress import ProgressLine, figures
 
 
 def row(step: int, loss: float = 1.0) -> Row:

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import backbones
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
-from jigsaw_pretrain.train.loop import Loop
-from jigsaw_pretrain.train.precision import autocast
-from jigsaw_pretrain.train.pretrain import execute
-from jigsaw_pretrain.train.ranks import Ranks
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.precision import autocast
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run, read_description
+from jigsaw_pretrain.train.engine.state import State, build_model, build_state, region_maps
+from jigsaw_pretrain.train.engine.trainer import Loop
+from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import load_recipe
-from jigsaw_pretrain.train.run import Origin, RunFolder, describe_run, read_description
-from jigsaw_pretrain.train.state import State, build_model, build_state, region_maps
 from tests.detect.conftest import TINY
 from tests.train.jobs import rows, same, small_job, synthetic, untimed
 from tests.train.references import erf_adaptive_by_hand, weights_by_hand

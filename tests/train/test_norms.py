@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.norms import GroupNorm, with_norm
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.models.layers import GroupNorm, with_norm
 
 
 def test_every_batch_norm_gives_its_place_name_and_scale_to_group_norm() -> None:

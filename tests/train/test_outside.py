@@ -3,9 +3,9 @@ import sys
 import pytest
 import torch
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import backbones
-from jigsaw_pretrain.train.outside import whole_timm_model
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.outside import whole_timm_model
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from click.testing import CliRunner, Result
 
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from tests.train.jobs import SMALL, rows, same, untimed
 from tests.train.tiny import CLASSES, make_dataset
 
@@ -79,8 +79,8 @@ def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> Non
 
 
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
-    from jigsaw_pretrain.formats.errors import UserError
-    from jigsaw_pretrain.train.targets import check_own
+    from jigsaw_pretrain.errors import UserError
+    from jigsaw_pretrain.train.export.targets import check_own
 
     state = torch.load(finished / "backbone.pth", weights_only=True)
     with pytest.raises(UserError, match="not of resnet18"):
@@ -172,7 +172,7 @@ def test_an_estimate_says_what_a_recipe_costs(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_forecast_is_the_sum_of_what_a_run_does() -> None:
-    from jigsaw_pretrain.train.estimate import Costs, forecast
+    from jigsaw_pretrain.train.commands.estimate import Costs, forecast
     from jigsaw_pretrain.train.recipe import Recipe
 
     recipe = Recipe(steps=10_001, erf_every=5_000, checkpoint_every=1_000, batch=512)
@@ -194,7 +194,7 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
 
 
 def test_evaluate_refuses_other_classes(finished: Path, tmp_path: Path) -> None:
-    from jigsaw_pretrain.formats.storage import Storage
+    from jigsaw_pretrain.storage import Storage
 
     make_dataset(tmp_path, {"S": [4]})
     file = tmp_path / "manifests" / "dataset.json"

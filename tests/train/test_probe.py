@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.probe import judged, read_crops
+from jigsaw_pretrain.train.commands.probe import judged, read_crops
 from tests.train.tiny import make_dataset
 
 
@@ -55,7 +55,7 @@ def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
 
 
 def test_no_image_is_on_both_sides_of_the_probe(tmp_path: Path) -> None:
-    from jigsaw_pretrain.formats.dataset import open_dataset
+    from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 
     dataset(tmp_path / "data", 0)
     crops = read_crops(open_dataset(str(tmp_path / "data")), 32, 1000)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from jigsaw_pretrain.formats.dataset import Dataset
-from jigsaw_pretrain.formats.draws import text_key
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.formats.groups import GROUPS
-from jigsaw_pretrain.train.access import AHEAD, Access
-from jigsaw_pretrain.train.lanes import GroupLanes
-from jigsaw_pretrain.train.loader import JigsawLoader
-from jigsaw_pretrain.train.remote import THREADS_PER_GROUP
-from jigsaw_pretrain.train.shm import check_shared_memory
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.train.data.access import AHEAD, Access
+from jigsaw_pretrain.train.data.lanes import GroupLanes
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.remote import THREADS_PER_GROUP
+from jigsaw_pretrain.train.data.shm import check_shared_memory
 from jigsaw_pretrain.train.streams import StreamOptions
 from tests.servers import FaultyProxy, Store
 from tests.train.stores import OPTIONS, TEMPLATE, gets, lines, proxied_store, upload
@@ -116,7 +116,7 @@ class TwentyOfEach:
 
 
 def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.train.fetch.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("jigsaw_pretrain.train.data.fetch.FIRST_PAUSE", 0.02)
     many = make_dataset(tmp_path / "many", {"S": [10] * 24, "T": [5] * 20, "W": [5] * 20})
     access = Access(cache=None, read_timeout=0.5, read_retries=30)
     dataset = access.open_dataset(upload(remote.store, tmp_path / "many", "many"))
@@ -134,7 +134,7 @@ def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.train.fetch.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("jigsaw_pretrain.train.data.fetch.FIRST_PAUSE", 0.01)
     access = Access(cache=tmp_path, read_retries=2)
     dataset = access.open_dataset(remote.url)
     remote.proxy.faults = lambda number, method, path: "500" if "T-000001" in path else None
@@ -152,7 +152,7 @@ def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkey
 def test_a_flipped_byte_is_found_and_named_or_skipped(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.train.fetch.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("jigsaw_pretrain.train.data.fetch.FIRST_PAUSE", 0.01)
     make_dataset(tmp_path / "set", {"S": [20, 20], "T": [9, 9], "W": [10]})
     shard = tmp_path / "set" / "shards" / "S-000001.tar"
     raw = bytearray(shard.read_bytes())

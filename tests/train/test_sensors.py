@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from jigsaw_pretrain.detect import trunk
-from jigsaw_pretrain.detect.weights import load
-from jigsaw_pretrain.formats.dataset import open_dataset
+from jigsaw_pretrain.detect.models import backbone
+from jigsaw_pretrain.detect.models.weights import load
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.display import displayed
-from jigsaw_pretrain.formats.errors import UserError
 from jigsaw_pretrain.formats.pixels import named
-from jigsaw_pretrain.train import backbones
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.data.window import resample, resample_channels, resized
+from jigsaw_pretrain.train.engine.run_folder import open_run, read_description
+from jigsaw_pretrain.train.engine.state import build_model
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.stems import input_convolutions
+from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.run import open_run, read_description
-from jigsaw_pretrain.train.state import build_model
-from jigsaw_pretrain.train.stems import input_convolutions
-from jigsaw_pretrain.train.weights import load_weights
-from jigsaw_pretrain.train.window import resample, resample_channels, resized
 from tests.sensors import multispectral, thermal
 from tests.train.jobs import SMALL
 from tests.train.tiny import make_dataset, spoil
@@ -121,7 +121,7 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
 
 
 def test_detectors_say_what_they_read() -> None:
-    network = trunk.build("resnet18", "frozen", torch.device("cpu"))
+    network = backbone.build("resnet18", "frozen", torch.device("cpu"))
     with pytest.raises(UserError, match="takes images of 6 channels, and these detectors read 8-bit RGB"):
         load(network, {"conv1.weight": torch.zeros(64, 6, 7, 7)}, "file.pth", False)
 

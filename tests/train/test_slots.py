@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats.errors import UserError
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.slots import Slots, fill_slots
 
 

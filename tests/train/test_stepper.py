@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import rehearsal
-from jigsaw_pretrain.train.average import Average
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
-from jigsaw_pretrain.train.loop import Job
-from jigsaw_pretrain.train.machine import Machine
-from jigsaw_pretrain.train.model import DenseClassifier
-from jigsaw_pretrain.train.precision import set_arithmetic
-from jigsaw_pretrain.train.pretrain import announce, execute
-from jigsaw_pretrain.train.ranks import Ranks
-from jigsaw_pretrain.train.recalibrate import remeasure
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import announce, execute
+from jigsaw_pretrain.train.commands.recalibrate import remeasure
+from jigsaw_pretrain.train.engine import rehearsal
+from jigsaw_pretrain.train.engine.average import Average
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.machine import Machine
+from jigsaw_pretrain.train.engine.precision import set_arithmetic
+from jigsaw_pretrain.train.engine.state import build_state
+from jigsaw_pretrain.train.engine.step import micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import Job
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
-from jigsaw_pretrain.train.state import build_state
-from jigsaw_pretrain.train.stepper import micro_batch_of
 from tests.train.jobs import crowded_forward, same, small_job, synthetic
 
 MACHINE = Machine()

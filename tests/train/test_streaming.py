@@ -8,9 +8,9 @@ import pytest
 import s3fs
 from click.testing import CliRunner, Result
 
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.run import open_run
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.run_folder import open_run
 from tests.servers import Store
 from tests.train.jobs import SMALL, rows, same, untimed
 from tests.train.stores import proxied_store, upload

@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.pretrain import execute
-from jigsaw_pretrain.train.ranks import one_voice
+from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.distributed import one_voice
 from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
 from tests.train.tiny import make_dataset

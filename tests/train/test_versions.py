@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import simplejpeg
 from click.testing import CliRunner
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.dataset import EXTENDED, open_dataset
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, open_dataset
+from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.crops import SOURCE, CropReader, LocalShards
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.train.jobs import SMALL
 from tests.train.tiny import make_dataset
 
@@ -39,20 +39,20 @@ def test_training_sees_the_crop_and_never_its_members_margin(tmp_path: Path) -> 
     dataset = make_dataset(tmp_path, {"S": [9], "T": [4], "W": [5]})
     rng, tables, expected = np.random.default_rng(3), [], []
     for shard in dataset.shards:
-        rows = pq.ParquetFile(tmp_path / names.CROPS).read_row_group(shard.index).to_pylist()
-        raw = (tmp_path / names.SHARDS / shard.name).read_bytes()
+        rows = pq.ParquetFile(tmp_path / layout.CROPS).read_row_group(shard.index).to_pylist()
+        raw = (tmp_path / layout.SHARDS / shard.name).read_bytes()
         for row in rows:
             left, top, right, bottom = margins = rng.integers(0, 5, 4).tolist()
-            row |= dict(zip(manifest.MARGINS, margins, strict=True))
+            row |= dict(zip(schema.MARGINS, margins, strict=True))
             row |= {"left": row["left"] + left, "right": row["right"] - right}
             row |= {"top": row["top"] + top, "bottom": row["bottom"] - bottom}
             whole = simplejpeg.decode_jpeg(raw[row["offset"] : row["offset"] + row["size"]])
             expected.append(whole[top : whole.shape[0] - bottom, left : whole.shape[1] - right])
-        tables.append(pa.Table.from_pylist(rows, schema=manifest.crops_schema(EXTENDED)))
+        tables.append(pa.Table.from_pylist(rows, schema=schema.crops_schema(EXTENDED)))
     storage = Storage(tmp_path)
-    storage.publish(names.CROPS, manifest.table_bytes(manifest.crops_schema(EXTENDED), tables))
-    description = (tmp_path / names.DATASET).read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
-    storage.publish(names.DATASET, description)
+    storage.publish(layout.CROPS, schema.table_bytes(schema.crops_schema(EXTENDED), tables))
+    description = (tmp_path / layout.DATASET).read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
+    storage.publish(layout.DATASET, description)
     dataset = open_dataset(str(tmp_path))
     reader = CropReader(dataset, LocalShards(dataset), capacity=3)
     crops = np.concatenate([reader.crops(shard.index) for shard in dataset.shards])

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import backbones
-from jigsaw_pretrain.train.pretrain import execute
-from jigsaw_pretrain.train.weights import load_weights
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.weights import load_weights
 from tests.train.jobs import same, small_job, synthetic
 from tests.train.own import tensors
 

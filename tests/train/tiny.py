@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import simplejpeg
 import webdataset
 
-from jigsaw_pretrain.formats import manifest, names
-from jigsaw_pretrain.formats.dataset import Dataset, Description, open_dataset
-from jigsaw_pretrain.formats.groups import aspect_group
-from jigsaw_pretrain.formats.storage import Storage
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, Description, open_dataset
+from jigsaw_pretrain.formats.jigsaw import aspect_group
+from jigsaw_pretrain.storage import Storage
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -58,7 +58,7 @@ class Colours:
         self.rows = list(all_crops(dataset).values())
         self._colours = []
         for row in self.rows:
-            path = Path(dataset.url) / names.SHARDS / row["shard"]
+            path = Path(dataset.url) / layout.SHARDS / row["shard"]
             raw = path.read_bytes()[row["offset"] : row["offset"] + row["size"]]
             self._colours.append(simplejpeg.decode_jpeg(raw)[0, 0].astype(int))
         self._table = np.array(self._colours)
@@ -94,7 +94,7 @@ def make_dataset(
             counts = shards.get(group, ())
             if part >= len(counts) or not counts[part]:
                 continue
-            shard = names.shard_name(group, part)
+            shard = layout.shard_name(group, part)
             buffer = io.BytesIO()
             crops: list[dict[str, Any]] = []
             with webdataset.TarWriter(buffer, mtime=0) as writer:
@@ -109,7 +109,7 @@ def make_dataset(
                     identity = f"image-{ordinal}"
                     background = label == len(CLASSES)
                     by_label[label] += 1
-                    key = names.crop_key(identity, ordinal, background)
+                    key = layout.crop_key(identity, ordinal, background)
                     writer.write(
                         {
                             "__key__": key,
@@ -145,8 +145,8 @@ def make_dataset(
             for crop in crops:
                 member = members[f"{crop['key']}.jpg"]
                 crop["offset"], crop["size"] = member.offset_data, member.size
-            storage.publish(f"{names.SHARDS}/{shard}", data)
-            tables.append(pa.Table.from_pylist(crops, schema=manifest.CROPS))
+            storage.publish(f"{layout.SHARDS}/{shard}", data)
+            tables.append(pa.Table.from_pylist(crops, schema=schema.CROPS))
             rows.append(
                 {
                     "name": shard,
@@ -157,9 +157,9 @@ def make_dataset(
                     "sha256": hashlib.sha256(data).hexdigest(),
                 }
             )
-    storage.publish(names.CROPS, manifest.table_bytes(manifest.CROPS, tables))
-    table = pa.Table.from_pylist(rows, schema=manifest.SHARDS)
-    storage.publish(names.SHARD_TABLE, manifest.table_bytes(manifest.SHARDS, [table]))
+    storage.publish(layout.CROPS, schema.table_bytes(schema.CROPS, tables))
+    table = pa.Table.from_pylist(rows, schema=schema.SHARDS)
+    storage.publish(layout.SHARD_TABLE, schema.table_bytes(schema.SHARDS, [table]))
     description = Description(
         format_version=1,
         classes=CLASSES,
@@ -170,19 +170,19 @@ def make_dataset(
         versions={},
         totals={"crops": ordinal, "by_label": by_label},
     )
-    storage.publish(names.DATASET, description.to_json())
+    storage.publish(layout.DATASET, description.to_json())
     return open_dataset(str(folder))
 
 
 def spoil(dataset: Dataset, key: str) -> None:
     """Overwrite one crop's bytes in its shard, leaving every size as it is."""
-    rows = {row["key"]: row for row in pq.read_table(Path(dataset.url) / names.CROPS).to_pylist()}
+    rows = {row["key"]: row for row in pq.read_table(Path(dataset.url) / layout.CROPS).to_pylist()}
     row = rows[key]
-    with (Path(dataset.url) / names.SHARDS / row["shard"]).open("r+b") as file:
+    with (Path(dataset.url) / layout.SHARDS / row["shard"]).open("r+b") as file:
         file.seek(row["offset"])
         file.write(b"\0" * row["size"])
 
 
 def all_crops(dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Every row of crops.parquet by key."""
-    return {row["key"]: row for row in pq.read_table(Path(dataset.url) / names.CROPS).to_pylist()}
+    return {row["key"]: row for row in pq.read_table(Path(dataset.url) / layout.CROPS).to_pylist()}

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.formats.errors import UserError
-from jigsaw_pretrain.train import rehearsal
-from jigsaw_pretrain.train.batch import Batch
-from jigsaw_pretrain.train.loop import Job
-from jigsaw_pretrain.train.machine import Machine
-from jigsaw_pretrain.train.model import DenseClassifier
-from jigsaw_pretrain.train.pretrain import execute, pretrain
-from jigsaw_pretrain.train.ranks import Ranks, start
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import execute, pretrain
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine import rehearsal
+from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.machine import Machine
+from jigsaw_pretrain.train.engine.trainer import Job
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from tests.detect.conftest import TINY
 from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
 from tests.train.sources import SyntheticSource

@@ -1,0 +1,1 @@
+"""The commands of the detection stage: options, and one call each."""

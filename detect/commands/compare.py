@@ -1,0 +1,113 @@
+"""`detect compare`: does the pre-training pay? One command that runs a comparison, or tabulates finished runs.
+
+With RUNs it only reads them. With --out it pre-trains, fine-tunes and tabulates arms; called again it continues, so a
+machine lent for ten minutes at a time will do (--budget). Table 3's comparison at the papers' recipes takes GPU-weeks;
+bench/quality.py and `make compare` run it at sizes that end.
+"""
+
+from pathlib import Path
+
+import click
+
+from jigsaw_pretrain.detect.compare.arms import ARMS, choose
+from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
+from jigsaw_pretrain.detect.compare.report import markdown, tables, write_report
+from jigsaw_pretrain.detect.compare.results import outcome
+from jigsaw_pretrain.detect.compare.runner import Campaign
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.distributed import DEVICES
+
+
+@click.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the comparison: tables, curves, all its runs")
+@click.option("--annotations", help="COCO JSON to fine-tune on")
+@click.option("--images", help="folder of its images")
+@click.option("--val-annotations", help="COCO JSON to report AP on")
+@click.option("--val-images", help="folder of its images")
+@click.option("--data", help="what `jigsaw-prep shards` made of the same annotations, to pre-train on")
+@click.option("--arms", default="scratch,jigsaw", show_default=True, help=f"of {', '.join(ARMS)}")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="how many, from 0")
+@click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="learning rates of the sweep, for batch 16")
+@click.option("--recipe", help="the detector's TOML recipe")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="of the detector's recipe, for all arms")
+@click.option("--pretrain-recipe", help="the pre-training's TOML recipe")
+@click.option("--pretrain-set", "pretrain_sets", multiple=True, metavar="KEY=VALUE", help="of its recipe, for all arms")
+@click.option("--imagenet", type=click.Path(path_type=Path), help="a weights file for one more arm")
+@click.option("--budget", type=click.FloatRange(min=0), help="seconds after which to stop; call again to continue")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="ranks of each training")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+def compare(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    annotations: str | None,
+    images: str | None,
+    val_annotations: str | None,
+    val_images: str | None,
+    data: str | None,
+    arms: str,
+    seeds: int,
+    rates: str,
+    recipe: str | None,
+    sets: tuple[str, ...],
+    pretrain_recipe: str | None,
+    pretrain_sets: tuple[str, ...],
+    imagenet: Path | None,
+    budget: float | None,
+    workers: int,
+    gpus: int,
+    device: str,
+) -> None:
+    """Tabulate RUNs, or (with --out and the data's options) run and tabulate a whole comparison."""
+    if runs:
+        found = [outcome(run) for run in runs]
+        if out is not None:
+            click.echo(write_report(out, found))
+        else:
+            click.echo(markdown(tables(found)))
+        return
+    needed = {
+        "--out": out,
+        "--annotations": annotations,
+        "--images": images,
+        "--val-annotations": val_annotations,
+        "--val-images": val_images,
+        "--data": data,
+    }
+    missing = [name for name, value in needed.items() if value is None]
+    if missing or out is None:
+        raise UserError(f"a comparison needs {', '.join(missing)}; or name finished RUNs to tabulate")
+    chosen = choose(arms, imagenet)
+    settings = Settings(
+        annotations=str(annotations),
+        images=str(images),
+        val_annotations=str(val_annotations),
+        val_images=str(val_images),
+        data=str(data),
+        arms=tuple(arm.name for arm in chosen),
+        seeds=tuple(range(seeds)),
+        rates=_rates(rates),
+        recipe=recipe,
+        sets=sets,
+        pretrain_recipe=pretrain_recipe,
+        pretrain_sets=pretrain_sets,
+        imagenet=None if imagenet is None else str(imagenet),
+        workers=workers,
+        device=device,
+        gpus=gpus,
+    )
+    comparison = Comparison(out, settings, chosen)
+    comparison.prepare()
+    if not comparison.run(Campaign(budget, gpus)):
+        click.echo(f"stopped before the end; the same command continues {out}")
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(one) for one in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--rates {text!r} is no list of numbers such as 0.01,0.02,0.04") from error
+    if not all(rate > 0 for rate in found):
+        raise UserError(f"--rates {text!r} must all be above 0")
+    return found

@@ -1,0 +1,113 @@
+"""`detect eval`: AP of a finished run, or of a COCO results file, by pycocotools.
+
+A run is evaluated on its own validation set or on another one of the same classes; a results file needs no run and no
+GPU. Writes results.json, ap.json and page.html where told (a run's folder by default).
+"""
+
+import json
+from pathlib import Path
+
+import click
+import torch
+
+from jigsaw_pretrain.detect.annotations import Annotations, read_annotations
+from jigsaw_pretrain.detect.ap import STATS, Score, read_results, score
+from jigsaw_pretrain.detect.evaluate import AP, Evaluation, ap_document, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.report import percent, write_page
+from jigsaw_pretrain.detect.run import DETECTOR, Config, detector, empty_network, read_config
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, one_voice, start
+
+
+@click.command("eval")
+@click.option("--run", type=click.Path(path_type=Path), help="a finished run of `detect train`")
+@click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
+@click.option("--annotations", type=click.Path(path_type=Path), help="COCO JSON; a run's own validation set otherwise")
+@click.option("--images", type=click.Path(path_type=Path), help="folder of its images")
+@click.option("--out", type=click.Path(path_type=Path), help="folder for the files; the run's otherwise")
+@click.option("--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="for --results")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+def evaluate(
+    run: Path | None,
+    results: Path | None,
+    annotations: Path | None,
+    images: Path | None,
+    out: Path | None,
+    kind: str,
+    workers: int,
+    device: str,
+) -> None:
+    """AP by size and class of a run or of a results file."""
+    with one_voice():
+        if (run is None) == (results is None):
+            raise UserError("give either --run RUN or --results FILE")
+        if results is not None:
+            _evaluate_results(results, annotations, out, kind)
+            return
+        assert run is not None
+        _evaluate_run(run, annotations, images, out or run, start(device), workers)
+
+
+def _evaluate_results(results: Path, annotations: Path | None, out: Path | None, kind: str) -> None:
+    if annotations is None:
+        raise UserError(f"{results} is judged against ground truth: give --annotations FILE")
+    found = score(read_annotations(annotations).truth, read_results(results), kind)
+    click.echo(table(found))
+    if out is not None:
+        document = ap_document(Evaluation(found, None, [], 0.0)) if kind == "bbox" else {"bbox": None, "segm": found}
+        Storage(out).publish(AP, json.dumps(document, indent=2, default=vars).encode() + b"\n")
+
+
+def _evaluate_run(
+    run: Path, annotations: Path | None, images: Path | None, out: Path, ranks: Ranks, workers: int
+) -> None:
+    config = ranks.together(lambda: read_config(run))
+    truth, folder = ranks.together(lambda: _validation(config, run, annotations, images))
+    model = ranks.together(lambda: load_detector(run, config, ranks.device))
+    batch = max(1, config.recipe.batch // ranks.world)
+    evaluation = evaluate_model(model, config.recipe, config.plan, truth, folder, ranks, workers, batch)
+    assert evaluation is not None
+
+    def write() -> None:
+        save_evaluation(out, evaluation)
+        write_page(out, truth, folder)
+
+    ranks.on_first(write)
+    ranks.say(table(evaluation.boxes))
+    if evaluation.masks:
+        ranks.say("masks\n" + table(evaluation.masks))
+
+
+def _validation(config: Config, run: Path, annotations: Path | None, images: Path | None) -> tuple[Annotations, Path]:
+    """The validation set given, or the run's own."""
+    chosen = annotations or config.data["val_annotations"]
+    folder = images or (None if annotations else config.data["val_images"])
+    if chosen is None or folder is None:
+        raise UserError(f"{run} was trained without a validation set: give --annotations FILE --images DIR")
+    found = read_annotations(Path(chosen))
+    if found.categories != config.categories:
+        raise UserError(f"{chosen} does not define the categories that {run} was trained on: give both the same list")
+    return found, Path(folder)
+
+
+def load_detector(run: Path, config: Config, device: torch.device) -> torch.nn.Module:
+    """The trained detector of a run's folder; raises UserError where it has not finished."""
+    path = run / DETECTOR
+    if not path.exists():
+        raise UserError(f"{path} is missing: the run has not finished; continue it with `detect train --resume`")
+    model, _ = detector(config, empty_network(config, device), device)
+    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    return model
+
+
+def table(found: Score) -> str:
+    """AP by size and class as text, in hundredths."""
+    lines = ["  ".join(f"{name} {percent(found.stats[name])}" for name in STATS)]
+    width = max((len(name) for name in found.classes), default=0)
+    for name, one in found.classes.items():
+        lines.append(
+            f"  {name:<{width}}  {one['boxes']:6.0f} boxes  AP {percent(one['AP'])}  AP50 {percent(one['AP50'])}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""`detect train`: fine-tune a detector from scratch, from a weights file or from a pre-training run.
+
+A run is resumed with --resume and is then bit for bit the undisturbed one on a CPU; under torchrun all ranks stop at
+the same step. What a run of a dataset's size comes to is printed before its first step (detect/scaling.py).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
+from jigsaw_pretrain.detect.train import Job, run_job
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.distributed import DEVICES, one_voice, start
+
+
+@click.command()
+@click.option("--annotations", required=True, type=click.Path(path_type=Path), help="COCO JSON to train on")
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="folder of its images")
+@click.option("--val-annotations", type=click.Path(path_type=Path), help="COCO JSON to report AP on")
+@click.option("--val-images", type=click.Path(path_type=Path), help="folder of its images")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="folder of the run, made if need be")
+@click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; without one, the Jigsaw paper's recipe")
+@click.option("--model", type=click.Choice(MODELS), help="overrules the recipe's")
+@click.option("--backbone", help="resnet18 to resnet152, resnext*, wide_resnet*")
+@click.option("--norm", type=click.Choice(NORMS), help="normalisation; frozen-bn needs weights with statistics")
+@click.option("--freeze", type=click.Choice(FREEZES), help="what of the backbone stays as the weights have it")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="length, in multiples of the recipe's")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="bf16 needs a recent GPU to be of use")
+@click.option("--seed", type=int, help="of initialisation, order, augmentation and sampling")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="overrule one key of the recipe; repeatable")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="processes that read images")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
+@click.option("--stop-after", type=click.IntRange(1), help="end at this step and leave the schedule as it is")
+def train(
+    annotations: Path,
+    images: Path,
+    val_annotations: Path | None,
+    val_images: Path | None,
+    run: Path,
+    init: str,
+    recipe: Path | None,
+    sets: tuple[str, ...],
+    workers: int,
+    device: str,
+    resume: bool,
+    stop_after: int | None,
+    **options: Any,
+) -> None:
+    """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page.
+
+    Under torchrun put -- before the module (`torchrun --nproc-per-node N -m -- detect train ...`): without it torchrun
+    takes --run for its own --run-path. SIGTERM and SIGINT save a checkpoint and end with status 0.
+    """
+    with one_voice():
+        chosen = read_recipe(recipe, sets, options)
+        # torchrun starts all ranks anew after a failure, with the same command line.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if (val_annotations is None) != (val_images is None):
+            raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
+        job = Job(annotations, images, val_annotations, val_images, run, init, workers, resume, stop_after)
+        ranks = start(device)
+        if chosen.batch % ranks.world:
+            raise UserError(f"a batch of {chosen.batch} is not divisible by {ranks.world} ranks: --set batch=...")
+        run_job(job, chosen, ranks)

@@ -1,0 +1,1 @@
+"""Comparisons: arms, trained over seeds, tabulated and drawn."""

@@ -1,0 +1,202 @@
+"""A comparison from its settings to its report: pre-train, sweep the learning rate, fine-tune over seeds, tabulate.
+
+Each arm: one pre-training a seed; the sweep (the same rates for every arm) on a seed of its own, judged by AP on the
+validation images; then the seeds at the best rate. Then the rival at equal total cost: scratch, trained longer by what
+the pre-training took, measured. The order puts scratch and jigsaw first, so a campaign cut short has the main answer.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
+from jigsaw_pretrain.detect.compare.report import write_report
+from jigsaw_pretrain.detect.compare.results import Outcome, outcome, spread
+from jigsaw_pretrain.detect.compare.runner import Campaign, OutOfTime, Task
+from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
+from jigsaw_pretrain.detect.recipe import Recipe, read_recipe
+from jigsaw_pretrain.detect.run import SUMMARY
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import Storage
+
+SWEEP_SEED = 1000
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared; a folder holds one comparison.
+
+    data: the prepped dataset to pre-train on. recipe, pretrain_recipe: TOML files, None for the papers'. sets,
+    pretrain_sets: key=value over them, the same for all arms. rates: of the sweep.
+    """
+
+    annotations: str
+    images: str
+    val_annotations: str
+    val_images: str
+    data: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    recipe: str | None
+    sets: tuple[str, ...]
+    pretrain_recipe: str | None
+    pretrain_sets: tuple[str, ...]
+    imagenet: str | None
+    workers: int
+    device: str
+    gpus: int
+
+
+class Comparison:
+    """The tasks of a comparison in a folder, and its report."""
+
+    def __init__(self, folder: Path, settings: Settings, arms: Sequence[Arm]) -> None:
+        self.folder, self.settings, self.arms = folder, settings, list(arms)
+
+    def prepare(self) -> None:
+        """Note the settings; raises UserError where the folder holds another comparison (other arms may be added).
+
+        Likewise for an arm with a neck and a detector without a pyramid.
+        """
+        for arm in self.arms:
+            if arm.has_neck and (model := self._detector(arm).model) == "faster-rcnn-c4":
+                raise UserError(
+                    f"--arms {arm.name}: {model} has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"
+                )
+        path = self.folder / SETTINGS
+        values = json.loads(json.dumps(asdict(self.settings)))
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for key, value in values.items():
+                if key not in ("arms", "seeds", "workers", "device", "gpus") and before.get(key) != value:
+                    raise UserError(
+                        f"{self.folder} holds a comparison with {key} = {before.get(key)!r}, not {value!r}: continue "
+                        "it with its own settings, or name another folder"
+                    )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
+
+    def run(self, campaign: Campaign) -> bool:
+        """Run what is not done; False where the campaign ran out of time. The report is written in either case."""
+        finished = True
+        try:
+            rates = {}
+            for arm in self.arms:
+                rates[arm.name] = self._sweep(campaign, arm)
+                for seed in self.settings.seeds:
+                    campaign.run(self._detect(campaign, arm, seed, rates[arm.name]))
+                if arm.name == JIGSAW and SCRATCH in rates:
+                    self._equal_cost(campaign, rates[SCRATCH])
+        except OutOfTime:
+            finished = False
+        found = self.outcomes()
+        if found:
+            click.echo(write_report(self.folder, found, self.notes()))
+        return finished
+
+    def notes(self) -> list[str]:
+        """What a reader of the tables must know."""
+        rates = ", ".join(f"{rate:g}" for rate in self.settings.rates)
+        sweep = f"the best of {rates} (for batch 16) on the validation images, with a seed that is not reported"
+        return [
+            f"Learning rate of each arm: {sweep if len(self.settings.rates) > 1 else rates}.",
+            "Cost: device-seconds of training steps (on a CPU the computing time of the trainer, else the wall clock, "
+            "waiting for data included); start-up, checkpoints, evaluation, the learning-rate sweep and prep are not.",
+            "Intervals: Student's t at 95 % on differences paired by seed.",
+        ]
+
+    def outcomes(self) -> list[Outcome]:
+        """The finished runs that are reported."""
+        names = [arm.name for arm in self.arms]
+        if SCRATCH in names:
+            names.insert(names.index(SCRATCH) + 1, EQUAL_COST)
+        found = []
+        for name in names:
+            for seed in self.settings.seeds:
+                run = self.folder / "detect" / name / f"seed-{seed}"
+                if (run / SUMMARY).exists():
+                    found.append(outcome(run, name))
+        return found
+
+    def _sweep(self, campaign: Campaign, arm: Arm) -> float:
+        """The best learning rate of an arm by AP on the validation images (the only one needs no sweep)."""
+        rates = self.settings.rates
+        if len(rates) == 1:
+            return rates[0]
+        best = (-1.0, rates[0])
+        for rate in rates:
+            task = self._detect(campaign, arm, SWEEP_SEED, rate, folder=f"sweep-{rate:g}")
+            campaign.run(task)
+            best = max(best, (outcome(task.folder, arm.name).ap["AP"], rate), key=lambda one: one[0])
+        return best[1]
+
+    def _pretrained(self, campaign: Campaign, arm: Arm, seed: int) -> str:
+        """Where an arm starts: scratch, its weights, or its pre-training run of a seed, run if need be."""
+        settings = self.settings
+        if arm.weights is not None:
+            return str(arm.weights)
+        if arm.pretrain is None:
+            return "scratch"
+        name = arm.pretraining
+        seed = settings.seeds[0] if seed == SWEEP_SEED else seed
+        folder = self.folder / "pretrain" / name / f"seed-{seed}"
+        arguments = ["pretrain", "--data", settings.data, "--run", str(folder), "--resume"]
+        if settings.pretrain_recipe:
+            arguments += ["--recipe", settings.pretrain_recipe]
+        # A detector takes a neck of its own width only.
+        width = (f"neck_channels={self._detector(arm).width}",) if arm.has_neck else ()
+        for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"seed={seed}"):
+            arguments += ["--set", item]
+        arguments += ["--workers", str(settings.workers), "--device", settings.device]
+        campaign.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
+        return str(folder)
+
+    def _detector(self, arm: Arm) -> Recipe:
+        """An arm's recipe of the detector."""
+        settings = self.settings
+        return read_recipe(Path(settings.recipe) if settings.recipe else None, (*settings.sets, *arm.detect))
+
+    def _detect(
+        self,
+        campaign: Campaign,
+        arm: Arm,
+        seed: int,
+        rate: float,
+        folder: str | None = None,
+        name: str | None = None,
+        more: tuple[str, ...] = (),
+    ) -> Task:
+        """The fine-tuning of an arm with a seed and a rate, its pre-training done first."""
+        settings = self.settings
+        place = self.folder / "detect" / (name or arm.name) / (folder or f"seed-{seed}")
+        arguments = ["train", "--run", str(place), "--init", self._pretrained(campaign, arm, seed), "--resume"]
+        for option in ("annotations", "images", "val_annotations", "val_images"):
+            arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
+        if settings.recipe:
+            arguments += ["--recipe", settings.recipe]
+        for item in (*settings.sets, *arm.detect, f"lr={rate!r}", f"seed={seed}", *more):
+            arguments += ["--set", item]
+        arguments += ["--workers", str(settings.workers), "--device", settings.device]
+        what = f"{name or arm.name}, {folder or f'seed {seed}'}, lr {rate:g}"
+        return Task(what, "detect", tuple(arguments), place, SUMMARY)
+
+    def _equal_cost(self, campaign: Campaign, rate: float) -> None:
+        """Scratch, trained longer by what the pre-training took."""
+        scratch, jigsaw = ([one for one in self.outcomes() if one.arm == name] for name in (SCRATCH, JIGSAW))
+        extra = spread([one.pretrain_seconds for one in jigsaw])[0]
+        own = spread([one.detect_seconds for one in scratch])[0]
+        steps = round(scratch[0].steps * (1 + extra / own))
+        noted = self.folder / "detect" / EQUAL_COST / "steps.json"
+        # Once begun, the number of steps stays, whatever later seeds add to the averages.
+        if noted.exists():
+            steps = int(json.loads(noted.read_text(encoding="utf-8")))
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        Storage(noted.parent).publish(noted.name, json.dumps(steps).encode())
+        arm = next(one for one in self.arms if one.name == SCRATCH)
+        for seed in self.settings.seeds:
+            campaign.run(self._detect(campaign, arm, seed, rate, name=EQUAL_COST, more=(f"steps={steps}",)))

@@ -1,0 +1,129 @@
+"""A comparison's tables and curves: Markdown for people and diffs, one HTML page, JSON for programs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, SCRATCH
+from jigsaw_pretrain.detect.compare.results import Difference, Outcome, by_arm, difference, spread, to_json
+from jigsaw_pretrain.detect.report import inline, render
+from jigsaw_pretrain.storage import Storage
+
+MARKDOWN = "comparison.md"
+HTML = "comparison.html"
+JSON = "comparison.json"
+
+Table = dict[str, Any]
+
+
+def _spread(values: Sequence[float], factor: float = 100.0) -> str:
+    """Mean ± standard deviation, one digit."""
+    mean, deviation = spread([factor * value for value in values])
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _difference(found: Difference | None) -> str:
+    """Mean with the ends of its interval, in hundredths of AP."""
+    if found is None:
+        return "–"
+    mean = 100 * found.mean
+    if found.half_width is None:
+        return f"{mean:+.1f} (one pair, no interval)"
+    half = 100 * found.half_width
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def main_table(arms: dict[str, list[Outcome]]) -> Table:
+    """AP with its spread, and the paired difference from the reference at equal detector steps."""
+    reference = SCRATCH if SCRATCH in arms else next(iter(arms))
+    head = ["arm", "seeds", "lr", "detector steps", "AP", "AP50", "AP75", f"AP minus {reference}'s, 95 %"]
+    rows = []
+    for name, runs in arms.items():
+        comparable = name != reference and runs[0].steps == arms[reference][0].steps
+        found = difference(runs, arms[reference]) if comparable else None
+        figures = [_spread([one.ap[key] for one in runs]) for key in ("AP", "AP50", "AP75")]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in runs}))
+        rows.append([name, str(len(runs)), rates, str(runs[0].steps), *figures, _difference(found)])
+    return {
+        "caption": "At equal detector steps (AP in hundredths, mean ± standard deviation)",
+        "head": head,
+        "rows": rows,
+    }
+
+
+def cost_table(arms: dict[str, list[Outcome]]) -> Table:
+    """What each arm cost, and its difference from scratch trained for as long as it took with its pre-training."""
+    head = [
+        "arm",
+        "pre-training s",
+        "detector s",
+        "in all s",
+        "s a step",
+        "GPU memory",
+        f"AP minus {EQUAL_COST}'s, 95 %",
+    ]
+    rows = []
+    for name, runs in arms.items():
+        totals = [one.pretrain_seconds + one.detect_seconds for one in runs]
+        memory = [one.memory for one in runs if one.memory]
+        pretrained = bool(runs[0].pretrain_seconds) and EQUAL_COST in arms
+        rows.append(
+            [
+                name,
+                _spread([one.pretrain_seconds for one in runs], 1),
+                _spread([one.detect_seconds for one in runs], 1),
+                _spread(totals, 1),
+                f"{spread([one.seconds_per_step for one in runs])[0]:.3f}",
+                f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
+                _difference(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
+            ]
+        )
+    return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
+
+
+def tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """Both tables of some outcomes."""
+    arms = by_arm(outcomes)
+    return [main_table(arms), cost_table(arms)]
+
+
+def markdown(made: Sequence[Table]) -> str:
+    """Tables as Markdown."""
+    parts = []
+    for table in made:
+        lines = [f"**{table['caption']}**", "", f"| {' | '.join(table['head'])} |"]
+        lines.append(f"| {' | '.join('---' for _ in table['head'])} |")
+        lines += [f"| {' | '.join(row)} |" for row in table["rows"]]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def cost_figure(arms: dict[str, list[Outcome]]) -> dict[str, str]:
+    """AP over device-seconds, pre-training included: the mean over seeds at each evaluation."""
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for name, runs in arms.items():
+        length = min(len(one.curve) for one in runs)
+        points = [[one.curve[place] for one in runs] for place in range(length)]
+        seconds = [spread([one[0] for one in at])[0] for at in points]
+        heights = [100 * spread([one[1] for one in at])[0] for at in points]
+        axes.plot(seconds, heights, "o-", label=name)
+    axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
+    axes.legend()
+    return inline(figure, "AP over cost, mean over seeds")
+
+
+def write_report(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str] = ()) -> str:
+    """Write comparison.md, .html and .json; returns the Markdown."""
+    arms, made = by_arm(outcomes), tables(outcomes)
+    devices = sorted({one.device for one in outcomes})
+    lines = [f"Device: {', '.join(devices)}.", *notes]
+    text = markdown(made) + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+    storage = Storage(folder)
+    storage.publish(MARKDOWN, text.encode())
+    storage.publish(HTML, render("Does the pre-training pay?", made, [cost_figure(arms)], "\n".join(lines)).encode())
+    storage.publish(JSON, json.dumps({"runs": to_json(outcomes), "notes": lines}, indent=2).encode() + b"\n")
+    return text

@@ -1,0 +1,125 @@
+"""What finished runs came to: AP and cost by seed, means, spreads, paired differences with their intervals.
+
+Intervals are Student's t at 95 % over the seeds' paired differences; with one seed there is none. Three seeds make wide
+ones, and that is what three seeds are worth.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jigsaw_pretrain.detect.run import SUMMARY, Config, read_config, read_rows
+from jigsaw_pretrain.errors import UserError
+
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished detector run.
+
+    pretrain_seconds, detect_seconds: device-seconds of training. ap: by name (AP, AP50, ...), 0 to 1. curve: (seconds
+    with pre-training, AP) at each evaluation. memory: bytes of GPU memory at most, None on a CPU.
+    """
+
+    arm: str
+    seed: int
+    lr: float
+    steps: int
+    ap: dict[str, float]
+    pretrain_seconds: float
+    detect_seconds: float
+    seconds_per_step: float
+    memory: int | None
+    device: str
+    curve: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired by seed: the mean difference, and half the width of its 95 % interval (None with one pair)."""
+
+    pairs: int
+    mean: float
+    half_width: float | None
+
+
+def pretrain_seconds(source: Path) -> float:
+    """Device-seconds of the pre-training run in a folder; 0 for a file, whose cost is not known here."""
+    metrics = source / "metrics.jsonl"
+    if not metrics.exists():
+        return 0.0
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return float(sum(row["device_seconds"] for row in rows))
+
+
+def outcome(run: Path, arm: str | None = None) -> Outcome:
+    """The outcome of a finished run; ``arm`` is derived from its settings where it is not given.
+
+    Raises UserError for a run that has not finished, or was trained without a validation set.
+    """
+    config = read_config(run)
+    if not (run / SUMMARY).exists():
+        raise UserError(f"{run} has not finished: continue it with `detect train --resume`")
+    summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    if summary["AP"] is None:
+        raise UserError(f"{run} has no AP: it was trained without --val-annotations")
+    # A comparison pre-trains and fine-tunes on the same number of devices.
+    before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary["world"]
+    curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run) if "AP" in row]
+    return Outcome(
+        arm=arm or arm_name(config),
+        seed=config.recipe.seed,
+        lr=config.recipe.lr,
+        steps=summary["steps"],
+        ap=summary["AP"],
+        pretrain_seconds=before,
+        detect_seconds=summary["device_seconds"],
+        seconds_per_step=summary["seconds_per_step"],
+        memory=summary["gpu_memory"],
+        device=summary["device"],
+        curve=tuple(curve),
+    )
+
+
+def arm_name(config: Config) -> str:
+    """What distinguishes a run but for its seed: where it started (a trailing number dropped) and its settings."""
+    recipe = config.recipe
+    start = re.sub(r"[-_.]?\d+$", "", Path(config.init).stem) or config.init
+    return f"{start}, {recipe.model}, {config.norm_built}, freeze {recipe.freeze}, lr {recipe.lr:g}, {recipe.schedule}"
+
+
+def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by arm, in the order of their first run, each in the order of seeds."""
+    found: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        found.setdefault(one.arm, []).append(one)
+    return {arm: sorted(runs, key=lambda one: one.seed) for arm, runs in found.items()}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (None for one value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def difference(runs: Sequence[Outcome], rivals: Sequence[Outcome], name: str = "AP") -> Difference | None:
+    """The difference of two arms over the seeds they share; None where they share none."""
+    theirs = {one.seed: one.ap[name] for one in rivals}
+    pairs = [one.ap[name] - theirs[one.seed] for one in runs if one.seed in theirs]
+    if not pairs:
+        return None
+    mean, deviation = spread(pairs)
+    if deviation is None:
+        return Difference(1, mean, None)
+    quantile = _T975[len(pairs) - 2] if len(pairs) - 2 < len(_T975) else 1.96 + 2.5 / (len(pairs) - 1)
+    return Difference(len(pairs), mean, quantile * deviation / math.sqrt(len(pairs)))
+
+
+def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Plain values."""
+    return [asdict(one) for one in outcomes]

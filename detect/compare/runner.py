@@ -1,0 +1,92 @@
+"""Running a comparison's trainings one after the other, in processes of their own, within a budget of seconds.
+
+Every training is a command that resumes, so a campaign that is stopped (by its budget, a signal, a crash) is continued
+by calling it again: what is done is known by the file that a training writes last. One training has the machine to
+itself, for its seconds are part of the result.
+"""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.signals import StopRequest
+
+GRACE = 120.0
+"""Seconds that a training has for its checkpoint before it is killed."""
+
+
+class OutOfTime(Exception):
+    """The budget is spent or a signal came: call again to continue."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training: its command line after ``python``, its folder, and the file in it whose presence means done."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    folder: Path
+    proof: str
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished."""
+        return (self.folder / self.proof).exists()
+
+
+class Campaign:
+    """Runs tasks until ``budget`` seconds are spent (None for no limit)."""
+
+    def __init__(self, budget: float | None, gpus: int) -> None:
+        self._until = None if budget is None else time.monotonic() + budget
+        self._gpus = gpus
+
+    def run(self, task: Task) -> None:
+        """Run a task to its end unless it is done; raises OutOfTime, or UserError where it fails."""
+        if task.done:
+            return
+        left = None if self._until is None else self._until - time.monotonic()
+        if left is not None and left <= 0:
+            raise OutOfTime
+        task.folder.mkdir(parents=True, exist_ok=True)
+        click.echo(f"== {task.name}")
+        with StopRequest() as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as log:
+            process = subprocess.Popen(self._command(task), stdout=log, stderr=subprocess.STDOUT)
+            try:
+                interrupted = self._wait(process, stop)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+        if interrupted:
+            raise OutOfTime
+        if process.returncode or not task.done:
+            lines = Path(log.name).read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no word'}): see {log.name}")
+
+    def _command(self, task: Task) -> list[str]:
+        command = [sys.executable, "-m"]
+        if self._gpus > 1:
+            # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self._gpus), "-m", "--"]
+        return [*command, task.module, *task.arguments]
+
+    def _wait(self, process: "subprocess.Popen[bytes]", stop: StopRequest) -> bool:
+        """Wait for the process; True where it had to be stopped early (it then saves a checkpoint)."""
+        while process.poll() is None:
+            over = self._until is not None and time.monotonic() > self._until
+            if over or stop.name:
+                process.terminate()
+                try:
+                    process.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                return True
+            time.sleep(0.2)
+        return False

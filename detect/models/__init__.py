@@ -1,0 +1,1 @@
+"""Detectors, and the backbones and weights that they start from."""

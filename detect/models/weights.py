@@ -1,0 +1,170 @@
+"""Weights for the backbone: read, matched name by name, reported, and refused where they do not fit.
+
+A source is a state-dict file under torchvision's names or a run's folder (its backbone.pth, else its newest
+checkpoint); of a file with a neck too (detect/neck.py) the backbone's part is taken. Files are read with
+``weights_only=True``: they cannot run code. Nothing is matched silently: every tensor is counted as matched, missing,
+unexpected or of another shape, and what is missing or odd is refused unless the recipe
+says ``partial = true``. Two differences are no mistakes and are said in words: the classifier's tensors, and batch
+statistics that a group norm has no use for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models.resnet import ResNet
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.checkpoint import BODY, backbone_state, newest_checkpoint, trained_state
+
+BACKBONE_FILE = "backbone.pth"
+CHECKPOINTS = "checkpoints"
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What the names of a batch norm's statistics end with."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How a source's tensors met the model's: names, and shapes where they differ."""
+
+    source: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model was matched and none was left over that matters."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+    def counted(self, what: str) -> list[str]:
+        """How many tensors of ``what`` matched, and the names of those that did not."""
+        lines = [
+            f"{what} {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected, {len(self.reshaped)} of another shape"
+        ]
+        for word in ("missing", "unexpected", "reshaped"):
+            if names := getattr(self, word):
+                lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {few(names)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Report(Compared):
+    """How a file's tensors met the network's.
+
+    classifier: names behind the feature map. statistics: of batch norms, given to a network that keeps none, or wanted
+    by one and not given.
+    """
+
+    classifier: tuple[str, ...]
+    statistics: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What a person is shown."""
+        lines = self.counted("weights")
+        if self.classifier:
+            lines.append(f"  not used: {few(self.classifier)} (the classifier)")
+        if self.statistics:
+            lines.append(f"  batch statistics that only one side has: {len(self.statistics)} tensors, left out")
+        return lines
+
+
+def few(names: tuple[str, ...], most: int = 6) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def source_file(source: Path) -> Path:
+    """The file a source means: itself, or a run folder's backbone.pth where there is one."""
+    return source / BACKBONE_FILE if source.is_dir() and (source / BACKBONE_FILE).exists() else source
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The backbone's state dict from a file or a run's folder.
+
+    Raises UserError where there is none, where it is no state dict, or where reading it would run code.
+    """
+    path = source_file(source)
+    if path.is_dir():
+        found = newest_checkpoint(path / CHECKPOINTS, lambda _: None)
+        if found is None:
+            raise UserError(
+                f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
+            )
+        return backbone_state(trained_state(found[1]))
+    state = read_file(path)
+    if any(name.startswith(BODY) for name in state):
+        return {name.removeprefix(BODY): one for name, one in state.items() if name.startswith(BODY)}
+    return state
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file; raises UserError where there is none, or where reading it would run code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"--init {path} does not exist: give `scratch`, a weights file or a run's folder") from error
+    except Exception as error:
+        raise UserError(f"{path} is not a state dict that can be read safely ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, Mapping) or not state or not all(isinstance(one, Tensor) for one in state.values()):
+        raise UserError(
+            f"{path} is not a state dict of tensors under torchvision's names: write one with "
+            "`jigsaw-train export --to torchvision`"
+        )
+    return dict(state)
+
+
+def brings_statistics(state: Mapping[str, Tensor]) -> bool:
+    """Whether batch statistics have been gathered: present, and not all still at their initial 0 and 1."""
+    means = [value for name, value in state.items() if name.endswith("running_mean")]
+    variances = [value for name, value in state.items() if name.endswith("running_var")]
+    gathered = any(bool((mean != 0).any()) for mean in means) or any(bool((one != 1).any()) for one in variances)
+    return bool(means) and bool(variances) and gathered
+
+
+def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: bool) -> Report:
+    """Copy ``state`` into the network and report; raises UserError for a mismatch unless ``partial``."""
+    own = network.state_dict()
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
+        raise UserError(
+            f"{source} takes images of {stem.shape[1]} channels, and these detectors read 8-bit RGB: fine-tune a "
+            "detector of your own (`jigsaw-train export` writes the weights, and beside them how to normalise)"
+        )
+    ours_keep = any(name.endswith("running_mean") for name in own)
+    theirs_keep = any(name.endswith("running_mean") for name in state)
+    one_sided = ours_keep != theirs_keep
+    matched, reshaped, missing, unexpected, classifier, statistics = [], [], [], [], [], []
+    for name, value in own.items():
+        if name in state and state[name].shape == value.shape:
+            matched.append(name)
+        elif name in state:
+            reshaped.append(f"{name} {list(state[name].shape)} for {list(value.shape)}")
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
+            statistics.append(name)
+        else:
+            missing.append(name)
+    for name in state:
+        if name in own:
+            continue
+        if name.startswith("fc."):
+            classifier.append(name)
+        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
+            statistics.append(name)
+        else:
+            unexpected.append(name)
+    kinds = (matched, missing, unexpected, reshaped, classifier, statistics)
+    report = Report(source, *(tuple(kind) for kind in kinds))
+    if not report.complete and (not partial or not matched):
+        raise UserError(
+            "\n".join(report.lines())
+            + "\nThese are weights of another backbone: give --backbone the one they were trained with"
+            + (", or --set partial=true to take what matches." if matched else ".")
+        )
+    network.load_state_dict({name: state[name] for name in matched}, strict=False)
+    return report

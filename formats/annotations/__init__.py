@@ -1,0 +1,1 @@
+"""COCO, Pascal VOC and YOLO annotations, read into one table."""

@@ -1,0 +1,200 @@
+"""Annotations as columns: what every reader hands to the plan.
+
+A reader (prep/coco.py, prep/voc.py, prep/yolo.py) turns files into image entries and box columns; ``assemble``
+does what all kinds of annotations need: file names are checked and brought to one form, entries that name one file
+become one image, every image gets its identity and every box its ordinal. About a second for a million boxes.
+
+Identity. An image's identity is its relative path without suffix. Where two files of a dataset differ in their suffix
+only (``a/x.jpg`` and ``a/x.png``), the identity of each of them is its whole path, so that both are used and their
+crops' keys differ. One file that is named by several entries of the same size is one image: its boxes are those of all
+entries, in the order of the file. An entry that repeats a file with another size loses its boxes to skipped.parquet.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.formats.annotations import skipped
+from jigsaw_pretrain.formats.annotations.skipped import ENORMOUS, NO_SIZE, UNKNOWN_IMAGE, BoxReason, Skipped
+from jigsaw_pretrain.formats.dataset import layout
+
+MAX_PIXELS = 178_956_970
+"""The largest image that is decoded (Pillow's own limit against decompression bombs)."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image as an annotation file lists it: the name as written, width and height in pixels where given.
+
+    trouble: why the image cannot be used, where the reader knows.
+    """
+
+    file_name: str
+    width: float | None
+    height: float | None
+    trouble: str | None = None
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """All boxes of a file in its order, n of them.
+
+    entry: int64 [n], index into the image entries, -1 where the image is unknown. xywh: float64 [n, 4] in pixels, not
+    finite where it is no box. label: int64 [n], -1 where the category is unknown. annotation_id: int64 [n], 0 where
+    has_id (bool [n]) is False. crowd: bool [n]. reason: uint8 [n], BoxReason codes that the reader found.
+    """
+
+    entry: Ints
+    xywh: Floats
+    label: Ints
+    annotation_id: Ints
+    has_id: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool_]
+    reason: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A detection dataset's annotations, m images and n boxes, as the plan takes them.
+
+    classes: names in label order. ids, files: identity and relative path of each image, files unique. widths, heights:
+    int64 [m]. image: int64 [n], index of each box's image. ordinal: int64 [n], the box's place among all boxes of its
+    image. The other columns are BoxColumns' own. skipped: what could not be used at all. sha256: of the file as read.
+    """
+
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    files: tuple[str, ...]
+    widths: Ints
+    heights: Ints
+    image: Ints
+    ordinal: Ints
+    xywh: Floats
+    label: Ints
+    annotation_id: Ints
+    has_id: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool_]
+    reason: npt.NDArray[np.uint8]
+    skipped: tuple[Skipped, ...]
+    sha256: str
+
+
+def parse(raw: bytes, source: str, sha256: str) -> Annotations:
+    """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
+    from jigsaw_pretrain.formats.annotations.coco import read_coco
+
+    classes, entries, boxes = read_coco(raw, source)
+    return assemble(classes, entries, boxes, sha256)
+
+
+def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxColumns, sha256: str) -> Annotations:
+    """Check names, merge repeated images, give identities and ordinals (see the module)."""
+    skipped: list[Skipped] = []
+    index_of: dict[str, int] = {}
+    files: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    image_of_entry = np.full(len(entries) + 1, -1, dtype=np.int64)
+    conflicting = np.zeros(len(entries) + 1, dtype=bool)
+    for position, entry in enumerate(entries):
+        file, trouble = clean_name(entry.file_name)
+        trouble = trouble or entry.trouble
+        size = None if trouble else whole_size(entry)
+        if size is None:
+            trouble = trouble or NO_SIZE
+        elif size[0] * size[1] > MAX_PIXELS:
+            trouble = f"{ENORMOUS}: {size[0]}x{size[1]}, at most {MAX_PIXELS:,}"
+        if trouble or size is None:
+            skipped.append(Skipped(layout.image_id(file), file, None, None, "plan", str(trouble)))
+            continue
+        index = index_of.setdefault(file, len(files))
+        if index == len(files):
+            files.append(file)
+            sizes.append(size)
+        image_of_entry[position] = index
+        conflicting[position] = size != sizes[index]
+
+    unknown = boxes.entry < 0
+    for row in np.flatnonzero(unknown):
+        number = int(boxes.annotation_id[row]) if boxes.has_id[row] else None
+        skipped.append(Skipped(None, None, number, None, "plan", UNKNOWN_IMAGE))
+    image = image_of_entry[boxes.entry]
+    keep = image >= 0
+    reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
+    widths, heights = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
+    return Annotations(
+        # Half of a surrogate pair, which JSON can spell, is no text: no file could hold such a name.
+        classes=tuple(name.encode("utf-8", "replace").decode("utf-8") for name in classes),
+        ids=tuple(identities(files)),
+        files=tuple(files),
+        widths=widths,
+        heights=heights,
+        image=image[keep],
+        ordinal=ordinals(image[keep]),
+        xywh=boxes.xywh[keep],
+        label=boxes.label[keep],
+        annotation_id=boxes.annotation_id[keep],
+        has_id=boxes.has_id[keep],
+        crowd=boxes.crowd[keep],
+        reason=reason[keep].astype(np.uint8),
+        skipped=tuple(skipped),
+        sha256=sha256,
+    )
+
+
+def clean_name(file_name: str) -> tuple[str, str | None]:
+    """A file name in one form (forward slashes, no ``.`` parts), and why it cannot be used, if so.
+
+    A name that is absolute, a URL, or climbs out of the image folder by ``..`` is refused: nothing outside the folder
+    that the user named is ever read.
+    """
+    slashed = file_name.replace("\\", "/")
+    shown = slashed.encode("utf-8", "backslashreplace").decode("utf-8")
+    if not slashed.strip() or shown != slashed or any(ord(letter) < 32 or ord(letter) == 127 for letter in slashed):
+        printable = shown.encode("unicode_escape").decode("ascii")
+        return printable, skipped.UNREADABLE_NAME
+    path = PurePosixPath(slashed)
+    if path.is_absolute() or "://" in slashed or ".." in path.parts or not path.name or slashed[1:3] == ":/":
+        return slashed, skipped.UNSAFE_NAME
+    return str(path), None
+
+
+def whole_size(entry: ImageEntry) -> tuple[int, int] | None:
+    """Width and height as positive integers; None where they are not."""
+    if entry.width is None or entry.height is None:
+        return None
+    if not (1 <= entry.width < 2**31 and 1 <= entry.height < 2**31):
+        return None
+    width, height = int(entry.width), int(entry.height)
+    return (width, height) if width == entry.width and height == entry.height else None
+
+
+def identities(files: Sequence[str]) -> list[str]:
+    """The identity of each file (unique relative paths): without suffix where that is unique, else the whole path."""
+    found = [layout.image_id(file) for file in files]
+    while len(set(found)) < len(found):
+        sharing = defaultdict(list)
+        for index, identity in enumerate(found):
+            sharing[identity].append(index)
+        for group in sharing.values():
+            if len(group) > 1:
+                for index in group:
+                    found[index] = files[index]
+    return found
+
+
+def ordinals(image: Ints) -> Ints:
+    """Each box's place among the boxes of its image, in the order given: int64 [n]."""
+    order = np.argsort(image, kind="stable")
+    grouped = image[order]
+    starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]]) if len(grouped) else np.empty(0, np.int64)
+    run = np.repeat(starts, np.diff(np.r_[starts, len(grouped)]))
+    result = np.empty(len(image), dtype=np.int64)
+    result[order] = np.arange(len(grouped)) - run
+    return result

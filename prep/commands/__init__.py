@@ -1,0 +1,1 @@
+"""The commands of the prep stage: options, and one call each."""

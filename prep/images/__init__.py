@@ -1,0 +1,1 @@
+"""Source images: where they lie, how they are decoded, what their pixels are."""

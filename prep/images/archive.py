@@ -1,0 +1,148 @@
+"""Images inside a zip or tar archive, the form in which COCO is downloaded: where each member lies.
+
+The archive is indexed once, by the process that plans; part tasks take along the places of their images and read each
+by one range, so members are fetched concurrently from a store as files are. A zip's index is its last few megabytes; a
+tar has none and is read from front to back (19 GB of COCO: a minute from a local disk, the time of a download from a
+store): copy a remote tar to a zip or a folder if prep is run on it more than once. Compressed tars cannot be read from
+the middle and are refused.
+"""
+
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.retry import StoreError, patiently
+from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.storage import Storage
+
+MOST_BYTES = 1 << 30
+"""The largest image file that is read, in bytes."""
+
+_HEADER = struct.Struct("<4s22xHH")
+_EXTRA = 1 << 16
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where an image lies: its bytes from ``start`` on; of a zip with its local header, ``method`` and checksum.
+
+    stored: bytes to read. size: bytes of the image. method: zip's compression (0 or 8), -1 in a tar, -2: encrypted.
+    """
+
+    start: int
+    stored: int
+    size: int
+    method: int
+    crc: int
+
+
+def is_archive(url: str) -> bool:
+    """Whether a URL names an archive by its suffix."""
+    return url.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+
+
+def read_index(storage: Storage, name: str) -> dict[str, Member]:
+    """The regular files of an archive by their names in one form; raises UserError, StoreError."""
+    where = storage.describe(name)
+    if not name.lower().endswith((".zip", ".tar")):
+        raise UserError(f"{where} is a compressed tar, which cannot be read from the middle. Unpack it, or zip it.")
+    index = _zip_index if name.lower().endswith(".zip") else _tar_index
+
+    def read() -> dict[str, Member]:
+        path = f"{storage.root.rstrip('/')}/{name}"
+        options = {} if storage.is_local else {"block_size": _BLOCK, "cache_type": "readahead"}
+        try:
+            with storage.fs.open(path, "rb", **options) as file:
+                return index(file)
+        except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
+            if "range requests" in str(error):
+                raise UserError(f"{where}: that web server does not serve parts of files. Copy it first.") from error
+            raise UserError(f"{where} is not a whole archive ({error}). Copy or download it again.") from error
+
+    try:
+        return read() if storage.is_local else patiently(read, where)
+    except FileNotFoundError as error:
+        raise UserError(f"{where}: no such file. Name the image folder or archive with --images.") from error
+    except StoreError:
+        raise
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror or type(error).__name__}).") from error
+
+
+def find(index: Mapping[str, Member], file: str, top: str | None) -> Member | None:
+    """The member of a file name: of that name, or below the folder ``top`` that holds all (COCO's ``train2017/``)."""
+    return index.get(file) or (index.get(f"{top}/{file}") if top else None)
+
+
+def top_folder(index: Mapping[str, Member]) -> str | None:
+    """The one folder in which all members lie, if there is one."""
+    tops = {name.partition("/")[0] if "/" in name else "" for name in index}
+    return tops.pop() or None if len(tops) == 1 else None
+
+
+def read_member(storage: Storage, name: str, member: Member) -> bytes:
+    """The bytes of one image of an archive; raises ImageTrouble, StoreError, OSError."""
+    if member.method == -2:
+        raise ImageTrouble("image is encrypted in its archive")
+    if member.method not in (-1, 0, 8):
+        raise ImageTrouble(f"image is compressed in a way that is not read: method {member.method}")
+    if max(member.size, member.stored) > MOST_BYTES:
+        raise ImageTrouble(f"image file is too large: {member.size:,} bytes, at most {MOST_BYTES:,}")
+    raw = storage.read_range(name, member.start, member.stored)
+    data = raw if member.method == -1 else _unzipped(raw, member)
+    if len(data) != member.size:
+        raise ImageTrouble("image is cut short in its archive")
+    return data
+
+
+def _unzipped(raw: bytes, member: Member) -> bytes:
+    try:
+        signature, name_length, extra_length = _HEADER.unpack_from(raw)
+        body = raw[_HEADER.size + name_length + extra_length :]
+        if signature != b"PK\x03\x04":
+            raise ImageTrouble("image is not where its archive's index says")
+        # One byte more than promised is enough to see that a member is a bomb.
+        data = zlib.decompressobj(-15).decompress(body, member.size + 1) if member.method == 8 else body[: member.size]
+    except (zlib.error, struct.error) as error:
+        raise ImageTrouble("image is damaged in its archive") from error
+    if len(data) == member.size and zlib.crc32(data) != member.crc:
+        raise ImageTrouble("image is damaged in its archive: checksum differs")
+    return data
+
+
+def _zip_index(file: IO[bytes]) -> dict[str, Member]:
+    with zipfile.ZipFile(file) as archive:
+        listed = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        ends = [*(info.header_offset for info in listed[1:]), getattr(archive, "start_dir", 1 << 62)]
+        found = {}
+        for info, end in zip(listed, ends, strict=True):
+            if info.is_dir():
+                continue
+            # The local header's extra field may be longer than the index tells; the next member bounds it.
+            most = _HEADER.size + len(info.orig_filename.encode()) + _EXTRA + info.compress_size
+            stored = min(most, max(0, end - info.header_offset))
+            method = -2 if info.flag_bits & 1 else info.compress_type
+            found[_one_form(info.filename)] = Member(info.header_offset, stored, info.file_size, method, info.CRC)
+        return found
+
+
+def _tar_index(file: IO[bytes]) -> dict[str, Member]:
+    found = {}
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            if info.isreg():
+                found[_one_form(info.name)] = Member(info.offset_data, info.size, info.size, -1, 0)
+            # tarfile keeps every header it has seen: a gigabyte for a million images.
+            archive.members = []  # type: ignore[attr-defined]
+    return found
+
+
+def _one_form(name: str) -> str:
+    return str(PurePosixPath(name.replace("\\", "/")))

@@ -1,0 +1,290 @@
+"""Rasters: image files whose pixels are kept as they are, of any number of channels, from PNG, TIFF and npy.
+
+``raster_head`` tells what an image file holds, ``read`` its pixels in the dataset's format (formats.pixels). Nothing
+is scaled or rounded but for one step that loses nothing: 8 bits in a dataset of 16 are multiplied by 257. Other
+integers that a float32 holds exactly (int8, int16) and float16 become float32. Ordinary 8-bit pictures go through
+prep.images, 16-bit PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits
+and Zstandard; OpenCV reads LZW of one or three channels; with imagecodecs installed all of them are read).
+
+An npy is [height, width] or [height, width, channels], or [channels, height, width] where the first axis alone is no
+longer than the two others; the annotations' width and height then tell whether that was right. Of a TIFF the first page
+counts, unless it has several pages of one size and one sample each: these are its channels.
+"""
+
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from jigsaw_pretrain.formats.annotations.table import MAX_PIXELS
+from jigsaw_pretrain.formats.members import NPY_MAGIC, PNG_MAGIC, Array, BadArray, npy_array, npy_head
+from jigsaw_pretrain.formats.pixels import MOST_CHANNELS, PixelFormat
+from jigsaw_pretrain.prep.images.decode import ImageTrouble, PixelBuffer, check_size, decode, head, one_line, upright
+
+MOST_BYTES = 16 * MAX_PIXELS
+"""Of an image's pixels: what one worker may be made to allocate by a compressed file."""
+
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BLACK, _RGB = 1, 2
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
+
+
+@dataclass(frozen=True)
+class RasterHead:
+    """What an image file holds; dtype is the file's own. plain: prep.images reads it without loss, as 8-bit RGB.
+
+    alpha: whether one more channel follows, of transparency. narrow: whether its 32-bit integers should be of 16 bits.
+    planes: whether the array's first axis is its channels.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    channels: int
+    dtype: str
+    plain: bool = False
+    alpha: bool = False
+    narrow: bool = False
+    planes: bool = False
+
+    @property
+    def form(self) -> tuple[int, str]:
+        """Channels and the type that stores them without loss; raises ImageTrouble where none does."""
+        if self.channels > MOST_CHANNELS:
+            raise ImageTrouble(f"pixel format is not supported: {self.channels} channels, at most {MOST_CHANNELS}")
+        return self.channels, "uint16" if self.narrow else _stored(self.dtype)
+
+
+def is_tiff(raw: bytes) -> bool:
+    """Whether a file is a TIFF, whose head may lie at its end."""
+    return raw.startswith(_TIFF_MAGICS)
+
+
+def raster_head(raw: bytes) -> RasterHead:
+    """The head of an image file of any kind; raises ImageTrouble."""
+    if raw.startswith(NPY_MAGIC):
+        try:
+            shape, _, dtype, _ = npy_head(raw)
+        except BadArray as error:
+            raise ImageTrouble(f"image is damaged: {error}") from error
+        return _npy_raster(shape, dtype)
+    return (_tiff_head(raw) if is_tiff(raw) else None) or _picture_head(raw)
+
+
+def measured(raw: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
+    if not raw.startswith(NPY_MAGIC):
+        try:
+            return head(raw)
+        except ImageTrouble:
+            # Pillow knows no TIFF of five channels.
+            if not is_tiff(raw):
+                raise
+    found = raster_head(raw)
+    return found.width, found.height, found.orientation
+
+
+def read(raw: bytes, width: int, height: int, exif: str, form: PixelFormat, buffer: PixelBuffer | None = None) -> Array:
+    """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageTrouble.
+
+    width, height, exif, buffer: as of prep.images.decode.
+    """
+    if not raw:
+        raise ImageTrouble("image file is empty")
+    found = None
+    if form.is_rgb8 and not raw.startswith(NPY_MAGIC):
+        found = _tiff_head(raw) if is_tiff(raw) else None
+        if found is None or found.plain or (found.channels, found.dtype) != (3, "uint8"):
+            return decode(raw, width, height, exif, buffer)
+    found = found or raster_head(raw)
+    own = found.form
+    if found.alpha and form.channels == found.channels + 1:
+        own = (form.channels, own[1])
+    wanted = (form.channels, form.dtype)
+    if own != wanted and not (own[1] == "uint8" and wanted == (own[0], "uint16")):
+        kind = f"{own[0]} x {own[1]}, not {form}"
+        raise ImageTrouble(f"pixels are of another form than the dataset's: {kind}")
+    turned = found.orientation if exif == "apply" else 1
+    stored = (found.height, found.width) if turned in (5, 6, 7, 8) else (found.width, found.height)
+    if found.plain and own[0] in (1, 3):
+        pixels: Array = decode(raw, width, height, exif, buffer)[..., : own[0]]
+    else:
+        check_size(stored, width, height)
+        if found.width * found.height * found.channels * np.dtype(found.dtype).itemsize > MOST_BYTES:
+            raise ImageTrouble(f"image has too many pixels: {found.width}x{found.height} x {found.channels}")
+        pixels = upright(_values(raw, found, own[0]), turned)
+    if form.dtype == "uint16" and pixels.dtype == np.uint8:
+        pixels = pixels.astype(np.uint16) * 257
+    if pixels.dtype.kind == "i" and form.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ImageTrouble(f"pixels are beyond 16 bits: {pixels.min()} to {pixels.max()}")
+    pixels = pixels.astype(form.dtype, copy=False)
+    if form.dtype == "float32" and not np.isfinite(pixels).all():
+        raise ImageTrouble("pixels are not finite")
+    return pixels
+
+
+def _stored(dtype: str) -> str:
+    if dtype in ("uint8", "uint16"):
+        return dtype
+    kind = np.dtype(dtype)
+    if kind.kind in "if" and np.can_cast(kind, np.float32):
+        return "float32"
+    raise ImageTrouble(f"pixel format is not supported: {dtype}")
+
+
+def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHead:
+    said = "x".join(map(str, shape))
+    if len(shape) not in (2, 3):
+        raise ImageTrouble(f"array is not height x width x channels: {said}")
+    if not all(shape):
+        raise ImageTrouble(f"image is damaged: an array of {said}")
+    planes = len(shape) == 3 and shape[2] > min(shape[:2])
+    if planes and shape[0] > min(shape[1:]):
+        raise ImageTrouble(f"array is not height x width x channels: {said}")
+    channels, height, width = shape if planes else (shape[2] if len(shape) == 3 else 1, shape[0], shape[1])
+    if height * width > MAX_PIXELS:
+        raise ImageTrouble(f"image has too many pixels: {said}, at most {MAX_PIXELS:,}")
+    return RasterHead(width, height, 1, channels, dtype.newbyteorder("=").name, planes=planes)
+
+
+def _picture_head(raw: bytes) -> RasterHead:
+    """Of what Pillow reads."""
+    width, height, orientation = head(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(raw)) as image:
+            mode = image.mode
+    deep = raw.startswith(PNG_MAGIC) and raw[24] == 16
+    if deep and raw[25] in (2, 4, 6):
+        return RasterHead(width, height, orientation, 1 if raw[25] == 4 else 3, "uint16", alpha=raw[25] == 6)
+    if mode.startswith("I;16"):
+        return RasterHead(width, height, orientation, 1, "uint16")
+    if mode == "I":
+        return RasterHead(width, height, orientation, 1, "int32", narrow=True)
+    if mode == "F":
+        return RasterHead(width, height, orientation, 1, "float32")
+    grey = mode in ("1", "L")
+    return RasterHead(width, height, orientation, 1 if grey else 3, "uint8", plain=True, alpha=mode == "RGBA")
+
+
+def _tiff_head(raw: bytes) -> RasterHead | None:
+    """Of a TIFF by tifffile; None where it is better left to Pillow (ordinary pictures, and what tifffile refuses)."""
+    try:
+        with _open_tiff(raw) as tiff:
+            page = tiff.pages[0]
+            if page.dtype is None:
+                return None
+            channels, name = int(page.samplesperpixel), page.dtype.name
+            extra = tuple(map(int, page.extrasamples or ()))
+            tag = page.tags.get(274)
+            size = int(page.imagewidth), int(page.imagelength), int(tag.value) if tag else 1
+            bands = _bands(tiff)
+            photometric = int(page.photometric)
+    except Exception:
+        return None
+    if bands:
+        return RasterHead(*size, bands, name)
+    alpha = (photometric, channels) in ((_BLACK, 2), (_RGB, 4)) and extra[:1] in ((1,), (2,))
+    if name == "uint8" and channels in (3, 4) and photometric != _BLACK and (channels, photometric) != (4, _RGB):
+        return RasterHead(*size, 3, name, plain=True)
+    if name in ("uint8", "bool") and channels <= 2 and (alpha or photometric not in (_BLACK, _RGB)):
+        return None  # palettes, grey that begins at white, and grey with alpha
+    if name == "bool" or (name == "uint8" and channels == 1):
+        return RasterHead(*size, 1, "uint8", plain=True)
+    if alpha:
+        return RasterHead(*size, channels - 1, name, plain=name == "uint8", alpha=True)
+    return RasterHead(*size, channels, name)
+
+
+def _open_tiff(raw: bytes) -> Any:
+    import tifffile
+
+    return tifffile.TiffFile(io.BytesIO(raw))
+
+
+def _bands(tiff: Any) -> int:
+    """How many pages of a TIFF are its channels, 0 where one page is the image."""
+    count = len(tiff.pages)
+    if not 1 < count <= MOST_CHANNELS:
+        return 0
+    first = tiff.pages[0]
+    for page in tiff.pages:
+        if page.samplesperpixel != 1 or page.is_reduced or (page.shape, page.dtype) != (first.shape, first.dtype):
+            return 0
+    return count
+
+
+def _values(raw: bytes, found: RasterHead, channels: int) -> Array:
+    """The first channels of an image of that head, as they are stored; raises ImageTrouble."""
+    try:
+        if raw.startswith(NPY_MAGIC):
+            whole = np.moveaxis(npy_array(raw), 0, 2) if found.planes else npy_array(raw)
+        elif is_tiff(raw) and (by_pages := _tiff_values(raw, found)) is not None:
+            whole = by_pages
+        elif raw.startswith(PNG_MAGIC) and raw[25] != 0:
+            with Image.open(io.BytesIO(raw)) as image:
+                image.verify()  # OpenCV reads on where pixels are missing
+            whole = _by_opencv(raw)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(raw)) as image:
+                    whole = np.asarray(image)
+    except ImageTrouble:
+        raise
+    except BadArray as error:
+        raise ImageTrouble(f"image is damaged: {error}") from error
+    except MemoryError as error:
+        raise ImageTrouble("image does not fit into memory") from error
+    except Exception as error:
+        raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
+    whole = whole if whole.ndim == 3 else whole[..., None]
+    if whole.shape[:2] != (found.height, found.width) or whole.shape[2] < channels:
+        raise ImageTrouble("image is damaged: its pixels are not what its head says")
+    return np.ascontiguousarray(whole[..., :channels], dtype=whole.dtype.newbyteorder("="))
+
+
+def _tiff_values(raw: bytes, found: RasterHead) -> Array | None:
+    """Pixels [height, width, samples] of a TIFF; None where Pillow is to read it."""
+    with _open_tiff(raw) as tiff:
+        pages = list(tiff.pages) if _bands(tiff) else [tiff.pages[0]]
+        try:
+            planes = [_plane(page) for page in pages]
+        except Exception as error:
+            if "imagecodecs" not in str(error):
+                raise
+            said = f"image is compressed in a way that is not read: {pages[0].compression.name}"
+            if len(pages) > 1 or found.channels not in (1, 3) or found.alpha:
+                raise ImageTrouble(said) from error
+            whole = _by_opencv(raw)
+            if whole.dtype.name != found.dtype or whole.size != found.width * found.height * found.channels:
+                raise ImageTrouble(said) from error
+            return whole
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+
+
+def _plane(page: Any) -> Array:
+    """A page as [height, width, samples]."""
+    whole: npt.NDArray[np.generic] = page.asarray()
+    whole = whole.reshape([side for axis, side in zip(page.axes, whole.shape, strict=True) if axis in "YXS"])
+    axes = "".join(axis for axis in page.axes if axis in "YXS")
+    if axes == "YX":
+        return whole[..., None]
+    return np.moveaxis(whole, 0, 2) if axes == "SYX" else whole
+
+
+def _by_opencv(raw: bytes) -> Array:
+    """Pixels as OpenCV reads them, in red, green and blue; raises ImageTrouble."""
+    found = cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None:
+        raise ImageTrouble("image is damaged: OpenCV reads no pixels")
+    if found.ndim == 2:
+        return found
+    return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))

@@ -1,0 +1,198 @@
+"""Where images come from: a folder, an object store, or an archive in either; read ahead by threads.
+
+Nothing outside what the user named is read: names that climb out were refused before (prep.annotations), links that
+lead out of a folder are refused here, and so is all that is no regular file. What is wrong with one image is an
+ImageTrouble, a row of skipped.parquet; a store that does not answer, tried again and again, ends the run, which can go
+on later. Build it in the process that reads (see formats.storage).
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.retry import StoreError
+from jigsaw_pretrain.prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.images.archive import (
+    MOST_BYTES,
+    Member,
+    find,
+    is_archive,
+    read_index,
+    read_member,
+    top_folder,
+)
+from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.prep.images.rasters import RasterHead, is_tiff, measured, raster_head
+from jigsaw_pretrain.storage import Storage
+
+HEAD_BYTES = 1 << 16
+
+TOGETHER = 4
+"""How many files of a disk a thread reads for one handing over."""
+
+Fetched = bytes | ImageTrouble
+Size = tuple[int, int]
+
+
+class ImageSource:
+    """The images below one root; file names are relative to it.
+
+    places: of an archive, where the images that will be read lie; without it the archive is indexed when first asked.
+    """
+
+    def __init__(self, url: str, places: Mapping[str, Member] | None = None) -> None:
+        self.archive = ""
+        folder = url
+        if is_archive(url):
+            folder, _, self.archive = url.replace("\\", "/").rpartition("/")
+            folder = folder or ("/" if url.startswith("/") else ".")
+        self._storage = Storage(folder)
+        self._quoted = folder.startswith(("http://", "https://"))
+        self._places = places
+        self._top: str | None = None
+        self._real = os.path.realpath(self._storage.root) if self._storage.is_local else ""
+        self.is_local = self._storage.is_local
+        self.threads = LOCAL_THREADS if self._storage.is_local else REMOTE_THREADS
+
+    def describe(self) -> str:
+        """The root as the user gave it, without passwords."""
+        return self._storage.describe(self.archive)
+
+    def check(self) -> None:
+        """Raise UserError where a local root is no folder and no archive, before any work is done."""
+        if self.archive:
+            self.index()
+        elif self._storage.is_local and not Path(self._storage.root).is_dir():
+            raise UserError(
+                f"{self.describe()} is not a folder. Name the folder (or zip, or tar) that the annotations' file names "
+                "are relative to with --images."
+            )
+
+    def index(self) -> Mapping[str, Member]:
+        """The members of an archive by name."""
+        if self._places is None:
+            self._places = read_index(self._storage, self.archive)
+            self._top = top_folder(self._places)
+        return self._places
+
+    def places(self, files: Sequence[str]) -> dict[str, Member] | None:
+        """What a task must know to read these files: of an archive their places, else nothing."""
+        if not self.archive:
+            return None
+        index = self.index()
+        found = ((file, find(index, file, self._top)) for file in files)
+        return {file: member for file, member in found if member is not None}
+
+    def files(self) -> tuple[str, ...]:
+        """All files, relative to the root (of an archive with one top folder: to that), sorted."""
+        if not self.archive:
+            return self._storage.find()
+        index = self.index()
+        start = f"{self._top}/" if self._top else ""
+        return tuple(sorted(name.removeprefix(start) for name in index))
+
+    def read(self, file: str) -> bytes:
+        """The bytes of one image file; raises ImageTrouble, StoreError."""
+        try:
+            if self.archive:
+                member = find(self.index(), file, self._top)
+                if member is None:
+                    raise FileNotFoundError
+                return read_member(self._storage, self.archive, member)
+            if self._storage.is_local:
+                return self._read_local(file)
+            return self._storage.read(quote(file) if self._quoted else file)
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            raise ImageTrouble("image file is missing") from error
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise ImageTrouble("image file is a folder or lies below a file") from error
+        except PermissionError as error:
+            raise ImageTrouble("image file may not be read (permissions)") from error
+        except MemoryError as error:
+            raise ImageTrouble("image does not fit into memory") from error
+        except OSError as error:
+            raise ImageTrouble(f"image file cannot be read: {type(error).__name__} {error.strerror or ''}") from error
+
+    def _read_local(self, file: str) -> bytes:
+        path = f"{self._storage.root.rstrip('/')}/{file}"
+        real = os.path.realpath(path)
+        if os.path.commonpath([self._real, real]) != self._real:
+            raise ImageTrouble("image file is a link that leaves the image folder")
+        # Not blocking: opening a pipe without a writer would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageTrouble("image file is not a regular file")
+            if status.st_size > MOST_BYTES:
+                raise ImageTrouble(f"image file is too large: {status.st_size:,} bytes, at most {MOST_BYTES:,}")
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                return stream.read()
+        finally:
+            os.close(descriptor)
+
+    def head(self, file: str) -> tuple[int, int, int]:
+        """Width, height and EXIF orientation of an image by its head; raises ImageTrouble, StoreError."""
+        if not self.archive and not self._storage.is_local:
+            try:
+                return measured(self._begin(file))
+            except (ImageTrouble, OSError):
+                # An empty file has no first bytes to a store, and some heads are longer: the whole file decides.
+                pass
+        return measured(self.read(file))
+
+    def raster(self, file: str) -> RasterHead:
+        """What an image holds, by its head; raises ImageTrouble, StoreError."""
+        if not self.archive and not self._storage.is_local:
+            try:
+                begin = self._begin(file)
+                if not is_tiff(begin):
+                    return raster_head(begin)
+            except (ImageTrouble, OSError):
+                pass
+        return raster_head(self.read(file))
+
+    def _begin(self, file: str) -> bytes:
+        return self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES)
+
+    def size(self, file: str, exif: str) -> Size:
+        """Width and height of an image by its head, upright where ``exif`` is ``apply``; raises as ``head`` does."""
+        width, height, orientation = self.head(file)
+        return (height, width) if exif == "apply" and orientation in (5, 6, 7, 8) else (width, height)
+
+
+def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
+    """The bytes of each file in order, or what is wrong with it, fetched by threads while the caller decodes.
+
+    From a disk a few at a time: handing a file from thread to thread takes longer than reading it.
+    """
+
+    def fetch(file: str) -> Fetched:
+        try:
+            return source.read(file)
+        except ImageTrouble as trouble:
+            return trouble
+
+    together = TOGETHER if source.is_local else 1
+    some = (files[first : first + together] for first in range(0, len(files), together))
+    for fetched in ahead(lambda names: [fetch(name) for name in names], some, max(2, source.threads // together)):
+        yield from fetched
+
+
+def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size | str]:
+    """The size of each file, or the reason why it has none."""
+
+    def of_one(file: str) -> Size | str:
+        try:
+            return source.size(file, exif)
+        except ImageTrouble as trouble:
+            return str(trouble)
+
+    return list(ahead(of_one, files, source.threads))

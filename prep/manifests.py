@@ -1,0 +1,230 @@
+"""Finishing: the parts' rows become the dataset's manifests, last of all dataset.json.
+
+Needs the output alone, in any process. Reads every part's record and rows once a group: a second for a million crops,
+which are held as one compressed file (about 50 MB) in memory.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import Description, drawn_context, memory_file
+from jigsaw_pretrain.formats.dataset.schema import SHARDS, SKIPPED, crops_schema, read_rows, table_bytes
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8, pixel_format
+from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.prep import markers
+from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
+from jigsaw_pretrain.prep.allowance import DEFAULT, Share, allowance
+from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.images.statistics import mean_and_std
+from jigsaw_pretrain.prep.plan.context import expected_sizes
+from jigsaw_pretrain.prep.plan.fill import slot_fill
+from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops
+from jigsaw_pretrain.prep.records import (
+    PartRecord,
+    PlanRecord,
+    check_agreement,
+    read_parts,
+    read_plan,
+    shaping_versions,
+)
+from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.storage import Storage
+
+
+@click.command("finish")
+@click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
+@click.option(
+    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
+)
+def finish_command(out: str, max_skipped: float) -> None:
+    """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
+    begun = time.monotonic()
+    console = Console()
+    with plain_errors(out):
+        found = finish(Storage(out), max_skipped)
+    title = f"dataset in {plain(redacted(out))}"
+    print_summary(console, title, found, time.monotonic() - begun, estimated=False)
+
+
+def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
+    """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
+
+    Raises UserError where no plan or not every part is there, a record is of another plan or other versions, or more
+    than the share ``max_skipped`` of the images could not be used.
+    """
+    plan = read_plan(out)
+    if plan is None:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
+        )
+    check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
+    records = read_records(out, plan)
+    allowed = allowance(max_skipped, out, plan.images_listed)
+    for record in records:
+        allowed.add(record)
+    allowed.check()
+    made, summary = manifests(out, plan, records)
+    for name, data in made.items():
+        out.publish(name, data)
+    tidy(out)
+    return summary
+
+
+def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
+    """The four files of a finished dataset by name, dataset.json last, and its figures."""
+    shard_rows = [
+        {"name": shard.name, "group": group, "part": record.part, "crops": shard.crops, "bytes": shard.bytes}
+        | {"sha256": shard.sha256}
+        for group in GROUPS
+        for record in records
+        for shard in record.shards
+        if shard.group == group
+    ]
+    seen, schema = _Seen(drawn_context(plan.options)), crops_schema(plan.format_version)
+    crops = table_bytes(schema, seen.watch(_crop_tables(out, records, schema)))
+    shards = pa.Table.from_pylist(shard_rows, schema=SHARDS)
+    skipped = pa.concat_tables(
+        [
+            read_rows(out.read(layout.PLAN_SKIPPED)).cast(SKIPPED),
+            *(skipped_table(record.skipped) for record in records if record.skipped),
+        ]
+    )
+    summary = seen.summary(plan, records, skipped)
+    made = {
+        layout.CROPS: crops,
+        layout.SHARD_TABLE: table_bytes(SHARDS, [shards]),
+        layout.SKIPPED: table_bytes(SKIPPED, [skipped.combine_chunks()]),
+        layout.DATASET: describe(plan, summary).to_json(),
+    }
+    return made, summary
+
+
+def tidy(out: Storage) -> None:
+    """Remove what killed tasks left in a finished output: temporary files that nobody writes, and markers."""
+    out.sweep(layout.SHARDS, layout.MANIFESTS, layout.PARTS)
+    markers.clear(out)
+
+
+def describe(plan: PlanRecord, summary: Summary) -> Description:
+    """dataset.json of a finished dataset."""
+    return Description(
+        format_version=plan.format_version,
+        classes=plan.classes,
+        background=len(plan.classes),
+        seed=plan.seed,
+        plan=plan.plan,
+        options=plan.options,
+        versions=plan.versions,
+        totals=summary.totals(),
+    )
+
+
+def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
+    """Every part's done record; raises UserError where some are missing or of another plan."""
+    records, missing = [], []
+    for number, record in enumerate(read_parts(out, range(plan.parts))):
+        if record is None:
+            missing.append(number)
+            continue
+        check_agreement(
+            out.describe(layout.part_record(number)),
+            {"plan": record.plan, "versions": record.versions},
+            {"plan": plan.plan, "versions": plan.versions},
+        )
+        records.append(record)
+    if missing:
+        listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise UserError(
+            f"{out.url}: {len(missing):,} of {plan.parts:,} parts are not done ({listed}). "
+            "Run the same `jigsaw-prep shards` command again; it cuts what is missing."
+        )
+    return records
+
+
+def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
+    places = [
+        (record.part, place)
+        for group in GROUPS
+        for record in records
+        for place, shard in enumerate(record.shards)
+        if shard.group == group
+    ]
+
+    def read(place: tuple[int, int]) -> pa.Table:
+        rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(place[0]))))
+        return rows.read_row_group(place[1], use_threads=False).cast(schema)
+
+    return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
+
+
+class _Seen:
+    """Gathers labels, groups and sizes of the rows that pass through ``watch``."""
+
+    def __init__(self, context: float | None) -> None:
+        self.columns: list[list[np.ndarray]] = [[], [], [], []]
+        self._context = context
+
+    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for rows in tables:
+            group = GROUPS.index(rows.column("group")[0].as_py())
+            widths, heights = self._sizes(rows).T
+            label = rows.column("label").to_numpy()
+            values = (label, np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
+            for column, value in zip(self.columns, values, strict=True):
+                column.append(value)
+            yield rows
+
+    def _sizes(self, rows: pa.Table) -> np.ndarray:
+        """Widths and heights as they are trained on: int32 [n, 2]."""
+        boxes = _stacked(rows, schema.EDGES)
+        if self._context is None:
+            return boxes[:, 2:] - boxes[:, :2]
+        outer = boxes + _stacked(rows, schema.MARGINS) * np.array([-1, -1, 1, 1], dtype=np.int32)
+        return expected_sizes(boxes, _stacked(rows, schema.BOX), outer, self._context)
+
+    def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
+        empty = np.empty(0, dtype=np.int64)
+        labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
+        pixels = pixel_format(plan.options.get("pixels"), layout.PLAN)
+        sums = [record.pixels for record in records if record.pixels is not None]
+        return Summary(
+            classes=plan.classes,
+            counts=count_crops(labels, groups, len(plan.classes)),
+            images=sum(record.images for record in records),
+            images_listed=plan.images_listed,
+            negatives_wanted=plan.negatives_wanted,
+            parts=plan.parts,
+            shards=sum(len(record.shards) for record in records),
+            bytes=sum(record.bytes for record in records),
+            skipped=count_reasons(skipped.column("reason").to_pylist()),
+            slots=slot_fill(widths, heights, groups),
+            encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
+            drawn_context=self._context,
+            pixels=pixels,
+            measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
+        )
+
+
+def _encoded(records: list[PartRecord]) -> Counter[str]:
+    """The crops of a lossless dataset that were encoded all the same, by reason."""
+    found: Counter[str] = Counter()
+    for record in records:
+        found.update(record.encoded or {})
+    return found
+
+
+def _stacked(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
+    """Columns side by side, [n, len(columns)]; null is NaN."""
+    return np.stack([rows.column(name).to_numpy() for name in columns], axis=1)

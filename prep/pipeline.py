@@ -1,0 +1,167 @@
+"""A run of prep: from the names of annotations and images to parts that are cut.
+
+What the commands share (shards, retry-skipped, verify --repair): making the plan, agreeing with what an output was
+begun as, cutting parts on an executor.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Raw, listed
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.prep import lossless
+from jigsaw_pretrain.prep.allowance import allowance
+from jigsaw_pretrain.prep.executors import run_tasks
+from jigsaw_pretrain.prep.images.pixel_format import found_pixels
+from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.prep.parts import PartTask, run_part
+from jigsaw_pretrain.prep.plan.plan import Options, Plan, make_plan, options_of
+from jigsaw_pretrain.prep.records import (
+    PlanRecord,
+    check_agreement,
+    mend_plan_rows,
+    publish_plan,
+    read_parts,
+    read_plan,
+    recorded_options,
+    shaping_versions,
+)
+from jigsaw_pretrain.prep.report import console
+from jigsaw_pretrain.storage import Storage
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read, where to write, and what shapes the data."""
+
+    annotations: str
+    images: str
+    out: str
+    seed: int
+    options: Options
+
+
+def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
+    """The plan of a job, from its annotations as read; its images decide where no pixels are asked for.
+
+    Raises UserError, StoreError.
+    """
+    annotations, options = listed(raw, source, job.options.exif), job.options
+    if options.pixels is None:
+        found = found_pixels(annotations, source)
+        options = replace(options, pixels=found.pixels)
+        if found.note:
+            Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
+    if options.encode == "lossless" and options.stored != RGB8:
+        other = ", or give --pixels rgb8" if options.stored.dtype == "uint8" else ""
+        raise UserError(
+            f"--encode lossless cuts JPEGs out of JPEGs, and the pixels of this dataset are {options.stored}, which "
+            f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
+        )
+    return make_plan(annotations, options, job.seed)
+
+
+def settled(job: Job, record: PlanRecord | None) -> Job:
+    """The job with the pixels that its output was begun with, where it leaves them to the images."""
+    if record is None or job.options.pixels is not None:
+        return job
+    return replace(job, options=replace(job.options, pixels=options_of(record.options, layout.PLAN).pixels))
+
+
+def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
+    """The plan that ``out`` was begun with; raises UserError where it is of other options, annotations or versions."""
+    record = read_plan(out)
+    job = settled(job, record)
+    if record is not None:
+        check_agreement(
+            out.describe(layout.PLAN),
+            {
+                "format_version": record.format_version,
+                "seed": record.seed,
+                "options": record.options,
+                "versions": record.versions,
+            },
+            {
+                "format_version": job.options.format_version,
+                "seed": job.seed,
+                "options": recorded_options(job.options.to_dict(), sha256),
+                "versions": shaping_versions(),
+            },
+        )
+    return record
+
+
+def check_means(options: Options) -> None:
+    """Raise UserError where this machine lacks what the options need, before anything is written."""
+    if options.encode == "lossless":
+        lossless.load()
+
+
+def begin(plan: Plan, out: Storage) -> None:
+    """Record the plan, or check that it is the one that was recorded; raises UserError."""
+    begun = read_plan(out)
+    if begun is None:
+        publish_plan(out, plan)
+    elif begun.plan != plan.digest:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} was made otherwise: plan was {begun.plan[:12]}…, now {plan.digest[:12]}…, "
+            "with the same options and annotations: other images, or sizes that the annotations do not tell. "
+            "Give the same --images to go on with it, or start anew with --overwrite or another --out."
+        )
+    else:
+        mend_plan_rows(out, plan)
+
+
+def cut(
+    plan: Plan,
+    job: Job,
+    source: ImageSource,
+    numbers: Iterable[int],
+    executor: Executor,
+    at_once: int,
+    max_skipped: float,
+) -> int:
+    """Cut those of the parts that have no done record; returns how many were cut. Raises UserError, OSError."""
+    out = Storage(job.out)
+    allowed = allowance(max_skipped, out, plan.listed_images)
+    allowed.check()
+    listed_parts = list(numbers)
+    missing = []
+    for number, record in zip(listed_parts, read_parts(out, listed_parts), strict=True):
+        if record is None:
+            missing.append(number)
+        else:
+            allowed.add(record)
+    allowed.check()
+    tasks = (task_of(plan, job, source, number) for number in missing)
+    records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
+    console.show_progress(Console(stderr=True), records, len(listed_parts), len(listed_parts) - len(missing))
+    return len(missing)
+
+
+def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
+    """The task of one part."""
+    images, crops = plan.part(number)
+    return PartTask(
+        number=number,
+        plan=plan.digest,
+        versions=shaping_versions(),
+        out=job.out,
+        source=job.images,
+        quality=job.options.jpeg_quality,
+        subsampling=job.options.subsampling,
+        exif=job.options.exif,
+        encode=job.options.encode,
+        background=plan.background,
+        format_version=plan.options.format_version,
+        pixels=plan.options.stored,
+        images=images,
+        crops=crops,
+        places=source.places(images.files),
+        drawn_context=plan.options.drawn_context,
+    )

@@ -1,0 +1,1 @@
+"""The plan: every crop, decided from the annotations and the seed alone."""

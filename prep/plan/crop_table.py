@@ -1,0 +1,98 @@
+"""Crops and images as columns: what a plan is made of, and what a part's task takes along.
+
+About 120 bytes a crop. Numpy columns rather than objects, so that a million crops are planned, hashed, sliced and sent
+to a worker in milliseconds.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain import rng
+from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.jigsaw import aspect_groups
+from jigsaw_pretrain.prep.plan.negatives import Ints, Negatives
+from jigsaw_pretrain.prep.plan.positives import Positives
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that have crops, m of them: identity, file, and size in pixels (int64 [m])."""
+
+    ids: tuple[str, ...]
+    files: tuple[str, ...]
+    widths: Ints
+    heights: Ints
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.ids)
+
+    def cut(self, first: int, last: int) -> "Images":
+        """Images ``first`` to ``last`` (excluded)."""
+        return Images(self.ids[first:last], self.files[first:last], self.widths[first:last], self.heights[first:last])
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops, n of them, sorted by image, positives before negatives, ordinal.
+
+    image: int64 [n], index into the images that stand beside it. ordinal: int64 [n]. label: int64 [n], C for the
+    background. group: uint8 [n], an index into GROUPS. boxes: int32 [n, 4], left, top, right, bottom in pixels.
+    annotation_id, has_id: int64 and bool [n]. xywh: float64 [n, 4], the ground-truth box, NaN for background.
+    member: uint64 [n]; a shard's members stand in ascending order of it.
+    """
+
+    image: Ints
+    ordinal: Ints
+    label: Ints
+    group: npt.NDArray[np.uint8]
+    boxes: npt.NDArray[np.int32]
+    annotation_id: Ints
+    has_id: npt.NDArray[np.bool_]
+    xywh: npt.NDArray[np.float64]
+    member: rng.U64
+
+    def __len__(self) -> int:
+        """The number of crops."""
+        return len(self.image)
+
+    def take(self, rows: Any) -> "Crops":
+        """Some of the crops: a slice, indices or flags."""
+        return Crops(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]:
+        """Width and height in pixels: int32 [n, 2]."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
+
+def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rng.U64) -> tuple[Images, Crops]:
+    """The images with crops, and all crops; keys: uint64 [m], the stream that orders each image's crops in shards."""
+    rows, count = chosen.rows, len(empty.image)
+    boxes = np.concatenate([chosen.crops, empty.boxes])
+    sizes = empty.boxes[:, 2:] - empty.boxes[:, :2]
+    image = np.concatenate([annotations.image[rows], empty.image])
+    ordinal = np.concatenate([annotations.ordinal[rows], empty.ordinal])
+    is_empty = np.repeat([False, True], [len(rows), count])
+    crops = Crops(
+        image=image,
+        ordinal=ordinal,
+        label=np.concatenate([annotations.label[rows], np.full(count, len(annotations.classes))]),
+        group=np.concatenate([chosen.groups, aspect_groups(sizes[:, 0], sizes[:, 1])]),
+        boxes=boxes,
+        annotation_id=np.concatenate([annotations.annotation_id[rows], np.zeros(count, dtype=np.int64)]),
+        has_id=np.concatenate([annotations.has_id[rows], np.zeros(count, dtype=bool)]),
+        xywh=np.concatenate([annotations.xywh[rows], np.full((count, 4), np.nan)]),
+        member=rng.fold(keys[image], is_empty.astype(np.int64), ordinal),
+    ).take(np.lexsort((ordinal, is_empty, image)))
+    used, renumbered = np.unique(crops.image, return_inverse=True)
+    images = Images(
+        tuple(annotations.ids[index] for index in used),
+        tuple(annotations.files[index] for index in used),
+        annotations.widths[used],
+        annotations.heights[used],
+    )
+    return images, replace(crops, image=renumbered.astype(np.int64))

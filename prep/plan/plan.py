@@ -1,0 +1,235 @@
+"""The plan: every crop of a dataset, from its annotations and the seed alone, before a pixel is decoded.
+
+A million boxes take some seconds and about 1 GB. Everything is keyed by image identity and ordinal, and the images are
+put into an order drawn from those keys, so the plan does not depend on the order of the annotation file's images.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from jigsaw_pretrain import rng
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common
+from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.prep import geometry
+from jigsaw_pretrain.prep.plan import negatives, positives
+from jigsaw_pretrain.prep.plan.context import member_boxes
+from jigsaw_pretrain.prep.plan.cost import crop_bytes
+from jigsaw_pretrain.prep.plan.crop_table import Crops, Images, join
+from jigsaw_pretrain.prep.plan.negatives import Ints
+
+PLAN_VERSION = 1
+"""Raised whenever the same annotations, options and seed would give other crops or parts."""
+
+BYTES_PER_PART = 64 << 20
+
+ENCODINGS = ("pixels", "lossless")
+"""How crops become JPEGs: see Options."""
+
+CONTEXT_AT = ("prep", "train")
+"""Who draws how far each box is enlarged."""
+
+# What a draw is for, so that no two uses share words.
+_ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option that shapes the data, apart from the seed; section 3.1's values by default.
+
+    negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
+    become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
+    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
+    context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
+    pixels: of the crops; None has the images decide (prep.pixels), which must be done before a plan is made.
+    """
+
+    negatives_per_positive: float = 0.1
+    context: float = 2.0
+    crops_per_part: int = 4000
+    jpeg_quality: int = 95
+    subsampling: str = "444"
+    exif: str = "ignore"
+    encode: str = "pixels"
+    context_at: str = "prep"
+    pixels: PixelFormat | None = RGB8
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.
+
+        So a dataset of version 1 stays what it was begun as, for every program that knows its options.
+        """
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: value for name, value in held.items() if name in _FIRST or value != _DEFAULTS[name]}
+        return {name: value.to_dict() if isinstance(value, PixelFormat) else value for name, value in chosen.items()}
+
+    @property
+    def stored(self) -> PixelFormat:
+        """The crops' pixel format, which is decided."""
+        assert self.pixels is not None
+        return self.pixels
+
+    @property
+    def format_version(self) -> int:
+        """Of the dataset: 1 where it has nothing that came later."""
+        return FORMAT_VERSION if self.to_dict().keys() == _FIRST else EXTENDED
+
+    @property
+    def drawn_context(self) -> float | None:
+        """The context that the trainer draws from; None where prep draws it."""
+        return drawn_context(self.to_dict())
+
+
+_FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
+"""The options of format version 1."""
+
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+def options_of(recorded: Mapping[str, Any], where: str) -> Options:
+    """The options that plan.json records; raises UserError for pixels that this program does not know."""
+    known = {name: value for name, value in recorded.items() if name in _DEFAULTS}
+    return Options(**known | {"pixels": pixel_format(recorded.get("pixels"), where)})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All crops of a dataset, and the parts they are cut in.
+
+    first_image, first_crop: int64 [parts + 1], where each part's images and crops begin. listed_images: the images of
+    the annotation file, with or without crops. wanted_negatives: as many as were asked for. annotations_sha256: of the
+    annotation file. digest: SHA-256 of all that shapes shards and rows.
+    """
+
+    options: Options
+    seed: int
+    classes: tuple[str, ...]
+    images: Images
+    crops: Crops
+    first_image: Ints
+    first_crop: Ints
+    listed_images: int
+    wanted_negatives: int
+    skipped: tuple[Skipped, ...]
+    annotations_sha256: str
+    digest: str
+
+    @property
+    def background(self) -> int:
+        """C: the label of background crops."""
+        return len(self.classes)
+
+    @property
+    def part_count(self) -> int:
+        """The number of parts."""
+        return len(self.first_image) - 1
+
+    def part(self, number: int) -> tuple[Images, Crops]:
+        """Images and crops of one part, the crops' image indices relative to its images."""
+        first, last = int(self.first_image[number]), int(self.first_image[number + 1])
+        crops = self.crops.take(slice(int(self.first_crop[number]), int(self.first_crop[number + 1])))
+        return self.images.cut(first, last), replace(crops, image=crops.image - first)
+
+
+def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
+    """Plan every crop. Raises UserError where no box can be used."""
+    ordered, keys = shuffle(annotations, seed)
+    chosen = positives.select(ordered, rng.fold(keys, _ENLARGE), options.context, options.context_at)
+    skipped = (*ordered.skipped, *positives.unused(ordered, chosen.reason))
+    if not len(chosen.rows):
+        counts = count_reasons(row.reason for row in skipped)
+        raise UserError(
+            f"The annotation file holds no box that can be used; not used: {most_common(counts)}. "
+            "Check that --annotations is the file of these images."
+        )
+    touched = negatives.obstacles(
+        ordered.image[chosen.solid], chosen.extents[chosen.solid], ordered.widths, ordered.heights
+    )
+    due = negatives.shares(np.bincount(ordered.image[chosen.rows], minlength=len(keys)), options.negatives_per_positive)
+    empty = negatives.place(touched, rng.fold(keys, _NEGATIVE), due, chosen.enlarged)
+    images, crops = join(ordered, chosen, empty, rng.fold(keys, _MEMBER))
+    first_image, first_crop = parts(crops, images, options)
+    return Plan(
+        options=options,
+        seed=seed,
+        classes=ordered.classes,
+        images=images,
+        crops=crops,
+        first_image=first_image,
+        first_crop=first_crop,
+        listed_images=len(ordered.ids),
+        wanted_negatives=empty.wanted,
+        skipped=skipped,
+        annotations_sha256=ordered.sha256,
+        digest=digest(options, seed, ordered.classes, images, crops, first_crop, skipped),
+    )
+
+
+def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, rng.U64]:
+    """The annotations, images in an order drawn from their identities and boxes sorted along; each image's key."""
+    keys = rng.text_keys(seed, annotations.ids)
+    drawn = rng.fold(keys, _ORDER)
+    order = np.argsort(drawn)
+    if len(np.unique(drawn)) < len(drawn):
+        order = np.array(sorted(range(len(drawn)), key=lambda index: (drawn[index], annotations.ids[index])))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    image = rank[annotations.image]
+    boxes = np.lexsort((annotations.ordinal, image))
+    columns = ("ordinal", "xywh", "label", "annotation_id", "has_id", "crowd", "reason")
+    ordered = replace(
+        annotations,
+        ids=tuple(annotations.ids[index] for index in order),
+        files=tuple(annotations.files[index] for index in order),
+        widths=annotations.widths[order],
+        heights=annotations.heights[order],
+        image=image[boxes],
+        **{name: getattr(annotations, name)[boxes] for name in columns},
+    )
+    return ordered, keys[order]
+
+
+def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
+    """Where parts begin, among images and among crops, each with the end appended: as full as the limits let them."""
+    cut = member_boxes(crops, images, options.drawn_context)
+    weights = crop_bytes(geometry.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
+    ends = np.searchsorted(crops.image, np.arange(len(images)), side="right")
+    loads = np.diff(np.r_[0, np.cumsum(weights)][ends], prepend=0).tolist()
+    counts = np.diff(ends, prepend=0).tolist()
+    starts, crops_held, bytes_held = [0], 0, 0
+    for index, (count, load) in enumerate(zip(counts, loads, strict=True)):
+        full = crops_held + count > options.crops_per_part or bytes_held + load > BYTES_PER_PART
+        if full and crops_held:
+            starts.append(index)
+            crops_held = bytes_held = 0
+        crops_held += count
+        bytes_held += load
+    first_image = np.array([*starts, len(images)], dtype=np.int64)
+    return first_image, np.r_[0, ends][first_image].astype(np.int64)
+
+
+def digest(
+    options: Options,
+    seed: int,
+    classes: tuple[str, ...],
+    images: Images,
+    crops: Crops,
+    first_crop: Ints,
+    skipped: tuple[Skipped, ...],
+) -> str:
+    """SHA-256 of everything in the plan that shapes shards, rows or skipped things."""
+    head = {"plan_version": PLAN_VERSION, "options": options.to_dict(), "seed": seed, "classes": classes}
+    found = hashlib.sha256(msgspec.json.encode([head, images.ids, images.files, skipped], order="deterministic"))
+    arrays = (images.widths, images.heights, first_crop, *(getattr(crops, column.name) for column in fields(crops)))
+    for array in arrays:
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        found.update(np.ascontiguousarray(little).data.cast("B"))
+    return found.hexdigest()

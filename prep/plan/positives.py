@@ -1,0 +1,90 @@
+"""Positives (section 3.1): which boxes are objects to cut out, and how far each is enlarged.
+
+Every box that is finite, has an area and shares some of it with its image is one positive, crowd regions excepted.
+Half a second for a million boxes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain import rng
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Skipped
+from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.jigsaw import aspect_groups
+from jigsaw_pretrain.prep import geometry
+from jigsaw_pretrain.prep.plan.negatives import Flags, Ints
+
+LONGEST_SIDE = 65_500
+"""libjpeg's limit in pixels."""
+
+
+@dataclass(frozen=True)
+class Positives:
+    """k positives among n boxes.
+
+    rows: int64 [k], indices of the boxes. crops: int32 [k, 4], left, top, right, bottom: enlarged, or where the trainer
+    enlarges the ground truth. groups: uint8 [k], their aspect groups. enlarged: int32 [k, 2], width and height as
+    enlarged here, which background crops follow. reason: uint8 [n], a BoxReason each. solid: bool [n], the boxes that
+    cover some of their image, whether usable or not; extents: int32 [n, 4], what they cover (of positives: as far as
+    they may ever be enlarged), zero elsewhere.
+    """
+
+    rows: Ints
+    crops: geometry.Crops
+    groups: npt.NDArray[np.uint8]
+    enlarged: npt.NDArray[np.int32]
+    reason: npt.NDArray[np.uint8]
+    solid: Flags
+    extents: geometry.Crops
+
+
+def select(annotations: Annotations, keys: rng.U64, context: float, context_at: str = "prep") -> Positives:
+    """Choose and enlarge; keys: uint64 [m], the stream of each image from which its boxes' shifts are drawn.
+
+    context_at: ``prep`` for crops enlarged here, ``train`` for the boxes themselves, to be enlarged by the trainer.
+    """
+    image, xywh = annotations.image, annotations.xywh
+    widths, heights = annotations.widths[image], annotations.heights[image]
+    finite = geometry.finite(xywh)
+    with_area = finite & geometry.with_area(xywh)
+    solid = with_area & geometry.inside(np.where(finite[:, None], xywh, 0), widths, heights)
+    reason = np.select(
+        [annotations.reason != BoxReason.USABLE, annotations.crowd, ~finite, ~with_area, ~solid],
+        [annotations.reason, BoxReason.CROWD, BoxReason.NOT_FINITE, BoxReason.DEGENERATE, BoxReason.OUTSIDE],
+        BoxReason.USABLE,
+    ).astype(np.uint8)
+
+    rows = np.flatnonzero(reason == BoxReason.USABLE)
+    shifts = rng.uniform(rng.words(rng.fold(keys[image[rows]], annotations.ordinal[rows]), 4))
+    crops = reached = geometry.enlarge(xywh[rows], shifts, context, widths[rows], heights[rows])
+    enlarged = crops[:, 2:] - crops[:, :2]
+    sizes: npt.NDArray[Any] = enlarged
+    if context_at == "train":
+        crops = geometry.outer(xywh[rows], widths[rows], heights[rows])
+        reached = geometry.enlarge(xywh[rows], np.ones_like(shifts), context, widths[rows], heights[rows])
+        sizes = geometry.visible(xywh[rows], widths[rows], heights[rows])
+    extents = np.zeros((len(xywh), 4), dtype=np.int32)
+    extents[solid] = geometry.outer(xywh[solid], widths[solid], heights[solid])
+    extents[rows] = reached
+    encodable = (reached[:, 2:] - reached[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
+    reason[rows[~encodable]] = BoxReason.TOO_LONG
+    groups = aspect_groups(sizes[:, 0], sizes[:, 1])
+    return Positives(rows[encodable], crops[encodable], groups[encodable], enlarged[encodable], reason, solid, extents)
+
+
+def unused(annotations: Annotations, reason: npt.NDArray[np.uint8]) -> list[Skipped]:
+    """A row for each box that is no positive, in the boxes' order."""
+    return [
+        Skipped(
+            annotations.ids[annotations.image[row]],
+            annotations.files[annotations.image[row]],
+            int(annotations.annotation_id[row]) if annotations.has_id[row] else None,
+            int(annotations.ordinal[row]),
+            "plan",
+            BoxReason(reason[row]).text,
+        )
+        for row in np.flatnonzero(reason != BoxReason.USABLE)
+    ]

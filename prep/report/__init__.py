@@ -1,0 +1,1 @@
+"""What prep shows: a page, contact sheets, tables on the console."""

@@ -1,0 +1,125 @@
+"""Tables for the terminal: a plan's, a finished dataset's; and the progress of cutting. Nothing here is stored."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.prep.plan.forecast import Summary
+from jigsaw_pretrain.prep.records import PartRecord
+
+MOST_CLASSES = 100
+ENCODED = "crops not cut losslessly (decoded and encoded)"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A name from a file, safe to print: no control characters, no markup."""
+    return escape(_CONTROL.sub("?", text))
+
+
+def print_summary(console: Console, title: str, summary: Summary, seconds: float, estimated: bool) -> None:
+    """Print the tables and warnings; ``seconds`` is the time taken, or expected where ``estimated``."""
+    about = "about " if estimated else ""
+    share = summary.negatives / summary.crops if summary.crops else 0.0
+    facts = Table(title=title, show_header=False, title_justify="left")
+    facts.add_column()
+    facts.add_column(justify="right")
+    facts.add_row("images with crops", f"{summary.images:,} of {summary.images_listed:,}")
+    facts.add_row("crops", f"{summary.crops:,}")
+    facts.add_row("background share", f"{share:.1%} ({summary.negatives:,} of {summary.negatives_wanted:,} wanted)")
+    if summary.drawn_context is not None:
+        facts.add_row("context", f"up to {summary.drawn_context:g}x, drawn by the trainer")
+    facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
+    if summary.pixels != RGB8:
+        facts.add_row("pixels", f"{summary.pixels} as {summary.pixels.member}")
+    facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
+    facts.add_row("time", f"{about}{readable_time(seconds)}")
+    listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]
+    console.print(Group(facts, _classes(summary), _slots(summary), *listings))
+    for warning in summary.warnings():
+        console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
+
+
+def _classes(summary: Summary) -> Table:
+    table = Table(title="crops by class and group", title_justify="left")
+    table.add_column("class")
+    for name in (*GROUPS, "all"):
+        table.add_column(name, justify="right")
+    rows = [*zip(map(plain, summary.classes), summary.counts.tolist(), strict=False)]
+    hidden = rows[MOST_CLASSES:]
+    for name, counts in rows[:MOST_CLASSES]:
+        table.add_row(name, *(f"{count:,}" for count in (*counts, sum(counts))))
+    if hidden:
+        counts = [sum(column) for column in zip(*(counts for _, counts in hidden), strict=True)]
+        table.add_row(f"{len(hidden):,} more classes", *(f"{count:,}" for count in (*counts, sum(counts))))
+    background = summary.counts[-1].tolist()
+    table.add_row("(background)", *(f"{count:,}" for count in (*background, sum(background))))
+    table.add_section()
+    table.add_row("all", *(f"{count:,}" for count in (*summary.by_group, summary.crops)))
+    shares = [count / summary.crops if summary.crops else 0.0 for count in summary.by_group]
+    table.add_row("share", *(f"{share:.1%}" for share in shares), "")
+    return table
+
+
+def _slots(summary: Summary) -> Table:
+    size = "" if summary.drawn_context is None else ", mean context"
+    table = Table(title=f"slot fill (template 224 split at 64, resize 0.8 to 1.5{size})", title_justify="left")
+    for name in ("slot", "group", "pixels", "filled"):
+        table.add_column(name, justify="left" if name == "slot" else "right")
+    for slot in summary.slots:
+        table.add_row(slot.name, slot.group, f"{slot.width}x{slot.height}", f"{slot.fill:.0%}")
+    return table
+
+
+def _listing(title: str, head: str, counts: Mapping[str, int]) -> Iterator[RenderableType]:
+    """A table of counts by reason, the commonest first; none where nothing is to be told."""
+    if counts:
+        table = Table(title=title, title_justify="left")
+        table.add_column(head)
+        table.add_column("count", justify="right")
+        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(plain(reason), f"{count:,}")
+        yield table
+
+
+def show_progress(console: Console, records: Iterable[PartRecord], parts: int, done: int) -> None:
+    """Take in the records as parts get done, showing images/s, crops/s and the time left."""
+    progress = Progress(
+        TextColumn("cutting parts"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        task = progress.add_task("parts", total=parts, completed=done, rate="")
+        images = crops = 0
+        for record in records:
+            images, crops = images + record.images, crops + record.crops
+            elapsed = max(progress.tasks[0].elapsed or 0.0, 1e-6)
+            rate = f"{images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
+            progress.update(task, advance=1, rate=rate)
+
+
+def readable_bytes(count: int) -> str:
+    """``12.3 MB``."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+
+
+def readable_time(seconds: float) -> str:
+    """``8.4 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,127 @@
+"""`python -m train erf`: the receptive field of any weights, drawn and in numbers, side by side.
+
+Compares pre-trainings of one backbone (scratch, jigsaw, block-wise, ImageNet): the field of the map's central position
+and of the four regions on jigsaws of a dataset, and the squares that hold 20, 30, 50 and 99 % of the central field's
+mass (Luo et al. 2016). Five backward passes a file: ResNet-50 at 224 px with 16 jigsaws takes about 20 s on one core.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.html import Figure, Section, Table, chart, render
+from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.erf import evaluating
+from jigsaw_pretrain.train.field import SHARES, FieldNumbers, field_map, numbers
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.report.figures import MAP
+from jigsaw_pretrain.train.report.snapshots import brightness
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS, Template
+
+RANDOM = "random"
+
+
+def measure(
+    module: nn.Module, images: Tensor, region_map: npt.NDArray[np.int64], stride: int
+) -> tuple[list[Tensor], FieldNumbers]:
+    """The fields of the central position and of the four regions, each [H, W], and the central one's numbers."""
+    middle = region_map.shape[0] // 2
+    places = [[(middle, middle)]]
+    places += [[(int(j), int(k)) for j, k in np.argwhere(region_map == region)] for region in range(4)]
+    with evaluating(module):
+        maps = [field_map(module, images, positions).cpu() for positions in places]
+    centre = (middle + 0.5) * stride - 0.5
+    return maps, numbers(maps[0], (centre, centre))
+
+
+def _figure(named: dict[str, list[Tensor]]) -> Figure:
+    heads = ["centre", *REGIONS]
+
+    def draw(axes: Any) -> None:
+        figure = axes.figure
+        axes.remove()
+        grid = figure.subplots(len(named), len(heads), squeeze=False)
+        for row, (name, maps) in enumerate(named.items()):
+            for column, field in enumerate(maps):
+                cell = grid[row][column]
+                cell.imshow(brightness(field.numpy()), cmap=MAP, vmin=0, vmax=1)
+                cell.set_xticks([])
+                cell.set_yticks([])
+                if row == 0:
+                    cell.set_title(heads[column], fontsize=9)
+            grid[row][0].set_ylabel(name, fontsize=8)
+
+    alt = f"effective receptive fields of {', '.join(named)}: of the central position and of each region"
+    caption = "Gradient magnitude on the input, logarithmic over two decades (bright is most)."
+    return chart(draw, alt, caption, (9.5, 2.0 * len(named) + 0.3))
+
+
+@click.command()
+@click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
+@click.option("--backbone", required=True, help="The backbone they are of, as in a recipe.")
+@click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are looked at.")
+@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="How many jigsaws.")
+@click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")
+@click.option("--split", default=64, show_default=True, help="Where the template is cut.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the jigsaws and of `random` weights.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("erf.html"), show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="The numbers as JSON.")
+def erf(
+    weights: tuple[str, ...],
+    backbone: str,
+    data: str,
+    count: int,
+    size: int,
+    split: int,
+    seed: int,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Measure and draw the effective receptive field of weights, to compare pre-trainings."""
+    template = Template(size, split)
+    stream = replace(StreamOptions(seed=seed, batch=count), lanes=count if count <= 64 else None)
+    dataset = open_dataset(data)
+    loader = JigsawLoader(dataset, template, stream, workers=0, stop_step=1)
+    pixels, (mean, std) = dataset.pixels, Recipe().resolved(dataset).normalisation
+    pictures = next(iter(loader)).images.clone()
+    fields: dict[str, list[Tensor]] = {}
+    rows, found_numbers = [], {}
+    for file in dict.fromkeys(weights):
+        torch.manual_seed(text_key(seed, "random weights"))
+        built = backbones.build(backbone, colours=pixels.channels)
+        region_map = template.region_map(built.stride)
+        if file != RANDOM:
+            load_weights(built, file)
+        images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels=pixels).normalise(pictures)
+        maps, found = measure(built.module, images, region_map, built.stride)
+        fields[file] = maps
+        rows.append([file, *found.sides, found.rms_radius])
+        found_numbers[file] = {
+            "sides": {f"{share:.0%}": side for share, side in zip(SHARES, found.sides, strict=True)},
+            "rms_radius": found.rms_radius,
+        }
+        sides = ", ".join(f"{share:.0%} {side} px" for share, side in zip(SHARES, found.sides, strict=True))
+        click.echo(f"{file}: {sides}; RMS radius {found.rms_radius:.1f} px")
+    heads = ["weights", *(f"{share:.0%} of the mass, px" for share in SHARES), "RMS radius, px"]
+    text = (
+        f"{backbone} at {size} px on {count} jigsaws. The table gives the side of the smallest square about the "
+        "central position that holds a share of its field's mass."
+    )
+    section = Section("Effective receptive fields", text, [Table(heads, rows)], figures=[_figure(fields)])
+    publish_locally(out, render("Receptive fields", "What a feature looks at.", [section]).encode())
+    if json_file is not None:
+        publish_locally(json_file, (json.dumps(found_numbers, indent=2) + "\n").encode())

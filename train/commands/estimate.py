@@ -1,0 +1,187 @@
+"""`python -m train estimate`: what a recipe will cost on this machine, before it is paid for.
+
+Runs about 30 real steps in a folder of its own that is thrown away, and times apart what a run does now and then: start
+(compiling among it), a refresh of the ERF table, a checkpoint. The forecast is their sum over the full recipe. Also
+under torchrun, then for all its processes. A minute or two; prefer a longer `--steps` where steps vary much.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import torch
+
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.pretrain import loader_source
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, one_voice, start
+from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
+from jigsaw_pretrain.train.engine.precision import set_arithmetic
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
+from jigsaw_pretrain.train.engine.state import build_state
+from jigsaw_pretrain.train.engine.trainer import Job, Loop, OpenSource
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+
+WARM = 5
+"""Steps before the timed ones: caches and the loader's queue are not yet as they will be."""
+
+SLOW = 0.1
+"""The share of a step from which waiting or copying is what limits it."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds on this machine: of the start, a step, in it of waiting for data and of copying a batch to the device, of
+    a refresh of the ERF table and of a checkpoint.
+    """
+
+    start: float
+    step: float
+    wait: float
+    copy: float
+    refresh: float
+    save: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The full recipe's hours and device_days (a device: a GPU or a CPU process). limit: data, copies or compute."""
+
+    hours: float
+    device_days: float
+    images_per_second: float
+    limit: str
+
+
+def forecast(recipe: Recipe, costs: Costs, world: int) -> Forecast:
+    """What the full recipe costs on ``world`` devices."""
+    refreshes = -(-recipe.steps // recipe.erf_every) if recipe.strategy == "erf-adaptive" else 0
+    saves = -(-recipe.steps // recipe.checkpoint_every)
+    seconds = costs.start + recipe.steps * costs.step + refreshes * costs.refresh + saves * costs.save
+    hours = seconds / 3600
+    shares = {"data": costs.wait / costs.step, "copies": costs.copy / costs.step}
+    largest = max(shares, key=lambda key: shares[key])
+    limit = largest if shares[largest] >= SLOW else "compute"
+    return Forecast(hours, hours * world / 24, recipe.batch / costs.step, limit)
+
+
+def measure(job: Job, open_source: OpenSource, steps: int) -> Costs:
+    """Time a job's steps on every rank; its folder gets a run's files. Raises what its data or memory raise."""
+    ranks = job.ranks
+    began = _now(ranks)
+    state = ranks.together(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    loop = Loop(job, state)
+    source = ranks.together(lambda: open_source(0, WARM + steps + 1))
+    waits: list[float] = []
+    try:
+        batches = iter(source)
+
+        def step() -> Batch:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - asked)
+            loop.step(batch, source.lanes_per_rank, waits[-1])
+            return batch
+
+        batch = step()
+        first = _now(ranks) - began
+        images = batch.images.to(ranks.device)
+        refresh = 0.0
+        if job.recipe.strategy == "erf-adaptive":
+            refresh = _timed(ranks, lambda: loop.refresh(images[:: len(images) // source.lanes_per_rank]))
+        for _ in range(WARM - 1):
+            step()
+        waits.clear()
+        seconds = _timed(ranks, lambda: [step() for _ in range(steps)]) / steps
+        wait = sum(waits) / steps
+        copy = _timed(ranks, lambda: batch.images.to(ranks.device)) if ranks.device.type != "cpu" else 0.0
+
+        def save() -> None:
+            loop.flush()
+            loop.save()
+
+        loop.describe()
+        # The first one imports what draws the page.
+        early = _timed(ranks, save)
+        step()
+        saved = _timed(ranks, save)
+    finally:
+        source.close()
+    # Its first step and refresh are counted among the others.
+    once = max(0.0, first - seconds - refresh) + max(0.0, early - saved)
+    return Costs(once, seconds, wait, copy, refresh, saved)
+
+
+def _now(ranks: Ranks) -> float:
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
+    return time.perf_counter()
+
+
+def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
+    began = _now(ranks)
+    action()
+    return _now(ranks) - began
+
+
+@click.command()
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="auto: on GPUs.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+)
+def estimate(
+    data: str,
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    steps: int,
+    workers: int,
+    device: str,
+    compiling: str,
+    json_file: Path | None,
+) -> None:
+    """Run some steps of a recipe and say what all of them will cost, and what limits them."""
+    with one_voice(), tempfile.TemporaryDirectory() as scratch:
+        ranks = start(device)
+        dataset = ranks.together(lambda: open_dataset(data))
+        chosen = ranks.together(lambda: load_recipe(recipe, settings).resolved(dataset))
+        # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
+        timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
+        set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
+        origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
+        job = Job(timed, origin, RunFolder(Path(scratch)), ranks, page=True, machine=Machine(compiling))
+        costs = measure(job, loader_source(job, dataset, workers, False), steps)
+        found = forecast(chosen, costs, ranks.world)
+        _say(ranks, chosen, costs, found, workers)
+        if json_file is not None and ranks.first:
+            text = json.dumps({**asdict(found), "costs": asdict(costs), "world": ranks.world}, indent=2)
+            publish_locally(json_file, (text + "\n").encode())
+
+
+def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: int) -> None:
+    kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
+    ranks.say(
+        f"a step: {costs.step:.3f} s, {found.images_per_second:,.1f} images/s; {costs.wait / costs.step:.0%} of it "
+        f"waiting for data, copies to the device {costs.copy / costs.step:.0%}"
+    )
+    ranks.say(f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s")
+    ranks.say(
+        f"the full recipe: {recipe.steps:,} steps of {recipe.batch} on {ranks.world} {kind}"
+        f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
+    )
+    remedy = {
+        "data": f"the loader: raise --workers above {workers}, or put the shards on a nearer disk",
+        "copies": "copies to the device: the bus is slow or shared",
+        "compute": "the device's own arithmetic: precision = bf16, --compile on or more devices would help",
+    }
+    ranks.say(f"limited by {found.limit}: {remedy[found.limit]}")

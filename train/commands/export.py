@@ -1,0 +1,83 @@
+"""`python -m train export`: a run's backbone for another library, with the configuration that must go with it.
+
+Seconds: the newest checkpoint is read (its averaged weights where the recipe keeps an average), the weights are renamed
+and checked (train.targets) before anything is written, and a README beside the file says what to paste where. A key
+that finds no place or a swapped channel order is the classic way to lose a pre-training: the one is an error here, the
+other is spelt out there. With batch norm and small micro-batches, `--recalibrate-bn` measures running statistics anew.
+"""
+
+from pathlib import Path
+
+import click
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
+from jigsaw_pretrain.train.engine.run_folder import open_run, open_trained, pixels_of
+from jigsaw_pretrain.train.export import readme
+from jigsaw_pretrain.train.export.pyramid import PYRAMID_TARGET
+from jigsaw_pretrain.train.export.targets import TARGETS, check_own, stem
+
+
+@click.command()
+@click.option("--run", required=True, help="Folder or URL of the run.")
+@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--backbone", help="Refuse the run unless its backbone has this name.")
+@click.option("--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Over N jigsaws of --data.")
+@click.option("--data", metavar="OUT", help="The run's dataset, for --recalibrate-bn.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For --recalibrate-bn.")
+def export(
+    run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
+) -> None:
+    """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
+    folder, target = open_run(run), TARGETS[to]
+    description, recipe, content = open_trained(folder)
+    if backbone is not None and backbone != recipe.backbone:
+        raise UserError(f"{run} is of {recipe.backbone}, not of {backbone}: name another --run or --backbone")
+    if out.suffix != target.suffix and to in ("detectron2", "safetensors"):
+        raise UserError(f"--out {out}: {to} tells the form by the name: end it with {target.suffix}")
+    state = trained_state(content)
+    if jigsaws is not None:
+        from jigsaw_pretrain.train.commands.recalibrate import recalibrated
+
+        if data is None:
+            raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
+        state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
+    weights, pyramid = backbone_state(state), pyramid_state(state)
+    if to == PYRAMID_TARGET and not pyramid:
+        raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
+    pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
+    found = check_own(recipe.backbone, weights, recipe.norm, pixels.channels)
+    converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
+    facts = readme.Facts(
+        out.name,
+        recipe.backbone,
+        found.channels,
+        found.stride,
+        mean,
+        std,
+        tuple(sorted(found.head)),
+        recipe.norm,
+        recipe.neck_channels,
+        pixels,
+        stem(found),
+    )
+    averaged = ", weights averaged over steps" if content.get("average") else ""
+    origin = (
+        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.steps} steps, batch {recipe.batch}, "
+        f"{len(description['classes'])} classes{averaged}."
+    )
+    about = {"backbone": recipe.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
+    if not pixels.is_rgb8:
+        about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
+    publish_locally(out, target.pack(converted, about))
+    note = out.with_suffix(".README.md")
+    publish_locally(note, readme.readme(facts, to, target.lines(facts), origin).encode())
+    size = sum(value.numel() * value.element_size() for value in converted.values())
+    click.echo(
+        f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "
+        f"{size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
+    )
+    if pyramid and to != PYRAMID_TARGET:
+        click.echo(f"the backbone alone: --to {PYRAMID_TARGET} has the neck's weights too")

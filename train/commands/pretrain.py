@@ -1,0 +1,259 @@
+"""`python -m train pretrain`: from a prepped dataset to a backbone, alone or under torchrun.
+
+Glue: options, the dataset and its loader on one side, the run folder, state and loop on the other.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.train.data.access import Access, access_from, access_options
+from jigsaw_pretrain.train.data.batch import BatchSource
+from jigsaw_pretrain.train.engine.checkpoint import (
+    backbone_state,
+    newest_checkpoint,
+    pyramid_state,
+    read_checkpoint,
+    remove_leftovers,
+    save_file,
+    trained_state,
+)
+from jigsaw_pretrain.train.engine.distributed import DEVICES, one_voice, start
+from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
+from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
+from jigsaw_pretrain.train.engine.precision import set_arithmetic
+from jigsaw_pretrain.train.engine.run_folder import (
+    RunFolder,
+    check_classes,
+    check_origin,
+    check_pixels,
+    choose_recipe,
+    open_run,
+    origin_of,
+    versions,
+)
+from jigsaw_pretrain.train.engine.state import State, build_state
+from jigsaw_pretrain.train.engine.step import micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import DigestLine, Job, Loop, OpenSource
+from jigsaw_pretrain.train.models.neck import NECKS
+from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.streams import BALANCES
+from jigsaw_pretrain.train.validate import validation
+
+
+@click.command()
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
+@click.option("--neck", type=click.Choice(NECKS), help="Pre-train a pyramid too: the recipe's key of that name.")
+@click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
+@click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
+@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
+@click.option("--val-data", metavar="OUT2", help="Dataset to judge the model on, with the same classes.")
+@click.option("--val-every", default=0, metavar="STEPS", type=click.IntRange(min=0), help="Default: 20 times.")
+@access_options
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option(
+    "--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE), help="torch.compile."
+)
+@click.option("--deterministic", is_flag=True, help="The same bits on the same GPU, or an error; slower.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice([*NAMES, "none"]),
+    help="Where else numbers and pictures go; again for more. [default: tensorboard, where it is installed]",
+)
+@click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
+def pretrain(
+    data: str,
+    run: str,
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    balance: str | None,
+    neck: str | None,
+    resume: bool,
+    stop_after: int | None,
+    workers: int,
+    device: str,
+    compiling: str,
+    deterministic: bool,
+    page: bool,
+    log: tuple[str, ...],
+    log_digest: bool,
+    keep: int | None,
+    val_data: str | None,
+    val_every: int,
+    **access_settings: Any,
+) -> None:
+    """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train -- pretrain ...`.
+
+    The two dashes keep torchrun from taking --run for an option of its own.
+    SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.
+    """
+    with one_voice():
+        ranks = start(device)
+        access = access_from(**access_settings)
+        settings += (f"balance={balance}",) if balance else ()
+        settings += (f"neck={neck}",) if neck else ()
+        folder = ranks.together(lambda: open_run(run))
+        if folder.mirror:
+            ranks.on_first(folder.mirror.pull)
+        # torchrun starts all ranks anew after a failure, with the same command line.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        dataset = ranks.together(lambda: access.open_dataset(data))
+        chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
+        machine, logs = Machine(compiling, deterministic), ranks.on_first(lambda: wanted(log))
+        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
+        if val_data:
+            held_out = ranks.together(lambda: access.open_dataset(val_data))
+            check_classes(folder, job.origin.classes, tuple(held_out.classes))
+            check_pixels(folder, job.origin.pixels, held_out.pixels)
+            validate = validation(job, held_out, workers, access)
+            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.steps // 20))
+        open_source = loader_source(job, dataset, workers, log_digest, access)
+        execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
+
+
+def loader_source(
+    job: Job, dataset: Dataset, workers: int, with_digests: bool, access: Access | None = None
+) -> OpenSource:
+    """One rank's jigsaws of a dataset, from any step on."""
+    from jigsaw_pretrain.train.data.loader import JigsawLoader
+
+    def open_source(first: int, end: int) -> BatchSource:
+        loader = JigsawLoader(
+            dataset,
+            job.recipe.template,
+            job.recipe.stream,
+            rank=job.ranks.rank,
+            world=job.ranks.world,
+            workers=workers,
+            start_step=first,
+            stop_step=end,
+            with_digests=with_digests,
+            pin_memory=job.ranks.device.type == "cuda",
+            access=access,
+        )
+        for note in loader.notes:
+            job.ranks.say(note)
+        if not loader.notes:
+            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
+            job.ranks.say(f"shares of the crops drawn: {shares}")
+        return loader
+
+    return open_source
+
+
+def digest_lines(job: Job) -> DigestLine:
+    """The lines that `digest` prints, from the digests of all ranks' batches."""
+    from jigsaw_pretrain.train.data.digest import digest_line, interleave
+
+    stream, world = job.recipe.stream, job.ranks.world
+    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
+
+
+def execute(
+    job: Job, open_source: OpenSource, *, stop_after: int | None = None, digest_line: DigestLine | None = None
+) -> State:
+    """Begin or continue a job's run, on every rank; returns the state it ended with.
+
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for
+    whatever the user can mend.
+    """
+    recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
+    ranks.on_first(lambda: check_origin(folder, job.origin))
+    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    _continue(job, state)
+    until = min(recipe.steps, stop_after or recipe.steps)
+    ending = None
+    if state.step < until:
+        announce(job, state, until)
+        ending = Loop(job, state, digest_line).run(open_source, until)
+    else:
+        ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
+    if state.step >= recipe.steps:
+        ranks.on_first(lambda: _publish_backbone(folder, state))
+        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        if recipe.neck != "none":
+            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
+    else:
+        why = f"on {ending} " if ending else ""
+        ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+    return state
+
+
+def _publish_backbone(folder: RunFolder, state: State) -> None:
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
+    folder.push()
+
+
+def _continue(job: Job, state: State) -> None:
+    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
+    folder, ranks = job.folder, job.ranks
+
+    def find() -> Path | None:
+        remove_leftovers(folder.checkpoints)
+        newest = newest_checkpoint(folder.checkpoints, click.echo)
+        return newest and newest[0]
+
+    path = ranks.on_first(find)
+    if path is None:
+        if (file := job.recipe.init) is not None:
+            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
+        return
+    # Hosts other than rank 0's have nothing staged yet.
+    ranks.together(lambda: folder.stage(path.name))
+    content = ranks.together(lambda: read_checkpoint(folder.checkpoints / path.name))
+    state.restore(content)
+    now = versions()
+    changed = [
+        f"{name} {old}, now {now.get(name)}" for name, old in content["versions"].items() if now.get(name) != old
+    ]
+    if changed:
+        ranks.say(
+            f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
+        )
+
+
+def announce(job: Job, state: State, until: int) -> None:
+    """Say what is about to run."""
+    recipe, ranks = job.recipe, job.ranks
+    start_rate, peak = recipe.rates
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
+    ranks.say(
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+    )
+    if not job.origin.pixels.is_rgb8:
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        ranks.say(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
+    ranks.say(
+        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
+        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+    )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+        ranks.say(
+            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn"
+        )
+    if recipe.warmup_steps >= recipe.steps:
+        ranks.say(
+            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
+            "never falls; set warmup_steps lower"
+        )

@@ -1,0 +1,195 @@
+"""Jigsaws: four crops decoded, resized, flipped, cut or padded into one image (section 3.2).
+
+A pure function of (dataset, options, lane, position). On COCO crops, decoding a jigsaw's four crops whole being 1, a
+jigsaw of 224 x 224 takes 1.29. See loader.py for batches.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.train.data.access import Access
+from jigsaw_pretrain.train.data.augment import Draws, draw
+from jigsaw_pretrain.train.data.context import enlarged
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, Crops, shard_files
+from jigsaw_pretrain.train.data.sampler import Picks, order_squares, slots_of
+from jigsaw_pretrain.train.data.window import Windows, lay_out, resample, resample_channels
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS, Template
+
+Pixels = npt.NDArray[Any]
+
+EDGES = ("left", "top", "width", "height")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a worker adds to the pixels of its jigsaws, in its lanes' order and each lane's order of positions.
+
+    labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for undecodable ones.
+    digests: (identity, pixels) of each jigsaw, 32 bytes each, where asked for. left_out: name and reason of every shard
+    that the worker goes on without; crops that stand in for theirs are not counted as replaced.
+    """
+
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.uint8]
+    replaced: int
+    digests: tuple[tuple[bytes, bytes], ...] | None
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+class Assembler:
+    """Assembles the jigsaws of some lanes of a dataset; build it in the process that uses it.
+
+    left_out: names of shards to do without from the start. Raises UserError where crops.parquet cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        lanes: Sequence[int],
+        *,
+        with_digests: bool = False,
+        access: Access | None = None,
+        left_out: Iterable[str] = (),
+    ) -> None:
+        # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
+        cv2.setNumThreads(1)
+        self._template, self._options, self._lanes = template, options, list(lanes)
+        self._dataset, self._begun = dataset, False
+        access = access or Access()
+        slots = slots_of(dataset, options)
+        self._reader = CropReader(
+            dataset,
+            shard_files(dataset, access),
+            capacity=len(slots.feeds) * len(self._lanes) + len(GROUPS),
+            with_keys=with_digests,
+            skip_bad=access.on_bad_shard == "skip",
+            left_out=left_out,
+        )
+        self._picks = Picks(dataset, slots, options, self._lanes, self._reader)
+        self._with_digests = with_digests
+
+    def step(self, step: int, out: Sequence[Pixels] | Pixels) -> Chunk:
+        """Write the lanes' jigsaws of batch ``step`` into ``out``: lanes * k of [size, size, channels], all zero.
+
+        Raises UserError where a group has no crop left that can be read.
+        """
+        count = self._options.chunk
+        if not self._begun:
+            self._picks.begin(step * count)
+            self._begun = True
+        lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
+        positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
+        draws = draw(self._options, lanes, positions, with_shifts=self._reader.context is not None)
+        drawn = np.concatenate(
+            [
+                self._picks.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
+                for nth, lane in enumerate(self._lanes)
+            ]
+        )
+        crops, windows = self._arrange(drawn, draws)
+        broken = self._render(range(len(drawn)), crops, windows, out)
+        replaced = sum(self._mend(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
+        if broken:
+            crops, windows = self._arrange(drawn, draws)
+            for nth in broken:
+                out[nth][...] = 0
+            self._render(broken, crops, windows, out)
+        return Chunk(
+            labels=crops["label"].astype(np.int64),
+            groups=crops["group"].astype(np.uint8),
+            replaced=replaced,
+            digests=self._digests(crops, draws, windows, out) if self._with_digests else None,
+            left_out=tuple((self._dataset.shards[nth].name, why) for nth, why in self._reader.left_out.items()),
+        )
+
+    def close(self) -> None:
+        """Let go of the shards; what fetches them ahead ends."""
+        self._reader.close()
+
+    def _arrange(self, drawn: Crops, draws: Draws) -> tuple[Crops, Windows]:
+        """Crops by region, CROP [n, 4], and where they land; the order is the boxes', whatever context is drawn."""
+        crops = order_squares(drawn)
+        if self._reader.context is not None and draws.shifts is not None:
+            crops = enlarged(crops, draws.shifts, self._reader.context)
+        width, height = crops["width"].astype(np.int64), crops["height"].astype(np.int64)
+        return crops, lay_out(width, height, draws, self._template, self._options.fit)
+
+    def _render(
+        self, which: Sequence[int], crops: Crops, windows: Windows, out: Sequence[Pixels] | Pixels
+    ) -> list[int]:
+        """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
+        broken: list[int] = []
+        land = resample if self._dataset.pixels.channels == 3 else resample_channels
+        sources, places = crops[SOURCE].tolist(), windows.table().tolist()
+        for nth in which:
+            for source, place in zip(sources[nth], places[nth], strict=True):
+                pixels = self._reader.decode(*source)
+                if pixels is None:
+                    broken.append(nth)
+                    break
+                scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = place
+                window = out[nth][to_y : to_y + height, to_x : to_x + width]
+                land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+        return broken
+
+    def _mend(self, lane: int, position: int, drawn: Crops) -> int:
+        """Replace the unreadable of a jigsaw's crops, CROP [4] by slot, in place; how many could not be decoded."""
+        replaced = 0
+        for slot in range(len(REGIONS)):
+            if self._readable(drawn[slot]):
+                continue
+            for other in self._picks.replacements(lane, position, slot, drawn[slot]):
+                if self._readable(other):
+                    replaced += int(drawn[slot]["shard"]) not in self._reader.left_out
+                    drawn[slot] = other
+                    break
+            else:
+                raise UserError(
+                    f"group {GROUPS[int(drawn[slot]['group'])]} has no crop that can be decoded: its shards are "
+                    "damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again"
+                )
+        return replaced
+
+    def _readable(self, crop: Crops) -> bool:
+        return self._reader.decode(*crop[SOURCE].tolist()) is not None
+
+    def _digests(
+        self, crops: Crops, draws: Draws, windows: Windows, out: Sequence[Pixels] | Pixels
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Identity and pixels of each jigsaw.
+
+        The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,
+        the region's left, top, width and height, the resize ratio (a float) and the fields of Windows in their order;
+        last, where the trainer draws the context, the crop's left, top, width and height in its image.
+        """
+        regions = np.array([(r.left, r.top, r.width, r.height) for r in self._template.regions], dtype=np.int64)
+        plain = np.concatenate(
+            [
+                crops["label"].astype(np.int64)[..., None],
+                np.broadcast_to(regions, (len(crops), *regions.shape)),
+                draws.ratio.view(np.int64)[..., None],
+                windows.table(),
+                *(crops[name].astype(np.int64)[..., None] for name in EDGES if self._reader.context is not None),
+            ],
+            axis=-1,
+        ).astype("<i8")
+        found = []
+        for nth, jigsaw in enumerate(crops):
+            identity = hashlib.sha256()
+            for key, numbers in zip(self._reader.keys(jigsaw), plain[nth], strict=True):
+                name = key.encode()
+                identity.update(len(name).to_bytes(8, "little") + name + numbers.tobytes())
+            found.append((identity.digest(), hashlib.sha256(np.ascontiguousarray(out[nth]).data).digest()))
+        return tuple(found)

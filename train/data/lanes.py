@@ -1,0 +1,111 @@
+"""Lanes: which crops of an aspect group a lane draws, and in which order, by arithmetic on counts (design, idea 4).
+
+A group's shards are its units, cut into equal slices where there are fewer shards than lanes; empty units make their
+number a multiple of the lanes. In every pass over the group the units are dealt out in a keyed order, lane ``l`` taking
+every ``L``-th, and the crops within a unit are drawn in a keyed order of their own, so each pass draws every crop
+exactly once over all lanes. ``L`` passes make a cycle: the units are shuffled once a cycle, and its passes shift
+the deal by every offset from 0 to L - 1 once, in a keyed order. So a cycle gives every lane every crop exactly once,
+its length is the group's count of crops for each lane whatever the shards' sizes, and any position is found from the
+counts alone, in one division and one short sort: about 60 us at 128 shards, at position 0 as at position 10**12.
+
+Prefer a shuffle buffer only where shards cannot be indexed; it promises neither a pass nor a resume.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.rng import fold, permutation
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OpenUnit:
+    """The unit that a lane draws from, from position ``first`` of its stream to ``first + size`` exclusive.
+
+    turn: the pass over the group that it belongs to. unit: its number. shard: the index of its shard within the group.
+    low, high: its rows in that shard, high exclusive; never empty.
+    """
+
+    turn: int
+    unit: int
+    shard: int
+    low: int
+    high: int
+    first: int
+
+    @property
+    def size(self) -> int:
+        """How many crops it has."""
+        return self.high - self.low
+
+    @property
+    def end(self) -> int:
+        """The lane's first position after this unit."""
+        return self.first + self.size
+
+
+class GroupLanes:
+    """The streams of all lanes over one group whose shards hold ``counts`` crops each (int64 [shards]).
+
+    Streams have no end. ``key`` is the group's key under the run's seed. Raises ValueError for a group without crops.
+    """
+
+    def __init__(self, counts: Sequence[int] | I64, lanes: int, key: int) -> None:
+        shards = np.asarray(counts, dtype=np.int64)
+        self.total = int(shards.sum())
+        if self.total <= 0 or lanes < 1:
+            raise ValueError("a group without crops has no lanes")
+        self.lanes = lanes
+        self._cycles, self._shifts, self._turns, self._units = (fold(key, purpose) for purpose in range(4))
+        slices = -(-lanes // len(shards))
+        edges = shards[:, None] * np.arange(slices + 1) // slices
+        self._shard = np.repeat(np.arange(len(shards)), slices)
+        self._edges = edges
+        self._low, self._high = edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
+        self._rounds = -(-len(self._shard) // lanes)
+        self._size = np.zeros(self._rounds * lanes, dtype=np.int64)
+        self._size[: len(self._shard)] = self._high - self._low
+        self._cycle: tuple[int, I64, I64] | None = None
+
+    def _deal(self, cycle: int) -> tuple[I64, I64]:
+        """Units as dealt in a cycle, int64 [rounds, lanes], and the order of its shifts, int64 [lanes]."""
+        if self._cycle is None or self._cycle[0] != cycle:
+            units = permutation(fold(self._cycles, cycle), len(self._size)).reshape(self._rounds, self.lanes)
+            self._cycle = (cycle, units, permutation(fold(self._shifts, cycle), self.lanes))
+        return self._cycle[1], self._cycle[2]
+
+    def locate(self, lane: int, position: int) -> OpenUnit:
+        """The unit that ``position`` (from 0) of ``lane``'s stream falls in."""
+        cycle, rest = divmod(position, self.total)
+        units, shifts = self._deal(cycle)
+        columns = (lane + shifts) % self.lanes
+        ends = np.cumsum(self._size[units].sum(axis=0)[columns])
+        nth = int(np.searchsorted(ends, rest, side="right"))
+        turn = cycle * self.lanes + nth
+        rest -= int(ends[nth - 1]) if nth else 0
+        column = int(columns[nth])
+        mine = units[:, column]
+        if self._rounds > 1:
+            # Its order changes from pass to pass, so that other shards are open together each time.
+            mine = mine[permutation(fold(self._turns, turn, column), self._rounds)]
+        ends = np.cumsum(self._size[mine])
+        nth = int(np.searchsorted(ends, rest, side="right"))
+        rest -= int(ends[nth - 1]) if nth else 0
+        unit = int(mine[nth])
+        return OpenUnit(
+            turn, unit, int(self._shard[unit]), int(self._low[unit]), int(self._high[unit]), position - rest
+        )
+
+    def rows(self, opened: OpenUnit) -> I64:
+        """The rows of the unit's shard in the order in which this pass draws them: int64 [opened.size]."""
+        return opened.low + permutation(fold(self._units, opened.turn, opened.unit), opened.size)
+
+    def unit_rows(self, shard: int, row: int) -> tuple[int, int]:
+        """The rows, high exclusive, of the unit that a row of the group's ``shard`` belongs to."""
+        edges = self._edges[shard]
+        nth = int(np.searchsorted(edges, row, side="right"))
+        return int(edges[nth - 1]), int(edges[nth])

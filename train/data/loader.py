@@ -1,0 +1,282 @@
+"""Batches of jigsaws for one rank: lanes dealt to worker processes, their chunks put together in lane order.
+
+Lane ``l`` belongs to rank ``l % world`` and there to worker ``(l // world) % workers``, and global batch ``b`` is, for
+every lane in order, its jigsaws ``[b * k, (b + 1) * k)``. So neither the rank nor the worker count decides what a batch
+holds, and the whole state of the data is the step. Workers write their lanes' jigsaws where they belong in batches of
+shared memory, so the rank's process copies nothing, but for a GPU: there to page-locked memory.
+
+Prefer torch's DataLoader over a map-style dataset where every sample is a file of its own and order does not matter.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.train.data.access import Access, check_cache
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.data.jigsaw import Assembler, Chunk
+from jigsaw_pretrain.train.data.sampler import slots_of
+from jigsaw_pretrain.train.data.shm import AHEAD, IN_FLIGHT, check_shared_memory
+from jigsaw_pretrain.train.models.classifier import torch_dtype
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import Template
+
+BUFFERS = 3
+"""Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.
+Those in shared memory are IN_FLIGHT."""
+
+
+def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
+    """The lanes of one rank, ascending; raises UserError where the ranks would get different numbers of them."""
+    lanes = options.lane_count
+    if lanes % world:
+        fitting = [n for n in range(1, lanes + 1) if lanes % n == 0]
+        multiples = [n for n in range(world, options.batch + 1, world) if options.batch % n == 0]
+        remedy = f"run on one of {fitting} processes"
+        if multiples:
+            remedy += f", or start a new run with --lanes of {multiples}"
+        raise UserError(f"{lanes} lanes cannot be shared equally by {world} processes: {remedy}")
+    if not 0 <= rank < world:
+        raise UserError(f"rank {rank} is not one of {world} processes")
+    return list(range(rank, lanes, world))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker sends for a step, its jigsaws being in their places already; or why it stopped."""
+
+    chunk: Chunk | None = None
+    error: str | None = None
+
+
+class _Chunks(IterableDataset[_Sent]):
+    """In each worker, the chunks of its lanes from a step on.
+
+    ring: the rank's batches in shared memory, [IN_FLIGHT, lanes, k, size, size, channels]; step s is in s % IN_FLIGHT.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        lanes: Sequence[int],
+        steps: range,
+        ring: torch.Tensor,
+        more: dict[str, Any],
+    ) -> None:
+        self._dataset, self._template, self._options = dataset, template, options
+        self._lanes, self._steps, self._ring, self._more = list(lanes), steps, ring, more
+
+    def __iter__(self) -> Iterator[_Sent]:
+        worker = get_worker_info()
+        assert worker is not None
+        lanes = self._lanes[worker.id :: worker.num_workers]
+        try:
+            assembler = Assembler(self._dataset, self._template, self._options, lanes, **self._more)
+            for step in self._steps:
+                # Asked for two steps ahead (DataLoader's prefetching), so nobody reads what is overwritten here.
+                mine = self._ring[step % IN_FLIGHT, worker.id :: worker.num_workers].numpy()
+                mine[...] = 0
+                yield _Sent(assembler.step(step, [jigsaw for lane in mine for jigsaw in lane]))
+        except UserError as error:
+            # Across processes an exception becomes a traceback as text; a user's mistake stays one line.
+            yield _Sent(error=error.message)
+
+
+def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of zeros that travels to another process without a copy."""
+    # What torch's own collate function does; memory that is shared anew is zero.
+    count = math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (count,), (1,)).view(shape)
+
+
+def _prepare_worker(_: int) -> None:
+    """Leave signals to the rank: it finishes its step and ends its workers; one sent to all must not end them first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _as_sent(sent: Any) -> Any:
+    """Keep torch from looking into what a worker sends."""
+    return sent
+
+
+class JigsawLoader:
+    """One rank's batches (train.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
+
+    workers: processes, at most one a lane; 0 assembles in this process. with_digests: compute digests as well.
+    pin_memory: keep batches in page-locked memory, for copies to a GPU that do not wait. start_method: "fork", "spawn"
+    or "forkserver"; None for Python's own default. access: how shards are read. ``notes`` says in plain words what is
+    special about the dataset, ``shares`` is the share of each group in all crops drawn. Raises UserError for lanes that
+    the ranks cannot share equally, for a cache or a /dev/shm too small, and while iterating for damaged or missing
+    shards and for a worker that ended.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        template: Template,
+        options: StreamOptions,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        with_digests: bool = False,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+        access: Access | None = None,
+    ) -> None:
+        self._dataset, self._template, self._options = dataset, template, options
+        self._lanes = lanes_of_rank(options, rank, world)
+        self.lanes_per_rank = len(self._lanes)
+        slots = slots_of(dataset, options)
+        self.notes, self.shares = tuple(slots.notes()), slots.shares()
+        if workers < 0:
+            raise UserError(f"workers {workers} must be 0 or more")
+        self._workers = min(workers, self.lanes_per_rank)
+        self._steps = range(start_step, stop_step if stop_step is not None else 2**62)
+        self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
+        self._access, self._left_out = access or Access(), tuple[str, ...]()
+        check_cache(dataset, self._access, self.lanes_per_rank)
+        pixels = dataset.pixels
+        if self._workers:
+            check_shared_memory(
+                self.lanes_per_rank * options.chunk * template.size**2 * pixels.channels * pixels.itemsize
+            )
+        self._received: Iterator[_Sent] | None = None
+
+    def leave_out(self, shards: Sequence[str]) -> None:
+        """Do without these shards (their names), as a run did that is continued; before iterating."""
+        self._left_out = tuple(shards)
+
+    def _more(self) -> dict[str, Any]:
+        return {"with_digests": self._with_digests, "access": self._access, "left_out": self._left_out}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
+        self.close()
+        size, pixels = self._template.size, self._dataset.pixels
+        shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
+        ring = []
+        if self._workers == 0 or self._pin_memory:
+            ring = [torch.zeros(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
+        return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
+
+    def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
+        assembler = Assembler(self._dataset, self._template, self._options, self._lanes, **self._more())
+        try:
+            for step in self._steps:
+                images = ring[step % len(ring)]
+                chunk = assembler.step(step, images.zero_().numpy())
+                yield self._batch(step, images, [chunk])
+        finally:
+            assembler.close()
+
+    def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
+        """Batches as the workers write them; copied to ``ring`` where there is one."""
+        size, k, pixels = self._template.size, self._options.chunk, self._dataset.pixels
+        shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
+        shared = _shared_zeros(shape, torch_dtype(pixels))
+        chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more())
+        context = multiprocessing.get_context(self._start_method)
+        with warnings.catch_warnings():
+            # Its guess of the right number of workers knows neither what else runs here nor what they do.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            received = self._received = iter(
+                DataLoader(
+                    chunks,
+                    batch_size=None,
+                    num_workers=self._workers,
+                    prefetch_factor=AHEAD,
+                    collate_fn=_as_sent,
+                    worker_init_fn=_prepare_worker,
+                    multiprocessing_context=context,
+                )
+            )
+        try:
+            for step in self._steps:
+                batch = shared[step % IN_FLIGHT]
+                images = ring[step % len(ring)] if ring else batch.view(-1, *batch.shape[2:])
+                parts = []
+                for worker in range(self._workers):
+                    sent = self._receive(received)
+                    assert sent.chunk is not None
+                    parts.append(sent.chunk)
+                    if ring:
+                        images.view(batch.shape)[worker :: self._workers].copy_(batch[worker :: self._workers])
+                yield self._batch(step, images, parts)
+        finally:
+            if self._received is received:
+                self.close()
+
+    def _receive(self, received: Iterator[_Sent]) -> _Sent:
+        try:
+            sent = next(received)
+        except (RuntimeError, EOFError, OSError) as error:
+            # torch's own word, or what its pipes say where a worker dies in the middle of sending.
+            if isinstance(error, RuntimeError) and "worker" not in str(error):
+                raise
+            reason = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(
+                f"a loader worker ended unexpectedly ({reason}); the usual cause is too little memory: run with fewer "
+                "--workers"
+            ) from error
+        if sent.error is not None:
+            raise UserError(sent.error)
+        return sent
+
+    def _batch(self, step: int, images: torch.Tensor, parts: list[Chunk]) -> Batch:
+        """Put what came with the workers' jigsaws into lane order."""
+        k = self._options.chunk
+        shape = (self.lanes_per_rank, k, 4)
+        labels, groups = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)
+        digests: list[tuple[bytes, bytes]] | None = [(b"", b"")] * len(images) if self._with_digests else None
+        for worker, part in enumerate(parts):
+            labels[worker :: len(parts)] = part.labels.reshape(-1, k, 4)
+            groups[worker :: len(parts)] = part.groups.reshape(-1, k, 4)
+            if digests is not None and part.digests is not None:
+                for nth, lane in enumerate(range(worker, self.lanes_per_rank, len(parts))):
+                    digests[lane * k : (lane + 1) * k] = part.digests[nth * k : (nth + 1) * k]
+        return Batch(
+            step=step,
+            images=images,
+            labels=torch.from_numpy(labels.reshape(-1, 4)),
+            groups=torch.from_numpy(groups.reshape(-1, 4)),
+            replaced=sum(part.replaced for part in parts),
+            digests=None if digests is None else tuple(digests),
+            left_out=tuple(sorted({name: why for part in parts for name, why in part.left_out}.items())),
+        )
+
+    def close(self) -> None:
+        """End the workers; an iterator under way is finished. Returns within seconds whatever they are doing."""
+        received, self._received = self._received, None
+        if received is None:
+            return
+        processes = list(getattr(received, "_workers", ()))
+        shut_down: Any = getattr(received, "_shutdown_workers", None)
+        if shut_down is not None:
+            # torch's handler of dead children may raise in the middle of it; whom that leaves alive is ended below.
+            with contextlib.suppress(RuntimeError):
+                shut_down()
+        for process in processes:
+            if process.is_alive():
+                # They ignore the signal by which torch ends the unwilling.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+                process.join()

@@ -1,0 +1,234 @@
+"""Crops where they lie: a shard's rows from the manifest and its bytes memory-mapped, never a tar parsed.
+
+A shard costs about 3 ms to open (its row group of crops.parquet) and a microsecond a crop from then on; pages of a
+mapped shard are shared by all lanes, workers and ranks of the host. Everything is built in the process that reads.
+Where shards are files of another machine, remote.py fetches them: a shard is always opened as a local file. One that
+is left out (a bad one, where the run goes on without it) keeps its rows and has no bytes: its crops are unreadable.
+"""
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
+from jigsaw_pretrain.formats.members import decode_member
+from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.data.access import Access
+from jigsaw_pretrain.train.data.fetch import BadShard
+from jigsaw_pretrain.train.data.remote import RemoteShards
+
+CROP = np.dtype(
+    [
+        ("shard", "<i4"),
+        ("row", "<i4"),
+        ("offset", "<i8"),
+        ("size", "<i8"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("x", "<i4"),
+        ("y", "<i4"),
+        ("stored_width", "<i4"),
+        ("stored_height", "<i4"),
+        ("label", "<i4"),
+        ("group", "u1"),
+    ]
+)
+"""A crop: its shard (index in shards.parquet), row there, bytes in the shard, size in pixels, its first pixel in the
+stored member and that one's size, label, group's code. Where the member has no margins it is the crop."""
+
+IN_CONTEXT = np.dtype([*CROP.descr, ("left", "<i4"), ("top", "<i4"), ("box", "<f8", 4)])
+"""A crop whose context the trainer draws (train.context): as CROP, and its left and top edge in the image, and the
+ground-truth box there (x, y, width, height; NaN for background). As read, the crop is the box in whole pixels."""
+
+SOURCE = ["shard", "offset", "size", "width", "height", "x", "y", "stored_width", "stored_height"]
+"""The fields that CropReader.decode takes."""
+
+Crops = npt.NDArray[np.void]
+
+
+class ShardFiles(Protocol):
+    """Where shards are found as local files."""
+
+    def index(self) -> Any:
+        """The bytes of crops.parquet; None where it is a local file."""
+        ...
+
+    def ask(self, shard: ShardRow, urgency: int) -> None:
+        """Say that a shard will be opened (urgency: train.remote.FIRST or NEXT)."""
+        ...
+
+    def open(self, shard: ShardRow) -> BinaryIO:
+        """The local file of one shard, complete, for the caller to close; raises BadShard for one that is damaged."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was asked for and not opened."""
+        ...
+
+
+class LocalShards:
+    """The shards of a dataset in a folder of this machine."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._storage = Storage(dataset.url)
+
+    def index(self) -> None:
+        """Nothing: it is a local file too."""
+
+    def ask(self, shard: ShardRow, urgency: int) -> None:
+        """Nothing: it is here."""
+
+    def open(self, shard: ShardRow) -> BinaryIO:
+        """The file of one shard; raises BadShard where it is missing or not of the size in shards.parquet."""
+        name = f"{layout.SHARDS}/{shard.name}"
+        path = self._storage.local_path(name)
+        found = path.stat().st_size if path.is_file() else None
+        if found != shard.bytes:
+            wrong = "is missing" if found is None else f"has {found:,} bytes where the manifest says {shard.bytes:,}"
+            raise BadShard(
+                f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
+                "or train without it by --on-bad-shard skip"
+            )
+        return path.open("rb")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def shard_files(dataset: Dataset, access: Access) -> ShardFiles:
+    """The shards of a dataset, wherever it lies."""
+    return LocalShards(dataset) if Storage(dataset.url).is_local else RemoteShards(dataset, access)
+
+
+class _OpenShard:
+    """One shard's rows (``dtype`` [crops]), keys, and bytes; None of these without a file."""
+
+    def __init__(
+        self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], file: BinaryIO | None, dtype: np.dtype[Any]
+    ) -> None:
+        self.crops = np.zeros(shard.crops, dtype=dtype)
+        self.crops["shard"], self.crops["row"] = shard.index, np.arange(shard.crops)
+        self.crops["group"] = "STW".index(shard.group)
+        for field in ("offset", "size", "label"):
+            self.crops[field] = rows[field]
+        self.crops["width"] = rows["right"] - rows["left"]
+        self.crops["height"] = rows["bottom"] - rows["top"]
+        self.crops["x"], self.crops["y"] = rows["margin_left"], rows["margin_top"]
+        self.crops["stored_width"] = rows["margin_left"] + self.crops["width"] + rows["margin_right"]
+        self.crops["stored_height"] = rows["margin_top"] + self.crops["height"] + rows["margin_bottom"]
+        if dtype == IN_CONTEXT:
+            self.crops["left"], self.crops["top"] = rows["left"], rows["top"]
+            self.crops["box"] = np.stack([rows[name] for name in schema.BOX], axis=1)
+        self.keys = rows.get("key")
+        self.bytes: npt.NDArray[np.uint8] | None = None
+        if file is not None:
+            with file:
+                # The mapping keeps its own descriptor, and with it the file's place in the cache.
+                self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+class CropReader:
+    """Reads crops of a dataset; keeps the ``capacity`` shards used last open.
+
+    with_keys: keep the crops' keys as well (about 100 bytes a crop). skip_bad: leave out shards that are damaged,
+    instead of raising BadShard. ``left_out`` has the reason for each shard (by index) that is left out. ``dtype`` is
+    that of its crops: IN_CONTEXT where the trainer draws their context, which is ``context`` at most; else CROP.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        files: ShardFiles,
+        *,
+        capacity: int,
+        with_keys: bool = False,
+        skip_bad: bool = False,
+        left_out: Iterable[str] = (),
+    ) -> None:
+        self._dataset, self._files, self._capacity = dataset, files, max(1, capacity)
+        self._index = CropIndex(dataset, raw=files.index())
+        self.context = dataset.drawn_context
+        self.dtype = CROP if self.context is None else IN_CONTEXT
+        self._columns = tuple(name for name in CropIndex.COLUMNS if with_keys or name != "key")
+        if self.context is not None:
+            self._columns += schema.BOX
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._skip_bad = skip_bad
+        self._lossless = None if dataset.pixels == RGB8 else dataset.pixels
+        before = set(left_out)
+        self.left_out = {shard.index: "left out before" for shard in dataset.shards if shard.name in before}
+
+    def ask(self, shard: int, urgency: int) -> None:
+        """Say that a shard will be read (urgency: train.remote.FIRST or NEXT)."""
+        if shard not in self._open and shard not in self.left_out:
+            self._files.ask(self._dataset.shards[shard], urgency)
+
+    def _file(self, shard: ShardRow) -> BinaryIO | None:
+        if shard.index in self.left_out:
+            return None
+        try:
+            return self._files.open(shard)
+        except BadShard as error:
+            if not self._skip_bad:
+                raise
+            self.left_out[shard.index] = error.message
+            return None
+
+    def _shard(self, index: int) -> _OpenShard:
+        found = self._open.get(index)
+        if found is None:
+            shard = self._dataset.shards[index]
+            found = _OpenShard(shard, self._index.rows(shard, self._columns), self._file(shard), self.dtype)
+            if len(self._open) >= self._capacity:
+                self._open.popitem(last=False)
+            self._open[index] = found
+        else:
+            self._open.move_to_end(index)
+        return found
+
+    def close(self) -> None:
+        """Let go of all shards."""
+        self._open.clear()
+        self._files.close()
+
+    def crops(self, shard: int) -> Crops:
+        """All crops of a shard in member order: ``dtype`` [crops]."""
+        return self._shard(shard).crops
+
+    def keys(self, crops: Crops) -> list[str]:
+        """The keys of some crops, CROP [n]; only of a reader made with keys."""
+        found = []
+        for shard, row in zip(crops["shard"].tolist(), crops["row"].tolist(), strict=True):
+            keys = self._shard(shard).keys
+            assert keys is not None, "the reader was made without keys"
+            found.append(str(keys[row]))
+        return found
+
+    def decode(
+        self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
+    ) -> npt.NDArray[Any] | None:
+        """A crop's RGB pixels, uint8 [height, width, 3], or as formats.pixels has them, from the fields of SOURCE.
+
+        They are a view into its member, of ``stored`` x ``high`` pixels, from ``x``, ``y`` on. None where the bytes are
+        no whole member of that size.
+        """
+        raw = self._shard(shard).bytes
+        if raw is None:
+            return None
+        if self._lossless is not None:
+            whole = decode_member(raw[offset : offset + size].tobytes(), self._lossless, stored, high)
+            return None if whole is None else whole[y : y + height, x : x + width]
+        try:
+            pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")
+        except ValueError:
+            return None
+        if pixels.shape != (high, stored, 3):
+            return None
+        return pixels if (stored, high) == (width, height) else pixels[y : y + height, x : x + width]

@@ -1,0 +1,174 @@
+"""Picks: which crops the jigsaws of a set of lanes are made of, before any pixel is read.
+
+The arithmetic of lanes.py and slots.py applied to a dataset's shards. About 5 us a jigsaw as long as lanes stay in
+their units; opening a unit sorts its crops, about 0.1 ms, and the first of a shard reads its rows, about 3 ms.
+Positions may be asked for in any order; ascending order is what is fast.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.rng import U64, below, fold, permutation, text_key
+from jigsaw_pretrain.train.data.balance import I64, balanced, weights_of
+from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
+from jigsaw_pretrain.train.data.reader import CropReader, Crops
+from jigsaw_pretrain.train.data.remote import FIRST, NEXT
+from jigsaw_pretrain.train.slots import Feed, Slots, by_aspect, fill_slots
+from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.template import REGIONS
+
+
+def slots_of(dataset: Dataset, options: StreamOptions) -> Slots:
+    """How a dataset's groups feed the slots; raises UserError for a dataset without crops."""
+    counts = {group: sum(shard.crops for shard in dataset.of_group(group)) for group in GROUPS}
+    return fill_slots(counts, options.max_repeat)
+
+
+class _Stream:
+    """One lane's stream of one group, with the unit that it has open."""
+
+    def __init__(
+        self, lanes: GroupLanes, lane: int, shards: Sequence[int], reader: CropReader, balance: tuple[int, I64 | None]
+    ) -> None:
+        self._lanes, self._lane, self._shards, self._reader = lanes, lane, shards, reader
+        self._balance_key, self._weights = balance
+        self._opened: OpenUnit | None = None
+        self._crops: Crops = np.empty(0, dtype=reader.dtype)
+
+    def opened(self, position: int) -> tuple[OpenUnit, Crops]:
+        """The unit open at a position and its crops in drawing order."""
+        unit = self._opened
+        if unit is None or not unit.first <= position < unit.end:
+            unit = self._opened = self._lanes.locate(self._lane, position)
+            self.ask(unit.end, NEXT)
+            self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
+            if self._weights is not None:
+                key = int(fold(self._balance_key, unit.turn, unit.unit)[0])
+                self._crops = self._crops[balanced(self._weights[self._crops["label"]], key)]
+        return unit, self._crops
+
+    def ask(self, position: int, urgency: int) -> None:
+        """Have the shard that a position falls in fetched ahead."""
+        self._reader.ask(self._shards[self._lanes.locate(self._lane, position).shard], urgency)
+
+    def take(self, first: int, count: int) -> Crops:
+        """The crops at positions ``first`` to ``first + count`` exclusive."""
+        parts = []
+        while count:
+            unit, crops = self.opened(first)
+            part = crops[first - unit.first : first - unit.first + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Picks:
+    """The crops that the jigsaws of ``lanes`` take from a dataset.
+
+    ``lanes`` are the lanes to be asked for, of ``options.lane_count`` in all.
+    """
+
+    def __init__(
+        self, dataset: Dataset, slots: Slots, options: StreamOptions, lanes: Sequence[int], reader: CropReader
+    ) -> None:
+        self._slots, self._count = slots, options.lane_count
+        self._mend_key = text_key(options.seed, "unreadable")
+        self._reader = reader
+        self._groups: dict[str, GroupLanes] = {}
+        self._shards: dict[str, list[int]] = {}
+        self._streams: dict[tuple[int, str], _Stream] = {}
+        weights = weights_of(dataset, options)
+        for feed in slots.feeds:
+            balance = (text_key(options.seed, f"balance {feed.group}"), weights)
+            of_group = dataset.of_group(feed.group)
+            shards = self._shards[feed.group] = [shard.index for shard in of_group]
+            group = self._groups[feed.group] = GroupLanes(
+                [shard.crops for shard in of_group], self._count, text_key(options.seed, f"group {feed.group}")
+            )
+            for lane in lanes:
+                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
+
+    def begin(self, first: int) -> None:
+        """Have the shards that all lanes read for their jigsaw ``first`` fetched at once, before any is waited for."""
+        for (lane, group), stream in self._streams.items():
+            feed = self._slots.feed(group)
+            stream.ask(feed.own_before(first * len(feed.regions), lane, self._count), FIRST)
+
+    def chunk(self, lane: int, first: int, count: int, substitute: U64) -> Crops:
+        """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
+
+        substitute: words [count, 4], one a slot. The two S slots are in drawing order, not yet in order of area.
+        """
+        out = np.empty((count, len(REGIONS)), dtype=self._reader.dtype)
+        for feed in self._slots.feeds:
+            width = len(feed.regions)
+            if feed.share == 1:
+                taken = self._streams[lane, feed.group].take(first * width, count * width)
+                out[:, feed.regions] = taken.reshape(count, width)
+            else:
+                self._chunk_of_thin(lane, first, feed, substitute, out)
+        return out
+
+    def _chunk_of_thin(self, lane: int, first: int, feed: Feed, substitute: U64, out: Crops) -> None:
+        width = len(feed.regions)
+        for nth in range(len(out)):
+            for ordinal, region in enumerate(feed.regions):
+                slot = (first + nth) * width + ordinal
+                own = feed.own_before(slot, lane, self._count)
+                if own < feed.own_before(slot + 1, lane, self._count):
+                    out[nth, region] = self._streams[lane, feed.group].take(own, 1)[0]
+                else:
+                    crops = self._opened(lane, str(feed.topped_up_from), first + nth)
+                    out[nth, region] = crops[int(below(substitute[nth, region], len(crops))[0])]
+
+    def _opened(self, lane: int, group: str, position: int) -> Crops:
+        """The crops of the unit that a lane has open in a group as its jigsaw ``position`` begins."""
+        feed = self._slots.feed(group)
+        at = feed.own_before(position * len(feed.regions), lane, self._count)
+        return self._streams[lane, group].opened(at)[1]
+
+    def replacements(self, lane: int, position: int, slot: int, crop: Crops) -> Iterator[Crops]:
+        """What may replace an unreadable crop (CROP scalar) in a slot, best first: CROP scalars.
+
+        The crops of its unit in a keyed order, then those of its shard, then those of its group's other shards. All
+        crops of a shard that is left out are replaced from the same other shard, so that no more than one has to be
+        fetched for it; where its group has no other, from the next group by aspect.
+        """
+        group = GROUPS[int(crop["group"])]
+        shards = self._shards[group]
+        home = shards.index(int(crop["shard"]))
+        key = fold(self._mend_key, lane, position, slot)
+
+        def shuffled(crops: Crops, purpose: int) -> Crops:
+            return crops[permutation(fold(key, purpose), len(crops))]
+
+        gone = shards[home] in self._reader.left_out
+        order = permutation(fold(self._mend_key, shards[home]) if gone else fold(key, 2), len(shards))
+        others = [shards[nth] for nth in order.tolist()]
+        if gone:
+            others += [shard for name in by_aspect(group, self._slots.counts) for shard in self._shards.get(name, [])]
+        else:
+            low, high = self._groups[group].unit_rows(home, int(crop["row"]))
+            own = self._reader.crops(shards[home])
+            yield from shuffled(own[low:high], 0)
+            yield from shuffled(own, 1)
+        for other in others:
+            if other != shards[home] and other not in self._reader.left_out:
+                yield from shuffled(self._reader.crops(other), 3)
+
+
+def order_squares(drawn: Crops) -> Crops:
+    """Crops by region from crops by slot, CROP [n, 4]: the smaller of the two S slots' by area goes top left.
+
+    Where the trainer draws the context that is the area of the boxes, for the crops are as read.
+    """
+    area = drawn["width"].astype(np.int64) * drawn["height"]
+    small, large = REGIONS.index("S-small"), REGIONS.index("S-large")
+    swap: npt.NDArray[np.bool_] = area[:, small] > area[:, large]
+    crops = drawn.copy()
+    crops[swap, small], crops[swap, large] = drawn[swap, large], drawn[swap, small]
+    return crops

@@ -1,0 +1,1 @@
+"""The training loop: steps, state, checkpoints, ranks, metrics, the run folder."""

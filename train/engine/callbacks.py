@@ -1,0 +1,48 @@
+"""What goes wrong with a run's data while it trains: shards left out and crops replaced, counted over all ranks.
+
+Both are small notes a batch; ranks compare them when metrics are written (about 0.2 ms), so all know the same, and the
+checkpoint says it to whoever continues the run.
+"""
+
+from dataclasses import replace
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import Row
+from jigsaw_pretrain.train.engine.state import State
+from jigsaw_pretrain.train.template import REGIONS
+
+MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
+"""The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""
+
+
+class Mishaps:
+    """The mishaps of one run; one a rank, its results kept in the run's state."""
+
+    def __init__(self, state: State, ranks: Ranks) -> None:
+        self._state, self._ranks = state, ranks
+        self._left_out: dict[str, str] = {}
+
+    def note(self, batch: Batch) -> None:
+        """Note what a batch came with."""
+        self._left_out.update(batch.left_out)
+
+    def settle(self, rows: list[Row]) -> list[Row]:
+        """Bring the state up to these rows, say what is new; the rows with what they should say of it."""
+        state = self._state
+        for name, reason in sorted({pair for found in self._ranks.gathered(self._left_out) for pair in found.items()}):
+            if name not in state.left_out:
+                state.left_out = sorted([*state.left_out, name])
+                self._ranks.say(f"warning: going on without a shard: {reason}")
+        state.replaced += sum(row.replaced for row in rows)
+        return [replace(row, left_out=len(state.left_out)) for row in rows]
+
+    def check(self, batch: int) -> None:
+        """Refuse to go on (UserError) where too many of the crops of ``state.step`` batches could not be decoded."""
+        crops = self._state.step * batch * len(REGIONS)
+        if self._state.replaced > max(REPLACED_FLOOR, crops * MOST_REPLACED):
+            raise UserError(
+                f"{self._state.replaced:,} of {crops:,} crops drawn could not be decoded, above {MOST_REPLACED:.1%}: "
+                "the shards are damaged. Run `jigsaw-prep verify --repair`, or prep the dataset again, then --resume"
+            )

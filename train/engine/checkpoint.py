@@ -1,0 +1,141 @@
+"""Checkpoints: one file a checkpoint, whole or absent, read without unpickling code.
+
+A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and
+the recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing
+is a temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. Twice the weights'
+bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import sync_folder, temporary_beside
+
+FORMAT_VERSION = 1
+
+BODY, PYRAMID = "body.", "fpn."
+"""What names begin with in torchvision's BackboneWithFPN."""
+
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The file of the checkpoint after ``step`` steps."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every published checkpoint, oldest first; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = ((match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def save_file(path: Path, value: Any) -> None:
+    """``torch.save`` that makes ``value`` appear under ``path`` whole or not at all, and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+    """Publish the checkpoint after ``step`` steps, then remove all but the newest ``keep``; returns its path."""
+    path = checkpoint_path(folder, step)
+    save_file(path, {"format": FORMAT_VERSION, "step": step, **content})
+    for _, old in list_checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of one checkpoint, tensors on the CPU; UserError for what is not one of this version's."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: all hosts must see the run folder, so put it on shared storage") from error
+    except Exception as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"{path} is not a readable checkpoint ({reason}): remove it, and the one before is used"
+        ) from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} is of checkpoint format {version}; this program reads {FORMAT_VERSION}")
+    return content
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its contents; None where there is none at all.
+
+    A damaged one (a failing disk) is passed over with a warning; UserError where all are.
+    """
+    last: UserError | None = None
+    for _, path in reversed(list_checkpoints(folder)):
+        try:
+            return path, read_checkpoint(path)
+        except UserError as error:
+            warn(f"warning: {error.message}")
+            last = error
+    if last is not None:
+        raise last
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left."""
+    if folder.is_dir():
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def trained_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's weights that a checkpoint is used by: their average over steps where the run keeps one."""
+    state: dict[str, Tensor] = content.get("average") or content["model"]
+    return state
+
+
+def backbone_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a checkpoint's ``model``, in the backbone's own names, contiguous on the CPU."""
+    return _part(model_state, "backbone.")
+
+
+def neck_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The neck's part, in torchvision's names of a FeaturePyramidNetwork; empty where the run has none."""
+    return _part(model_state, "neck.")
+
+
+def pyramid_state(model_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Backbone and neck in the names of torchvision's BackboneWithFPN, BODY and PYRAMID; empty without a neck."""
+    body, neck = backbone_state(model_state), neck_state(model_state)
+    if not neck:
+        return {}
+    return {BODY + name: value for name, value in body.items()} | {
+        PYRAMID + name: value for name, value in neck.items()
+    }
+
+
+def _part(model_state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value.detach().cpu().contiguous().clone()
+        for name, value in model_state.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,209 @@
+"""The processes of a run: one alone, or several under torchrun (gloo on CPUs, NCCL between GPUs).
+
+All that differs between one rank and many is here: set-up, sums, speaking once, and failing together. Small agreements
+(a signal, an error, a row of metrics) travel by gloo in host memory, so they never make the host wait for the GPU.
+Gradients are DDP's business, not this module's.
+"""
+
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jigsaw_pretrain.errors import UserError
+
+T = TypeVar("T")
+
+_LOST = re.compile(
+    r"closed by peer|reset by peer|timed out|broken pipe|connection refused|remote process", re.IGNORECASE
+)
+"""What gloo and NCCL say where a rank has died."""
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process's place among the run's ``world`` processes, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which speaks and writes."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print one line on rank 0."""
+        if self.first:
+            click.echo(text)
+
+    def alone(self, text: str) -> None:
+        """Print an error that the other ranks may never hear of, from a rank other than 0; rank 0's own is printed."""
+        if not self.first:
+            click.echo(f"Error: rank {self.rank}: {text}", err=True)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on whatever device it lies; the argument is left as it is."""
+        if self.world == 1:
+            return values
+        result = values.clone()
+        dist.all_reduce(result)
+        return result
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' small integers: how all agree on a signal or an error."""
+        if self.world == 1:
+            return value
+        agreed = torch.tensor([value])
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return int(agreed.item())
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on all ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Overwrite the module's buffers (running statistics) with rank 0's."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run ``action`` on every rank; where it fails on any, all raise (rank 0 a UserError that says why)."""
+        result, error = _attempt(action)
+        failures = [text for text in self.gathered(error and _reason(error, self)) if text]
+        if error is not None and not isinstance(error, UserError):
+            raise error
+        if failures:
+            raise UserError(failures[0])
+        return result  # type: ignore[return-value]
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Run ``action`` on rank 0 alone; all ranks return its (small, picklable) result or raise its error."""
+        result: T | None = None
+
+        def first_only() -> None:
+            nonlocal result
+            if self.first:
+                result = action()
+
+        self.together(first_only)
+        return self.gathered(result)[0]  # type: ignore[return-value]
+
+
+def start(device: str = "auto") -> Ranks:
+    """Join the other ranks as torchrun's environment says; alone without it.
+
+    device: auto takes this process's GPU where there is one. Raises UserError for cuda without a GPU for this rank.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if device == "cuda" and gpus == 0:
+        raise UserError("--device cuda: this machine shows no GPU (see CUDA_VISIBLE_DEVICES); use --device cpu")
+    if gpus and local_rank >= gpus:
+        raise UserError(
+            f"rank {rank} is process {local_rank} of its machine, which has {gpus} GPUs: use "
+            f"torchrun --nproc-per-node {gpus}"
+        )
+    chosen = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(chosen)
+    if world > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=_own_store(rank, world), rank=rank, world_size=world)
+    return Ranks(rank, world, chosen)
+
+
+def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:
+    """The launcher's store below a prefix that no earlier start of this run has used.
+
+    torchrun (2.15) keeps one store for all restarts, and gloo would take the addresses of the dead for the living's.
+    Counts of restarts differ between hosts, so rank 0 draws the prefix and every other rank asks for it under a word
+    of its own, which tells the answer from an older one.
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, world))
+    word, until = secrets.token_hex(8), time.monotonic() + patience
+    absent = set(range(1, world)) if rank == 0 else set()
+    prefix = word if rank == 0 else None
+    if rank:
+        store.set(f"asked/{rank}", word)
+    while absent or prefix is None:
+        if time.monotonic() > until:
+            raise UserError(f"rank {rank}: not all {world} ranks came within {patience:g} s; see the others' output")
+        for other in sorted(absent):
+            if store.check([f"asked/{other}"]):
+                store.set(f"answer/{other}", f"{store.get(f'asked/{other}').decode()} {word}")
+            if store.check([f"{word}/{other}"]):
+                absent.discard(other)
+        if rank and store.check([f"answer/{rank}"]):
+            asked, answer = store.get(f"answer/{rank}").decode().split()
+            if asked == word:
+                prefix = answer
+                store.set(f"{prefix}/{rank}", "here")
+        time.sleep(0.02)
+    assert prefix is not None
+    return dist.PrefixStore(prefix, store)
+
+
+def finish() -> None:
+    """Leave the group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Let rank 0 alone report a UserError; the others exit with the same status and no word."""
+    try:
+        yield
+    except UserError as error:
+        finish()
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not (dist.is_initialized() and _LOST.search(str(error))):
+            raise
+        # Leaving in good order, or the interpreter's own end, could wait for the dead; all that is kept is on disk.
+        reason = str(error).strip().splitlines()[0][:200]
+        click.echo(
+            f"rank {os.environ.get('RANK')}: a rank is gone ({reason}); its output or its machine's log says why: "
+            "continue with --resume",
+            err=True,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    # After any other exception the group is left as it is: leaving it in good order could wait for the others for ever.
+    finish()
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:
+        return None, error
+
+
+def _reason(error: Exception, ranks: Ranks) -> str:
+    if isinstance(error, UserError):
+        return error.message
+    return f"rank {ranks.rank} failed: {type(error).__name__}: {error}"

@@ -1,0 +1,146 @@
+"""Loggers: a run's numbers and pictures in other people's viewers, beside metrics.jsonl and the page.
+
+TensorBoard is written where it is installed (RUN/tensorboard), wandb and mlflow when asked for by ``--log``; their
+servers, projects and credentials come from their own environment variables. A step costs about 0.2 ms with
+TensorBoard. Nothing is read back from any of them: what counts is in the run folder, and a resumed run goes on there.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.metrics import Row
+from jigsaw_pretrain.train.template import REGIONS
+
+NAMES = ("tensorboard", "wandb", "mlflow")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Logger(Protocol):
+    """Takes rows of metrics and pictures (uint8 [height, width, 3]) of a step."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Note a step's numbers."""
+        ...
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        """Note a picture."""
+        ...
+
+    def close(self) -> None:
+        """Write what is held back and leave."""
+        ...
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, first_step: int, recipe: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What a killed run wrote after its last checkpoint is hidden by the viewer from here on.
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, run: Path, first_step: int, recipe: dict[str, Any]) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(dir=str(run), name=run.name, id=run.absolute().name, resume="allow", config=recipe)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        self._run.log({name: self._wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, run: Path, first_step: int, recipe: dict[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.start_run(run_name=run.name)
+        mlflow.log_params(recipe)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._mlflow.log_metrics(values, step=step)
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        self._mlflow.log_image(pixels, f"{name}-{step:08d}.png")
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+_MAKERS: dict[str, Callable[[Path, int, dict[str, Any]], Logger]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+}
+
+
+def wanted(asked: Sequence[str]) -> tuple[str, ...]:
+    """The loggers to use: those asked for (``none`` for none), or TensorBoard where it is installed.
+
+    Raises UserError for one that is not installed, naming the remedy.
+    """
+    if not asked:
+        return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    for name in asked:
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"--log {name}: {name} is not installed; install it with pip install {name}, or leave --log out"
+            )
+    return tuple(name for name in dict.fromkeys(asked) if name != "none")
+
+
+class Loggers:
+    """All loggers of a run as one; none at all is fine. Made on rank 0 only."""
+
+    def __init__(self, names: Sequence[str], run: Path, first_step: int, recipe: dict[str, Any]) -> None:
+        self._loggers: list[Logger] = [_MAKERS[name](run, first_step, recipe) for name in names]
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Note rows of metrics."""
+        for row in rows:
+            values = {
+                "loss": row.loss,
+                "lr": row.lr,
+                "images_per_second": row.images_per_second,
+                "data_wait": row.data_wait,
+                **{f"accuracy/{region}": share for region, share in zip(REGIONS, row.accuracy, strict=True)},
+            }
+            for logger in self._loggers:
+                logger.scalars(row.step, values)
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        """Note a picture, uint8 [height, width, 3]."""
+        for logger in self._loggers:
+            logger.picture(step, name, pixels)
+
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all."""
+        for logger in self._loggers:
+            logger.close()

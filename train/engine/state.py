@@ -1,0 +1,138 @@
+"""What a run carries from step to step, and its form in a checkpoint: model, optimizer, loss scale, average, ERF table,
+step.
+
+Everything is built from the recipe and the seed on the CPU, the same on every rank, then moved; nothing else of a run
+has a memory (data and randomness are functions of the step).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
+from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.train.engine.average import Average
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.precision import loss_scaler
+from jigsaw_pretrain.train.grid import Grid, grid
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.models.layers import GroupNorm
+from jigsaw_pretrain.train.models.neck import Neck
+from jigsaw_pretrain.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ErfTable:
+    """A map's label weights in force: made at ``step`` from ``masses``; both tensors float32 [4, h, w]."""
+
+    step: int
+    masses: Tensor
+    weights: Tensor
+
+
+@dataclass
+class State:
+    """A run's moving parts; ``step`` counts the steps done, so it is the next batch's number.
+
+    tables: of each map classified, finest first; none before the first refresh. replaced: crops drawn so far that could
+    not be decoded. left_out: names of the shards that the run goes on without.
+    """
+
+    backbone: backbones.Backbone
+    model: DenseClassifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None = None
+    step: int = 0
+    tables: tuple[ErfTable, ...] = ()
+    replaced: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that weights_only loading takes it."""
+        tables = [{"step": one.step, "masses": one.masses, "weights": one.weights} for one in self.tables]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average and self.average.state,
+            # A run without a neck has one, in the form that was before there were necks.
+            "erf": tables if len(tables) > 1 else tables[0] if tables else None,
+            "replaced": self.replaced,
+            "left_out": list(self.left_out),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take a checkpoint's place, bit for bit."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:
+            # The machine's, not the run's: it may have begun on another one.
+            group["fused"] = self.optimizer.defaults["fused"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.restore(content["average"])
+        self.step = content["step"]
+        self.replaced, self.left_out = content.get("replaced", 0), list(content.get("left_out", ()))
+        device = self.model.mean.device
+        found = content["erf"] or []
+        self.tables = tuple(
+            ErfTable(step=one["step"], masses=one["masses"].to(device), weights=one["weights"].to(device))
+            for one in ([found] if isinstance(found, dict) else found)
+        )
+
+
+def build_model(
+    recipe: Recipe, label_count: int, pixels: PixelFormat = RGB8
+) -> tuple[backbones.Backbone, DenseClassifier]:
+    """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid.
+
+    Raises UserError too for a neck on a backbone without its stages.
+    """
+    torch.manual_seed(text_key(recipe.seed, "initial weights"))
+    backbone = backbones.build(recipe.backbone, recipe.norm, recipe.neck != "none", pixels.channels)
+    recipe.template.region_map(backbone.stride)
+    neck = None
+    if recipe.neck == "fpn":
+        # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
+        norm = GroupNorm if recipe.norm == "gn" else None
+        neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
+    mean, std = recipe.normalisation
+    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
+
+
+def region_maps(recipe: Recipe, backbone: backbones.Backbone, device: torch.device) -> list[Tensor]:
+    """The region of every position (0 to 3, int64 [h, w]) of each map classified, in the order of the logits."""
+    return [torch.from_numpy(recipe.template.region_map(one.stride)).to(device) for one in backbone.maps]
+
+
+def grids(recipe: Recipe, backbone: backbones.Backbone) -> list[Grid]:
+    """Where the receptive fields of each of these maps are measured."""
+    return [grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
+
+
+def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:
+    """A run's state before its first step, on this rank's device.
+
+    Raises UserError for an unknown backbone or a template off its grid, and for sync_bn between CPUs.
+    """
+    backbone, model = build_model(recipe, label_count, pixels)
+    if recipe.sync_bn and ranks.world > 1:
+        if ranks.device.type != "cuda":
+            raise UserError("sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.rates[0],
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=ranks.device.type == "cuda" or None,
+    )
+    average = Average(model, recipe.ema) if recipe.ema else None
+    return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), average)

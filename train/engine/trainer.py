@@ -1,0 +1,298 @@
+"""The training loop: a batch, a step, a row of metrics, and every so often a fresh ERF table and a checkpoint.
+
+Every step is a function of the state, its batch and (seed, step, rank), so a run that stops and resumes anywhere equals
+one that does not, bit for bit on a CPU. The loop takes any source of batches, and one rank or many. It adds a row of
+sums on the device and, with several ranks, one agreement in host memory to a step; the host looks at the device once in
+`log_every` steps only.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.display import Look
+from jigsaw_pretrain.train import erf
+from jigsaw_pretrain.train.data.batch import Batch, BatchSource
+from jigsaw_pretrain.train.engine.callbacks import Mishaps
+from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.loggers import Loggers
+from jigsaw_pretrain.train.engine.machine import Machine
+from jigsaw_pretrain.train.engine.metrics import Row, Window, digest_file, metrics_file
+from jigsaw_pretrain.train.engine.progress import ProgressLine
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run, versions
+from jigsaw_pretrain.train.engine.signals import StopRequest
+from jigsaw_pretrain.train.engine.state import ErfTable, State, grids, region_maps
+from jigsaw_pretrain.train.engine.step import Stepper
+from jigsaw_pretrain.train.grid import Grid
+from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.report.snapshots import Witness, region_fields, save_look
+
+OpenSource = Callable[[int, int], BatchSource]
+"""Opens this rank's batches of steps [first, end)."""
+
+Digests = tuple[tuple[bytes, bytes], ...]
+
+DigestLine = Callable[[int, list[Digests]], str]
+"""The digest line of a step, from every rank's digests of its batch."""
+
+Validate = Callable[[State], dict[str, Any]]
+"""Judges the model on held-out jigsaws, on all ranks at once; the same figures on each."""
+
+_GO, _FAILED, _STOP = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run, on what, where to, by whom.
+
+    page: whether to keep looks and RUN/report.html along the way. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: what to ask every val_every steps.
+    """
+
+    recipe: Recipe
+    origin: Origin
+    folder: RunFolder
+    ranks: Ranks
+    page: bool = False
+    log: tuple[str, ...] = ()
+    machine: Machine = Machine()
+    keep: int | None = None
+    validate: Validate | None = None
+    val_every: int = 0
+
+
+class Loop:
+    """Takes a state from its step to another one. Make one a process."""
+
+    def __init__(self, job: Job, state: State, digest_line: DigestLine | None = None) -> None:
+        self.job = job
+        self.state = state
+        self._digest_line = digest_line
+        self._region_maps = region_maps(job.recipe, state.backbone, job.ranks.device)
+        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine)
+        self._window = Window(job.ranks, tuple(stage.level for stage in state.backbone.stages))
+        self._digests: list[str] = []
+        self._mishaps = Mishaps(state, job.ranks)
+        self._validation: dict[str, Any] | None = None
+        self._saved = state.step
+        self._described = False
+        self._loggers: Loggers | None = None
+        self._copied: torch.cuda.Event | None = None
+        watched = job.page and job.ranks.first
+        look = Look(job.origin.pixels, *job.recipe.normalisation)
+        self._witness = Witness(len(job.origin.classes) + 1, look) if watched else None
+
+    def run(self, open_source: OpenSource, until: int) -> str | None:
+        """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.
+
+        Leaves a checkpoint of the step it reached. Raises UserError (on all ranks) where the data of any rank fails,
+        after saving, and where the loss is not finite, without.
+        """
+        job, state = self.job, self.state
+        if job.ranks.first:
+            for file in (metrics_file(job.folder.metrics), digest_file(job.folder.digest)):
+                file.cut_back(state.step)
+        with (
+            StopRequest() as stop,
+            ProgressLine(state.step, job.recipe.steps, job.ranks.first) as progress,
+            Loggers(job.log if job.ranks.first else (), job.folder.path, state.step, job.recipe.to_dict()) as loggers,
+        ):
+            self._loggers = loggers
+            source = job.ranks.together(lambda: open_source(state.step, until))
+            if state.left_out:
+                source.leave_out(state.left_out)
+            try:
+                batches = iter(source)
+                self._window.restart()
+                while state.step < until:
+                    began = time.perf_counter()
+                    batch, error = _draw(batches, state.step)
+                    waited = time.perf_counter() - began
+                    # A signal wins over an error: a scheduler that ends a job ends its data workers too.
+                    verdict = job.ranks.largest(_STOP if stop.name else _FAILED if error else _GO)
+                    if verdict != _GO:
+                        progress.show(self.flush())
+                        self.save()
+                        if verdict == _FAILED:
+                            job.ranks.together(lambda: _raise(error))  # noqa: B023
+                        break
+                    assert batch is not None
+                    self.step(batch, source.lanes_per_rank, waited)
+                    self.describe()
+                    self._validate()
+                    save = state.step == until or state.step % job.recipe.checkpoint_every == 0
+                    if save or self._validation or state.step % job.recipe.log_every == 0:
+                        progress.show(self.flush())
+                    if save:
+                        self.save()
+            finally:
+                source.close()
+        names = [name for name in job.ranks.gathered(stop.name) if name]
+        return names[0] if names and state.step < until else None
+
+    def step(self, batch: Batch, lanes: int, waited: float) -> None:
+        """One optimizer step on this rank's share of the batch."""
+        recipe, state, ranks = self.job.recipe, self.state, self.job.ranks
+        images, labels = self._moved(batch)
+        if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
+            self.refresh(images[:: len(images) // lanes])
+        taken = self._stepper.take(images, labels)
+        hits = taken.guesses.eq(labels).sum(dim=0)
+        if self._witness is not None:
+            self._witness.note(batch, labels, taken.guesses)
+        self._window.add(state.step, taken.rate, taken.losses, hits, len(images), batch.replaced, waited)
+        self._mishaps.note(batch)
+        if self._digest_line is not None:
+            shares = ranks.gathered(batch.digests or ())
+            self._digests.append(self._digest_line(state.step, shares))
+        state.step += 1
+
+    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's images and labels on the device; a GPU's copies do not wait."""
+        device = self.job.ranks.device
+        if self._copied is not None:
+            # The loader writes into this memory again two batches on: no copy may be more than one step behind.
+            self._copied.synchronize()
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            self._copied = torch.cuda.current_stream(device).record_event()
+        return images, labels
+
+    def refresh(self, images: Tensor) -> None:
+        """Renew the ERF table of every map from the first jigsaw of each lane, averaged over all ranks' lanes."""
+        model, ranks = self.state.model, self.job.ranks
+        ranks.share_buffers(model)
+        with torch.no_grad():
+            normalised = model.normalise(images)
+        levels = list(zip(model.levels(), self._region_maps, grids(self.job.recipe, self.state.backbone), strict=True))
+        self.state.tables = tuple(self._table(normalised, *one) for one in levels)
+        if self._witness is not None:
+            # Of a neck's levels the coarsest, whose positions are those of a run without one.
+            last, (level, region_map, _) = self.state.tables[-1], levels[-1]
+            fields = region_fields(level, normalised, region_map, last.masses, last.weights)
+            save_look(self.job.folder.path, self.state.step, fields)
+            if self._loggers is not None:
+                self._loggers.picture(self.state.step, "erf", fields.picture())
+
+    def _table(self, normalised: Tensor, level: nn.Module, region_map: Tensor, measured: Grid) -> ErfTable:
+        """The table of one map, from this rank's images and all others'."""
+        masses = erf.region_masses(level, normalised, region_map, self._stepper.micro_batch, measured)
+        # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
+        count = masses.new_tensor([len(normalised)])
+        summed = self.job.ranks.total(torch.cat([masses.flatten() * count, count]))
+        masses = (summed[:-1] / summed[-1]).view_as(masses)
+        return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self.job.recipe.tau))
+
+    def _validate(self) -> None:
+        """Judge the model where it is due; the figures go into the row of the step just done."""
+        job, done = self.job, self.state.step
+        if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
+            return
+        self._validation = job.validate(self.state)
+        self.state.model.train()
+
+    def flush(self) -> list[Row]:
+        """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
+        rows = self._mishaps.settle(self._window.flush())
+        if rows and self._validation is not None:
+            rows[-1] = replace(rows[-1], validation=self._validation)
+        self._validation = None
+        if self.job.ranks.first:
+            metrics_file(self.job.folder.metrics).append([row.to_json() for row in rows])
+            digest_file(self.job.folder.digest).append(self._digests)
+        self._digests = []
+        if self._loggers is not None:
+            self._loggers.rows(rows)
+        for row in rows:
+            if not math.isfinite(row.loss):
+                raise UserError(
+                    f"{self.job.folder.path}: the loss of step {row.step} is {row.loss} at a learning rate of "
+                    f"{row.lr:.4g}: begin another run with a lower lr_peak or a longer warmup_steps "
+                    "(the last checkpoint is from before)"
+                )
+        self._mishaps.check(self.job.recipe.batch)
+        return rows
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, unless it is there; all ranks leave together. Flush first."""
+        state, job = self.state, self.job
+        if self._saved == state.step:
+            return
+        job.ranks.on_first(self._publish)
+        self._saved = state.step
+        self._window.restart()
+
+    def _publish(self) -> None:
+        state, job = self.state, self.job
+        content = {
+            **state.to_checkpoint(),
+            "recipe": job.recipe.to_dict(),
+            "classes": list(job.origin.classes),
+            "dataset": job.origin.fingerprint,
+            "versions": versions(),
+        }
+        try:
+            save_checkpoint(job.folder.checkpoints, state.step, content, job.keep or job.recipe.keep_checkpoints)
+        except OSError as error:
+            raise UserError(
+                f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
+                "make room, then --resume from the one before"
+            ) from error
+        if self._witness is not None:
+            self._report(self._witness)
+        job.folder.push()
+
+    def _report(self, witness: Witness) -> None:
+        """Keep what the steps since the last checkpoint showed, and write the run's page."""
+        from jigsaw_pretrain.train.report.page import write_report
+
+        answers = witness.answers()
+        if answers is not None:
+            save_look(self.job.folder.path, self.state.step, answers)
+            if self._loggers is not None:
+                self._loggers.picture(self.state.step - 1, "jigsaws", answers.picture())
+        write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
+
+    def describe(self) -> None:
+        """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
+        if self._described:
+            return
+        found, neck = self.state.backbone, self.state.model.neck
+        about: dict[str, Any] = {"name": found.name, "channels": found.channels, "stride": found.stride}
+        if neck is not None:
+            levels = {one.level: one.stride for one in found.stages}
+            about["neck"] = {"name": self.job.recipe.neck, "channels": neck.channels, "levels": levels}
+        folder = self.job.folder
+
+        def write() -> None:
+            if not folder.description.exists():
+                describe_run(folder, self.job.recipe, self.job.origin, about)
+                folder.push()
+
+        self.job.ranks.on_first(write)
+        self._described = True
+
+
+def _draw(batches: Iterator[Batch], step: int) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or why there is none."""
+    try:
+        batch = next(batches)
+        if batch.step != step:
+            raise RuntimeError(f"the source gave batch {batch.step} for step {step}")
+        return batch, None
+    except StopIteration:
+        return None, RuntimeError(f"the source ended before step {step}")
+    except Exception as error:
+        return None, error
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

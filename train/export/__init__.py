@@ -1,0 +1,1 @@
+"""A run's backbone under other libraries' names."""

@@ -1,0 +1,187 @@
+"""The libraries a backbone is exported to: for each the names it uses, the file it reads, and the lines to paste there.
+
+A conversion either finds a place for every weight or is refused; torchvision's and timm's own models are loaded and
+their feature map is compared with the run's own. The lines name everything that must agree with the pre-training: pixel
+mean and deviation, channel order, frozen stages, the norm setting, where the stride lies. Seconds (a whole model of the
+target is built). Prefer `safetensors` for any other program: the backbone's own names, and no code in the file.
+"""
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import torch
+from torch import Tensor, nn
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.export import readme
+from jigsaw_pretrain.train.export.pyramid import PYRAMID_TARGET, to_pyramid
+from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
+from jigsaw_pretrain.train.models import backbones, outside
+from jigsaw_pretrain.train.models.stems import input_convolutions, widen
+from jigsaw_pretrain.train.models.weights import COUNTER
+
+State = Mapping[str, Tensor]
+
+TOLERANCE = 1e-5
+"""Of a feature map, relative to its largest value."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A library: ``convert`` a backbone's state to its names, ``pack`` them into its file, ``lines`` to paste.
+
+    suffix: of its files; the library tells the form by it. pack: takes the entries and the text entries beside them.
+    """
+
+    suffix: str
+    convert: Callable[[backbones.Backbone, State], dict[str, Tensor]]
+    pack: Callable[[Mapping[str, Tensor], Mapping[str, str]], bytes]
+    lines: Callable[[readme.Facts], str]
+
+
+def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> backbones.Backbone:
+    """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
+    own = backbones.build(name, norm, colours=colours)
+    try:
+        own.module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint is not of {name}: {' '.join(str(error).split())[:300]}") from error
+    own.module.eval()
+    return own
+
+
+def stem(own: backbones.Backbone) -> dict[str, str]:
+    """The convolutions over the input as Python writes them, by name, where they are not those of three channels."""
+    if own.colours == 3 or own.name.startswith(outside.TIMM):
+        return {}
+    return {name: repr(one) for name, one in input_convolutions(own.module, own.colours).items()}
+
+
+def to_torchvision(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+    """The state for ``torchvision.models.NAME().load_state_dict(state, strict=False)``: all but the classifier's keys.
+
+    Raises UserError for a model torchvision does not have, for a key that finds no place, and for another map.
+    """
+    short = own.name.removeprefix(outside.TIMM)
+    if short not in backbones.names():
+        raise UserError(f"torchvision has no {short}: export --to safetensors or --to timm")
+    return _proven(own, state, short)
+
+
+def to_timm(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+    """The state for ``timm.create_model(NAME)``, checked as to_torchvision does."""
+    if ":" in own.name and not own.name.startswith(outside.TIMM):
+        raise UserError(f"timm has no {own.name}: export --to safetensors")
+    return _proven(own, state, outside.TIMM + own.name.removeprefix(outside.TIMM))
+
+
+def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tensor]:
+    """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
+    name = own.name
+    if other.startswith(outside.TIMM):
+        whole = outside.whole_timm_model(other, own.norm, own.colours)
+    else:
+        whole = backbones.whole_model(other, own.norm)
+        if own.colours != 3:
+            widen(other, whole, own.colours)
+    head = own.head if other == name else backbones.build(other, own.norm, colours=own.colours).head
+    expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
+    found = {key: value.shape for key, value in state.items()}
+    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if wrong:
+        raise UserError(
+            f"the entries of {name} are not those of {other}: {len(wrong)} differ (such as {wrong[0]}); export "
+            "--to safetensors, or train the other library's model (see `backbone` in the recipe)"
+        )
+    whole.load_state_dict(dict(state), strict=False)
+    whole.eval()
+    if other.startswith(outside.TIMM):
+        forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
+    else:
+        forward = backbones.cut(other, whole, own.norm, colours=own.colours).module.eval()
+    compare(name, own.module, other, forward, 4 * own.stride, own.colours)
+    return dict(state)
+
+
+def compare(
+    name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int, colours: int = 3
+) -> None:
+    """Refuse a target whose map of one random image of ``size`` pixels is not the backbone's."""
+    image = torch.rand(1, colours, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = own(image), forward(image)
+    if expected.shape != found.shape or not torch.allclose(
+        expected, found, rtol=0, atol=TOLERANCE * float(expected.abs().max())
+    ):
+        raise UserError(f"{other} makes another feature map of the weights than {name}: export --to safetensors")
+
+
+def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+    """The state for mmdetection's ResNet or ResNeXt (style pytorch): torchvision's own names."""
+    _refuse_group_norm(own, "mmdetection")
+    resnet = resnet_of(own.name, "mmdetection")
+    if resnet.groups == 1 and resnet.width != 64:
+        raise UserError(f"mmdetection's ResNet has no width but 64 and so no {own.name}: export --to detectron2")
+    _ = _renamed(state, own.name)
+    return dict(state)
+
+
+def to_detectron(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+    """The state under detectron2's names; batch counters, which it does not have, are left out."""
+    _refuse_group_norm(own, "detectron2")
+    return _renamed(state, own.name)
+
+
+def _refuse_group_norm(own: backbones.Backbone, library: str) -> None:
+    if own.norm != "bn":
+        raise UserError(
+            f"{library} names the layers of a ResNet under group norm otherwise, and no conversion was ever checked: "
+            "export --to torchvision or --to safetensors"
+        )
+
+
+def _renamed(state: State, name: str) -> dict[str, Tensor]:
+    renamed = {to_detectron2(key): value for key, value in state.items() if not key.endswith(COUNTER)}
+    wrong = sorted(set(renamed) ^ resnet_of(name, "detectron2").detectron2_keys())
+    if wrong:
+        raise UserError(f"{name} is no ResNet of the published form: {len(wrong)} entries differ (such as {wrong[0]})")
+    return renamed
+
+
+def to_safetensors(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+    """The state under the backbone's own names."""
+    return dict(state)
+
+
+def pack_torch(state: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """A state dict as torch.save writes it; ``about`` stays in the README, since every reader takes bare entries."""
+    buffer = BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def pack_detectron2(state: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """The pickle of arrays that detectron2's checkpointer reads and matches to its modules by their last names."""
+    arrays = {key: value.numpy() for key, value in state.items()}
+    return pickle.dumps({"model": arrays, "__author__": "jigsaw-pretrain", "matching_heuristics": True}, protocol=4)
+
+
+def pack_safetensors(state: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """A safetensors file with ``about`` as its metadata."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise UserError("--to safetensors needs it: pip install 'jigsaw-pretrain[safetensors]'") from error
+    return bytes(save(dict(state), metadata=dict(about)))
+
+
+TARGETS = {
+    "torchvision": Target(".pth", to_torchvision, pack_torch, readme.torchvision),
+    PYRAMID_TARGET: Target(".pth", to_pyramid, pack_torch, readme.pyramid),
+    "timm": Target(".pth", to_timm, pack_torch, readme.timm),
+    "mmdet": Target(".pth", to_mmdet, pack_torch, readme.mmdet),
+    "detectron2": Target(".pkl", to_detectron, pack_detectron2, readme.detectron2),
+    "safetensors": Target(".safetensors", to_safetensors, pack_safetensors, readme.safetensors),
+}

@@ -1,0 +1,1 @@
+"""Backbones, their feature maps, and the dense classifier on top."""

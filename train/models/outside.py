@@ -1,0 +1,135 @@
+"""Backbones from outside torchvision: timm's by name (`timm:resnext101_32x4d`), and one's own by `module:callable`.
+
+A timm model is taken before its pooling (`forward_features`) under its own names; what lies behind, a head or a last
+1 x 1 convolution on pooled features, is dropped. One's own callable is called without arguments and returns a module
+that maps [n, 3, H, W] to a feature map. For images of N channels timm is told so, and one's own callable is called with
+``in_channels=N`` where it takes that; else its first convolution is rebuilt (train.stems). Both are tried on two input
+sizes and one backward pass without data (meta tensors; a second or two), so a map that cannot be cut into regions, or a
+weight that never reaches the map, is refused before a run begins. Nothing is ever downloaded. Prefer torchvision's name
+where both libraries have the network: its weights load into more detectors.
+"""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.models.backbones import SIZES, Backbone, is_map
+from jigsaw_pretrain.train.models.layers import with_norm
+from jigsaw_pretrain.train.models.stems import widen
+
+TIMM = "timm:"
+
+
+def build(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """The backbone of a name with a colon, randomly initialised from torch's global generator; raises UserError."""
+    return timm_backbone(name, norm, colours) if name.startswith(TIMM) else own_backbone(name, norm, colours)
+
+
+def timm_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """timm's model of that name up to the map before its pooling, without weights that do not reach the map."""
+    whole = whole_timm_model(name, norm, colours)
+    before = set(whole.state_dict())
+    # Called as the module itself, so that names in the state dict stay timm's.
+    whole.forward = whole.forward_features  # type: ignore[assignment]
+    channels, stride, idle = _measured(name, whole, colours)
+    for child, module in list(whole.named_children()):
+        own = {f"{child}.{key}" for key, _ in module.named_parameters()}
+        if own and own <= idle:
+            setattr(whole, child, nn.Identity())
+    _refuse_idle(name, idle & {key for key, _ in whole.named_parameters()})
+    left_out = frozenset(before - set(whole.state_dict()))
+    return Backbone(name, whole, channels, stride, left_out, norm, colours=colours)
+
+
+def whole_timm_model(name: str, norm: str = "bn", colours: int = 3) -> nn.Module:
+    """timm's model with its classifier, randomly initialised; raises UserError without timm or for an unknown name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"backbone {name} needs timm: pip install 'jigsaw-pretrain[timm]'") from error
+    short = name.removeprefix(TIMM)
+    if not timm.is_model(short):
+        near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(TIMM + one for one in near)}?" if near else "see timm.list_models()."
+        raise UserError(f"backbone {name}: timm has no model {short!r}: {hint}")
+    asked: dict[str, Any] = {"in_chans": colours} if colours != 3 else {}
+    model: nn.Module = timm.create_model(short, pretrained=False, **asked)
+    return with_norm(name, model, norm)
+
+
+def own_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
+    module = with_norm(name, _called(name, colours), norm)
+    channels, stride, idle = _measured(name, module, colours)
+    _refuse_idle(name, idle)
+    return Backbone(name, module.train(), channels, stride, frozenset(), norm, colours=colours)
+
+
+def _called(name: str, colours: int) -> nn.Module:
+    where, _, what = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        # As `python -m` has it; a console script would not look there.
+        sys.path.insert(0, here)
+    try:
+        maker: Callable[..., object] = getattr(importlib.import_module(where), what)
+        told = colours != 3 and "in_channels" in inspect.signature(maker).parameters
+        made = maker(in_channels=colours) if told else maker()
+    except Exception as error:
+        raise UserError(
+            f"backbone {name}: {where}.{what}() fails ({type(error).__name__}: {error}): name a callable without "
+            "arguments that returns a torch.nn.Module"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"backbone {name} returns a {type(made).__name__}, not a torch.nn.Module")
+    if colours != 3 and not told:
+        widen(name, made, colours)
+    return made
+
+
+def _measured(name: str, module: nn.Module, colours: int) -> tuple[int, int, set[str]]:
+    """Channels and stride of the module's map, and the names of the parameters that do not reach it."""
+    state = {key: value.detach().to("meta") for key, value in [*module.named_parameters(), *module.named_buffers()]}
+    parameters = {key: state[key].requires_grad_() for key, _ in module.named_parameters()}
+    mode = module.training
+    module.eval()
+    try:
+        small, large = (functional_call(module, state, (_empty(size, colours),)) for size in SIZES)
+    except Exception as error:
+        raise UserError(
+            f"backbone {name} cannot be run on {SIZES[0]} and {SIZES[1]} pixels ({str(error).splitlines()[0][:200]}): "
+            "choose one whose map follows the input's size, such as a convolutional network"
+        ) from error
+    finally:
+        module.train(mode)
+    if not isinstance(small, Tensor) or not isinstance(large, Tensor):
+        raise UserError(f"backbone {name} returns a {type(small).__name__}: return the last feature map alone")
+    if not is_map(small.shape, large.shape):
+        raise UserError(
+            f"backbone {name} maps {SIZES[0]} pixels to {list(small.shape)} and {SIZES[1]} to {list(large.shape)}: "
+            "that is no map [n, channels, h, w] on a regular grid. Choose another one, such as resnet50."
+        )
+    if small.requires_grad:
+        small.sum().backward()
+    idle = {key for key, value in parameters.items() if value.grad is None}
+    return small.shape[1], SIZES[0] // small.shape[2], idle
+
+
+def _empty(size: int, colours: int) -> Tensor:
+    return torch.empty(1, colours, size, size, device="meta")
+
+
+def _refuse_idle(name: str, idle: set[str]) -> None:
+    if idle:
+        raise UserError(
+            f"backbone {name}: {len(idle)} parameters never reach its map (such as {min(idle)}), so they would not be "
+            "trained: leave them out of the module"
+        )

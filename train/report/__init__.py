@@ -1,0 +1,1 @@
+"""What a run shows: its page, figures, snapshots and sheets of jigsaws."""

@@ -1,0 +1,212 @@
+"""`python -m train report`: one HTML page about a run, or several side by side: is it healthy?
+
+Reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
+training loop writes the same page at each checkpoint. What is not there yet is said, not an error.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.display import display_note
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, picture, render
+from jigsaw_pretrain.storage import Storage, publish_locally
+from jigsaw_pretrain.train.engine.run_folder import RunFolder, pixels_of, read_description
+from jigsaw_pretrain.train.recipe import Recipe, recipe_from
+from jigsaw_pretrain.train.report.curves import Metrics, curves, read_metrics
+from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
+from jigsaw_pretrain.train.report.sheet import sheet
+from jigsaw_pretrain.train.report.snapshots import Answers, Fields, load_look, looks
+
+CONFUSIONS = 20
+
+
+def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
+    """The page of these run folders; ``refresh_seconds`` makes a browser read it again while the run goes on."""
+    named = _names(runs)
+    found = [read_metrics(RunFolder(run).metrics, name) for run, name in zip(runs, named, strict=True)]
+    sections = [_curves([metrics for metrics in found if metrics is not None])]
+    for run, name, metrics in zip(runs, named, found, strict=True):
+        sections += _about(run, f" of {name}" if len(runs) > 1 else "", metrics)
+    title = f"Pre-training {', '.join(named)}"
+    return render(title, _lead(runs, found), sections, _tiles(found), refresh_seconds)
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as much of their parents as tells them apart."""
+    whole = [run.absolute().parts for run in runs]
+    for depth in range(1, 8):
+        named = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(named)) == len(named):
+            return named
+    return [str(run) for run in runs]
+
+
+def _recipe(run: Path) -> Recipe | None:
+    try:
+        return recipe_from(read_description(RunFolder(run))["recipe"], str(run))
+    except UserError:
+        return None
+
+
+def _lead(runs: Sequence[Path], found: Sequence[Metrics | None]) -> str:
+    parts = []
+    for run, metrics in zip(runs, found, strict=True):
+        recipe = _recipe(run)
+        done = int(metrics.step[-1]) + 1 if metrics is not None else 0
+        if recipe is None:
+            parts.append(f"{run.name}: no step was taken")
+        else:
+            parts.append(f"{recipe.backbone}, {recipe.strategy}: step {done:,} of {recipe.steps:,}")
+    return "; ".join(parts) + "."
+
+
+def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
+    if len(found) != 1 or found[0] is None:
+        return {}
+    metrics = found[0]
+    return {
+        "steps": int(metrics.step[-1]) + 1,
+        "loss, lately": metrics.tail(metrics.loss),
+        "% of crops named right, lately": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
+        "jigsaws / s": metrics.tail(metrics.images_per_second),
+        "% of time waiting for data": 100 * metrics.tail(metrics.data_wait),
+    }
+
+
+def _curves(found: list[Metrics]) -> Section:
+    if not found:
+        return Section("Curves", missing="metrics.jsonl has no row yet: no step was finished and logged.")
+    return Section("Curves", "Over the training batches themselves, augmented.", figures=curves(found))
+
+
+def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
+    """One run's own sections."""
+    recipe = _recipe(run)
+    if recipe is None:
+        return [Section(f"Configuration{of}", missing=f"{run.name}/run.json is not there: no step was ever taken.")]
+    classes = [*read_description(RunFolder(run))["classes"], "background"]
+    return [
+        *_answers(run, of, recipe, classes),
+        *_fields(run, of, recipe),
+        _configuration(run, of, recipe),
+    ]
+
+
+def _configuration(run: Path, of: str, recipe: Recipe) -> Section:
+    values, paper = recipe.to_dict(), Recipe().resolved().to_dict()
+    rows = [[key, _plain(value), "" if value == paper[key] else _plain(paper[key])] for key, value in values.items()]
+    description = read_description(RunFolder(run))
+    versions = [list(pair) for pair in sorted(description["versions"].items())]
+    differ = sum(1 for row in rows if row[2] != "")
+    text = f"{differ} settings differ from the paper's recipe; theirs stand in the third column."
+    tables = [
+        Table(["setting", "this run", "the paper's, where different"], rows),
+        Table(["package", "version"], versions),
+    ]
+    return Section(f"Configuration{of}", text, tables)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
+    found = looks(run, Answers)
+    if not found:
+        missing = "No checkpoint has been written yet, so there are no jigsaws to look at."
+        return [Section(f"Jigsaws and what they were taken for{of}", missing=missing)]
+    step, path = list(found.items())[-1]
+    look = load_look(path, Answers)
+    shown = [
+        [_verdict(classes, int(label), int(guess)) for label, guess in zip(*pair, strict=True)]
+        for pair in zip(look.labels, look.predictions, strict=True)
+    ]
+    names = sorted({text for row in shown for text in row})
+    numbered = [[names.index(text) for text in row] for row in shown]
+    image = sheet(look.images, numbered, look.groups.tolist(), recipe.template, names)
+    alt = f"{len(look.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
+    jigsaws = Section(
+        f"Jigsaws and what they were taken for{of}",
+        f"Of step {step}. A region says its group and its class; where the network took it for another, that follows."
+        + (f" {note}" if note else ""),
+        figures=[_webp(image, alt)],
+    )
+    return [jigsaws, _confusion(of, step, look, classes)]
+
+
+def _verdict(classes: list[str], label: int, guess: int) -> str:
+    return classes[label] if label == guess else f"{classes[label]} ≠ {classes[guess]}"
+
+
+def _webp(image: Image.Image, alt: str) -> Figure:
+    sink = io.BytesIO()
+    image.thumbnail((1600, 1600))
+    image.save(sink, "WEBP", quality=80)
+    return picture(sink.getvalue(), alt, "", "webp")
+
+
+def _confusion(of: str, step: int, look: Answers, classes: list[str]) -> Section:
+    labels, guesses, counts = look.confusion.T
+    total = np.bincount(labels, counts, minlength=len(classes))
+    right = np.bincount(labels, counts * (labels == guesses), minlength=len(classes))
+    wrong = sorted(
+        ((int(n), int(a), int(b)) for a, b, n in look.confusion if a != b), key=lambda row: (-row[0], row[1:])
+    )
+    rows = [[classes[a], classes[b], n, 100 * n / total[a]] for n, a, b in wrong[:CONFUSIONS]]
+    table = Table(["class", "taken for", "how often", "% of its crops"], rows)
+    shares = [(classes[i], round(100 * right[i] / total[i], 1)) for i in np.argsort(-total, kind="stable") if total[i]]
+    text = (
+        f"Training batches of the {int(total.sum()) // 4:,} jigsaws before step {step}, by class, most frequent first."
+    )
+    bars = Bars(("class", "% named right"), shares)
+    return Section(f"Accuracy by class, in %, and what is confused{of}", text, [table] if rows else [], bars)
+
+
+def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
+    found = looks(run, Fields)
+    title = f"Effective receptive fields and label weights{of}"
+    if not found:
+        why = "has not refreshed its table yet" if recipe.strategy == "erf-adaptive" else "uses no ERF table"
+        return [Section(title, missing=f"The run ({recipe.strategy}) {why}.")]
+    loaded = {step: load_look(found[step], Fields) for step in spread(list(found))}
+    last = list(loaded)[-1]
+    text = f"Refreshed {len(found)} times; the newest table is of step {last}."
+    if recipe.neck != "none":
+        text += " Of the neck's levels the coarsest is shown; each has a table of its own."
+    return [
+        Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.template)]),
+        Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),
+    ]
+
+
+def write_report(run: Path, finished: bool) -> Path:
+    """Write RUN/report.html, whole or not at all; while the run goes on, browsers read it again every minute."""
+    Storage(run).publish("report.html", page([run], None if finished else 60).encode())
+    return run / "report.html"
+
+
+@click.command()
+@click.option(
+    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; again for more."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page. [default: RUN/report.html; compare.html for several]"
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page about a run, or several side by side."""
+    for run in runs:
+        if not run.is_dir():
+            raise UserError(f"{run} is no folder: name the folder that was given as --run to `pretrain`")
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
+    publish_locally(target, page(runs).encode())
+    click.echo(str(target))

@@ -1,0 +1,141 @@
+"""Looks: what a run keeps of itself for its page, beside the numbers in metrics.jsonl.
+
+RUN/looks/fields-NNNNNNNN.npz at every ERF refresh (the four regions' fields, masses and weights), and
+RUN/looks/answers-NNNNNNNN.npz at every checkpoint (a few jigsaws of the last batch with what the network took their
+crops for, and what it confused since the look before). About 1 MB each at the paper's size, 20 ms to write, rank 0's
+share only; training neither reads them nor changes by them. Remove the folder and the page says so.
+"""
+
+import io
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jigsaw_pretrain.formats import display
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.erf import evaluating
+from jigsaw_pretrain.train.field import field_map
+
+FOLDER = "looks"
+JIGSAWS = 6
+FIELD_IMAGES = 8
+
+_NAME = re.compile(r"(fields|answers)-(\d{8,})\.npz")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """ERF pictures of one refresh: fields float32 [4, H, W] of the regions, masses and weights float32 [4, h, w]."""
+
+    kind: ClassVar[str] = "fields"
+    fields: npt.NDArray[np.float32]
+    masses: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """The four fields side by side, brightness uint8 [H, 4 W, 3]."""
+        grey = np.concatenate([(255 * brightness(field)).astype(np.uint8) for field in self.fields], axis=1)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """images uint8 [n, size, size, 3], as formats.display shows them; labels, predictions and groups int64 [n, 4];
+    confusion int64 [m, 3].
+
+    A row of confusion: label, predicted class, how often since the look before.
+    """
+
+    kind: ClassVar[str] = "answers"
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    confusion: npt.NDArray[np.int64]
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """The jigsaws side by side, uint8 [size, n size, 3]."""
+        return np.concatenate(list(self.images), axis=1)
+
+
+def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """A field for the eye: logarithm over the top two decades, 0 to 1 (ratios are never taken of this)."""
+    top = float(field.max())
+    if top <= 0:
+        return np.zeros(field.shape)
+    return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
+
+
+Look = TypeVar("Look", Fields, Answers)
+
+
+class Witness:
+    """Gathers the answers of the steps between two checkpoints, on the device until they are asked for."""
+
+    def __init__(self, label_count: int, look: display.Look) -> None:
+        self._label_count, self._look = label_count, look
+        self._pairs: list[Tensor] = []
+        self._last: tuple[Batch, Tensor] | None = None
+
+    def note(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
+        """Note one step's answers: labels and predictions int [n, 4] on the device."""
+        self._pairs.append((labels.long() * self._label_count + predictions).flatten())
+        self._last = (batch, predictions)
+
+    def answers(self) -> Answers | None:
+        """What was noted since the last call; None where nothing was."""
+        if self._last is None:
+            return None
+        (batch, predictions), look = self._last, self._look
+        pairs, counts = np.unique(torch.cat(self._pairs).cpu().numpy(), return_counts=True)
+        confusion = np.stack([*np.divmod(pairs, self._label_count), counts], axis=1).astype(np.int64)
+        self._pairs, self._last = [], None
+        return Answers(
+            images=display.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
+            labels=batch.labels[:JIGSAWS].cpu().numpy().astype(np.int64),
+            predictions=predictions[:JIGSAWS].cpu().numpy().astype(np.int64),
+            groups=batch.groups[:JIGSAWS].cpu().numpy().astype(np.int64),
+            confusion=confusion,
+        )
+
+
+def region_fields(backbone: nn.Module, images: Tensor, region_map: Tensor, masses: Tensor, weights: Tensor) -> Fields:
+    """The field of each region's summed features on a few normalised images, with the refresh's masses and weights."""
+    with evaluating(backbone):
+        maps = [
+            field_map(backbone, images[:FIELD_IMAGES], [(int(j), int(k)) for j, k in (region_map == region).nonzero()])
+            for region in range(4)
+        ]
+    drawn = torch.stack(maps).cpu().numpy().astype(np.float32)
+    return Fields(drawn, masses.float().cpu().numpy(), weights.float().cpu().numpy())
+
+
+def save_look(run: Path, step: int, look: Fields | Answers) -> None:
+    """Write a look of ``step`` into the run folder, whole or not at all."""
+    sink = io.BytesIO()
+    arrays: dict[str, Any] = {field.name: getattr(look, field.name) for field in fields(look)}
+    np.savez_compressed(sink, **arrays)
+    Storage(run).publish(f"{FOLDER}/{look.kind}-{step:08d}.npz", sink.getvalue())
+
+
+def looks(run: Path, kind: type[Look]) -> dict[int, Path]:
+    """The looks of a kind by step, oldest first; none where the folder is missing."""
+    found = {}
+    for path in sorted((run / FOLDER).glob(f"{kind.kind}-*.npz")):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found[int(match[2])] = path
+    return dict(sorted(found.items()))
+
+
+def load_look(path: Path, kind: type[Look]) -> Look:
+    """Read one look; raises OSError or ValueError for what is not one."""
+    with np.load(path, allow_pickle=False) as archive:
+        return kind(**{field.name: archive[field.name] for field in fields(kind)})
