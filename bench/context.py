@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, write
-from jigsaw_pretrain.train.template import REGIONS
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("prep", "train")

@@ -17,8 +17,8 @@ import webdataset
 from PIL import Image
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Region, Template
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from jigsaw_pretrain.train.template import REGION_GROUPS, Region, Template
 
 Stream = Iterator[bytes]
 CHUNK_BYTES = 2**26

@@ -27,10 +27,10 @@ from rich.table import Table
 
 from bench.timing import RESULTS, Goal, judged, write
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset
 
 OPENING = Goal(3.0)

@@ -26,11 +26,11 @@ from rich.table import Table
 
 from bench.stores import SERVERS, found_server, served
 from bench.timing import Goal, judged, write
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.cache import Cache
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset
 
 LATENCY = 0.05

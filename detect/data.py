@@ -118,7 +118,7 @@ class Views(Dataset[Sample]):
         if self._augmentation is None:
             view = still_view(photo.width, photo.height, self._plan)
         else:
-            key = int(rng.fold(self._augmentation.key, step, place)[0])
+            key = int(rng.derive_key(self._augmentation.key, step, place)[0])
             view = drawn_view(
                 photo.width, photo.height, self._plan, self._augmentation.flip, self._augmentation.jitter, key
             )

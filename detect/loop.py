@@ -229,7 +229,7 @@ def _set_mode(trainer: Trainer) -> None:
 def one_step(trainer: Trainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
     """One optimiser step on this rank's samples; returns its losses by name."""
     recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
-    key = rng.fold(rng.text_key(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
+    key = rng.derive_key(rng.key_of_text(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
     torch.manual_seed(int(key[0]) >> 1)
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)

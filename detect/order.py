@@ -17,7 +17,7 @@ class Order:
     def __init__(self, lying: npt.NDArray[np.bool_], batch: int, seed: int) -> None:
         self._lying = lying
         self._batch = batch
-        self._key = rng.text_key(seed, "detector's order of images")
+        self._key = rng.key_of_text(seed, "detector's order of images")
         self.per_epoch = max(1, len(lying) // batch)
         self._epoch = -1
         self._batches: npt.NDArray[np.int64] = np.zeros((0, batch), dtype=np.int64)
@@ -31,8 +31,8 @@ class Order:
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         count = len(self._lying)
-        key = rng.fold(self._key, epoch)
-        order = rng.permutation(rng.fold(key, 0), count)
+        key = rng.derive_key(self._key, epoch)
+        order = rng.permutation(rng.derive_key(key, 0), count)
         if count < self._batch:
             return np.resize(order, (1, self._batch))
         groups, left = [], []
@@ -44,4 +44,4 @@ class Order:
         rest = np.concatenate(left)
         groups.append(rest[: len(rest) // self._batch * self._batch].reshape(-1, self._batch))
         batches = np.concatenate(groups)
-        return batches[rng.permutation(rng.fold(key, 1), len(batches))]
+        return batches[rng.permutation(rng.derive_key(key, 1), len(batches))]

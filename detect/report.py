@@ -135,7 +135,7 @@ def over_time(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def pictures(annotations: Annotations, images: Path, results: list[Detection]) -> dict[str, str]:
     """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
-    order = rng.permutation(rng.text_key(0, "pictures of the page"), len(annotations.photos))
+    order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.photos))
     chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
     by_image: dict[Any, list[Detection]] = {}
     for one in results:

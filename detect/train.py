@@ -98,7 +98,7 @@ def _trainer(
     else:
         ranks.on_first(lambda: _prepare_folder(job))
         config, state = ranks.together(lambda: _config(job, recipe, training))
-    torch.manual_seed(int(rng.text_key(recipe.seed, "detector's initial weights")) >> 1)
+    torch.manual_seed(int(rng.key_of_text(recipe.seed, "detector's initial weights")) >> 1)
     network = empty_network(config, ranks.device)
     if not resuming and state is not None:
         found, partial = state, recipe.partial
@@ -163,7 +163,7 @@ def _batches(trainer: Trainer, training: Annotations, job: Job) -> Any:
     recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
     lying = np.array([photo.width >= photo.height for photo in training.photos])
     order = Order(lying, recipe.batch, recipe.seed)
-    key = rng.text_key(recipe.seed, "detector's augmentation")
+    key = rng.key_of_text(recipe.seed, "detector's augmentation")
     augmentation = Augmentation(recipe.flip, (recipe.jitter_low, recipe.jitter_high), key)
     views = Views(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
     steps = range(trainer.progress.step, plan.steps)

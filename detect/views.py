@@ -46,7 +46,7 @@ def drawn_view(width: int, height: int, plan: Plan, flip: float, jitter: tuple[f
     With jitter the image is fitted into the plan's square, scaled by a ratio from U[jitter], and the square is filled
     from a random place of it, padded at the right and bottom where it is smaller.
     """
-    raw = rng.uniform(rng.words(key, 4))[0]
+    raw = rng.uniform(rng.random_u64(key, 4))[0]
     flipped = bool(raw[0] < flip)
     w, h = fitted(width, height, plan.short_side, plan.long_side)
     if jitter[1] <= 0:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
 from jigsaw_pretrain.prep.report.page import choose, read_crops
 from jigsaw_pretrain.storage import Storage
@@ -25,7 +25,6 @@ from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
 from jigsaw_pretrain.train.report.figures import MAP, spread
 from jigsaw_pretrain.train.report.sheet import sheet
 from jigsaw_pretrain.train.report.snapshots import Fields, brightness, load_look, looks
-from jigsaw_pretrain.train.template import REGIONS
 
 IMAGES = Path(__file__).parent / "images"
 PAPER = (251, 251, 249)

@@ -1,12 +1,19 @@
 """A click group whose commands are imported when they are called.
 
 `train digest` must not pay for what `train pretrain` imports (torch takes two seconds), and `--help` for neither.
+
+What the system or a store says, as one line for the user.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import click
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import redacted
 
 
 class LazyGroup(click.Group):
@@ -34,3 +41,53 @@ class LazyGroup(click.Group):
         """List the commands from their given lines, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in self._lazy.items()])
+
+
+@contextmanager
+def one_line_errors(out: str) -> Iterator[None]:
+    """Turn what the system says (no space, no permission, a store that is down) into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        where = redacted(str(error.filename or out))
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(
+            f"{where}: {redacted(reason)}. Mend that and run the same command again: it goes on with what is done."
+        ) from error
+
+
+class Share(click.ParamType):
+    """A share on the command line: ``1%`` or ``0.01``."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The share as a number from 0 to 1."""
+        text = str(value).strip()
+        try:
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            self.fail(f"{text!r} is no share. Write it as 1% or as 0.01.", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{text} is not between 0 and 100 %. Write it as 1% or as 0.01.", param, ctx)
+        return share
+
+
+class ByteCount(click.ParamType):
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        if isinstance(value, int):
+            return value
+        text = str(value).upper().removesuffix("B")
+        power = "KMGT".find(text[-1:]) + 1 if text else 0
+        try:
+            count = float(text[:-1] if power else text)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of bytes such as 500M or 200G", param, ctx)
+        if not count > 0:
+            self.fail(f"{value} must be more than nothing", param, ctx)
+        return int(count * 1024**power)

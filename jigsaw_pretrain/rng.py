@@ -31,7 +31,7 @@ def _as_words(value: Words) -> U64:
     return value.astype(np.uint64, copy=False)
 
 
-def fold(key: Words, *values: Words) -> U64:
+def derive_key(key: Words, *values: Words) -> U64:
     """Keys for ``values`` within the stream of ``key``: an array of uint64 as the broadcast of all arguments.
 
     ``fold(fold(k, a), b)`` equals ``fold(k, a, b)``; the order of the values matters. Scalars give one element.
@@ -42,19 +42,19 @@ def fold(key: Words, *values: Words) -> U64:
     return state
 
 
-def text_key(seed: int, text: str) -> int:
+def key_of_text(seed: int, text: str) -> int:
     """The key of a named thing (an image's identity, a purpose) under ``seed``: the same on every machine."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int(fold(seed, int.from_bytes(digest, "little"))[0])
+    return int(derive_key(seed, int.from_bytes(digest, "little"))[0])
 
 
-def text_keys(seed: int, texts: Sequence[str]) -> U64:
+def keys_of_texts(seed: int, texts: Sequence[str]) -> U64:
     """``text_key`` of each text, at once: uint64 [len(texts)], a million in about a second."""
     hashed = b"".join(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
-    return fold(seed, np.frombuffer(hashed, dtype="<u8"))
+    return derive_key(seed, np.frombuffer(hashed, dtype="<u8"))
 
 
-def words(key: Words, count: int) -> U64:
+def random_u64(key: Words, count: int) -> U64:
     """The first ``count`` words of each key's stream: shape ``key.shape + (count,)``."""
     steps = (np.arange(1, count + 1, dtype=np.uint64)) * _GOLDEN
     return _mix(_as_words(key)[..., None] + steps)
@@ -65,11 +65,11 @@ def uniform(raw: U64) -> npt.NDArray[np.float64]:
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def below(raw: U64, limit: Words) -> npt.NDArray[np.int64]:
+def randint(raw: U64, limit: Words) -> npt.NDArray[np.int64]:
     """Words as integers in [0, limit), limit up to 2**32: multiply-shift, its bias below limit / 2**32."""
     return (((raw >> np.uint64(32)) * _as_words(limit)) >> np.uint64(32)).astype(np.int64)
 
 
 def permutation(key: Words, count: int) -> npt.NDArray[np.int64]:
     """A permutation of ``range(count)`` drawn from one key: the indices sorted by their words (ties by index)."""
-    return np.argsort(words(key, count).reshape(-1), kind="stable").astype(np.int64)
+    return np.argsort(random_u64(key, count).reshape(-1), kind="stable").astype(np.int64)

@@ -8,33 +8,13 @@ another one when the run goes on.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import click
-
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, most_common
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.retry import redacted
 from jigsaw_pretrain.prep.records import PartRecord
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 
 DEFAULT = "1%"
-
-
-class Share(click.ParamType):
-    """A share on the command line: ``1%`` or ``0.01``."""
-
-    name = "share"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The share as a number from 0 to 1."""
-        text = str(value).strip()
-        try:
-            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            self.fail(f"{text!r} is no share. Write it as 1% or as 0.01.", param, ctx)
-        if not 0 <= share <= 1:
-            self.fail(f"{text} is not between 0 and 100 %. Write it as 1% or as 0.01.", param, ctx)
-        return share
 
 
 class Allowance:

@@ -14,8 +14,7 @@ from pathlib import Path
 import msgspec
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.retry import redacted
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage import publish_locally, redacted
 
 
 @dataclass(frozen=True)

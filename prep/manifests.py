@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from jigsaw_pretrain.cli import Share, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
@@ -21,11 +22,8 @@ from jigsaw_pretrain.formats.dataset.dataset import Description, drawn_context, 
 from jigsaw_pretrain.formats.dataset.schema import SHARDS, SKIPPED, crops_schema, read_rows, table_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, pixel_format
-from jigsaw_pretrain.formats.retry import redacted
 from jigsaw_pretrain.prep import markers
-from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
-from jigsaw_pretrain.prep.allowance import DEFAULT, Share, allowance
-from jigsaw_pretrain.prep.failures import plain_errors
+from jigsaw_pretrain.prep.allowance import DEFAULT, allowance
 from jigsaw_pretrain.prep.images.statistics import mean_and_std
 from jigsaw_pretrain.prep.plan.context import expected_sizes
 from jigsaw_pretrain.prep.plan.fill import slot_fill
@@ -39,7 +37,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
 )
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead, redacted
 
 
 @click.command("finish")
@@ -51,7 +49,7 @@ def finish_command(out: str, max_skipped: float) -> None:
     """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
     begun = time.monotonic()
     console = Console()
-    with plain_errors(out):
+    with one_line_errors(out):
         found = finish(Storage(out), max_skipped)
     title = f"dataset in {plain(redacted(out))}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)
@@ -166,7 +164,7 @@ def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> 
         rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(place[0]))))
         return rows.read_row_group(place[1], use_threads=False).cast(schema)
 
-    return ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
+    return map_ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
 
 
 class _Seen:

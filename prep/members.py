@@ -6,8 +6,7 @@ About 60 ns a byte for PNG, which halves smooth pictures and leaves noise as it 
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats.members import Array, encode_member
-from jigsaw_pretrain.formats.pixels import PixelFormat
+from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
 from jigsaw_pretrain.prep.images.statistics import Measure
 
 

@@ -6,7 +6,6 @@ has no done record does not exist. About 2 s and 300 MB for 4,000 crops of 450 p
 """
 
 import hashlib
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 from jigsaw_pretrain.formats.annotations.skipped import Skipped
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION
+from jigsaw_pretrain.formats.dataset.shard import tar_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.prep import lossless, markers
@@ -33,9 +33,6 @@ from jigsaw_pretrain.prep.plan.context import member_boxes
 from jigsaw_pretrain.prep.plan.crop_table import Crops, Images
 from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
 from jigsaw_pretrain.storage import Storage
-
-OWNER = "jigsaw"
-"""User and group of all tar members, whoever runs prep."""
 
 
 @dataclass(frozen=True)
@@ -178,55 +175,6 @@ def cut_images(task: PartTask, measure: Measure | None = None) -> CutImages:
             members += [None] * len(boxes)
             skipped.append(Skipped(task.images.ids[index], file, None, None, "cut", str(trouble)))
     return CutImages(members, margins, skipped, encoded)
-
-
-def tar_bytes(
-    keys: Sequence[str], labels: Sequence[int], crops: Sequence[bytes], suffix: str = "jpg"
-) -> tuple[bytes, list[int]]:
-    """A shard, and where each crop begins in it: members ``<key>.cls`` and ``<key>.SUFFIX``, a fixed time and owner.
-
-    The bytes are those of webdataset.TarWriter(mtime=0) (a test compares them), which is a loop around tarfile;
-    importing webdataset imports torch, and four seconds and 300 MB for each worker are too much for a loop. tarfile
-    makes one header, and each member's differs from it in name, size and checksum: its own loop, and reading the
-    places back, took as long as 40 % of decoding the images.
-    """
-    pieces: list[bytes] = []
-    offsets: list[int] = []
-    length = 0
-    for key, label, crop in zip(keys, labels, crops, strict=True):
-        for kind, data in (("cls", str(label).encode("ascii")), (suffix, crop)):
-            padding = -len(data) % tarfile.BLOCKSIZE
-            pieces += (_header(f"{key}.{kind}".encode("ascii"), len(data)), data, _ZEROS[:padding])
-            length += tarfile.BLOCKSIZE + len(data) + padding
-        offsets.append(length - padding - len(crop))
-    ending = 2 * tarfile.BLOCKSIZE
-    pieces.append(bytes(ending + -(length + ending) % tarfile.RECORDSIZE))
-    return b"".join(pieces), offsets
-
-
-def _blank_header() -> bytes:
-    member = tarfile.TarInfo()
-    member.mtime, member.mode, member.uname, member.gname = 0, 0o444, OWNER, OWNER
-    return member.tobuf(tarfile.USTAR_FORMAT)
-
-
-_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
-"""The fields of a USTAR header in which members differ."""
-
-_BLANK = _blank_header()
-_BEFORE, _BETWEEN, _AFTER = _BLANK[100:124], _BLANK[136:148], _BLANK[156:]
-_REST = sum(_BEFORE + _BETWEEN + _AFTER) + 8 * ord(" ")
-"""What the checksum adds up besides name and size: it counts its own field as blanks."""
-
-_ZEROS = bytes(tarfile.BLOCKSIZE)
-
-
-def _header(name: bytes, size: int) -> bytes:
-    if len(name) > _NAME.stop or size >= 8**11:
-        raise ValueError(f"{name!r} of {size} bytes has no place in a USTAR header")
-    length = b"%011o\0" % size
-    checksum = b"%06o\0 " % (_REST + sum(name) + sum(length))
-    return b"".join((name.ljust(_NAME.stop, b"\0"), _BEFORE, length, _BETWEEN, checksum, _AFTER))
 
 
 def crop_table(

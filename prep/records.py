@@ -15,10 +15,9 @@ import msgspec
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.prep.ahead import REMOTE_THREADS, ahead
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
@@ -153,7 +152,7 @@ def read_part(out: Storage, number: int) -> PartRecord | None:
 
 def read_parts(out: Storage, numbers: Iterable[int]) -> Iterator[PartRecord | None]:
     """``read_part`` of each number in order, from a store many at once."""
-    return ahead(partial(read_part, out), numbers, 1 if out.is_local else REMOTE_THREADS)
+    return map_ahead(partial(read_part, out), numbers, 1 if out.is_local else REMOTE_THREADS)
 
 
 def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.access import access_from, access_options
@@ -31,7 +31,6 @@ from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import DEVICES, start
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, open_run, open_trained, pixels_of
 from jigsaw_pretrain.train.engine.state import build_model, region_maps
-from jigsaw_pretrain.train.template import REGIONS
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""

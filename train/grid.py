@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jigsaw_pretrain.train.template import Template
+from jigsaw_pretrain.formats.jigsaw import Template
 
 
 @dataclass(frozen=True)

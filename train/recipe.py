@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.engine.optim import scaled_rate
 from jigsaw_pretrain.train.engine.precision import PRECISIONS
 from jigsaw_pretrain.train.losses import STRATEGIES
@@ -23,7 +24,6 @@ from jigsaw_pretrain.train.models.classifier import MEAN, STD
 from jigsaw_pretrain.train.models.layers import NORMS
 from jigsaw_pretrain.train.models.neck import NECKS
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
-from jigsaw_pretrain.formats.annotations.table import BoxColumns, ImageEntry
+from jigsaw_pretrain.formats.annotations.table import Annotations, BoxColumns, ImageEntry, assemble
 
 Number = int | float
 Key = int | float | str
@@ -155,3 +155,10 @@ def columns(annotations: list[CocoAnnotation], entry_of: dict[Key, int], label_o
         crowd=np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count),
         reason=reason,
     )
+
+
+def parse(raw: bytes, source: str, sha256: str) -> Annotations:
+    """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
+
+    classes, entries, boxes = read_coco(raw, source)
+    return assemble(classes, entries, boxes, sha256)

@@ -14,10 +14,8 @@ from jigsaw_pretrain.formats.annotations.coco import read_coco
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import class_names, read_yolo
-from jigsaw_pretrain.formats.retry import redacted
-from jigsaw_pretrain.prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
 from jigsaw_pretrain.prep.images.source import ImageSource, measure
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
 KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml"
 
@@ -154,7 +152,7 @@ def _is_label(path: str) -> bool:
 def _read_all(folder: Storage, paths: Sequence[str]) -> dict[str, bytes]:
     """Small files, many at once."""
     threads = LOCAL_THREADS if folder.is_local else REMOTE_THREADS
-    return dict(zip(paths, ahead(folder.read, paths, threads), strict=True))
+    return dict(zip(paths, map_ahead(folder.read, paths, threads), strict=True))
 
 
 def _hash(files: dict[str, bytes]) -> str:

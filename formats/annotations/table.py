@@ -8,6 +8,8 @@ Identity. An image's identity is its relative path without suffix. Where two fil
 only (``a/x.jpg`` and ``a/x.png``), the identity of each of them is its whole path, so that both are used and their
 crops' keys differ. One file that is named by several entries of the same size is one image: its boxes are those of all
 entries, in the order of the file. An entry that repeats a file with another size loses its boxes to skipped.parquet.
+
+Boxes gathered one by one, for readers of formats that hold them in many small files.
 """
 
 from collections import defaultdict
@@ -27,6 +29,9 @@ MAX_PIXELS = 178_956_970
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+NOWHERE = (float("nan"),) * 4
+"""What stands for a box that is none."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,6 @@ class Annotations:
     reason: npt.NDArray[np.uint8]
     skipped: tuple[Skipped, ...]
     sha256: str
-
-
-def parse(raw: bytes, source: str, sha256: str) -> Annotations:
-    """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
-    from jigsaw_pretrain.formats.annotations.coco import read_coco
-
-    classes, entries, boxes = read_coco(raw, source)
-    return assemble(classes, entries, boxes, sha256)
 
 
 def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxColumns, sha256: str) -> Annotations:
@@ -198,3 +195,34 @@ def ordinals(image: Ints) -> Ints:
     result = np.empty(len(image), dtype=np.int64)
     result[order] = np.arange(len(grouped)) - run
     return result
+
+
+class BoxList:
+    """Collects boxes in order and turns them into columns; such boxes have no annotation ids."""
+
+    def __init__(self) -> None:
+        self._entry: list[int] = []
+        self._xywh: list[tuple[float, float, float, float]] = []
+        self._label: list[int] = []
+        self._crowd: list[bool] = []
+
+    def add(self, entry: int, xywh: tuple[float, float, float, float], label: int, crowd: bool = False) -> None:
+        """Add a box of an image entry; label -1: of an unknown category."""
+        self._entry.append(entry)
+        self._xywh.append(xywh)
+        self._label.append(label)
+        self._crowd.append(crowd)
+
+    def columns(self) -> BoxColumns:
+        """All boxes."""
+        count = len(self._entry)
+        label = np.array(self._label, dtype=np.int64)
+        return BoxColumns(
+            entry=np.array(self._entry, dtype=np.int64),
+            xywh=np.array(self._xywh, dtype=np.float64).reshape(count, 4),
+            label=label,
+            annotation_id=np.zeros(count, dtype=np.int64),
+            has_id=np.zeros(count, dtype=bool),
+            crowd=np.array(self._crowd, dtype=bool),
+            reason=np.where(label < 0, BoxReason.UNKNOWN_CATEGORY, BoxReason.USABLE).astype(np.uint8),
+        )

@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.boxes import NOWHERE, BoxList
-from jigsaw_pretrain.formats.annotations.table import BoxColumns, ImageEntry
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxColumns, BoxList, ImageEntry
 
 CLASSES_FILE = "classes.txt"
 

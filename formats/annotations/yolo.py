@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.boxes import NOWHERE, BoxList
-from jigsaw_pretrain.formats.annotations.table import BoxColumns, ImageEntry
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxColumns, BoxList, ImageEntry
 
 SUFFIXES = frozenset(
     f".{name}"

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.pixels import PixelFormat, pixel_format
-from jigsaw_pretrain.formats.retry import TRIES
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import TRIES, Storage
 
 FORMAT_VERSION = 1
 """Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.pixels import PixelFormat
-from jigsaw_pretrain.prep.ahead import ahead
 from jigsaw_pretrain.prep.commands.findings import EXAMPLES, WARNING, Finding
 from jigsaw_pretrain.prep.images.decode import ImageTrouble
 from jigsaw_pretrain.prep.images.rasters import read
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
+from jigsaw_pretrain.storage import map_ahead
 
 Head = tuple[int, int, int] | ImageTrouble
 
@@ -75,4 +75,4 @@ def _heads(source: ImageSource, files: Sequence[str]) -> list[Head]:
         except ImageTrouble as trouble:
             return trouble
 
-    return list(ahead(of_one, files, source.threads))
+    return list(map_ahead(of_one, files, source.threads))

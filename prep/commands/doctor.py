@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jigsaw_pretrain.cli import one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import decode
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
@@ -29,7 +30,6 @@ from jigsaw_pretrain.prep.commands.findings import (
     plan_findings,
 )
 from jigsaw_pretrain.prep.commands.shards import ANNOTATIONS_HELP, IMAGES_HELP
-from jigsaw_pretrain.prep.failures import plain_errors
 from jigsaw_pretrain.prep.images.pixel_format import found_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.plan.forecast import Summary, planned
@@ -54,7 +54,7 @@ def doctor(annotation_file: str, images: str, exif: str, seed: int, deep: bool, 
     findings: list[Finding] = []
     summary: Summary | None = None
     try:
-        with plain_errors(annotation_file):
+        with one_line_errors(annotation_file):
             for found in examine(annotation_file, images, Options(exif=exif), seed, deep):
                 if isinstance(found, Summary):
                     summary = found

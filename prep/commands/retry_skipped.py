@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 import click
 from rich.console import Console
 
+from jigsaw_pretrain.cli import Share, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.retry import redacted
-from jigsaw_pretrain.prep.allowance import DEFAULT, Share
+from jigsaw_pretrain.prep.allowance import DEFAULT
 from jigsaw_pretrain.prep.executors import open_executor, usable_cores
-from jigsaw_pretrain.prep.failures import plain_errors
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.inputs import Inputs, recall, remember
 from jigsaw_pretrain.prep.manifests import finish
@@ -25,7 +24,7 @@ from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import options_of
 from jigsaw_pretrain.prep.records import PartRecord, PlanRecord, read_parts, read_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 
 
 @click.command("retry-skipped")
@@ -49,7 +48,7 @@ def retry_skipped(
     begun = time.monotonic()
     console = Console()
     shown = plain(redacted(out))
-    with plain_errors(out):
+    with one_line_errors(out):
         storage = Storage(out)
         records = done_records(storage, plan_of(storage))
         before = {row.image_file for record in records.values() for row in record.skipped}

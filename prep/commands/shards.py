@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import click
 from rich.console import Console
 
+from jigsaw_pretrain.cli import Share, one_line_errors
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.retry import redacted
-from jigsaw_pretrain.prep.allowance import DEFAULT, Share
+from jigsaw_pretrain.prep.allowance import DEFAULT
 from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import open_executor, usable_cores
-from jigsaw_pretrain.prep.failures import plain_errors
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, wanted
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.inputs import Inputs, remember
@@ -29,7 +28,7 @@ from jigsaw_pretrain.prep.pipeline import Job, begin, begun_as, check_means, cut
 from jigsaw_pretrain.prep.plan import forecast
 from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Options, Plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 
 ANNOTATIONS_HELP = "COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL."
 IMAGES_HELP = "What the file names are relative to: a folder, zip or tar; a path or a URL."
@@ -144,7 +143,7 @@ def shards(
     options = Options(*shaping, pixels=wanted(pixels))
     task = array_task(task_index, task_count, os.environ)
     manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
-    with plain_errors(out):
+    with one_line_errors(out):
         run(Job(annotation_file, images, out, seed, options), manner)
 
 

@@ -11,14 +11,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jigsaw_pretrain.cli import one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.retry import redacted
 from jigsaw_pretrain.prep import markers
 from jigsaw_pretrain.prep.commands.retry_skipped import plan_of
-from jigsaw_pretrain.prep.failures import plain_errors
 from jigsaw_pretrain.prep.records import PlanRecord
 from jigsaw_pretrain.prep.report.console import plain, readable_time
-from jigsaw_pretrain.storage import Entry, Storage
+from jigsaw_pretrain.storage import Entry, Storage, redacted
 
 RECENT_PARTS = 100
 PAUSE_SECONDS = 1800.0
@@ -53,7 +52,7 @@ class Progress:
 @click.option("--out", required=True, metavar="OUT", help="The output: a folder or a URL.")
 def status(out: str) -> None:
     """How far a run is: parts done, running and failed, speed, time left."""
-    with plain_errors(out):
+    with one_line_errors(out):
         storage = Storage(out)
         plan = plan_of(storage)
         found = progress(storage, plan, time.time())

@@ -19,21 +19,19 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
+from jigsaw_pretrain.cli import one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import memory_file
 from jigsaw_pretrain.formats.dataset.schema import crops_schema
-from jigsaw_pretrain.formats.members import decode_member
-from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.formats.retry import redacted
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, pixel_format
 from jigsaw_pretrain.prep.commands.retry_skipped import plan_of, redo
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
-from jigsaw_pretrain.prep.failures import plain_errors
 from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.manifests import finish, manifests, read_records
 from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
 from jigsaw_pretrain.prep.report.console import plain
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
     console = Console()
     shown = plain(redacted(out))
     count = workers or usable_cores()
-    with plain_errors(out):
+    with one_line_errors(out):
         storage = Storage(out)
         plan = plan_of(storage)
         found = inspect(storage, plan, count)

@@ -17,9 +17,8 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.retry import StoreError, patiently
 from jigsaw_pretrain.prep.images.decode import ImageTrouble
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, StoreError, patiently
 
 MOST_BYTES = 1 << 30
 """The largest image file that is read, in bytes."""

@@ -15,9 +15,9 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
-from jigsaw_pretrain.prep.ahead import ahead
 from jigsaw_pretrain.prep.images.decode import ImageTrouble
 from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.storage import map_ahead
 
 AUTO = "auto"
 SAMPLE = 256
@@ -40,7 +40,7 @@ def wanted(text: str) -> PixelFormat | None:
 def found_pixels(annotations: Annotations, source: ImageSource) -> Found:
     """The format of a dataset's images by a sample of them; raises UserError where they do not agree, StoreError."""
     forms: Counter[Form] = Counter()
-    for form in ahead(lambda file: _form(source, file), _sample(annotations), source.threads):
+    for form in map_ahead(lambda file: _form(source, file), _sample(annotations), source.threads):
         if form is not None:
             forms[form] += 1
         if form == (3, "uint8"):
@@ -73,7 +73,7 @@ def _sample(annotations: Annotations) -> list[str]:
     """Files of images with usable boxes, in an order drawn from their identities."""
     usable = np.unique(annotations.image[annotations.reason == BoxReason.USABLE])
     usable = usable[usable >= 0]
-    keys = rng.text_keys(0, [annotations.ids[index] for index in usable])
+    keys = rng.keys_of_texts(0, [annotations.ids[index] for index in usable])
     return [annotations.files[usable[place]] for place in np.argsort(keys, kind="stable")[:SAMPLE]]
 
 

@@ -23,8 +23,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from jigsaw_pretrain.formats.annotations.table import MAX_PIXELS
-from jigsaw_pretrain.formats.members import NPY_MAGIC, PNG_MAGIC, Array, BadArray, npy_array, npy_head
-from jigsaw_pretrain.formats.pixels import MOST_CHANNELS, PixelFormat
+from jigsaw_pretrain.formats.pixels import (
+    MOST_CHANNELS,
+    NPY_MAGIC,
+    PNG_MAGIC,
+    Array,
+    BadArray,
+    PixelFormat,
+    npy_array,
+    npy_head,
+)
 from jigsaw_pretrain.prep.images.decode import ImageTrouble, PixelBuffer, check_size, decode, head, one_line, upright
 
 MOST_BYTES = 16 * MAX_PIXELS

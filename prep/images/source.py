@@ -13,8 +13,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.retry import StoreError
-from jigsaw_pretrain.prep.ahead import LOCAL_THREADS, REMOTE_THREADS, ahead
 from jigsaw_pretrain.prep.images.archive import (
     MOST_BYTES,
     Member,
@@ -26,7 +24,7 @@ from jigsaw_pretrain.prep.images.archive import (
 )
 from jigsaw_pretrain.prep.images.decode import ImageTrouble
 from jigsaw_pretrain.prep.images.rasters import RasterHead, is_tiff, measured, raster_head
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, StoreError, map_ahead
 
 HEAD_BYTES = 1 << 16
 
@@ -182,7 +180,7 @@ def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
 
     together = TOGETHER if source.is_local else 1
     some = (files[first : first + together] for first in range(0, len(files), together))
-    for fetched in ahead(lambda names: [fetch(name) for name in names], some, max(2, source.threads // together)):
+    for fetched in map_ahead(lambda names: [fetch(name) for name in names], some, max(2, source.threads // together)):
         yield from fetched
 
 
@@ -195,4 +193,4 @@ def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size |
         except ImageTrouble as trouble:
             return str(trouble)
 
-    return list(ahead(of_one, files, source.threads))
+    return list(map_ahead(of_one, files, source.threads))

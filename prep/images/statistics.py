@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from jigsaw_pretrain.formats.members import Array
-from jigsaw_pretrain.formats.pixels import PixelFormat
+from jigsaw_pretrain.formats.pixels import Array, PixelFormat
 
 Number = int | float
 

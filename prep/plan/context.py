@@ -9,11 +9,10 @@ import numpy.typing as npt
 
 from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.boxes import MEAN_SHIFT, draw_crops
-from jigsaw_pretrain.prep import geometry
 from jigsaw_pretrain.prep.plan.crop_table import Crops, Images
 
 
-def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> geometry.Crops:
+def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> boxes.Edges:
     """What is cut out for each crop, of pixels of its image: int32 [n, 4], left, top, right, bottom."""
     if drawn_context is None:
         return crops.boxes
@@ -22,13 +21,13 @@ def member_boxes(crops: Crops, images: Images, drawn_context: float | None) -> g
     return boxes.draw_crops(crops.boxes, crops.xywh, np.ones(crops.xywh.shape), drawn_context, whole)
 
 
-def margins(boxes: geometry.Crops, outer: geometry.Crops) -> npt.NDArray[np.int32]:
+def margins(boxes: boxes.Edges, outer: boxes.Edges) -> npt.NDArray[np.int32]:
     """How far ``outer`` boxes extend beyond those that they hold, on each side: int32 [n, 4]."""
     return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
 
 
 def expected_sizes(
-    boxes: geometry.Crops, xywh: geometry.Floats, outer: geometry.Crops, drawn_context: float | None
+    boxes: boxes.Edges, xywh: boxes.Floats, outer: boxes.Edges, drawn_context: float | None
 ) -> npt.NDArray[np.int32]:
     """Width and height of crops as the trainer draws them, those of the mean enlargement: int32 [n, 2].
 

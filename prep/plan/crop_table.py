@@ -86,7 +86,7 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rn
         annotation_id=np.concatenate([annotations.annotation_id[rows], np.zeros(count, dtype=np.int64)]),
         has_id=np.concatenate([annotations.has_id[rows], np.zeros(count, dtype=bool)]),
         xywh=np.concatenate([annotations.xywh[rows], np.full((count, 4), np.nan)]),
-        member=rng.fold(keys[image], is_empty.astype(np.int64), ordinal),
+        member=rng.derive_key(keys[image], is_empty.astype(np.int64), ordinal),
     ).take(np.lexsort((ordinal, is_empty, image)))
     used, renumbered = np.unique(crops.image, return_inverse=True)
     images = Images(

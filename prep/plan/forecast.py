@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.prep import geometry
 from jigsaw_pretrain.prep.plan import cost
 from jigsaw_pretrain.prep.plan.context import expected_sizes, member_boxes
 from jigsaw_pretrain.prep.plan.fill import Slot, slot_fill, warnings
@@ -106,7 +106,7 @@ def planned(plan: Plan) -> Summary:
     crops, context = plan.crops, plan.options.drawn_context
     cut = member_boxes(crops, plan.images, context)
     sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
-    pixels = geometry.areas(cut)
+    pixels = boxes.areas(cut)
     part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
     options = plan.options
     sizes_in_bytes = cost.crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)

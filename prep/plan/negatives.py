@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.prep.geometry import Crops, areas
+from jigsaw_pretrain.formats.boxes import Edges, areas
 from jigsaw_pretrain.rng import U64
 
 PLACES = 16
@@ -46,7 +46,7 @@ class Obstacles:
     starts: int64 [m + 1]. widths, heights: int64 [m], of the images.
     """
 
-    boxes: Crops
+    boxes: Edges
     starts: Ints
     widths: Ints
     heights: Ints
@@ -58,11 +58,11 @@ class Negatives:
 
     image: Ints
     ordinal: Ints
-    boxes: Crops
+    boxes: Edges
     wanted: int
 
 
-def obstacles(image: Ints, boxes: Crops, widths: Ints, heights: Ints) -> Obstacles:
+def obstacles(image: Ints, boxes: Edges, widths: Ints, heights: Ints) -> Obstacles:
     """Sort boxes (int32 [n, 4]) by their images (int64 [n])."""
     order = np.argsort(image, kind="stable")
     starts = np.searchsorted(image[order], np.arange(len(widths) + 1))
@@ -83,7 +83,7 @@ def place(found: Obstacles, image_keys: U64, due: Ints, sizes: npt.NDArray[np.in
     wanted = int(due.sum())
     owner = np.repeat(np.arange(len(due)), due)
     number = np.arange(wanted) - np.repeat(np.cumsum(due) - due, due)
-    keys = rng.fold(image_keys[owner], number)
+    keys = rng.derive_key(image_keys[owner], number)
     likelihood = np.cumsum(_free_area(found))
 
     image, size = owner.copy(), np.zeros((wanted, 2), dtype=np.int32)
@@ -96,11 +96,11 @@ def place(found: Obstacles, image_keys: U64, due: Ints, sizes: npt.NDArray[np.in
         if not len(left):
             break
         for some in np.array_split(left, len(left) // _NEGATIVES_AT_ONCE + 1):
-            raw = rng.words(rng.fold(keys[some], turn), 2 + 2 * PLACES)
+            raw = rng.random_u64(rng.derive_key(keys[some], turn), 2 + 2 * PLACES)
             if turn:
                 image[some] = np.searchsorted(likelihood, rng.uniform(raw[:, 0]) * likelihood[-1], side="right")
             if not turn or not same_size:
-                size[some] = sizes[rng.below(raw[:, 1], len(sizes))]
+                size[some] = sizes[rng.randint(raw[:, 1], len(sizes))]
             free, corners = _try(found, image[some], size[some], raw[:, 2:])
             done = some[free]
             boxes[done] = np.concatenate([corners[free], corners[free] + size[done]], axis=1)
@@ -131,8 +131,8 @@ def _try(found: Obstacles, image: Ints, size: npt.NDArray[np.int32], raw: U64) -
     room = np.stack([found.widths[image], found.heights[image]], axis=1) - size + 1
     fits = (room > 0).all(axis=1)
     limit = np.maximum(room, 1)
-    left = rng.below(raw[:, :PLACES], limit[:, :1]).astype(np.int32)
-    top = rng.below(raw[:, PLACES:], limit[:, 1:]).astype(np.int32)
+    left = rng.randint(raw[:, :PLACES], limit[:, :1]).astype(np.int32)
+    top = rng.randint(raw[:, PLACES:], limit[:, 1:]).astype(np.int32)
     counts = np.diff(found.starts)
     tries = np.bincount(image[fits], minlength=len(counts))
     dense = tries * counts * PLACES > 4 * found.widths * found.heights + 100_000

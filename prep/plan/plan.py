@@ -14,11 +14,11 @@ import numpy as np
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.prep import geometry
 from jigsaw_pretrain.prep.plan import negatives, positives
 from jigsaw_pretrain.prep.plan.context import member_boxes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes
@@ -142,7 +142,7 @@ class Plan:
 def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
     """Plan every crop. Raises UserError where no box can be used."""
     ordered, keys = shuffle(annotations, seed)
-    chosen = positives.select(ordered, rng.fold(keys, _ENLARGE), options.context, options.context_at)
+    chosen = positives.select(ordered, rng.derive_key(keys, _ENLARGE), options.context, options.context_at)
     skipped = (*ordered.skipped, *positives.unused(ordered, chosen.reason))
     if not len(chosen.rows):
         counts = count_reasons(row.reason for row in skipped)
@@ -154,8 +154,8 @@ def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
         ordered.image[chosen.solid], chosen.extents[chosen.solid], ordered.widths, ordered.heights
     )
     due = negatives.shares(np.bincount(ordered.image[chosen.rows], minlength=len(keys)), options.negatives_per_positive)
-    empty = negatives.place(touched, rng.fold(keys, _NEGATIVE), due, chosen.enlarged)
-    images, crops = join(ordered, chosen, empty, rng.fold(keys, _MEMBER))
+    empty = negatives.place(touched, rng.derive_key(keys, _NEGATIVE), due, chosen.enlarged)
+    images, crops = join(ordered, chosen, empty, rng.derive_key(keys, _MEMBER))
     first_image, first_crop = parts(crops, images, options)
     return Plan(
         options=options,
@@ -175,8 +175,8 @@ def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
 
 def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, rng.U64]:
     """The annotations, images in an order drawn from their identities and boxes sorted along; each image's key."""
-    keys = rng.text_keys(seed, annotations.ids)
-    drawn = rng.fold(keys, _ORDER)
+    keys = rng.keys_of_texts(seed, annotations.ids)
+    drawn = rng.derive_key(keys, _ORDER)
     order = np.argsort(drawn)
     if len(np.unique(drawn)) < len(drawn):
         order = np.array(sorted(range(len(drawn)), key=lambda index: (drawn[index], annotations.ids[index])))
@@ -200,7 +200,7 @@ def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, rng.U64]:
 def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
     """Where parts begin, among images and among crops, each with the end appended: as full as the limits let them."""
     cut = member_boxes(crops, images, options.drawn_context)
-    weights = crop_bytes(geometry.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
+    weights = crop_bytes(boxes.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
     ends = np.searchsorted(crops.image, np.arange(len(images)), side="right")
     loads = np.diff(np.r_[0, np.cumsum(weights)][ends], prepend=0).tolist()
     counts = np.diff(ends, prepend=0).tolist()

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Skipped
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.jigsaw import aspect_groups
-from jigsaw_pretrain.prep import geometry
 from jigsaw_pretrain.prep.plan.negatives import Flags, Ints
 
 LONGEST_SIDE = 65_500
@@ -33,12 +33,12 @@ class Positives:
     """
 
     rows: Ints
-    crops: geometry.Crops
+    crops: boxes.Edges
     groups: npt.NDArray[np.uint8]
     enlarged: npt.NDArray[np.int32]
     reason: npt.NDArray[np.uint8]
     solid: Flags
-    extents: geometry.Crops
+    extents: boxes.Edges
 
 
 def select(annotations: Annotations, keys: rng.U64, context: float, context_at: str = "prep") -> Positives:
@@ -48,9 +48,9 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
     """
     image, xywh = annotations.image, annotations.xywh
     widths, heights = annotations.widths[image], annotations.heights[image]
-    finite = geometry.finite(xywh)
-    with_area = finite & geometry.with_area(xywh)
-    solid = with_area & geometry.inside(np.where(finite[:, None], xywh, 0), widths, heights)
+    finite = boxes.finite(xywh)
+    with_area = finite & boxes.with_area(xywh)
+    solid = with_area & boxes.inside(np.where(finite[:, None], xywh, 0), widths, heights)
     reason = np.select(
         [annotations.reason != BoxReason.USABLE, annotations.crowd, ~finite, ~with_area, ~solid],
         [annotations.reason, BoxReason.CROWD, BoxReason.NOT_FINITE, BoxReason.DEGENERATE, BoxReason.OUTSIDE],
@@ -58,16 +58,16 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
     ).astype(np.uint8)
 
     rows = np.flatnonzero(reason == BoxReason.USABLE)
-    shifts = rng.uniform(rng.words(rng.fold(keys[image[rows]], annotations.ordinal[rows]), 4))
-    crops = reached = geometry.enlarge(xywh[rows], shifts, context, widths[rows], heights[rows])
+    shifts = rng.uniform(rng.random_u64(rng.derive_key(keys[image[rows]], annotations.ordinal[rows]), 4))
+    crops = reached = boxes.enlarge_in_image(xywh[rows], shifts, context, widths[rows], heights[rows])
     enlarged = crops[:, 2:] - crops[:, :2]
     sizes: npt.NDArray[Any] = enlarged
     if context_at == "train":
-        crops = geometry.outer(xywh[rows], widths[rows], heights[rows])
-        reached = geometry.enlarge(xywh[rows], np.ones_like(shifts), context, widths[rows], heights[rows])
-        sizes = geometry.visible(xywh[rows], widths[rows], heights[rows])
+        crops = boxes.whole_boxes(xywh[rows], widths[rows], heights[rows])
+        reached = boxes.enlarge_in_image(xywh[rows], np.ones_like(shifts), context, widths[rows], heights[rows])
+        sizes = boxes.visible_sizes(xywh[rows], widths[rows], heights[rows])
     extents = np.zeros((len(xywh), 4), dtype=np.int32)
-    extents[solid] = geometry.outer(xywh[solid], widths[solid], heights[solid])
+    extents[solid] = boxes.whole_boxes(xywh[solid], widths[solid], heights[solid])
     extents[rows] = reached
     encodable = (reached[:, 2:] - reached[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
     reason[rows[~encodable]] = BoxReason.TOO_LONG

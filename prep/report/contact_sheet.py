@@ -15,8 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.display import Look, displayed
-from jigsaw_pretrain.formats.members import decode_member
+from jigsaw_pretrain.formats.pixels import DisplayRange, decode_member, displayed
 from jigsaw_pretrain.storage import Storage
 
 OBJECT = (230, 159, 0)
@@ -44,7 +43,7 @@ class CropRow:
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | None = None) -> Image.Image:
+def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: DisplayRange | None = None) -> Image.Image:
     """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read.
 
     look: how members that are no JPEG are shown.
@@ -67,7 +66,7 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: Look | No
     return image
 
 
-def _shown(raw: bytes, crop: CropRow, look: Look) -> npt.NDArray[np.uint8]:
+def _shown(raw: bytes, crop: CropRow, look: DisplayRange) -> npt.NDArray[np.uint8]:
     left, top, right, bottom = crop.margins
     width, height = crop.right - crop.left + left + right, crop.bottom - crop.top + top + bottom
     whole = decode_member(raw, look.pixels, width, height)
@@ -77,7 +76,7 @@ def _shown(raw: bytes, crop: CropRow, look: Look) -> npt.NDArray[np.uint8]:
 
 
 def sheet(
-    storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL, look: Look | None = None
+    storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL, look: DisplayRange | None = None
 ) -> bytes:
     """A transparent WebP of the crops in rows of ``columns``, each centred in its cell."""
     columns = max(1, min(columns, len(crops)))

@@ -15,9 +15,8 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
-from jigsaw_pretrain.formats.display import Look, display_note
 from jigsaw_pretrain.formats.jigsaw import GROUPS, TALL_BELOW, WIDE_ABOVE
-from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.prep.plan.context import expected_sizes
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
@@ -28,9 +27,9 @@ CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def look_of(dataset: Dataset) -> Look | None:
+def look_of(dataset: Dataset) -> DisplayRange | None:
     """How crops are shown that are no JPEG."""
-    return None if dataset.pixels == RGB8 else Look(dataset.pixels, *dataset.measured)
+    return None if dataset.pixels == RGB8 else DisplayRange(dataset.pixels, *dataset.measured)
 
 
 def read_crops(storage: Storage, dataset: Dataset) -> Columns:
@@ -58,7 +57,7 @@ def read_crops(storage: Storage, dataset: Dataset) -> Columns:
 def choose(crops: Columns, chosen: npt.NDArray[np.bool_], count: int, seed: int) -> list[CropRow]:
     """Up to ``count`` of the chosen crops, drawn by the seed: the same page for the same dataset."""
     rows = np.flatnonzero(chosen)
-    picked = rows[rng.permutation(rng.text_key(seed, "report"), len(rows))[:count]]
+    picked = rows[rng.permutation(rng.key_of_text(seed, "report"), len(rows))[:count]]
     return [_crop_row(crops, int(i)) for i in picked]
 
 

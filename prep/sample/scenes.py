@@ -47,7 +47,7 @@ def _background(width: int, height: int, dice: Dice) -> Image.Image:
     for _ in range(dice.whole(18, 34)):
         _clutter(image, dice)
     image = image.filter(ImageFilter.GaussianBlur(dice.real(0.6, 1.8)))
-    coarse = rng.uniform(rng.words(rng.fold(dice.whole(0, 2**31)), width * height)).reshape(height, width, 1)
+    coarse = rng.uniform(rng.random_u64(rng.derive_key(dice.whole(0, 2**31)), width * height)).reshape(height, width, 1)
     return Image.fromarray(np.clip(np.asarray(image) * (0.9 + 0.2 * coarse), 0, 255).astype(np.uint8), "RGB")
 
 
@@ -103,7 +103,7 @@ def _place(scene: Scene, sprite: Sprite, label: int, dice: Dice) -> bool:
 
 def draw_scene(seed: int, index: int) -> tuple[Image.Image, list[tuple[int, list[float], int]]]:
     """Image ``index`` of a seed, and its objects as (label, [x, y, width, height] of what is visible, visible area)."""
-    dice = Dice(rng.text_key(seed, f"sample image {index}"))
+    dice = Dice(rng.key_of_text(seed, f"sample image {index}"))
     width, height = SIZES[dice.whole(0, len(SIZES) - 1)]
     empty = np.full((height, width), -1, dtype=np.int64)
     scene = Scene(_background(width, height, dice), empty, [], [])

@@ -26,7 +26,7 @@ class Dice:
 
     def _word(self) -> rng.U64:
         self._next += 1
-        return rng.words(rng.fold(self._key, self._next), 1)[0]
+        return rng.random_u64(rng.derive_key(self._key, self._next), 1)[0]
 
     def real(self, low: float, high: float) -> float:
         """A float in [low, high)."""
@@ -34,7 +34,7 @@ class Dice:
 
     def whole(self, low: int, high: int) -> int:
         """An integer from low to high, both included."""
-        return low + int(rng.below(self._word(), high - low + 1)[0])
+        return low + int(rng.randint(self._word(), high - low + 1)[0])
 
     def colour(self, hue: tuple[float, float], saturation: float = 0.75, value: float = 0.85) -> Colour:
         """A colour with its hue from a range (0 to 1, may pass 1), near the given saturation and value."""
@@ -247,7 +247,7 @@ def render(sprite: Sprite, width: int, height: int, dice: Dice) -> Image.Image:
     angle = dice.real(0, 2 * np.pi)
     x, y = np.linspace(-1, 1, width)[None, :], np.linspace(-1, 1, height)[:, None]
     light = 1 + 0.22 * (np.cos(angle) * x + np.sin(angle) * y)
-    grain = rng.uniform(rng.words(rng.fold(dice.whole(0, 2**31)), width * height)).reshape(height, width)
+    grain = rng.uniform(rng.random_u64(rng.derive_key(dice.whole(0, 2**31)), width * height)).reshape(height, width)
     pixels[..., :3] *= (light * (0.88 + 0.24 * grain))[..., None]
     lit = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
     if dice.real(0, 1) < 0.5:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.coco import parse
 from jigsaw_pretrain.formats.annotations.read import read_annotations
-from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name, identities, ordinals, parse
+from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name, identities, ordinals
 
 
 def read(images: list[Any], annotations: list[Any], categories: list[Any] | None = None) -> Annotations:

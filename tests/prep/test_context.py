@@ -23,7 +23,7 @@ from jigsaw_pretrain.prep.plan import plan as plans
 from jigsaw_pretrain.prep.plan.context import expected_sizes, margins
 from jigsaw_pretrain.prep.plan.fill import slot_fill
 from jigsaw_pretrain.prep.report.page import report
-from jigsaw_pretrain.rng import fold, text_key, uniform, words
+from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.context import enlarged, halfway
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
@@ -127,9 +127,9 @@ def test_equal_shifts_give_the_crops_that_prep_enlarges(made: Path, at_prep: Pat
     for shard in dataset.shards:
         crops = reader.crops(shard.index)
         keys = reader.keys(crops)
-        images = np.array([text_key(0, by_key[key]["image_id"]) for key in keys], dtype=np.uint64)
+        images = np.array([key_of_text(0, by_key[key]["image_id"]) for key in keys], dtype=np.uint64)
         ordinals = np.array([by_key[key]["ordinal"] for key in keys])
-        shifts = uniform(words(fold(fold(images, plans._ENLARGE), ordinals), 4))
+        shifts = uniform(random_u64(derive_key(derive_key(images, plans._ENLARGE), ordinals), 4))
         assert dataset.drawn_context == 2
         for key, crop in zip(keys, enlarged(crops, shifts, dataset.drawn_context), strict=True):
             if key in fixed:

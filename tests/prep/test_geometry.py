@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.prep import geometry
+from jigsaw_pretrain.formats import boxes
 
 WIDTH, HEIGHT = 100, 60
 SIZE = np.array([WIDTH]), np.array([HEIGHT])
@@ -21,11 +21,11 @@ def one(box: tuple[float, ...]) -> np.ndarray:
 @given(st.tuples(coordinate, coordinate, coordinate, coordinate), st.tuples(share, share, share, share))
 def test_enlarged_boxes(box: tuple[float, ...], shifts: tuple[float, ...]) -> None:
     x, y, w, h = box
-    usable = geometry.with_area(one(box))[0] and geometry.inside(one(box), *SIZE)[0]
+    usable = boxes.with_area(one(box))[0] and boxes.inside(one(box), *SIZE)[0]
     assert usable == (w > 0 and h > 0 and x < min(x + w, WIDTH) and y < min(y + h, HEIGHT) and x + w > 0 and y + h > 0)
     if not usable:
         return
-    left, top, right, bottom = geometry.enlarge(one(box), one(shifts), 2.0, *SIZE)[0]
+    left, top, right, bottom = boxes.enlarge_in_image(one(box), one(shifts), 2.0, *SIZE)[0]
     expected = (
         max(0, math.floor(x - 0.5 * shifts[0] * w)),
         max(0, math.floor(y - 0.5 * shifts[1] * h)),
@@ -42,14 +42,14 @@ def test_enlarged_boxes(box: tuple[float, ...], shifts: tuple[float, ...]) -> No
 @given(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 4))
 def test_any_numbers_are_sorted_out_without_a_warning(box: tuple[float, ...]) -> None:
     with np.errstate(all="raise"):
-        finite = geometry.finite(one(box))[0]
-        with_area = geometry.with_area(one(box))[0]
-        if finite and with_area and geometry.inside(one(box), *SIZE)[0]:
-            left, top, right, bottom = geometry.enlarge(one(box), np.full((1, 4), 0.999), 10.0, *SIZE)[0]
+        finite = boxes.finite(one(box))[0]
+        with_area = boxes.with_area(one(box))[0]
+        if finite and with_area and boxes.inside(one(box), *SIZE)[0]:
+            left, top, right, bottom = boxes.enlarge_in_image(one(box), np.full((1, 4), 0.999), 10.0, *SIZE)[0]
             assert 0 <= left < right <= WIDTH and 0 <= top < bottom <= HEIGHT
     assert finite == all(math.isfinite(value) for value in (*box, box[0] + box[2], box[1] + box[3]))
 
 
 def test_context_one_leaves_boxes_as_they_are() -> None:
-    found = geometry.enlarge(one((10, 20, 30, 40)), np.full((1, 4), 0.9), 1.0, *SIZE)
+    found = boxes.enlarge_in_image(one((10, 20, 30, 40)), np.full((1, 4), 0.9), 1.0, *SIZE)
     assert found.tolist() == [[10, 20, 40, 60]]

@@ -28,7 +28,7 @@ def scene(seed: int, boxes_by_image: list[int], side: int) -> tuple[np.ndarray, 
 def test_no_negative_touches_anything(seed: int, boxes_by_image: list[int], ratio: float) -> None:
     image, boxes, found = scene(seed, boxes_by_image, 40)
     due = negatives.shares(np.array(boxes_by_image), ratio)
-    keys = rng.fold(seed, np.arange(len(boxes_by_image)))
+    keys = rng.derive_key(seed, np.arange(len(boxes_by_image)))
     placed = negatives.place(found, keys, due, boxes[:, 2:] - boxes[:, :2])
     assert placed.wanted == int(np.floor(ratio * len(boxes) + 0.5)) == due.sum()
     assert len(placed.image) <= placed.wanted
@@ -64,7 +64,7 @@ def test_full_images_hand_their_share_on() -> None:
     side = np.array([50, 50])
     found = negatives.obstacles(image, boxes, side, side)
     small = np.array([[8, 8]], dtype=np.int32)
-    placed = negatives.place(found, rng.fold(0, np.arange(2)), negatives.shares(np.array([40, 1]), 0.1), small)
+    placed = negatives.place(found, rng.derive_key(0, np.arange(2)), negatives.shares(np.array([40, 1]), 0.1), small)
     assert placed.image.tolist() == [1] * 4
     assert len({tuple(box) for box in placed.boxes.tolist()}) == 4
 
@@ -74,7 +74,7 @@ def test_a_dataset_without_room_falls_short_quickly() -> None:
     boxes = np.tile(np.array([[0, 0, 50, 50]], dtype=np.int32), (20_000, 1))
     image = np.repeat(np.arange(20), 1000)
     found = negatives.obstacles(image, boxes, side, side)
-    placed = negatives.place(found, rng.fold(0, np.arange(20)), np.full(20, 100), np.ones((1, 2), dtype=np.int32))
+    placed = negatives.place(found, rng.derive_key(0, np.arange(20)), np.full(20, 100), np.ones((1, 2), dtype=np.int32))
     assert placed.wanted == 2000 and len(placed.image) == 0
 
 

@@ -8,7 +8,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.prep.parts import OWNER, tar_bytes
+from jigsaw_pretrain.formats.dataset.shard import OWNER, tar_bytes
 
 KEYS = st.from_regex(r"[0-9a-f]{20}-[pn][0-9]{5,7}", fullmatch=True)
 SIZES = st.one_of(st.sampled_from([0, 1, 511, 512, 513]), st.integers(0, 30_000))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.table import Annotations, parse
+from jigsaw_pretrain.formats.annotations.coco import parse
+from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_group
 from jigsaw_pretrain.prep.plan import plan as plans
 from jigsaw_pretrain.prep.plan.plan import Options, make_plan

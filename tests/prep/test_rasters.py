@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jigsaw_pretrain.formats.members import decode_member, encode_member
-from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, encode_member, lossless, named
 from jigsaw_pretrain.prep.images.decode import ImageTrouble, decode
 from jigsaw_pretrain.prep.images.rasters import measured, raster_head, read
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from jigsaw_pretrain.formats.litter import sweep
 from jigsaw_pretrain.prep.commands.shards import shards
-from jigsaw_pretrain.storage import Storage, temporary_beside
+from jigsaw_pretrain.storage import Storage, sweep, temporary_beside
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Run, Small, run_shards, tree
 
@@ -148,10 +147,10 @@ def test_litter_goes_and_files_being_written_stay(small: Small, tmp_path: Path) 
 
 
 def hold_open(path: str, ready: Any, leave: Any) -> None:
-    from jigsaw_pretrain.formats.litter import hold
+    from jigsaw_pretrain.storage import _lock
 
     with open(path, "xb") as file:
-        hold(file.fileno())
+        _lock(file.fileno())
         ready.set()
         leave.wait()
 

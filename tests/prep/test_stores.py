@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from jigsaw_pretrain import storage
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats import retry
-from jigsaw_pretrain.formats.retry import StoreError, patiently, redacted
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.images.archive import read_index
 from jigsaw_pretrain.prep.images.decode import ImageTrouble
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.manifests import finish_command
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, StoreError, patiently, redacted
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
 from tests.servers import FaultyProxy, Store, file_server, s3_server, share
@@ -63,7 +62,7 @@ def on_store(small: Small, store: Store, *extra: str) -> list[str]:
 def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(small, store)
     faults = ("500", "503", "reset", "lost", "short")
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.02)
     with FaultyProxy(store.endpoint, share(0.05, faults, seed=3)) as proxy:
         reach(store, monkeypatch, proxy.url)
         from jigsaw_pretrain.prep.commands.shards import shards
@@ -202,7 +201,7 @@ def test_archives_that_are_none(tmp_path: Path, name: str, data: bytes | None) -
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     tried: list[int] = []
 
     def fail() -> None:
@@ -211,7 +210,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(StoreError) as caught:
         patiently(fail, "s3://bucket/x?sig=secret")
-    assert len(tried) == retry.TRIES and len(waits) == retry.TRIES - 1 and max(waits) <= retry.LONGEST_WAIT
+    assert len(tried) == storage.TRIES and len(waits) == storage.TRIES - 1 and max(waits) <= storage.LONGEST_WAIT
     assert "secret" not in str(caught.value) and "pass" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         patiently(lambda: (_ for _ in ()).throw(FileNotFoundError()), "x")

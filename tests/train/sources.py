@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Template
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.template import REGION_GROUPS, Template
 
 CLASSES = 5
 """Foreground classes; the background is one more."""

@@ -8,10 +8,10 @@ import pytest
 import s3fs
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 from tests.servers import FaultyProxy, Store, s3_server
 
 TEMPLATE = Template(96, 32)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jigsaw_pretrain.formats.boxes import draw_crops, enlarge
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, Dataset, open_dataset
-from jigsaw_pretrain.rng import fold, text_key, uniform, words
+from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.commands.probe import read_crops
 from jigsaw_pretrain.train.data import jigsaw
@@ -26,7 +27,6 @@ from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import Picks, slots_of
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 from tests.train.references import centred
 from tests.train.tiny import CLASSES, all_crops, make_dataset
 
@@ -139,7 +139,7 @@ def test_jigsaws_show_what_their_draws_say_and_squares_are_ordered_by_their_boxe
         wanted, sizes = np.zeros_like(image), []
         for region, row in enumerate(chosen):
             place = TEMPLATE.regions[region]
-            raw = words(fold(text_key(2, "augment"), lane, position, region), 9)[0]
+            raw = random_u64(derive_key(key_of_text(2, "augment"), lane, position, region), 9)[0]
             pixels = pixels_of(tmp_path, row, shown(row, uniform(raw[5:]), 1.8))
             sizes.append(pixels.shape[0] * pixels.shape[1])
             pixels = centred(pixels, place.height, place.width)

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.evaluate import Answers, predict, score, summarise
-from jigsaw_pretrain.train.template import Template
 from tests.train.sources import CLASSES, SyntheticSource
 
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import label_weights, region_masses
 from jigsaw_pretrain.train.grid import grid
-from jigsaw_pretrain.train.template import Template
 from tests.train.references import weights_by_hand
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_GROUPS, Template
+from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.augment import draw
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.jigsaw import Assembler
@@ -24,7 +24,6 @@ from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import Picks, slots_of
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import REGION_GROUPS, Template
 from tests.train.references import centred
 from tests.train.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
 
@@ -103,7 +102,7 @@ def test_every_pass_draws_every_key_once(
     totals = {group: sum(counts) for group, counts in shards.items() if counts}
     for feed in (feed for feed in slots.feeds if feed.share == 1):
         total, counts = totals[feed.group], [shard.crops for shard in dataset.of_group(feed.group)]
-        group = GroupLanes(counts, lanes, text_key(options.seed, f"group {feed.group}"))
+        group = GroupLanes(counts, lanes, key_of_text(options.seed, f"group {feed.group}"))
         # A lane's share of a cycle of L passes is the group's size: its last jigsaw may begin the next cycle.
         jigsaws = -(-total // len(feed.regions))
         for lane in range(lanes):

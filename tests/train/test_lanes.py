@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.rng import fold, permutation
+from jigsaw_pretrain.rng import derive_key, permutation
 from jigsaw_pretrain.train.data.lanes import GroupLanes
 
 counts = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda values: sum(values) > 0)
@@ -40,15 +40,15 @@ def naive_stream(shards: list[int], lanes: int, key: int, lane: int, length: int
     turn = 0
     while len(drawn) < length:
         cycle, nth = divmod(turn, lanes)
-        dealt = permutation(fold(key, 0, cycle), len(units)).tolist()
-        shift = permutation(fold(key, 1, cycle), lanes).tolist()[nth]
+        dealt = permutation(derive_key(key, 0, cycle), len(units)).tolist()
+        shift = permutation(derive_key(key, 1, cycle), lanes).tolist()[nth]
         column = (lane + shift) % lanes
         mine = dealt[column::lanes]
         if rounds > 1:
-            mine = [mine[place] for place in permutation(fold(key, 2, turn, column), rounds).tolist()]
+            mine = [mine[place] for place in permutation(derive_key(key, 2, turn, column), rounds).tolist()]
         for unit in mine:
             shard, rows = units[unit]
-            order = permutation(fold(key, 3, turn, unit), len(rows)).tolist()
+            order = permutation(derive_key(key, 3, turn, unit), len(rows)).tolist()
             drawn += [(turn, shard, rows[place]) for place in order]
         turn += 1
     return drawn[:length]

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import label_weights
 from jigsaw_pretrain.train.losses import block_wise_loss, erf_adaptive_loss, global_loss, region_logits
-from jigsaw_pretrain.train.template import Template
 from tests.train.references import block_wise_by_hand, erf_adaptive_by_hand, global_by_hand
 
 

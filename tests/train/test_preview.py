@@ -6,9 +6,9 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image, ImageFont
 
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.report.sheet import COLOURS, sheet, shortened
-from jigsaw_pretrain.train.template import Template
 from tests.train.tiny import make_dataset
 
 

@@ -15,7 +15,7 @@ import pytest
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.access import AHEAD, Access
 from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -93,7 +93,7 @@ def test_a_far_step_costs_a_request_a_stream(remote: Remote, tmp_path: Path) -> 
 
 def shard_of(dataset: Dataset, options: StreamOptions, lane: int, group: str) -> str:
     of_group = dataset.of_group(group)
-    lanes = GroupLanes([shard.crops for shard in of_group], options.lane_count, text_key(0, f"group {group}"))
+    lanes = GroupLanes([shard.crops for shard in of_group], options.lane_count, key_of_text(0, f"group {group}"))
     return of_group[lanes.locate(lane, 0).shard].name
 
 

@@ -18,8 +18,7 @@ from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.weights import load
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.display import displayed
-from jigsaw_pretrain.formats.pixels import named
+from jigsaw_pretrain.formats.pixels import displayed, named
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.data.window import resample, resample_channels, resized

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.slots import Slots, fill_slots
+from jigsaw_pretrain.formats.jigsaw import SlotPlan, fill_slots
 
 
-def feeds(slots: Slots) -> dict[str, tuple[int, ...]]:
+def feeds(slots: SlotPlan) -> dict[str, tuple[int, ...]]:
     return {feed.group: tuple(sorted(feed.regions)) for feed in slots.feeds}
 
 

@@ -5,10 +5,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.augment import Draws, draw
 from jigsaw_pretrain.train.data.window import lay_out, resample
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.html import Figure, Section, Table, chart, render
-from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.erf import evaluating
@@ -30,7 +31,6 @@ from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.figures import MAP
 from jigsaw_pretrain.train.report.snapshots import brightness
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import REGIONS, Template
 
 RANDOM = "random"
 
@@ -101,7 +101,7 @@ def erf(
     fields: dict[str, list[Tensor]] = {}
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
-        torch.manual_seed(text_key(seed, "random weights"))
+        torch.manual_seed(key_of_text(seed, "random weights"))
         built = backbones.build(backbone, colours=pixels.channels)
         region_map = template.region_map(built.stride)
         if file != RANDOM:

@@ -70,7 +70,7 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
     reader = CropReader(dataset, LocalShards(dataset), capacity=1, with_keys=True)
     count = sum(shard.crops for shard in dataset.shards)
     chosen = np.zeros(count, dtype=np.bool_)
-    chosen[rng.permutation(rng.text_key(0, "probe's crops"), count)[:most]] = True
+    chosen[rng.permutation(rng.key_of_text(0, "probe's crops"), count)[:most]] = True
     pixels, labels, images, begin = [], [], [], 0
     for shard in dataset.shards:
         crops = reader.crops(shard.index)
@@ -88,7 +88,7 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
             images.append(int(key.split("-")[0][:12], 16))
     if not pixels:
         raise UserError(f"{dataset.url} has no crop that can be read: prep it again")
-    fold = rng.below(rng.fold(rng.text_key(0, "probe's folds"), np.array(images, dtype=np.int64)), 4)
+    fold = rng.randint(rng.derive_key(rng.key_of_text(0, "probe's folds"), np.array(images, dtype=np.int64)), 4)
     return Crops(np.stack(pixels), torch.tensor(labels), fold)
 
 

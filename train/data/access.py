@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
+from jigsaw_pretrain.cli import ByteCount
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, driver_options, open_store, retrying
 from jigsaw_pretrain.train.data.cache import Cache, default_folder
-from jigsaw_pretrain.train.data.fetch import driver_options, open_store, retrying
 
 BAD_SHARD = ("stop", "skip")
 
@@ -83,26 +83,6 @@ def access_from(
         raise UserError("--no-cache contradicts --cache and --cache-bytes: leave one out")
     folder = None if no_cache else cache or default_folder()
     return Access(folder, cache_bytes, read_retries, read_timeout, on_bad_shard)
-
-
-class ByteCount(click.ParamType):
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
-        if isinstance(value, int):
-            return value
-        text = str(value).upper().removesuffix("B")
-        power = "KMGT".find(text[-1:]) + 1 if text else 0
-        try:
-            count = float(text[:-1] if power else text)
-        except ValueError:
-            self.fail(f"{value!r} is not a number of bytes such as 500M or 200G", param, ctx)
-        if not count > 0:
-            self.fail(f"{value} must be more than nothing", param, ctx)
-        return int(count * 1024**power)
 
 
 def working_set(dataset: Dataset, lanes: int) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.rng import U64, fold, text_key, uniform, words
+from jigsaw_pretrain.formats.jigsaw import REGIONS
+from jigsaw_pretrain.rng import U64, derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import REGIONS
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ def draw(
     with_shifts: bool = False,
 ) -> Draws:
     """The draws of the jigsaws at ``positions`` [n] of ``lanes`` [n]; with_shifts: of the context as well."""
-    key = text_key(options.seed, "augment")
+    key = key_of_text(options.seed, "augment")
     # Words of a stream do not depend on how many are drawn: the context's come last.
-    raw = words(fold(key, lanes[:, None], positions[:, None], np.arange(len(REGIONS))), 9 if with_shifts else 5)
+    raw = random_u64(
+        derive_key(key, lanes[:, None], positions[:, None], np.arange(len(REGIONS))), 9 if with_shifts else 5
+    )
     shifts = uniform(raw[..., 5:]) if with_shifts else None
     ratio = np.ones(raw.shape[:-1])
     if not options.augment:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.rng import below, fold, permutation
+from jigsaw_pretrain.rng import derive_key, permutation, randint
 from jigsaw_pretrain.train.streams import StreamOptions
 
 I64 = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ def balanced(weights: I64, key: int) -> I64:
     count = len(weights)
     edges = np.cumsum(weights)
     # Equally spaced points over the summed weights, from one drawn start; scaled by the count to stay whole numbers.
-    start = int(below(fold(key, 0), int(edges[-1]))[0])
+    start = int(randint(derive_key(key, 0), int(edges[-1]))[0])
     points = start + np.arange(count, dtype=np.int64) * edges[-1]
     chosen = np.searchsorted(edges * count, points, side="right")
-    return chosen[permutation(fold(key, 1), count)]
+    return chosen[permutation(derive_key(key, 1), count)]

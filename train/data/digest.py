@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.access import Access, access_from, access_options
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import BALANCES, FITS, StreamOptions
-from jigsaw_pretrain.train.template import Template
 
 Pair = tuple[bytes, bytes]
 

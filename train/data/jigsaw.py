@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS, Template
 from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.augment import Draws, draw
 from jigsaw_pretrain.train.data.context import enlarged
@@ -23,7 +23,6 @@ from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, Crops, shard_f
 from jigsaw_pretrain.train.data.sampler import Picks, order_squares, slots_of
 from jigsaw_pretrain.train.data.window import Windows, lay_out, resample, resample_channels
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import REGIONS, Template
 
 Pixels = npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.rng import fold, permutation
+from jigsaw_pretrain.rng import derive_key, permutation
 
 I64 = npt.NDArray[np.int64]
 
@@ -60,7 +60,7 @@ class GroupLanes:
         if self.total <= 0 or lanes < 1:
             raise ValueError("a group without crops has no lanes")
         self.lanes = lanes
-        self._cycles, self._shifts, self._turns, self._units = (fold(key, purpose) for purpose in range(4))
+        self._cycles, self._shifts, self._turns, self._units = (derive_key(key, purpose) for purpose in range(4))
         slices = -(-lanes // len(shards))
         edges = shards[:, None] * np.arange(slices + 1) // slices
         self._shard = np.repeat(np.arange(len(shards)), slices)
@@ -74,8 +74,8 @@ class GroupLanes:
     def _deal(self, cycle: int) -> tuple[I64, I64]:
         """Units as dealt in a cycle, int64 [rounds, lanes], and the order of its shifts, int64 [lanes]."""
         if self._cycle is None or self._cycle[0] != cycle:
-            units = permutation(fold(self._cycles, cycle), len(self._size)).reshape(self._rounds, self.lanes)
-            self._cycle = (cycle, units, permutation(fold(self._shifts, cycle), self.lanes))
+            units = permutation(derive_key(self._cycles, cycle), len(self._size)).reshape(self._rounds, self.lanes)
+            self._cycle = (cycle, units, permutation(derive_key(self._shifts, cycle), self.lanes))
         return self._cycle[1], self._cycle[2]
 
     def locate(self, lane: int, position: int) -> OpenUnit:
@@ -91,7 +91,7 @@ class GroupLanes:
         mine = units[:, column]
         if self._rounds > 1:
             # Its order changes from pass to pass, so that other shards are open together each time.
-            mine = mine[permutation(fold(self._turns, turn, column), self._rounds)]
+            mine = mine[permutation(derive_key(self._turns, turn, column), self._rounds)]
         ends = np.cumsum(self._size[mine])
         nth = int(np.searchsorted(ends, rest, side="right"))
         rest -= int(ends[nth - 1]) if nth else 0
@@ -102,7 +102,7 @@ class GroupLanes:
 
     def rows(self, opened: OpenUnit) -> I64:
         """The rows of the unit's shard in the order in which this pass draws them: int64 [opened.size]."""
-        return opened.low + permutation(fold(self._units, opened.turn, opened.unit), opened.size)
+        return opened.low + permutation(derive_key(self._units, opened.turn, opened.unit), opened.size)
 
     def unit_rows(self, shard: int, row: int) -> tuple[int, int]:
         """The rows, high exclusive, of the unit that a row of the group's ``shard`` belongs to."""

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.access import Access, check_cache
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.jigsaw import Assembler, Chunk
@@ -31,7 +32,6 @@ from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.data.shm import AHEAD, IN_FLIGHT, check_shared_memory
 from jigsaw_pretrain.train.models.classifier import torch_dtype
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import Template
 
 BUFFERS = 3
 """Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.

@@ -17,8 +17,7 @@ import simplejpeg
 
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
-from jigsaw_pretrain.formats.members import decode_member
-from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.pixels import RGB8, decode_member
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.fetch import BadShard

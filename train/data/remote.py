@@ -25,9 +25,9 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, ShardRow
 from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.storage import Fetcher, WrongContent
 from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.cache import Cache
-from jigsaw_pretrain.train.data.fetch import Fetcher, WrongContent
 
 THREADS_PER_GROUP = 4
 

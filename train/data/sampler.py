@@ -11,18 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.rng import U64, below, fold, permutation, text_key
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS, SlotPlan, SlotSource, by_aspect, fill_slots
+from jigsaw_pretrain.rng import U64, derive_key, key_of_text, permutation, randint
 from jigsaw_pretrain.train.data.balance import I64, balanced, weights_of
 from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
 from jigsaw_pretrain.train.data.reader import CropReader, Crops
 from jigsaw_pretrain.train.data.remote import FIRST, NEXT
-from jigsaw_pretrain.train.slots import Feed, Slots, by_aspect, fill_slots
 from jigsaw_pretrain.train.streams import StreamOptions
-from jigsaw_pretrain.train.template import REGIONS
 
 
-def slots_of(dataset: Dataset, options: StreamOptions) -> Slots:
+def slots_of(dataset: Dataset, options: StreamOptions) -> SlotPlan:
     """How a dataset's groups feed the slots; raises UserError for a dataset without crops."""
     counts = {group: sum(shard.crops for shard in dataset.of_group(group)) for group in GROUPS}
     return fill_slots(counts, options.max_repeat)
@@ -47,7 +45,7 @@ class _Stream:
             self.ask(unit.end, NEXT)
             self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
             if self._weights is not None:
-                key = int(fold(self._balance_key, unit.turn, unit.unit)[0])
+                key = int(derive_key(self._balance_key, unit.turn, unit.unit)[0])
                 self._crops = self._crops[balanced(self._weights[self._crops["label"]], key)]
         return unit, self._crops
 
@@ -73,21 +71,21 @@ class Picks:
     """
 
     def __init__(
-        self, dataset: Dataset, slots: Slots, options: StreamOptions, lanes: Sequence[int], reader: CropReader
+        self, dataset: Dataset, slots: SlotPlan, options: StreamOptions, lanes: Sequence[int], reader: CropReader
     ) -> None:
         self._slots, self._count = slots, options.lane_count
-        self._mend_key = text_key(options.seed, "unreadable")
+        self._mend_key = key_of_text(options.seed, "unreadable")
         self._reader = reader
         self._groups: dict[str, GroupLanes] = {}
         self._shards: dict[str, list[int]] = {}
         self._streams: dict[tuple[int, str], _Stream] = {}
         weights = weights_of(dataset, options)
         for feed in slots.feeds:
-            balance = (text_key(options.seed, f"balance {feed.group}"), weights)
+            balance = (key_of_text(options.seed, f"balance {feed.group}"), weights)
             of_group = dataset.of_group(feed.group)
             shards = self._shards[feed.group] = [shard.index for shard in of_group]
             group = self._groups[feed.group] = GroupLanes(
-                [shard.crops for shard in of_group], self._count, text_key(options.seed, f"group {feed.group}")
+                [shard.crops for shard in of_group], self._count, key_of_text(options.seed, f"group {feed.group}")
             )
             for lane in lanes:
                 self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
@@ -113,7 +111,7 @@ class Picks:
                 self._chunk_of_thin(lane, first, feed, substitute, out)
         return out
 
-    def _chunk_of_thin(self, lane: int, first: int, feed: Feed, substitute: U64, out: Crops) -> None:
+    def _chunk_of_thin(self, lane: int, first: int, feed: SlotSource, substitute: U64, out: Crops) -> None:
         width = len(feed.regions)
         for nth in range(len(out)):
             for ordinal, region in enumerate(feed.regions):
@@ -123,7 +121,7 @@ class Picks:
                     out[nth, region] = self._streams[lane, feed.group].take(own, 1)[0]
                 else:
                     crops = self._opened(lane, str(feed.topped_up_from), first + nth)
-                    out[nth, region] = crops[int(below(substitute[nth, region], len(crops))[0])]
+                    out[nth, region] = crops[int(randint(substitute[nth, region], len(crops))[0])]
 
     def _opened(self, lane: int, group: str, position: int) -> Crops:
         """The crops of the unit that a lane has open in a group as its jigsaw ``position`` begins."""
@@ -141,13 +139,13 @@ class Picks:
         group = GROUPS[int(crop["group"])]
         shards = self._shards[group]
         home = shards.index(int(crop["shard"]))
-        key = fold(self._mend_key, lane, position, slot)
+        key = derive_key(self._mend_key, lane, position, slot)
 
         def shuffled(crops: Crops, purpose: int) -> Crops:
-            return crops[permutation(fold(key, purpose), len(crops))]
+            return crops[permutation(derive_key(key, purpose), len(crops))]
 
         gone = shards[home] in self._reader.left_out
-        order = permutation(fold(self._mend_key, shards[home]) if gone else fold(key, 2), len(shards))
+        order = permutation(derive_key(self._mend_key, shards[home]) if gone else derive_key(key, 2), len(shards))
         others = [shards[nth] for nth in order.tolist()]
         if gone:
             others += [shard for name in by_aspect(group, self._slots.counts) for shard in self._shards.get(name, [])]

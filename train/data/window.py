@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.rng import U64, below
+from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.rng import U64, randint
 from jigsaw_pretrain.train.data.augment import Draws
-from jigsaw_pretrain.train.template import Template
 
 I64 = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -64,7 +64,7 @@ def _is_small_part(width: Any, height: Any, scaled_x: Any, scaled_y: Any, window
 def _along(scaled: I64, room: I64, word: U64 | None) -> tuple[I64, I64, I64]:
     """One axis: the window's first pixel in the crop, in its region, and its length."""
     slack = scaled - room
-    offset = np.abs(slack) // 2 if word is None else below(word, np.abs(slack) + 1)
+    offset = np.abs(slack) // 2 if word is None else randint(word, np.abs(slack) + 1)
     return np.where(slack > 0, offset, 0), np.where(slack < 0, offset, 0), np.minimum(scaled, room)
 
 

@@ -7,11 +7,11 @@ checkpoint says it to whoever continues the run.
 from dataclasses import replace
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import Row
 from jigsaw_pretrain.train.engine.state import State
-from jigsaw_pretrain.train.template import REGIONS
 
 MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
 """The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""

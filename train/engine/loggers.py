@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.engine.metrics import Row
-from jigsaw_pretrain.train.template import REGIONS
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 

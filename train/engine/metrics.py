@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.storage import sync_folder, temporary_beside
 from jigsaw_pretrain.train.engine.clock import device_clock
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.template import REGIONS
 
 
 class LineFile:

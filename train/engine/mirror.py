@@ -13,9 +13,8 @@ import shutil
 from functools import partial
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import temporary_beside
+from jigsaw_pretrain.storage import Fetcher, open_store, retrying, temporary_beside
 from jigsaw_pretrain.train.data.cache import default_folder
-from jigsaw_pretrain.train.data.fetch import Fetcher, open_store, retrying
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 
 NEWEST = "checkpoints/newest"

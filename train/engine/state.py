@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.rng import text_key
+from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.engine.average import Average
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.precision import loss_scaler
@@ -94,7 +94,7 @@ def build_model(
 
     Raises UserError too for a neck on a backbone without its stages.
     """
-    torch.manual_seed(text_key(recipe.seed, "initial weights"))
+    torch.manual_seed(key_of_text(recipe.seed, "initial weights"))
     backbone = backbones.build(recipe.backbone, recipe.norm, recipe.neck != "none", pixels.channels)
     recipe.template.region_map(backbone.stride)
     neck = None

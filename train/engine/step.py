@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.rng import fold
+from jigsaw_pretrain.rng import derive_key
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.machine import Machine
@@ -83,7 +83,7 @@ class Stepper:
         """
         rate = self._set_rate()
         # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
-        torch.manual_seed(int(fold(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
+        torch.manual_seed(int(derive_key(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
         try:
             found, guesses = self._gradients(images, labels)
             self._apply()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.display import Look
+from jigsaw_pretrain.formats.pixels import DisplayRange
 from jigsaw_pretrain.train import erf
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.callbacks import Mishaps
@@ -86,7 +86,7 @@ class Loop:
         self._loggers: Loggers | None = None
         self._copied: torch.cuda.Event | None = None
         watched = job.page and job.ranks.first
-        look = Look(job.origin.pixels, *job.recipe.normalisation)
+        look = DisplayRange(job.origin.pixels, *job.recipe.normalisation)
         self._witness = Witness(len(job.origin.classes) + 1, look) if watched else None
 
     def run(self, open_source: OpenSource, until: int) -> str | None:

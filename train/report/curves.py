@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.html import Figure, chart
-from jigsaw_pretrain.train.template import REGIONS
 
 POINTS = 600
 SMOOTH = 50

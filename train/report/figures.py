@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.html import INK, Figure, chart
 from jigsaw_pretrain.train.report.snapshots import Fields, brightness
-from jigsaw_pretrain.train.template import REGIONS, Template
 
 MAP = "cividis"
 SHOWN = 6

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.display import display_note
+from jigsaw_pretrain.formats.pixels import display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, picture, render
 from jigsaw_pretrain.storage import Storage, publish_locally
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, pixels_of, read_description

@@ -15,12 +15,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.display import display_note, displayed
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, Region, Template
+from jigsaw_pretrain.formats.pixels import display_note, displayed
 from jigsaw_pretrain.train.data.access import access_from, access_options
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.streams import FITS, StreamOptions
-from jigsaw_pretrain.train.template import Region, Template
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 

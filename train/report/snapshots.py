@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from jigsaw_pretrain.formats import display
+from jigsaw_pretrain.formats import pixels
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import evaluating
@@ -79,7 +79,7 @@ Look = TypeVar("Look", Fields, Answers)
 class Witness:
     """Gathers the answers of the steps between two checkpoints, on the device until they are asked for."""
 
-    def __init__(self, label_count: int, look: display.Look) -> None:
+    def __init__(self, label_count: int, look: pixels.DisplayRange) -> None:
         self._label_count, self._look = label_count, look
         self._pairs: list[Tensor] = []
         self._last: tuple[Batch, Tensor] | None = None
@@ -98,7 +98,7 @@ class Witness:
         confusion = np.stack([*np.divmod(pairs, self._label_count), counts], axis=1).astype(np.int64)
         self._pairs, self._last = [], None
         return Answers(
-            images=display.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
+            images=pixels.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
             labels=batch.labels[:JIGSAWS].cpu().numpy().astype(np.int64),
             predictions=predictions[:JIGSAWS].cpu().numpy().astype(np.int64),
             groups=batch.groups[:JIGSAWS].cpu().numpy().astype(np.int64),
