@@ -30,13 +30,13 @@ from bench.prep_scaling import growth, processes
 from bench.timing import Goal, interleaved, judged, show, write
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
-from jigsaw_pretrain.prep import lossless
+from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.crops import encode_crops
 from jigsaw_pretrain.prep.images.decode import PixelBuffer, decode
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
-from jigsaw_pretrain.prep.pipeline import Job, plan_job, task_of
-from jigsaw_pretrain.prep.plan.plan import Options
+from jigsaw_pretrain.prep.pipeline import PrepJob, plan_job, task_of
+from jigsaw_pretrain.prep.plan.plan import PlanOptions
 from jigsaw_pretrain.storage import Storage
 
 Item = TypeVar("Item")
@@ -49,8 +49,8 @@ LOSSLESS_ALONE = "cutting alone, lossless"
 
 def part_of(folder: Path, images: int) -> PartTask:
     """One part with the crops of the first images."""
-    options = Options(0.1, 2.0, 10**9, 95, "444", "ignore")
-    job = Job(str(folder / "annotations.json"), str(folder / "images"), ".", 0, options)
+    options = PlanOptions(0.1, 2.0, 10**9, 95, "444", "ignore")
+    job = PrepJob(str(folder / "annotations.json"), str(folder / "images"), ".", 0, options)
     source = ImageSource(job.images)
     plan = plan_job(job, read_annotations(job.annotations, job.images), source)
     task = task_of(plan, job, source, 0)
@@ -79,7 +79,7 @@ def cutting(task: PartTask, raw: list[bytes], subsampling: str | None) -> Callab
     def case() -> None:
         for jpeg, boxes, size in jobs:
             if subsampling is None:
-                lossless.cut(jpeg, boxes, *size, task.exif)
+                crops.cut_lossless(jpeg, boxes, *size, task.exif)
             else:
                 encode_crops(decode(jpeg, *size, task.exif, buffer), boxes, task.quality, subsampling)
 
@@ -157,7 +157,7 @@ def main(data: Path | None, images: int, repeats: int, boxes: int, sizes: str) -
             "OpenCV, a crop at a time": lambda: write_tar(tar, (opencv_sample(*one) for one in samples)),
         }
         try:
-            lossless.load()
+            crops.load_turbojpeg()
         except UserError as error:
             click.echo(f"left out: {error.message}")
             del cases[LOSSLESS], cases[LOSSLESS_ALONE]

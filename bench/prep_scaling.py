@@ -23,11 +23,11 @@ from rich.table import Table
 
 from bench.prep_peers import pillow_pool, work_of
 from bench.timing import RESULTS, Goal
-from jigsaw_pretrain.prep.commands.shards import Manner, run
+from jigsaw_pretrain.prep.commands.shards import RunOptions, run
 from jigsaw_pretrain.prep.executors import run_tasks
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
-from jigsaw_pretrain.prep.pipeline import Job
-from jigsaw_pretrain.prep.plan.plan import Options
+from jigsaw_pretrain.prep.pipeline import PrepJob
+from jigsaw_pretrain.prep.plan.plan import PlanOptions
 from jigsaw_pretrain.storage import Storage
 
 GOAL = Goal(0.95, at_least=True)
@@ -137,8 +137,8 @@ def growth(data: Path, sizes: Sequence[int], repeats: int) -> list[dict[str, flo
     for count in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             annotations, images = copies(data, count, Path(scratch) / "data")
-            job = Job(str(annotations), str(images), str(Path(scratch) / "out"), 0, Options())
-            manner = Manner(1, None, None, 1.0, overwrite=True, dry_run=False)
+            job = PrepJob(str(annotations), str(images), str(Path(scratch) / "out"), 0, PlanOptions())
+            manner = RunOptions(1, None, None, 1.0, overwrite=True, dry_run=False)
             times = []
             for _ in range(repeats):
                 begun = time.process_time()

@@ -7,8 +7,8 @@ main = LazyGroup(
     help="Cut a detection dataset into shards of object and background crops, once.",
     lazy={
         "shards": ("commands.shards:shards", "annotations and images -> shards/ and manifests/"),
-        "report": ("report.page:report", "one HTML page that shows whether the crops are right"),
-        "finish": ("manifests:finish_command", "make the manifests after an array job's tasks"),
+        "report": ("commands.report:report", "one HTML page that shows whether the crops are right"),
+        "finish": ("commands.finish:finish_command", "make the manifests after an array job's tasks"),
         "doctor": ("commands.doctor:doctor", "what is wrong with annotations and images, before any work"),
         "status": ("commands.status:status", "how far a run is, from its output alone"),
         "verify": (
@@ -17,7 +17,7 @@ main = LazyGroup(
         ),
         "retry-skipped": ("commands.retry_skipped:retry_skipped", "try images again that could not be used"),
         "sample-data": (
-            "sample.scenes:sample_data",
+            "commands.sample_data:sample_data",
             "draw a small detection dataset to try everything on",
         ),
     },

@@ -2,16 +2,28 @@
 
 Local processes by default. Anything that offers ``submit`` will do, as a task is a picklable function of a picklable
 description. Tasks are handed over as places fall free, so a million crops never wait in a queue at once.
+
+A Dask cluster as an executor: ``--scheduler tcp://host:port``.
+
+The cluster's workers must have this package and its lock installed (a part refuses other versions, naming them), and
+reach images and output under the same names. docs/cluster.md shows how clusters are started on Slurm, PBS and
+Kubernetes. Local processes do for one machine.
+
+Array jobs: which parts are a task's, where a scheduler starts N copies of a command and nothing coordinates them.
+
+Task I of N takes the parts I, I + N, I + 2N, ...: parts weigh alike, so tasks take alike long. Index and count come
+from the scheduler's own variables where it sets them. Any task may be run again, at any time, on any machine.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TypeVar
 
@@ -19,6 +31,12 @@ from jigsaw_pretrain.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+PATIENCE = "30s"
+RETRIES = 3
+"""How often Dask gives a part to another worker after its own was lost."""
+
+_AWS, _KUBERNETES, _SLURM = "AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID"
 
 
 class InlineExecutor(Executor):
@@ -45,8 +63,6 @@ def local_executor(workers: int) -> Executor:
 def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
     """An executor, of a Dask cluster where one is named, and how many tasks to hand it at once."""
     if scheduler is not None:
-        from jigsaw_pretrain.prep.cluster import dask_executor
-
         with dask_executor(scheduler) as found:
             yield found
     else:
@@ -100,3 +116,87 @@ def run_tasks(
 def usable_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """An executor over a running cluster, and how many tasks keep it busy; raises UserError."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise UserError("--scheduler needs Dask. Install it: pip install 'jigsaw-pretrain[dask]'.") from error
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
+    try:
+        threads = sum(client.nthreads().values())
+        executor = client.get_executor(pure=False, retries=RETRIES)
+        try:
+            yield executor, 2 * max(1, threads)
+        finally:
+            executor.shutdown(wait=True)
+    except KilledWorker as error:
+        raise UserError(
+            "A part was given to several Dask workers and each of them died, most likely for want of memory. Give them "
+            "more, or fewer threads each, and run the same command again: it goes on where it stopped."
+        ) from error
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """Task ``index`` (from 0) of ``count``."""
+
+    index: int
+    count: int
+
+    def mine(self, parts: int) -> range:
+        """The parts of this task."""
+        return range(self.index, parts, self.count)
+
+
+def array_task(index: int | None, count: int | None, environment: Mapping[str, str]) -> ArrayTask | None:
+    """The task that options or a scheduler's variables name; None where there is no array. Raises UserError."""
+    source = "--task-index"
+    if index is None:
+        source, index = _scheduled(environment)
+        if index is None:
+            if count is not None:
+                raise UserError("--task-count is given and no --task-index, nor does a scheduler tell it. Give both.")
+            return None
+    if count is None:
+        known = {_SLURM: "SLURM_ARRAY_TASK_COUNT", _AWS: "AWS_BATCH_JOB_ARRAY_SIZE"}.get(source)
+        count = _number(environment, known) if known else None
+    if count is None:
+        raise UserError(
+            f"{source} says that this is task {index} of an array, and nothing says of how many. Give --task-count, or "
+            f"unset {source} if this is no array job."
+        )
+    if not 0 <= index < count:
+        raise UserError(f"There is no task {index} of {count}: tasks are numbered from 0 to {count - 1}.")
+    return ArrayTask(index, count)
+
+
+def _scheduled(environment: Mapping[str, str]) -> tuple[str, int | None]:
+    """Which variable tells the index, and the index from 0."""
+    if _SLURM in environment:
+        # Slurm's ids are the user's own: --array=1-16 or 0-30:2.
+        number, first = _number(environment, _SLURM), _number(environment, "SLURM_ARRAY_TASK_MIN") or 0
+        step = _number(environment, "SLURM_ARRAY_TASK_STEP") or 1
+        return _SLURM, None if number is None else (number - first) // step
+    for name in (_AWS, _KUBERNETES):
+        if name in environment:
+            return name, _number(environment, name)
+    return "", None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{name} is {text!r}, not a number. Unset it, or give --task-index.") from error

@@ -4,17 +4,13 @@ Needs the output alone, in any process. Reads every part's record and rows once 
 which are held as one compressed file (about 50 MB) in memory.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 
-import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
@@ -22,12 +18,10 @@ from jigsaw_pretrain.formats.dataset.dataset import Description, drawn_context, 
 from jigsaw_pretrain.formats.dataset.schema import SHARDS, SKIPPED, crops_schema, read_rows, table_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, pixel_format
-from jigsaw_pretrain.prep import markers
-from jigsaw_pretrain.prep.allowance import DEFAULT, allowance
+from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.images.statistics import mean_and_std
-from jigsaw_pretrain.prep.plan.context import expected_sizes
-from jigsaw_pretrain.prep.plan.fill import slot_fill
-from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops
+from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
+from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
 from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
@@ -35,24 +29,9 @@ from jigsaw_pretrain.prep.records import (
     read_parts,
     read_plan,
     shaping_versions,
+    skip_limit,
 )
-from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead, redacted
-
-
-@click.command("finish")
-@click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
-@click.option(
-    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
-)
-def finish_command(out: str, max_skipped: float) -> None:
-    """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
-    begun = time.monotonic()
-    console = Console()
-    with one_line_errors(out):
-        found = finish(Storage(out), max_skipped)
-    title = f"dataset in {plain(redacted(out))}"
-    print_summary(console, title, found, time.monotonic() - begun, estimated=False)
+from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
 
 
 def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
@@ -68,7 +47,7 @@ def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
         )
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)
-    allowed = allowance(max_skipped, out, plan.images_listed)
+    allowed = skip_limit(max_skipped, out, plan.images_listed)
     for record in records:
         allowed.add(record)
     allowed.check()
@@ -111,7 +90,7 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
 def tidy(out: Storage) -> None:
     """Remove what killed tasks left in a finished output: temporary files that nobody writes, and markers."""
     out.sweep(layout.SHARDS, layout.MANIFESTS, layout.PARTS)
-    markers.clear(out)
+    records.clear_markers(out)
 
 
 def describe(plan: PlanRecord, summary: Summary) -> Description:

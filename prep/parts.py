@@ -20,17 +20,14 @@ from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION
 from jigsaw_pretrain.formats.dataset.shard import tar_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.prep import lossless, markers
-from jigsaw_pretrain.prep.crops import encode_crops
+from jigsaw_pretrain.prep import crops, records
+from jigsaw_pretrain.prep.crops import encode_crops, encode_members
 from jigsaw_pretrain.prep.images.archive import Member
-from jigsaw_pretrain.prep.images.decode import ImageTrouble, PixelBuffer
-from jigsaw_pretrain.prep.images.rasters import read
+from jigsaw_pretrain.prep.images.decode import ImageError, PixelBuffer, decode_raster
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
-from jigsaw_pretrain.prep.images.statistics import Measure
-from jigsaw_pretrain.prep.members import encode_members
-from jigsaw_pretrain.prep.plan.context import margins as beyond
-from jigsaw_pretrain.prep.plan.context import member_boxes
-from jigsaw_pretrain.prep.plan.crop_table import Crops, Images
+from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
+from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, member_boxes
+from jigsaw_pretrain.prep.plan.crop_table import margins as beyond
 from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
 from jigsaw_pretrain.storage import Storage
 
@@ -50,8 +47,8 @@ class PartTask:
     encode: str
     background: int
     format_version: int
-    images: Images
-    crops: Crops
+    images: ImageTable
+    crops: CropTable
     places: dict[str, Member] | None = None
     drawn_context: float | None = None
     pixels: PixelFormat = RGB8
@@ -69,19 +66,19 @@ def run_part(task: PartTask) -> PartRecord:
             out.describe(layout.part_record(task.number)), {"plan": done.plan, "versions": done.versions}, here
         )
         return done
-    markers.begin(out, task.number)
+    records.mark_begun(out, task.number)
     try:
         record = publish_part(task, out)
     except Exception as error:
-        markers.fail(out, task.number, error)
+        records.mark_failed(out, task.number, error)
         raise
-    markers.end(out, task.number)
+    records.mark_ended(out, task.number)
     return record
 
 
 def publish_part(task: PartTask, out: Storage) -> PartRecord:
     """Cut a part and publish it: its shards, its rows, last its done record."""
-    measure = None if task.pixels == RGB8 else Measure(task.pixels)
+    measure = None if task.pixels == RGB8 else ChannelStatistics(task.pixels)
     made = cut_images(task, measure)
     usable = np.array([member is not None for member in made.members], dtype=bool)
     kept, margins = task.crops.take(usable), made.margins[usable]
@@ -137,7 +134,7 @@ class CutImages:
     encoded: Counter[str]
 
 
-def cut_images(task: PartTask, measure: Measure | None = None) -> CutImages:
+def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutImages:
     """Cut the crops of all images of a part, each image read once; raises UserError, StoreError.
 
     measure: what takes in the members' pixels, of all formats but RGB8.
@@ -156,30 +153,30 @@ def cut_images(task: PartTask, measure: Measure | None = None) -> CutImages:
         file = task.images.files[index]
         width, height = int(task.images.widths[index]), int(task.images.heights[index])
         try:
-            if isinstance(raw, ImageTrouble):
+            if isinstance(raw, ImageError):
                 raise raw
             if task.encode == "lossless":
-                found = lossless.cut(raw, boxes, width, height, task.exif)
+                found = crops.cut_lossless(raw, boxes, width, height, task.exif)
                 if not found.refused:
                     members += found.jpegs
                     margins[first:end] += found.margins
                     continue
-            pixels = read(raw, width, height, task.exif, task.pixels, buffer)
+            pixels = decode_raster(raw, width, height, task.exif, task.pixels, buffer)
             if measure is None:
                 members += encode_crops(pixels, boxes, task.quality, task.subsampling)
             else:
                 members += encode_members(pixels, boxes, task.pixels, measure)
             if task.encode == "lossless":
                 encoded[found.refused] += len(boxes)
-        except ImageTrouble as trouble:
+        except ImageError as trouble:
             members += [None] * len(boxes)
             skipped.append(Skipped(task.images.ids[index], file, None, None, "cut", str(trouble)))
     return CutImages(members, margins, skipped, encoded)
 
 
 def crop_table(
-    crops: Crops,
-    images: Images,
+    crops: CropTable,
+    images: ImageTable,
     keys: list[str],
     part: int,
     shard: str,

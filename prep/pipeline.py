@@ -4,24 +4,27 @@ What the commands share (shards, retry-skipped, verify --repair): making the pla
 begun as, cutting parts on an executor.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import Raw, listed
+from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.pixels import RGB8
-from jigsaw_pretrain.prep import lossless
-from jigsaw_pretrain.prep.allowance import allowance
-from jigsaw_pretrain.prep.executors import run_tasks
+from jigsaw_pretrain.prep import crops
+from jigsaw_pretrain.prep.executors import open_executor, run_tasks
 from jigsaw_pretrain.prep.images.pixel_format import found_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.prep.inputs import Inputs, remember
+from jigsaw_pretrain.prep.manifests import finish
 from jigsaw_pretrain.prep.parts import PartTask, run_part
-from jigsaw_pretrain.prep.plan.plan import Options, Plan, make_plan, options_of
+from jigsaw_pretrain.prep.plan.forecast import Summary
+from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan, options_of
 from jigsaw_pretrain.prep.records import (
+    PartRecord,
     PlanRecord,
     check_agreement,
     mend_plan_rows,
@@ -30,23 +33,24 @@ from jigsaw_pretrain.prep.records import (
     read_plan,
     recorded_options,
     shaping_versions,
+    skip_limit,
 )
 from jigsaw_pretrain.prep.report import console
 from jigsaw_pretrain.storage import Storage
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepJob:
     """What to read, where to write, and what shapes the data."""
 
     annotations: str
     images: str
     out: str
     seed: int
-    options: Options
+    options: PlanOptions
 
 
-def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
+def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
     """The plan of a job, from its annotations as read; its images decide where no pixels are asked for.
 
     Raises UserError, StoreError.
@@ -66,14 +70,14 @@ def plan_job(job: Job, raw: Raw, source: ImageSource) -> Plan:
     return make_plan(annotations, options, job.seed)
 
 
-def settled(job: Job, record: PlanRecord | None) -> Job:
+def settled(job: PrepJob, record: PlanRecord | None) -> PrepJob:
     """The job with the pixels that its output was begun with, where it leaves them to the images."""
     if record is None or job.options.pixels is not None:
         return job
     return replace(job, options=replace(job.options, pixels=options_of(record.options, layout.PLAN).pixels))
 
 
-def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
+def begun_as(out: Storage, job: PrepJob, sha256: str) -> PlanRecord | None:
     """The plan that ``out`` was begun with; raises UserError where it is of other options, annotations or versions."""
     record = read_plan(out)
     job = settled(job, record)
@@ -96,10 +100,10 @@ def begun_as(out: Storage, job: Job, sha256: str) -> PlanRecord | None:
     return record
 
 
-def check_means(options: Options) -> None:
+def check_means(options: PlanOptions) -> None:
     """Raise UserError where this machine lacks what the options need, before anything is written."""
     if options.encode == "lossless":
-        lossless.load()
+        crops.load_turbojpeg()
 
 
 def begin(plan: Plan, out: Storage) -> None:
@@ -119,7 +123,7 @@ def begin(plan: Plan, out: Storage) -> None:
 
 def cut(
     plan: Plan,
-    job: Job,
+    job: PrepJob,
     source: ImageSource,
     numbers: Iterable[int],
     executor: Executor,
@@ -128,7 +132,7 @@ def cut(
 ) -> int:
     """Cut those of the parts that have no done record; returns how many were cut. Raises UserError, OSError."""
     out = Storage(job.out)
-    allowed = allowance(max_skipped, out, plan.listed_images)
+    allowed = skip_limit(max_skipped, out, plan.listed_images)
     allowed.check()
     listed_parts = list(numbers)
     missing = []
@@ -144,7 +148,7 @@ def cut(
     return len(missing)
 
 
-def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
+def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartTask:
     """The task of one part."""
     images, crops = plan.part(number)
     return PartTask(
@@ -165,3 +169,43 @@ def task_of(plan: Plan, job: Job, source: ImageSource, number: int) -> PartTask:
         places=source.places(images.files),
         drawn_context=plan.options.drawn_context,
     )
+
+
+def plan_of(out: Storage) -> PlanRecord:
+    """The plan that ``out`` was begun with; raises UserError where there is none."""
+    plan = read_plan(out)
+    if plan is None:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
+        )
+    return plan
+
+
+def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
+    """The done records there are, by part."""
+    found = zip(range(plan.parts), read_parts(out, range(plan.parts)), strict=True)
+    return {number: record for number, record in found if record is not None}
+
+
+def redo(
+    out: str, inputs: Inputs, parts: Iterable[int], workers: int, scheduler: str | None, max_skipped: float
+) -> Summary:
+    """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
+    storage = Storage(out)
+    plan_record = plan_of(storage)
+    options = options_of(plan_record.options, storage.describe(layout.PLAN))
+    job = PrepJob(inputs.annotations, inputs.images, out, plan_record.seed, options)
+    check_means(options)
+    raw = read_annotations(job.annotations, job.images)
+    begun_as(storage, job, raw.sha256)
+    source = ImageSource(job.images)
+    source.check()
+    plan = plan_job(job, raw, source)
+    begin(plan, storage)
+    remember(out, inputs)
+    storage.remove(layout.DATASET)
+    for number in parts:
+        storage.remove(layout.part_record(number))
+    with open_executor(workers, scheduler) as (executor, at_once):
+        cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped)
+    return finish(storage, max_skipped)

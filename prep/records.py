@@ -3,9 +3,27 @@
 ``manifests/plan.json`` is written before the first part and says what the dataset will be; every part's done record
 carries the plan's digest and the versions of what shapes bytes. Whoever meets a record of another plan or of other
 versions refuses it and says what differs: parts of two plans never mix.
+
+What ``prep status`` sees of unfinished parts: a marker while a part is being cut, another when its task failed.
+
+Hints only, for people: nothing is decided by them, and a finished dataset has none. Two small requests a part.
+
+Starting anew in an output that holds another dataset: ``--overwrite``.
+
+Removes what prep wrote there and nothing else, by the names that the old plan tells, so that a listing that lags behind
+leaves nothing; dataset.json first, the plan last, so that it can be cut short and begun again at any point.
+
+How many images may be unusable before a run ends: ``--max-skipped``, a share of all images that are listed.
+
+A dataset of which a tenth is missing is a mistake in the command, not in the data; one of which a thousandth is broken
+is normal. What was done when the share is passed is kept. The share shapes no bytes and is not recorded: it may be
+another one when the run goes on.
 """
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -13,14 +31,21 @@ from typing import Any
 import msgspec
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.skipped import Skipped, skipped_table
+from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
-from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
+from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead, redacted
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
+
+RUNNING, FAILED = ".running", ".failed"
+
+_OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
+
+MAX_SKIPPED = "1%"
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,3 +205,132 @@ def differences(found: dict[str, Any], expected: dict[str, Any], prefix: str = "
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The contents of a failed part's marker: the kind of error and its words, without paths."""
+
+    reason: str
+
+
+def mark_begun(out: Storage, part: int) -> None:
+    """Say that a part is being cut."""
+    _quietly(lambda: out.publish(_marker(part, RUNNING), b"{}\n"))
+
+
+def mark_ended(out: Storage, part: int) -> None:
+    """Take back what was said of a part."""
+    for kind in (RUNNING, FAILED):
+        _quietly(partial(out.remove, _marker(part, kind)))
+
+
+def mark_failed(out: Storage, part: int, error: Exception) -> None:
+    """Say that a part's task failed."""
+    words = getattr(error, "strerror", None) or ""
+    failure = Failure(f"{type(error).__name__} {words}".strip())
+    _quietly(lambda: out.publish(_marker(part, FAILED), msgspec.json.encode(failure) + b"\n"))
+    _quietly(lambda: out.remove(_marker(part, RUNNING)))
+
+
+def clear_markers(out: Storage) -> None:
+    """Remove the markers that killed tasks left."""
+    for name in out.list(layout.PARTS):
+        if name.endswith((RUNNING, FAILED)):
+            _quietly(partial(out.remove, f"{layout.PARTS}/{name}"))
+
+
+def failure_reason(out: Storage, part: int) -> str:
+    """Why a part failed."""
+    try:
+        return msgspec.json.decode(out.read(_marker(part, FAILED)), type=Failure).reason
+    except (OSError, msgspec.MsgspecError):
+        return "unknown"
+
+
+def _marker(part: int, kind: str) -> str:
+    return f"{layout.PARTS}/{part:06d}{kind}"
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    """A marker that cannot be written or removed is no reason to fail."""
+    with contextlib.suppress(OSError):
+        action()
+
+
+def remove_dataset(out: Storage) -> None:
+    """Remove a dataset, finished or not, from ``out``."""
+    out.remove(layout.DATASET)
+    try:
+        plan = read_plan(out)
+    except UserError:
+        plan = None
+    listed = (out.list(layout.PARTS), out.list(layout.SHARDS))
+    known = range(plan.parts if plan else 0)
+    records = {layout.part_record(part) for part in known}
+    rows = {layout.part_rows(part) for part in known}
+    for name in listed[0]:
+        if _OF_PART.fullmatch(name):
+            (records if name.endswith(".json") else rows).add(f"{layout.PARTS}/{name}")
+    shards = {f"{layout.SHARDS}/{layout.shard_name(group, part)}" for part in known for group in GROUPS}
+    shards |= {f"{layout.SHARDS}/{name}" for name in listed[1] if _is_shard_file(name)}
+    # Records first: what has no record does not exist.
+    for group in (records, rows, shards, {layout.CROPS, layout.SHARD_TABLE, layout.SKIPPED, layout.PLAN_SKIPPED}):
+        for name in sorted(group):
+            out.remove(name)
+    clear_markers(out)
+    out.remove(layout.PLAN)
+    out.sweep(layout.SHARDS, layout.MANIFESTS, layout.PARTS)
+
+
+def _is_shard_file(name: str) -> bool:
+    try:
+        layout.parse_shard_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+class SkipLimit:
+    """Counts unusable images of one output; raises UserError as soon as they are more than the share."""
+
+    def __init__(self, share: float, out: Storage, usable: int, at_plan: Counter[str]) -> None:
+        self.share = share
+        self._out = out.url
+        self._reasons = Counter(at_plan)
+        self._listed = usable + at_plan.total()
+        self._broken = at_plan.total()
+
+    def check(self) -> None:
+        """Raise UserError where too many images are unusable."""
+        if self._broken > self.share * self._listed:
+            where, share = redacted(self._out), f"{100 * self.share:.4g}%"
+            raise UserError(
+                f"{self._broken:,} of {self._listed:,} images cannot be used, more than --max-skipped {share}: "
+                f"{most_common(self._reasons)}. What was done is kept. Mend them and run `jigsaw-prep retry-skipped "
+                f"--out {where}`, or go on without them: the same command with a larger --max-skipped, such as "
+                f"{min(100, int(100 * self._broken / self._listed) + 1)}%."
+            )
+
+    def add(self, record: PartRecord) -> None:
+        """Count in a part."""
+        self._reasons += count_reasons(row.reason for row in record.skipped)
+        self._broken += len(record.skipped)
+
+    def watch(self, records: Iterable[PartRecord]) -> Iterator[PartRecord]:
+        """The records as they come, each counted and checked."""
+        for record in records:
+            self.add(record)
+            yield record
+            self.check()
+
+
+def skip_limit(share: float, out: Storage, usable: int) -> SkipLimit:
+    """The allowance of an output that has a plan; usable: images that the plan could use."""
+    table = schema.read_rows(out.read(layout.PLAN_SKIPPED))
+    rows = table.select(["image_file", "annotation_id", "ordinal", "reason"]).to_pylist()
+    reasons = [
+        row["reason"]
+        for row in rows
+        if row["image_file"] is not None and row["annotation_id"] is None and row["ordinal"] is None
+    ]
+    return SkipLimit(share, out, usable, count_reasons(reasons))

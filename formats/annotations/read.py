@@ -21,7 +21,7 @@ KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt fi
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawAnnotations:
     """Annotations as bytes: kind is ``coco``, ``voc`` or ``yolo``; files by path ("" for the one file of COCO).
 
     source: what to call them in messages. classes: of YOLO. sha256: of all that was read, names and contents.
@@ -34,7 +34,7 @@ class Raw:
     classes: tuple[str, ...] = ()
 
 
-def read_annotations(url: str, images: str) -> Raw:
+def read_annotations(url: str, images: str) -> RawAnnotations:
     """Read ``url``; ``images``, the image root, tells which of several folders of YOLO labels is meant.
 
     Raises UserError.
@@ -57,10 +57,10 @@ def read_annotations(url: str, images: str) -> Raw:
         return _read_yolo(parent, parent.find(), name, folder, images)
     if raw.lstrip()[:1] == b"<":
         raise UserError(f"{shown} is one XML file. Name the folder of Pascal VOC files with --annotations.")
-    return Raw("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
+    return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
 
 
-def listed(raw: Raw, images: ImageSource, exif: str) -> Annotations:
+def listed(raw: RawAnnotations, images: ImageSource, exif: str) -> Annotations:
     """The annotations of what was read, sizes that they do not tell taken from the images. Raises UserError."""
     if raw.kind == "yolo":
         classes, entries, boxes = read_yolo(raw.classes, raw.files, images.files(), lambda f: measure(images, f, exif))
@@ -91,7 +91,7 @@ def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) ->
     return completed
 
 
-def _read_folder(folder: Storage, paths: Sequence[str], url: str, images: str) -> Raw:
+def _read_folder(folder: Storage, paths: Sequence[str], url: str, images: str) -> RawAnnotations:
     recipe = next((path for path in paths if "/" not in path and path.endswith((".yaml", ".yml"))), None)
     if recipe is not None and class_names(folder.read(recipe), folder.describe(recipe)) is not None:
         return _read_yolo(folder, paths, recipe, url, images)
@@ -103,7 +103,7 @@ def _read_folder(folder: Storage, paths: Sequence[str], url: str, images: str) -
     shown = redacted(url)
     if any(path.endswith(".xml") for path in chosen):
         files = _read_all(folder, chosen)
-        return Raw("voc", folder.describe("").rstrip("/"), files, _hash(files))
+        return RawAnnotations("voc", folder.describe("").rstrip("/"), files, _hash(files))
     documents = [path for path in paths if path.endswith(".json")]
     if documents:
         raise UserError(f"{shown} is a folder. Name the JSON file in it with --annotations, such as {documents[0]}.")
@@ -112,7 +112,7 @@ def _read_folder(folder: Storage, paths: Sequence[str], url: str, images: str) -
     raise UserError(f"{shown} holds no annotations that are known. Name {KINDS} with --annotations.")
 
 
-def _read_yolo(folder: Storage, paths: Sequence[str], recipe: str, url: str, images: str) -> Raw:
+def _read_yolo(folder: Storage, paths: Sequence[str], recipe: str, url: str, images: str) -> RawAnnotations:
     raw = folder.read(recipe)
     names = class_names(raw, folder.describe(recipe))
     if names is None:
@@ -124,7 +124,7 @@ def _read_yolo(folder: Storage, paths: Sequence[str], recipe: str, url: str, ima
     files = _read_all(folder, chosen)
     sha256 = _hash({recipe: raw, **files})
     stripped = {path.removeprefix(prefix): data for path, data in files.items()}
-    return Raw("yolo", folder.describe(recipe), stripped, sha256, tuple(names))
+    return RawAnnotations("yolo", folder.describe(recipe), stripped, sha256, tuple(names))
 
 
 def _label_folder(paths: Sequence[str], url: str, images: str) -> str:

@@ -5,24 +5,16 @@ cut short leaves parts to be cut, which the same command, or ``shards``, then do
 """
 
 import time
-from collections.abc import Iterable, Mapping
 
 import click
 from rich.console import Console
 
 from jigsaw_pretrain.cli import Share, one_line_errors
-from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.prep.allowance import DEFAULT
-from jigsaw_pretrain.prep.executors import open_executor, usable_cores
-from jigsaw_pretrain.prep.images.source import ImageSource
-from jigsaw_pretrain.prep.inputs import Inputs, recall, remember
-from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.pipeline import Job, begin, begun_as, check_means, cut, plan_job
-from jigsaw_pretrain.prep.plan.forecast import Summary
-from jigsaw_pretrain.prep.plan.plan import options_of
-from jigsaw_pretrain.prep.records import PartRecord, PlanRecord, read_parts, read_plan
+from jigsaw_pretrain.prep.executors import usable_cores
+from jigsaw_pretrain.prep.inputs import recall
+from jigsaw_pretrain.prep.pipeline import done_records, plan_of, redo
+from jigsaw_pretrain.prep.records import MAX_SKIPPED
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
@@ -34,7 +26,7 @@ from jigsaw_pretrain.storage import Storage, redacted
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
 @click.option(
-    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
+    "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."
 )
 def retry_skipped(
     out: str,
@@ -64,43 +56,3 @@ def retry_skipped(
     title = f"dataset in {shown}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)
     console.print(f"{len(before - after):,} of {len(before):,} skipped images are used now.", highlight=False)
-
-
-def plan_of(out: Storage) -> PlanRecord:
-    """The plan that ``out`` was begun with; raises UserError where there is none."""
-    plan = read_plan(out)
-    if plan is None:
-        raise UserError(
-            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
-        )
-    return plan
-
-
-def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
-    """The done records there are, by part."""
-    found = zip(range(plan.parts), read_parts(out, range(plan.parts)), strict=True)
-    return {number: record for number, record in found if record is not None}
-
-
-def redo(
-    out: str, inputs: Inputs, parts: Iterable[int], workers: int, scheduler: str | None, max_skipped: float
-) -> Summary:
-    """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
-    storage = Storage(out)
-    plan_record = plan_of(storage)
-    options = options_of(plan_record.options, storage.describe(layout.PLAN))
-    job = Job(inputs.annotations, inputs.images, out, plan_record.seed, options)
-    check_means(options)
-    raw = read_annotations(job.annotations, job.images)
-    begun_as(storage, job, raw.sha256)
-    source = ImageSource(job.images)
-    source.check()
-    plan = plan_job(job, raw, source)
-    begin(plan, storage)
-    remember(out, inputs)
-    storage.remove(layout.DATASET)
-    for number in parts:
-        storage.remove(layout.part_record(number))
-    with open_executor(workers, scheduler) as (executor, at_once):
-        cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped)
-    return finish(storage, max_skipped)

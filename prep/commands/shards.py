@@ -15,18 +15,16 @@ from rich.console import Console
 from jigsaw_pretrain.cli import Share, one_line_errors
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.prep.allowance import DEFAULT
-from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
-from jigsaw_pretrain.prep.executors import open_executor, usable_cores
+from jigsaw_pretrain.prep.executors import ArrayTask, array_task, open_executor, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, wanted
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.inputs import Inputs, remember
 from jigsaw_pretrain.prep.manifests import finish, tidy
-from jigsaw_pretrain.prep.overwrite import remove_dataset
-from jigsaw_pretrain.prep.pipeline import Job, begin, begun_as, check_means, cut, plan_job, settled
+from jigsaw_pretrain.prep.pipeline import PrepJob, begin, begun_as, check_means, cut, plan_job, settled
 from jigsaw_pretrain.prep.plan import forecast
-from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Options, Plan
+from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan, PlanOptions
+from jigsaw_pretrain.prep.records import MAX_SKIPPED, remove_dataset
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
@@ -35,7 +33,7 @@ IMAGES_HELP = "What the file names are relative to: a folder, zip or tar; a path
 
 
 @dataclass(frozen=True)
-class Manner:
+class RunOptions:
     """How a job is done, none of which shapes the data.
 
     workers: processes. scheduler: a Dask cluster's address. task: of an array job. max_skipped: a share of images.
@@ -109,7 +107,7 @@ class Manner:
 @click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as a task of an array job.")
 @click.option("--task-count", type=click.IntRange(1), help="Of how many; then `prep finish` once all are done.")
 @click.option(
-    "--max-skipped", type=Share(), default=DEFAULT, show_default=True, help="The most images that may be unusable."
+    "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."
 )
 @click.option("--overwrite", is_flag=True, help="Remove what prep wrote to OUT before, and start anew.")
 @click.option("--dry-run", is_flag=True, help="Print the plan's table and write nothing.")
@@ -140,14 +138,14 @@ def shards(
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
     shaping = (negatives_per_positive, context, crops_per_part, jpeg_quality, subsampling, exif, encode, context_at)
-    options = Options(*shaping, pixels=wanted(pixels))
+    options = PlanOptions(*shaping, pixels=wanted(pixels))
     task = array_task(task_index, task_count, os.environ)
-    manner = Manner(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
+    manner = RunOptions(workers or usable_cores(), scheduler, task, max_skipped, overwrite, dry_run)
     with one_line_errors(out):
-        run(Job(annotation_file, images, out, seed, options), manner)
+        run(PrepJob(annotation_file, images, out, seed, options), manner)
 
 
-def run(job: Job, manner: Manner) -> None:
+def run(job: PrepJob, manner: RunOptions) -> None:
     """Do the job; raises UserError, OSError. Tables go to standard output, progress to standard error."""
     begun = time.monotonic()
     console = Console()
@@ -188,7 +186,7 @@ def run(job: Job, manner: Manner) -> None:
     print_summary(console, f"dataset in {shown}", found, time.monotonic() - begun, estimated=False)
 
 
-def _print_plan(console: Console, plan: Plan, manner: Manner) -> None:
+def _print_plan(console: Console, plan: Plan, manner: RunOptions) -> None:
     expected = forecast.planned(plan)
     seconds = (expected.seconds or 0.0) / min(manner.workers, plan.part_count)
     print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from jigsaw_pretrain.cli import one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.prep import markers
-from jigsaw_pretrain.prep.commands.retry_skipped import plan_of
+from jigsaw_pretrain.prep import records
+from jigsaw_pretrain.prep.pipeline import plan_of
 from jigsaw_pretrain.prep.records import PlanRecord
 from jigsaw_pretrain.prep.report.console import plain, readable_time
 from jigsaw_pretrain.storage import Entry, Storage, redacted
@@ -80,8 +80,8 @@ def progress(out: Storage, plan: PlanRecord, now: float) -> Progress:
     """The progress of an output at a Unix time."""
     entries = {entry.name: entry for entry in out.entries(layout.PARTS)}
     done = {number for number in range(plan.parts) if f"{number:06d}.json" in entries}
-    begun = _marked(entries, markers.RUNNING, done)
-    failed = _marked(entries, markers.FAILED, done)
+    begun = _marked(entries, records.RUNNING, done)
+    failed = _marked(entries, records.FAILED, done)
     lost = [entry for entry in begun.values() if entry.written is not None and now - entry.written > LOST_SECONDS]
     written = (entries[f"{number:06d}.json"].written for number in done)
     return Progress(
@@ -89,7 +89,7 @@ def progress(out: Storage, plan: PlanRecord, now: float) -> Progress:
         done=len(done),
         running=len(begun) - len(lost),
         lost=len(lost),
-        failed={number: markers.reason(out, number) for number in failed},
+        failed={number: records.failure_reason(out, number) for number in failed},
         parts_per_second=_speed(sorted(moment for moment in written if moment is not None)),
         finished=out.exists(layout.DATASET),
     )

@@ -25,10 +25,10 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import memory_file
 from jigsaw_pretrain.formats.dataset.schema import crops_schema
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, pixel_format
-from jigsaw_pretrain.prep.commands.retry_skipped import plan_of, redo
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.manifests import finish, manifests, read_records
+from jigsaw_pretrain.prep.pipeline import plan_of, redo
 from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
 from jigsaw_pretrain.prep.report.console import plain
 from jigsaw_pretrain.storage import Storage, redacted

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.prep.images.decode import ImageError
 from jigsaw_pretrain.storage import Storage, StoreError, patiently
 
 MOST_BYTES = 1 << 30
@@ -89,15 +89,15 @@ def top_folder(index: Mapping[str, Member]) -> str | None:
 def read_member(storage: Storage, name: str, member: Member) -> bytes:
     """The bytes of one image of an archive; raises ImageTrouble, StoreError, OSError."""
     if member.method == -2:
-        raise ImageTrouble("image is encrypted in its archive")
+        raise ImageError("image is encrypted in its archive")
     if member.method not in (-1, 0, 8):
-        raise ImageTrouble(f"image is compressed in a way that is not read: method {member.method}")
+        raise ImageError(f"image is compressed in a way that is not read: method {member.method}")
     if max(member.size, member.stored) > MOST_BYTES:
-        raise ImageTrouble(f"image file is too large: {member.size:,} bytes, at most {MOST_BYTES:,}")
+        raise ImageError(f"image file is too large: {member.size:,} bytes, at most {MOST_BYTES:,}")
     raw = storage.read_range(name, member.start, member.stored)
     data = raw if member.method == -1 else _unzipped(raw, member)
     if len(data) != member.size:
-        raise ImageTrouble("image is cut short in its archive")
+        raise ImageError("image is cut short in its archive")
     return data
 
 
@@ -106,13 +106,13 @@ def _unzipped(raw: bytes, member: Member) -> bytes:
         signature, name_length, extra_length = _HEADER.unpack_from(raw)
         body = raw[_HEADER.size + name_length + extra_length :]
         if signature != b"PK\x03\x04":
-            raise ImageTrouble("image is not where its archive's index says")
+            raise ImageError("image is not where its archive's index says")
         # One byte more than promised is enough to see that a member is a bomb.
         data = zlib.decompressobj(-15).decompress(body, member.size + 1) if member.method == 8 else body[: member.size]
     except (zlib.error, struct.error) as error:
-        raise ImageTrouble("image is damaged in its archive") from error
+        raise ImageError("image is damaged in its archive") from error
     if len(data) == member.size and zlib.crc32(data) != member.crc:
-        raise ImageTrouble("image is damaged in its archive: checksum differs")
+        raise ImageError("image is damaged in its archive: checksum differs")
     return data
 
 

@@ -4,18 +4,43 @@ simplejpeg for plain JPEG (YCbCr or grey; 1 ms for 640 x 480), Pillow for all el
 strict for (three times slower). Alpha is dropped, as detectors drop it; 16-bit grey is scaled by 255 / 65535, over its
 whole range, so that all images of a sensor stay comparable. The size in the file's head is compared with the expected
 one before anything is decoded, which is also the guard against decompression bombs.
+
+Rasters: image files whose pixels are kept as they are, of any number of channels, from PNG, TIFF and npy.
+
+``raster_head`` tells what an image file holds, ``read`` its pixels in the dataset's format (formats.pixels). Nothing
+is scaled or rounded but for one step that loses nothing: 8 bits in a dataset of 16 are multiplied by 257. Other
+integers that a float32 holds exactly (int8, int16) and float16 become float32. Ordinary 8-bit pictures go through
+prep.images, 16-bit PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits
+and Zstandard; OpenCV reads LZW of one or three channels; with imagecodecs installed all of them are read).
+
+An npy is [height, width] or [height, width, channels], or [channels, height, width] where the first axis alone is no
+longer than the two others; the annotations' width and height then tell whether that was right. Of a TIFF the first page
+counts, unless it has several pages of one size and one sample each: these are its channels.
 """
 
 import io
+import logging
 import warnings
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
 from jigsaw_pretrain.formats.annotations.table import MAX_PIXELS
+from jigsaw_pretrain.formats.pixels import (
+    MOST_CHANNELS,
+    NPY_MAGIC,
+    PNG_MAGIC,
+    Array,
+    BadArray,
+    PixelFormat,
+    npy_array,
+    npy_head,
+)
 
 Pixels = npt.NDArray[np.uint8]
 Kind = TypeVar("Kind", bound=np.generic)
@@ -26,8 +51,16 @@ _DIRECT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX",
 _DAMAGE = ("premature end", "bad huffman code")
 """libjpeg's words for pixels that are not in the file, which Pillow lets pass where an end marker follows."""
 
+MOST_BYTES = 16 * MAX_PIXELS
+"""Of an image's pixels: what one worker may be made to allocate by a compressed file."""
 
-class ImageTrouble(Exception):
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BLACK, _RGB = 1, 2
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
+
+
+class ImageError(Exception):
     """Why an image cannot be used, in words for skipped.parquet: fixed text, what is particular after a colon."""
 
 
@@ -52,7 +85,7 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
     the next image is decoded into it.
     """
     if not raw:
-        raise ImageTrouble("image file is empty")
+        raise ImageError("image file is empty")
     if exif == "ignore":
         quick = _decode_plain_jpeg(raw, width, height, buffer)
         if quick is not None:
@@ -66,17 +99,17 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
                 stored = (image.height, image.width) if turned in (5, 6, 7, 8) else (image.width, image.height)
                 check_size(stored, width, height)
                 return np.ascontiguousarray(upright(_to_rgb(image), turned))
-    except ImageTrouble:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTrouble(f"image has too many pixels: {error}") from error
+        raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageTrouble("not an image that can be read") from error
+        raise ImageError("not an image that can be read") from error
     except MemoryError as error:
-        raise ImageTrouble("image does not fit into memory") from error
+        raise ImageError("image does not fit into memory") from error
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, IndexError and more on damaged files.
-        raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
+        raise ImageError(f"image is damaged: {one_line(error)}") from error
 
 
 def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer | None) -> Pixels | None:
@@ -92,7 +125,7 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
         return np.asarray(simplejpeg.decode_jpeg(raw, "RGB", buffer=room))
     except ValueError as error:
         if any(words in str(error).lower() for words in _DAMAGE):
-            raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
+            raise ImageError(f"image is damaged: {one_line(error)}") from error
         return None
     except MemoryError:
         return None
@@ -101,26 +134,26 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
 def head(raw: bytes) -> tuple[int, int, int]:
     """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
     if not raw:
-        raise ImageTrouble("image file is empty")
+        raise ImageError("image file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw)) as image:
                 return image.width, image.height, int(image.getexif().get(_ORIENTATION, 1))
     except Image.DecompressionBombError as error:
-        raise ImageTrouble(f"image has too many pixels: {error}") from error
+        raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageTrouble("not an image that can be read") from error
+        raise ImageError("not an image that can be read") from error
     except Exception as error:
-        raise ImageTrouble(f"image is damaged: {one_line(error)}") from error
+        raise ImageError(f"image is damaged: {one_line(error)}") from error
 
 
 def check_size(found: tuple[int, int], width: int, height: int) -> None:
     """Raise ImageTrouble where a file's width and height are too many pixels or not the expected ones."""
     if found[0] * found[1] > MAX_PIXELS:
-        raise ImageTrouble(f"image has too many pixels: {found[0]}x{found[1]}, at most {MAX_PIXELS:,}")
+        raise ImageError(f"image has too many pixels: {found[0]}x{found[1]}, at most {MAX_PIXELS:,}")
     if found != (width, height):
-        raise ImageTrouble(
+        raise ImageError(
             f"size disagrees with the annotations: file {found[0]}x{found[1]}, annotations {width}x{height}"
         )
 
@@ -132,10 +165,10 @@ def _to_rgb(image: ImageFile.ImageFile) -> Pixels:
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise ImageTrouble(f"pixels are beyond 16 bits: mode {image.mode}, {wide.min()} to {wide.max()}")
+            raise ImageError(f"pixels are beyond 16 bits: mode {image.mode}, {wide.min()} to {wide.max()}")
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    raise ImageTrouble(f"pixel format is not supported: mode {image.mode}")
+    raise ImageError(f"pixel format is not supported: mode {image.mode}")
 
 
 def upright(pixels: npt.NDArray[Kind], orientation: int) -> npt.NDArray[Kind]:
@@ -153,3 +186,259 @@ def one_line(error: Exception) -> str:
     """An exception's words for a table: its type and message on one line, no machine paths or addresses."""
     text = " ".join(str(error).split())
     return type(error).__name__ if not text or "<" in text or "/" in text else f"{type(error).__name__} {text[:120]}"
+
+
+@dataclass(frozen=True)
+class RasterHead:
+    """What an image file holds; dtype is the file's own. plain: prep.images reads it without loss, as 8-bit RGB.
+
+    alpha: whether one more channel follows, of transparency. narrow: whether its 32-bit integers should be of 16 bits.
+    planes: whether the array's first axis is its channels.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    channels: int
+    dtype: str
+    plain: bool = False
+    alpha: bool = False
+    narrow: bool = False
+    planes: bool = False
+
+    @property
+    def form(self) -> tuple[int, str]:
+        """Channels and the type that stores them without loss; raises ImageTrouble where none does."""
+        if self.channels > MOST_CHANNELS:
+            raise ImageError(f"pixel format is not supported: {self.channels} channels, at most {MOST_CHANNELS}")
+        return self.channels, "uint16" if self.narrow else _stored_values(self.dtype)
+
+
+def is_tiff(raw: bytes) -> bool:
+    """Whether a file is a TIFF, whose head may lie at its end."""
+    return raw.startswith(_TIFF_MAGICS)
+
+
+def raster_head(raw: bytes) -> RasterHead:
+    """The head of an image file of any kind; raises ImageTrouble."""
+    if raw.startswith(NPY_MAGIC):
+        try:
+            shape, _, dtype, _ = npy_head(raw)
+        except BadArray as error:
+            raise ImageError(f"image is damaged: {error}") from error
+        return _npy_raster(shape, dtype)
+    return (_tiff_head(raw) if is_tiff(raw) else None) or _picture_head(raw)
+
+
+def size_and_orientation(raw: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
+    if not raw.startswith(NPY_MAGIC):
+        try:
+            return head(raw)
+        except ImageError:
+            # Pillow knows no TIFF of five channels.
+            if not is_tiff(raw):
+                raise
+    found = raster_head(raw)
+    return found.width, found.height, found.orientation
+
+
+def decode_raster(
+    raw: bytes, width: int, height: int, exif: str, form: PixelFormat, buffer: PixelBuffer | None = None
+) -> Array:
+    """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageTrouble.
+
+    width, height, exif, buffer: as of prep.images.decode.
+    """
+    if not raw:
+        raise ImageError("image file is empty")
+    found = None
+    if form.is_rgb8 and not raw.startswith(NPY_MAGIC):
+        found = _tiff_head(raw) if is_tiff(raw) else None
+        if found is None or found.plain or (found.channels, found.dtype) != (3, "uint8"):
+            return decode(raw, width, height, exif, buffer)
+    found = found or raster_head(raw)
+    own = found.form
+    if found.alpha and form.channels == found.channels + 1:
+        own = (form.channels, own[1])
+    wanted = (form.channels, form.dtype)
+    if own != wanted and not (own[1] == "uint8" and wanted == (own[0], "uint16")):
+        kind = f"{own[0]} x {own[1]}, not {form}"
+        raise ImageError(f"pixels are of another form than the dataset's: {kind}")
+    turned = found.orientation if exif == "apply" else 1
+    stored = (found.height, found.width) if turned in (5, 6, 7, 8) else (found.width, found.height)
+    if found.plain and own[0] in (1, 3):
+        pixels: Array = decode(raw, width, height, exif, buffer)[..., : own[0]]
+    else:
+        check_size(stored, width, height)
+        if found.width * found.height * found.channels * np.dtype(found.dtype).itemsize > MOST_BYTES:
+            raise ImageError(f"image has too many pixels: {found.width}x{found.height} x {found.channels}")
+        pixels = upright(_values(raw, found, own[0]), turned)
+    if form.dtype == "uint16" and pixels.dtype == np.uint8:
+        pixels = pixels.astype(np.uint16) * 257
+    if pixels.dtype.kind == "i" and form.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ImageError(f"pixels are beyond 16 bits: {pixels.min()} to {pixels.max()}")
+    pixels = pixels.astype(form.dtype, copy=False)
+    if form.dtype == "float32" and not np.isfinite(pixels).all():
+        raise ImageError("pixels are not finite")
+    return pixels
+
+
+def _stored_values(dtype: str) -> str:
+    if dtype in ("uint8", "uint16"):
+        return dtype
+    kind = np.dtype(dtype)
+    if kind.kind in "if" and np.can_cast(kind, np.float32):
+        return "float32"
+    raise ImageError(f"pixel format is not supported: {dtype}")
+
+
+def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHead:
+    said = "x".join(map(str, shape))
+    if len(shape) not in (2, 3):
+        raise ImageError(f"array is not height x width x channels: {said}")
+    if not all(shape):
+        raise ImageError(f"image is damaged: an array of {said}")
+    planes = len(shape) == 3 and shape[2] > min(shape[:2])
+    if planes and shape[0] > min(shape[1:]):
+        raise ImageError(f"array is not height x width x channels: {said}")
+    channels, height, width = shape if planes else (shape[2] if len(shape) == 3 else 1, shape[0], shape[1])
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"image has too many pixels: {said}, at most {MAX_PIXELS:,}")
+    return RasterHead(width, height, 1, channels, dtype.newbyteorder("=").name, planes=planes)
+
+
+def _picture_head(raw: bytes) -> RasterHead:
+    """Of what Pillow reads."""
+    width, height, orientation = head(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(raw)) as image:
+            mode = image.mode
+    deep = raw.startswith(PNG_MAGIC) and raw[24] == 16
+    if deep and raw[25] in (2, 4, 6):
+        return RasterHead(width, height, orientation, 1 if raw[25] == 4 else 3, "uint16", alpha=raw[25] == 6)
+    if mode.startswith("I;16"):
+        return RasterHead(width, height, orientation, 1, "uint16")
+    if mode == "I":
+        return RasterHead(width, height, orientation, 1, "int32", narrow=True)
+    if mode == "F":
+        return RasterHead(width, height, orientation, 1, "float32")
+    grey = mode in ("1", "L")
+    return RasterHead(width, height, orientation, 1 if grey else 3, "uint8", plain=True, alpha=mode == "RGBA")
+
+
+def _tiff_head(raw: bytes) -> RasterHead | None:
+    """Of a TIFF by tifffile; None where it is better left to Pillow (ordinary pictures, and what tifffile refuses)."""
+    try:
+        with _open_tiff(raw) as tiff:
+            page = tiff.pages[0]
+            if page.dtype is None:
+                return None
+            channels, name = int(page.samplesperpixel), page.dtype.name
+            extra = tuple(map(int, page.extrasamples or ()))
+            tag = page.tags.get(274)
+            size = int(page.imagewidth), int(page.imagelength), int(tag.value) if tag else 1
+            bands = _bands(tiff)
+            photometric = int(page.photometric)
+    except Exception:
+        return None
+    if bands:
+        return RasterHead(*size, bands, name)
+    alpha = (photometric, channels) in ((_BLACK, 2), (_RGB, 4)) and extra[:1] in ((1,), (2,))
+    if name == "uint8" and channels in (3, 4) and photometric != _BLACK and (channels, photometric) != (4, _RGB):
+        return RasterHead(*size, 3, name, plain=True)
+    if name in ("uint8", "bool") and channels <= 2 and (alpha or photometric not in (_BLACK, _RGB)):
+        return None  # palettes, grey that begins at white, and grey with alpha
+    if name == "bool" or (name == "uint8" and channels == 1):
+        return RasterHead(*size, 1, "uint8", plain=True)
+    if alpha:
+        return RasterHead(*size, channels - 1, name, plain=name == "uint8", alpha=True)
+    return RasterHead(*size, channels, name)
+
+
+def _open_tiff(raw: bytes) -> Any:
+    import tifffile
+
+    return tifffile.TiffFile(io.BytesIO(raw))
+
+
+def _bands(tiff: Any) -> int:
+    """How many pages of a TIFF are its channels, 0 where one page is the image."""
+    count = len(tiff.pages)
+    if not 1 < count <= MOST_CHANNELS:
+        return 0
+    first = tiff.pages[0]
+    for page in tiff.pages:
+        if page.samplesperpixel != 1 or page.is_reduced or (page.shape, page.dtype) != (first.shape, first.dtype):
+            return 0
+    return count
+
+
+def _values(raw: bytes, found: RasterHead, channels: int) -> Array:
+    """The first channels of an image of that head, as they are stored; raises ImageTrouble."""
+    try:
+        if raw.startswith(NPY_MAGIC):
+            whole = np.moveaxis(npy_array(raw), 0, 2) if found.planes else npy_array(raw)
+        elif is_tiff(raw) and (by_pages := _tiff_values(raw, found)) is not None:
+            whole = by_pages
+        elif raw.startswith(PNG_MAGIC) and raw[25] != 0:
+            with Image.open(io.BytesIO(raw)) as image:
+                image.verify()  # OpenCV reads on where pixels are missing
+            whole = _by_opencv(raw)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(raw)) as image:
+                    whole = np.asarray(image)
+    except ImageError:
+        raise
+    except BadArray as error:
+        raise ImageError(f"image is damaged: {error}") from error
+    except MemoryError as error:
+        raise ImageError("image does not fit into memory") from error
+    except Exception as error:
+        raise ImageError(f"image is damaged: {one_line(error)}") from error
+    whole = whole if whole.ndim == 3 else whole[..., None]
+    if whole.shape[:2] != (found.height, found.width) or whole.shape[2] < channels:
+        raise ImageError("image is damaged: its pixels are not what its head says")
+    return np.ascontiguousarray(whole[..., :channels], dtype=whole.dtype.newbyteorder("="))
+
+
+def _tiff_values(raw: bytes, found: RasterHead) -> Array | None:
+    """Pixels [height, width, samples] of a TIFF; None where Pillow is to read it."""
+    with _open_tiff(raw) as tiff:
+        pages = list(tiff.pages) if _bands(tiff) else [tiff.pages[0]]
+        try:
+            planes = [_plane(page) for page in pages]
+        except Exception as error:
+            if "imagecodecs" not in str(error):
+                raise
+            said = f"image is compressed in a way that is not read: {pages[0].compression.name}"
+            if len(pages) > 1 or found.channels not in (1, 3) or found.alpha:
+                raise ImageError(said) from error
+            whole = _by_opencv(raw)
+            if whole.dtype.name != found.dtype or whole.size != found.width * found.height * found.channels:
+                raise ImageError(said) from error
+            return whole
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+
+
+def _plane(page: Any) -> Array:
+    """A page as [height, width, samples]."""
+    whole: npt.NDArray[np.generic] = page.asarray()
+    whole = whole.reshape([side for axis, side in zip(page.axes, whole.shape, strict=True) if axis in "YXS"])
+    axes = "".join(axis for axis in page.axes if axis in "YXS")
+    if axes == "YX":
+        return whole[..., None]
+    return np.moveaxis(whole, 0, 2) if axes == "SYX" else whole
+
+
+def _by_opencv(raw: bytes) -> Array:
+    """Pixels as OpenCV reads them, in red, green and blue; raises ImageTrouble."""
+    found = cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None:
+        raise ImageError("image is damaged: OpenCV reads no pixels")
+    if found.ndim == 2:
+        return found
+    return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))

@@ -15,7 +15,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
-from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.prep.images.decode import ImageError
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.storage import map_ahead
 
@@ -81,5 +81,5 @@ def _form(source: ImageSource, file: str) -> Form | None:
     """None where the image cannot be read, or not without loss: cutting tells why."""
     try:
         return source.raster(file).form
-    except ImageTrouble:
+    except ImageError:
         return None

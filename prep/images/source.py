@@ -22,8 +22,7 @@ from jigsaw_pretrain.prep.images.archive import (
     read_member,
     top_folder,
 )
-from jigsaw_pretrain.prep.images.decode import ImageTrouble
-from jigsaw_pretrain.prep.images.rasters import RasterHead, is_tiff, measured, raster_head
+from jigsaw_pretrain.prep.images.decode import ImageError, RasterHead, is_tiff, raster_head, size_and_orientation
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, StoreError, map_ahead
 
 HEAD_BYTES = 1 << 16
@@ -31,7 +30,7 @@ HEAD_BYTES = 1 << 16
 TOGETHER = 4
 """How many files of a disk a thread reads for one handing over."""
 
-Fetched = bytes | ImageTrouble
+Fetched = bytes | ImageError
 Size = tuple[int, int]
 
 
@@ -106,21 +105,21 @@ class ImageSource:
         except StoreError:
             raise
         except FileNotFoundError as error:
-            raise ImageTrouble("image file is missing") from error
+            raise ImageError("image file is missing") from error
         except (IsADirectoryError, NotADirectoryError) as error:
-            raise ImageTrouble("image file is a folder or lies below a file") from error
+            raise ImageError("image file is a folder or lies below a file") from error
         except PermissionError as error:
-            raise ImageTrouble("image file may not be read (permissions)") from error
+            raise ImageError("image file may not be read (permissions)") from error
         except MemoryError as error:
-            raise ImageTrouble("image does not fit into memory") from error
+            raise ImageError("image does not fit into memory") from error
         except OSError as error:
-            raise ImageTrouble(f"image file cannot be read: {type(error).__name__} {error.strerror or ''}") from error
+            raise ImageError(f"image file cannot be read: {type(error).__name__} {error.strerror or ''}") from error
 
     def _read_local(self, file: str) -> bytes:
         path = f"{self._storage.root.rstrip('/')}/{file}"
         real = os.path.realpath(path)
         if os.path.commonpath([self._real, real]) != self._real:
-            raise ImageTrouble("image file is a link that leaves the image folder")
+            raise ImageError("image file is a link that leaves the image folder")
         # Not blocking: opening a pipe without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         try:
@@ -128,9 +127,9 @@ class ImageSource:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError
             if not stat.S_ISREG(status.st_mode):
-                raise ImageTrouble("image file is not a regular file")
+                raise ImageError("image file is not a regular file")
             if status.st_size > MOST_BYTES:
-                raise ImageTrouble(f"image file is too large: {status.st_size:,} bytes, at most {MOST_BYTES:,}")
+                raise ImageError(f"image file is too large: {status.st_size:,} bytes, at most {MOST_BYTES:,}")
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 return stream.read()
         finally:
@@ -140,11 +139,11 @@ class ImageSource:
         """Width, height and EXIF orientation of an image by its head; raises ImageTrouble, StoreError."""
         if not self.archive and not self._storage.is_local:
             try:
-                return measured(self._begin(file))
-            except (ImageTrouble, OSError):
+                return size_and_orientation(self._begin(file))
+            except (ImageError, OSError):
                 # An empty file has no first bytes to a store, and some heads are longer: the whole file decides.
                 pass
-        return measured(self.read(file))
+        return size_and_orientation(self.read(file))
 
     def raster(self, file: str) -> RasterHead:
         """What an image holds, by its head; raises ImageTrouble, StoreError."""
@@ -153,7 +152,7 @@ class ImageSource:
                 begin = self._begin(file)
                 if not is_tiff(begin):
                     return raster_head(begin)
-            except (ImageTrouble, OSError):
+            except (ImageError, OSError):
                 pass
         return raster_head(self.read(file))
 
@@ -175,7 +174,7 @@ def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
     def fetch(file: str) -> Fetched:
         try:
             return source.read(file)
-        except ImageTrouble as trouble:
+        except ImageError as trouble:
             return trouble
 
     together = TOGETHER if source.is_local else 1
@@ -190,7 +189,7 @@ def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size |
     def of_one(file: str) -> Size | str:
         try:
             return source.size(file, exif)
-        except ImageTrouble as trouble:
+        except ImageError as trouble:
             return str(trouble)
 
     return list(map_ahead(of_one, files, source.threads))

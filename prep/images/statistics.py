@@ -27,7 +27,7 @@ class PixelSums(msgspec.Struct, frozen=True):
     squares: list[str]
 
 
-class Measure:
+class ChannelStatistics:
     """Adds up crops' pixels."""
 
     def __init__(self, form: PixelFormat) -> None:

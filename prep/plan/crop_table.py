@@ -2,6 +2,11 @@
 
 About 120 bytes a crop. Numpy columns rather than objects, so that a million crops are planned, hashed, sliced and sent
 to a worker in milliseconds.
+
+Members of a dataset whose context the trainer draws (``--context-at train``): all of it, where a row has the box.
+
+Follows from the plan's columns alone, so a part's task and the plan's totals compute it for themselves. Of a dataset of
+``--context-at prep`` (drawn_context None) members are the crops.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -11,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.boxes import MEAN_SHIFT, draw_crops
 from jigsaw_pretrain.formats.jigsaw import aspect_groups
 from jigsaw_pretrain.prep.plan.negatives import Ints, Negatives
 from jigsaw_pretrain.prep.plan.positives import Positives
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageTable:
     """Images that have crops, m of them: identity, file, and size in pixels (int64 [m])."""
 
     ids: tuple[str, ...]
@@ -30,13 +37,15 @@ class Images:
         """The number of images."""
         return len(self.ids)
 
-    def cut(self, first: int, last: int) -> "Images":
+    def cut(self, first: int, last: int) -> "ImageTable":
         """Images ``first`` to ``last`` (excluded)."""
-        return Images(self.ids[first:last], self.files[first:last], self.widths[first:last], self.heights[first:last])
+        return ImageTable(
+            self.ids[first:last], self.files[first:last], self.widths[first:last], self.heights[first:last]
+        )
 
 
 @dataclass(frozen=True)
-class Crops:
+class CropTable:
     """Crops, n of them, sorted by image, positives before negatives, ordinal.
 
     image: int64 [n], index into the images that stand beside it. ordinal: int64 [n]. label: int64 [n], C for the
@@ -59,9 +68,9 @@ class Crops:
         """The number of crops."""
         return len(self.image)
 
-    def take(self, rows: Any) -> "Crops":
+    def take(self, rows: Any) -> "CropTable":
         """Some of the crops: a slice, indices or flags."""
-        return Crops(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+        return CropTable(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
     @property
     def sizes(self) -> npt.NDArray[np.int32]:
@@ -69,7 +78,7 @@ class Crops:
         return self.boxes[:, 2:] - self.boxes[:, :2]
 
 
-def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rng.U64) -> tuple[Images, Crops]:
+def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rng.U64) -> tuple[ImageTable, CropTable]:
     """The images with crops, and all crops; keys: uint64 [m], the stream that orders each image's crops in shards."""
     rows, count = chosen.rows, len(empty.image)
     boxes = np.concatenate([chosen.crops, empty.boxes])
@@ -77,7 +86,7 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rn
     image = np.concatenate([annotations.image[rows], empty.image])
     ordinal = np.concatenate([annotations.ordinal[rows], empty.ordinal])
     is_empty = np.repeat([False, True], [len(rows), count])
-    crops = Crops(
+    crops = CropTable(
         image=image,
         ordinal=ordinal,
         label=np.concatenate([annotations.label[rows], np.full(count, len(annotations.classes))]),
@@ -89,10 +98,37 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rn
         member=rng.derive_key(keys[image], is_empty.astype(np.int64), ordinal),
     ).take(np.lexsort((ordinal, is_empty, image)))
     used, renumbered = np.unique(crops.image, return_inverse=True)
-    images = Images(
+    images = ImageTable(
         tuple(annotations.ids[index] for index in used),
         tuple(annotations.files[index] for index in used),
         annotations.widths[used],
         annotations.heights[used],
     )
     return images, replace(crops, image=renumbered.astype(np.int64))
+
+
+def member_boxes(crops: CropTable, images: ImageTable, drawn_context: float | None) -> boxes.Edges:
+    """What is cut out for each crop, of pixels of its image: int32 [n, 4], left, top, right, bottom."""
+    if drawn_context is None:
+        return crops.boxes
+    whole = np.zeros((len(crops), 4), dtype=np.int64)
+    whole[:, 2], whole[:, 3] = images.widths[crops.image], images.heights[crops.image]
+    return boxes.draw_crops(crops.boxes, crops.xywh, np.ones(crops.xywh.shape), drawn_context, whole)
+
+
+def margins(boxes: boxes.Edges, outer: boxes.Edges) -> npt.NDArray[np.int32]:
+    """How far ``outer`` boxes extend beyond those that they hold, on each side: int32 [n, 4]."""
+    return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
+
+
+def expected_sizes(
+    boxes: boxes.Edges, xywh: boxes.Floats, outer: boxes.Edges, drawn_context: float | None
+) -> npt.NDArray[np.int32]:
+    """Width and height of crops as the trainer draws them, those of the mean enlargement: int32 [n, 2].
+
+    boxes: of the rows. xywh: the ground truth, NaN for background. outer: of the members.
+    """
+    if drawn_context is not None:
+        shifts = np.full(xywh.shape, MEAN_SHIFT)
+        boxes = draw_crops(boxes, xywh, shifts, drawn_context, outer)
+    return boxes[:, 2:] - boxes[:, :2]

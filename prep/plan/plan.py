@@ -20,9 +20,8 @@ from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep.plan import negatives, positives
-from jigsaw_pretrain.prep.plan.context import member_boxes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes
-from jigsaw_pretrain.prep.plan.crop_table import Crops, Images, join
+from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, join, member_boxes
 from jigsaw_pretrain.prep.plan.negatives import Ints
 
 PLAN_VERSION = 1
@@ -41,7 +40,7 @@ _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """Every option that shapes the data, apart from the seed; section 3.1's values by default.
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
@@ -91,13 +90,13 @@ class Options:
 _FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
 """The options of format version 1."""
 
-_DEFAULTS = {field.name: field.default for field in fields(Options)}
+_DEFAULTS = {field.name: field.default for field in fields(PlanOptions)}
 
 
-def options_of(recorded: Mapping[str, Any], where: str) -> Options:
+def options_of(recorded: Mapping[str, Any], where: str) -> PlanOptions:
     """The options that plan.json records; raises UserError for pixels that this program does not know."""
     known = {name: value for name, value in recorded.items() if name in _DEFAULTS}
-    return Options(**known | {"pixels": pixel_format(recorded.get("pixels"), where)})
+    return PlanOptions(**known | {"pixels": pixel_format(recorded.get("pixels"), where)})
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,11 @@ class Plan:
     annotation file. digest: SHA-256 of all that shapes shards and rows.
     """
 
-    options: Options
+    options: PlanOptions
     seed: int
     classes: tuple[str, ...]
-    images: Images
-    crops: Crops
+    images: ImageTable
+    crops: CropTable
     first_image: Ints
     first_crop: Ints
     listed_images: int
@@ -132,14 +131,14 @@ class Plan:
         """The number of parts."""
         return len(self.first_image) - 1
 
-    def part(self, number: int) -> tuple[Images, Crops]:
+    def part(self, number: int) -> tuple[ImageTable, CropTable]:
         """Images and crops of one part, the crops' image indices relative to its images."""
         first, last = int(self.first_image[number]), int(self.first_image[number + 1])
         crops = self.crops.take(slice(int(self.first_crop[number]), int(self.first_crop[number + 1])))
         return self.images.cut(first, last), replace(crops, image=crops.image - first)
 
 
-def make_plan(annotations: Annotations, options: Options, seed: int) -> Plan:
+def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan:
     """Plan every crop. Raises UserError where no box can be used."""
     ordered, keys = shuffle(annotations, seed)
     chosen = positives.select(ordered, rng.derive_key(keys, _ENLARGE), options.context, options.context_at)
@@ -197,7 +196,7 @@ def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, rng.U64]:
     return ordered, keys[order]
 
 
-def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
+def parts(crops: CropTable, images: ImageTable, options: PlanOptions) -> tuple[Ints, Ints]:
     """Where parts begin, among images and among crops, each with the end appended: as full as the limits let them."""
     cut = member_boxes(crops, images, options.drawn_context)
     weights = crop_bytes(boxes.areas(cut), options.jpeg_quality, options.subsampling, options.stored)
@@ -217,11 +216,11 @@ def parts(crops: Crops, images: Images, options: Options) -> tuple[Ints, Ints]:
 
 
 def digest(
-    options: Options,
+    options: PlanOptions,
     seed: int,
     classes: tuple[str, ...],
-    images: Images,
-    crops: Crops,
+    images: ImageTable,
+    crops: CropTable,
     first_crop: Ints,
     skipped: tuple[Skipped, ...],
 ) -> str:

@@ -7,7 +7,6 @@ about 1 s more per million crops. The page of a dataset that is not finished say
 
 from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +17,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, TALL_BELOW, WIDE_ABOVE
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
-from jigsaw_pretrain.prep.plan.context import expected_sizes
+from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
 
@@ -221,13 +220,3 @@ def page(url: str) -> str:
         sections = [*shown, *reversed(sections)]
     lead = "What prep cut out of the detection dataset, for pre-training: are these crops right?"
     return render("Crops for jigsaw pre-training", lead, sections, tiles)
-
-
-@click.command()
-@click.option("--out", required=True, help="the dataset: a folder or an fsspec URL, as given to `shards`")
-@click.option("--file", "name", default="report.html", show_default=True, help="the page, below OUT")
-def report(out: str, name: str) -> None:
-    """Write one HTML page about a prepped dataset: contact sheets, shapes, classes, what was skipped."""
-    storage = Storage(out)
-    storage.publish(name, page(out).encode())
-    click.echo(storage.describe(name))

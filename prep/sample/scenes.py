@@ -7,21 +7,13 @@ images under the same Pillow. Boxes bound what is visible of an object.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import click
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
-from rich.console import Console
-from rich.progress import track
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.sample.sprites import SPRITES, Dice, Sprite, render
-from jigsaw_pretrain.storage import Storage
 
 SIZES = ((480, 360), (360, 480), (420, 420), (512, 320))
 VISIBLE_AT_LEAST = 0.5
@@ -119,41 +111,3 @@ def draw_scene(seed: int, index: int) -> tuple[Image.Image, list[tuple[int, list
         box = [float(x), float(y), float(xs.max() + 1 - x), float(ys.max() + 1 - y)]
         objects.append((label, box, len(xs)))
     return scene.image, objects
-
-
-@click.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to fill: images/, annotations.json")
-@click.option("--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="how many images")
-@click.option("--seed", default=0, show_default=True, type=int, help="another seed draws other images")
-def sample_data(out: Path, images: int, seed: int) -> None:
-    """Draw a small detection dataset of twelve classes and write OUT/images/ and OUT/annotations.json."""
-    folder = out / "images"
-    if (out / "annotations.json").exists():
-        raise UserError(f"{out / 'annotations.json'} is already there: remove {out}, or name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): name another folder") from error
-    records: list[dict[str, Any]] = []
-    boxes: list[dict[str, Any]] = []
-    console = Console(stderr=True)
-    for index in track(range(images), "drawing", console=console, disable=not console.is_terminal):
-        image, objects = draw_scene(seed, index)
-        name = f"{index:06d}.jpg"
-        image.save(folder / name, quality=92, subsampling=0)
-        records.append({"id": index + 1, "file_name": name, "width": image.width, "height": image.height})
-        for label, box, area in objects:
-            boxes.append(
-                {
-                    "id": len(boxes) + 1,
-                    "image_id": index + 1,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": i + 1, "name": sprite.name} for i, sprite in enumerate(SPRITES)]
-    document = {"images": records, "annotations": boxes, "categories": categories}
-    Storage(out).publish("annotations.json", msgspec.json.encode(document))
-    click.echo(f"{images} images with {len(boxes)} objects of {len(categories)} classes in {out}")

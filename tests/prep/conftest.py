@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from jigsaw_pretrain.prep.commands.sample_data import sample_data
 from jigsaw_pretrain.prep.commands.shards import shards
-from jigsaw_pretrain.prep.sample.scenes import sample_data
 from tests.conftest import REAL_DATA, SOAK
 
 

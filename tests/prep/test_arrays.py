@@ -6,8 +6,8 @@ import pytest
 from distributed import LocalCluster
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.prep.arrays import ArrayTask, array_task
-from jigsaw_pretrain.prep.manifests import finish_command
+from jigsaw_pretrain.prep.commands.finish import finish_command
+from jigsaw_pretrain.prep.executors import ArrayTask, array_task
 from tests.prep.conftest import Small, invoke, tree
 
 

@@ -16,13 +16,13 @@ from PIL import Image
 from jigsaw_pretrain.formats.dataset import schema
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import aspect_group
+from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.plan import plan as plans
-from jigsaw_pretrain.prep.plan.context import expected_sizes, margins
-from jigsaw_pretrain.prep.plan.fill import slot_fill
-from jigsaw_pretrain.prep.report.page import report
+from jigsaw_pretrain.prep.plan.crop_table import expected_sizes, margins
+from jigsaw_pretrain.prep.plan.forecast import slot_fill
 from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.context import enlarged, halfway

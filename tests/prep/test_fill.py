@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jigsaw_pretrain.formats.jigsaw import aspect_groups
-from jigsaw_pretrain.prep.plan.fill import slot_fill, warnings
+from jigsaw_pretrain.prep.plan.forecast import slot_fill, warnings
 
 
 def drawn_fill(widths: np.ndarray, heights: np.ndarray, groups: np.ndarray) -> dict[str, float]:

@@ -16,10 +16,11 @@ from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
-from jigsaw_pretrain.prep import lossless
+from jigsaw_pretrain.prep import crops
+from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.prep.crops import NOT_JPEG
 from jigsaw_pretrain.prep.images.decode import decode
-from jigsaw_pretrain.prep.report.page import report
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, ramp, rows, run_shards, tree
@@ -27,7 +28,7 @@ from tests.prep.conftest import Drawn, ramp, rows, run_shards, tree
 
 def _has_library() -> bool:
     try:
-        lossless.load()
+        crops.load_turbojpeg()
     except UserError:
         return False
     return True
@@ -42,7 +43,7 @@ def cases(draw: st.DrawFn) -> tuple[bytes, np.ndarray, int, int]:
     sides = st.one_of(st.integers(1, 20), st.integers(1, 90))
     width, height = draw(sides), draw(sides)
     pixels = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    kind = draw(st.sampled_from([*lossless.UNITS, "progressive"]))
+    kind = draw(st.sampled_from([*crops.UNITS, "progressive"]))
     if kind == "progressive":
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", progressive=True, subsampling=draw(st.integers(0, 2)))
@@ -63,7 +64,7 @@ def cases(draw: st.DrawFn) -> tuple[bytes, np.ndarray, int, int]:
 def test_a_crop_without_its_margin_is_the_sources_pixels_exactly(case: tuple[bytes, np.ndarray, int, int]) -> None:
     raw, boxes, width, height = case
     source = simplejpeg.decode_jpeg(raw, "RGB")
-    found = lossless.cut(raw, boxes, width, height, "ignore")
+    found = crops.cut_lossless(raw, boxes, width, height, "ignore")
     assert not found.refused and len(found.jpegs) == len(boxes) and (found.margins >= 0).all()
     for jpeg, box, margins in zip(found.jpegs, boxes.tolist(), found.margins.tolist(), strict=True):
         member = simplejpeg.decode_jpeg(jpeg, "RGB")
@@ -80,9 +81,9 @@ def test_many_crops_take_several_passes_and_keep_their_order(monkeypatch: pytest
     raw = bytes(simplejpeg.encode_jpeg(ramp(200, 150), 95, "RGB", "420"))
     boxes = np.array([(i % 50, i % 30, i % 50 + 20 + i, i % 30 + 40) for i in range(100)], dtype=np.int32)
     boxes = np.minimum(boxes, [200, 150, 200, 150]).astype(np.int32)
-    whole = lossless.cut(raw, boxes, 200, 150, "ignore").jpegs
-    monkeypatch.setattr(lossless, "MOST_PIXELS", 5000)
-    assert lossless.cut(raw, boxes, 200, 150, "ignore").jpegs == whole and len(whole) == 100
+    whole = crops.cut_lossless(raw, boxes, 200, 150, "ignore").jpegs
+    monkeypatch.setattr(crops, "MOST_PIXELS", 5000)
+    assert crops.cut_lossless(raw, boxes, 200, 150, "ignore").jpegs == whole and len(whole) == 100
 
 
 def save(drawn: Drawn, name: str, image: Image.Image, **options: Any) -> None:
@@ -135,7 +136,7 @@ def test_training_sees_the_sources_pixels_and_the_identities_of_the_encoded_data
                 exact += 1
             else:
                 assert all(row[f"margin_{side}"] == 0 for side in ("left", "top", "right", "bottom"))
-    counted = {lossless.NOT_JPEG: len(crops) - exact}
+    counted = {NOT_JPEG: len(crops) - exact}
     description = json.loads((out / "manifests" / "dataset.json").read_text())
     assert exact and description["totals"]["encoded"] == counted and description["options"]["encode"] == "lossless"
     assert "encoded" not in json.loads((mixed.folder / "pixels" / "manifests" / "dataset.json").read_text())["totals"]
@@ -180,7 +181,7 @@ def test_images_turned_by_exif_are_encoded_where_boxes_are_upright(drawn: Drawn)
     options = ("--exif", "apply", "--encode", "lossless", "--workers", "1", "--negatives-per-positive", "0")
     assert run_shards(drawn.write(), drawn.folder / "images", out, *options).exit_code == 0
     totals = json.loads((out / "manifests" / "dataset.json").read_text())["totals"]
-    assert totals["encoded"] == {lossless.TURNED: 1} and totals["crops"] == 2
+    assert totals["encoded"] == {crops.TURNED: 1} and totals["crops"] == 2
 
 
 @needs_turbojpeg
@@ -188,10 +189,10 @@ def test_what_the_library_refuses_is_decoded_as_leniently_as_ever() -> None:
     whole = bytes(simplejpeg.encode_jpeg(ramp(64, 48), 90, "RGB", "420"))
     stray = whole[:-2] + b"\0" * 40 + whole[-2:]
     boxes = np.array([[1, 1, 20, 20]], dtype=np.int32)
-    assert lossless.cut(whole[:-400], boxes, 64, 48, "ignore").refused == lossless.REFUSED
-    assert lossless.cut(whole, boxes, 48, 64, "ignore").refused == lossless.REFUSED
-    assert lossless.cut(b"", boxes, 48, 64, "ignore").refused == lossless.NOT_JPEG
-    found = lossless.cut(stray, boxes, 64, 48, "ignore")
+    assert crops.cut_lossless(whole[:-400], boxes, 64, 48, "ignore").refused == crops.REFUSED
+    assert crops.cut_lossless(whole, boxes, 48, 64, "ignore").refused == crops.REFUSED
+    assert crops.cut_lossless(b"", boxes, 48, 64, "ignore").refused == crops.NOT_JPEG
+    found = crops.cut_lossless(stray, boxes, 64, 48, "ignore")
     assert found.refused or simplejpeg.decode_jpeg(found.jpegs[0]).shape == (32, 32, 3)
 
 
@@ -200,12 +201,12 @@ def test_without_the_library_one_line_says_so_and_nothing_is_written(
 ) -> None:
     drawn.add("a.jpg", (120, 90), [(5, 5, 30, 30)])
     monkeypatch.setenv("TURBOJPEG", "libabsent.so")
-    lossless.load.cache_clear()
+    crops.load_turbojpeg.cache_clear()
     out = drawn.folder / "out"
     try:
         result = run_shards(drawn.write(), drawn.folder / "images", Path(out), "--encode", "lossless")
     finally:
-        lossless.load.cache_clear()
+        crops.load_turbojpeg.cache_clear()
     assert result.exit_code == 2 and result.output.count("\n") == 1, result.output
     assert "libabsent.so" in result.output and "apt-get install libturbojpeg0" in result.output
     assert not out.exists()

@@ -12,7 +12,7 @@ from jigsaw_pretrain.formats.annotations.coco import parse
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_group
 from jigsaw_pretrain.prep.plan import plan as plans
-from jigsaw_pretrain.prep.plan.plan import Options, make_plan
+from jigsaw_pretrain.prep.plan.plan import PlanOptions, make_plan
 
 
 def scatter(count: int, seed: int = 0, boxes: int = 6) -> dict[str, list[Any]]:
@@ -32,7 +32,7 @@ def read(lists: dict[str, list[Any]]) -> Annotations:
 
 def test_every_usable_box_is_one_positive_in_its_group() -> None:
     annotations = read(scatter(30))
-    plan = make_plan(annotations, Options(), 0)
+    plan = make_plan(annotations, PlanOptions(), 0)
     positive = plan.crops.label < plan.background
     assert positive.sum() == 180 and (~positive).sum() == 18
     assert sorted(plan.crops.annotation_id[positive].tolist()) == list(range(180))
@@ -47,7 +47,7 @@ def test_order_of_images_in_the_file_does_not_matter() -> None:
         "images": lists["images"][::-1],
         "annotations": lists["annotations"][90:] + lists["annotations"][:90],
     }
-    assert make_plan(read(lists), Options(), 5).digest == make_plan(read(turned), Options(), 5).digest
+    assert make_plan(read(lists), PlanOptions(), 5).digest == make_plan(read(turned), PlanOptions(), 5).digest
 
 
 def test_ids_do_not_matter_to_geometry() -> None:
@@ -55,13 +55,13 @@ def test_ids_do_not_matter_to_geometry() -> None:
     other = json.loads(json.dumps(lists))
     for annotation in other["annotations"]:
         annotation["id"] = 0
-    first, second = (make_plan(read(each), Options(), 5).crops for each in (lists, other))
+    first, second = (make_plan(read(each), PlanOptions(), 5).crops for each in (lists, other))
     assert (first.boxes == second.boxes).all() and (first.member == second.member).all()
 
 
 def test_seed_and_options_change_the_digest() -> None:
     annotations = read(scatter(10))
-    options = Options()
+    options = PlanOptions()
     variants = [
         options,
         replace(options, context=1.5),
@@ -81,14 +81,14 @@ def test_seed_and_options_change_the_digest() -> None:
 def test_a_box_keeps_its_enlargement_when_others_come_and_go() -> None:
     lists = scatter(10)
     fewer = {**lists, "annotations": [a for a in lists["annotations"] if a["image_id"] != 4]}
-    first, second = (make_plan(read(each), Options(negatives_per_positive=0), 0).crops for each in (lists, fewer))
+    first, second = (make_plan(read(each), PlanOptions(negatives_per_positive=0), 0).crops for each in (lists, fewer))
     crop_of = dict(zip(first.annotation_id.tolist(), first.boxes.tolist(), strict=True))
     assert all(crop_of[i] == b for i, b in zip(second.annotation_id.tolist(), second.boxes.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 1000])
 def test_parts_are_as_full_as_the_limit_lets_them(limit: int) -> None:
-    plan = make_plan(read(scatter(30)), Options(crops_per_part=limit), 0)
+    plan = make_plan(read(scatter(30)), PlanOptions(crops_per_part=limit), 0)
     counts = np.diff(plan.first_crop)
     images = np.diff(plan.first_image)
     assert counts.sum() == len(plan.crops) and images.sum() == len(plan.images)
@@ -107,7 +107,7 @@ def test_parts_end_before_64_mb() -> None:
         "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 5000, 5000]} for i in range(20)],
         "categories": [{"id": 1, "name": "whole"}],
     }
-    plan = make_plan(read(lists), Options(), 0)
+    plan = make_plan(read(lists), PlanOptions(), 0)
     assert np.diff(plan.first_crop).max() <= 5 and plan.part_count <= 7
     assert plan.wanted_negatives == 2 and len(plan.crops) == 20
 
@@ -124,13 +124,13 @@ def test_nothing_to_cut_says_why() -> None:
     for annotation in lists["annotations"]:
         annotation["iscrowd"] = 1
     with pytest.raises(UserError, match=r"no box that can be used; not used: crowd region \(12\)"):
-        make_plan(read(lists), Options(), 0)
+        make_plan(read(lists), PlanOptions(), 0)
     with pytest.raises(UserError, match="no box"):
-        make_plan(read({"images": [], "annotations": [], "categories": []}), Options(), 0)
+        make_plan(read({"images": [], "annotations": [], "categories": []}), PlanOptions(), 0)
 
 
 def test_background_sizes_follow_the_positives() -> None:
-    plan = make_plan(read(scatter(400, boxes=3)), Options(negatives_per_positive=0.5), 0)
+    plan = make_plan(read(scatter(400, boxes=3)), PlanOptions(negatives_per_positive=0.5), 0)
     sizes, positive = plan.crops.sizes.prod(axis=1), plan.crops.label < plan.background
     quartiles = np.percentile(sizes[positive], [25, 50, 75])
     shares = np.diff([0, *((sizes[~positive] <= q).mean() for q in quartiles), 1])

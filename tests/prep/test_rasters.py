@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, encode_member, lossless, named
-from jigsaw_pretrain.prep.images.decode import ImageTrouble, decode
-from jigsaw_pretrain.prep.images.rasters import measured, raster_head, read
+from jigsaw_pretrain.prep.images.decode import ImageError, decode, decode_raster, raster_head, size_and_orientation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,9 +58,9 @@ def test_npy(
     stored = np.asfortranarray(pixels) if fortran else pixels
     stored = stored.astype(pixels.dtype.newbyteorder(">")) if swapped else stored
     raw = npy(stored[..., 0] if channels == 1 and swapped else stored, version)
-    assert measured(raw) == (width, height, 1)
+    assert size_and_orientation(raw) == (width, height, 1)
     assert raster_head(raw).form == (channels, dtype)
-    found = read(raw, width, height, "ignore", lossless(channels, dtype))
+    found = decode_raster(raw, width, height, "ignore", lossless(channels, dtype))
     assert found.dtype == pixels.dtype and np.array_equal(found, pixels)
 
 
@@ -78,8 +77,8 @@ def test_tiff(height: int, width: int, channels: int, dtype: str, layout: str, d
         raw = tiff(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), **more, **options)
     form = raster_head(raw).form
     assert form == (channels, dtype)
-    assert measured(raw) == (width, height, 1)
-    assert np.array_equal(read(raw, width, height, "ignore", lossless(*form)), pixels)
+    assert size_and_orientation(raw) == (width, height, 1)
+    assert np.array_equal(decode_raster(raw, width, height, "ignore", lossless(*form)), pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -88,9 +87,9 @@ def test_png_of_16_bits(channels: int) -> None:
     raw = png(pixels)
     kept = min(channels, 3)
     assert raster_head(raw).form == (kept, "uint16")
-    assert np.array_equal(read(raw, 34, 21, "ignore", lossless(kept, "uint16")), pixels[..., :kept])
+    assert np.array_equal(decode_raster(raw, 34, 21, "ignore", lossless(kept, "uint16")), pixels[..., :kept])
     # A fourth channel that the file calls alpha is kept where it is asked for.
-    assert channels < 4 or np.array_equal(read(raw, 34, 21, "ignore", named("4xuint16")), pixels)
+    assert channels < 4 or np.array_equal(decode_raster(raw, 34, 21, "ignore", named("4xuint16")), pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -98,7 +97,7 @@ def test_lzw_that_tifffile_does_not_read(channels: int) -> None:
     pixels = noise(21, 34, channels, "uint16")
     done, raw = cv2.imencode(".tif", pixels[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])
     assert done
-    assert np.array_equal(read(raw.tobytes(), 34, 21, "ignore", lossless(channels, "uint16")), pixels)
+    assert np.array_equal(decode_raster(raw.tobytes(), 34, 21, "ignore", lossless(channels, "uint16")), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "RGBA", "LA", "CMYK"])
@@ -111,9 +110,9 @@ def test_ordinary_pictures_are_what_they_always_were(mode: str, kind: str) -> No
     raw = sink.getvalue()
     grey = mode in ("L", "1")
     assert raster_head(raw).form == (1 if grey else 3, "uint8")
-    assert np.array_equal(read(raw, 34, 21, "ignore", RGB8), decode(raw, 34, 21))
+    assert np.array_equal(decode_raster(raw, 34, 21, "ignore", RGB8), decode(raw, 34, 21))
     if grey:
-        one = read(raw, 34, 21, "ignore", lossless(1, "uint8"))
+        one = decode_raster(raw, 34, 21, "ignore", lossless(1, "uint8"))
         assert np.array_equal(one, decode(raw, 34, 21)[..., :1])
 
 
@@ -129,29 +128,29 @@ def test_exif_turns_16_bits_as_it_turns_8(orientation: int) -> None:
         raws.append(sink.getvalue())
     size = (21, 34) if orientation >= 5 else (34, 21)
     turned = decode(raws[0], *size, "apply")[..., :1]
-    assert np.array_equal(read(raws[1], *size, "apply", named("1xuint16")), turned.astype(np.uint16) * 257)
+    assert np.array_equal(decode_raster(raws[1], *size, "apply", named("1xuint16")), turned.astype(np.uint16) * 257)
 
 
 def test_an_npy_of_8_bit_rgb_is_an_ordinary_picture() -> None:
     pixels = noise(9, 12, 3, "uint8")
     assert raster_head(npy(pixels)).form == (3, "uint8")
-    assert np.array_equal(read(npy(pixels), 12, 9, "ignore", RGB8), pixels)
+    assert np.array_equal(decode_raster(npy(pixels), 12, 9, "ignore", RGB8), pixels)
 
 
 def test_channels_may_come_first() -> None:
     pixels = noise(9, 12, 6, "uint16")
     raw = npy(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)))
-    assert measured(raw) == (12, 9, 1)
-    assert np.array_equal(read(raw, 12, 9, "ignore", named("6xuint16")), pixels)
+    assert size_and_orientation(raw) == (12, 9, 1)
+    assert np.array_equal(decode_raster(raw, 12, 9, "ignore", named("6xuint16")), pixels)
 
 
 def test_what_loses_nothing_is_converted() -> None:
     small = noise(9, 12, 2, "int16")
-    assert np.array_equal(read(npy(small), 12, 9, "ignore", named("2xfloat32")), small)
+    assert np.array_equal(decode_raster(npy(small), 12, 9, "ignore", named("2xfloat32")), small)
     half = noise(9, 12, 1, "float16")
-    assert np.array_equal(read(npy(half), 12, 9, "ignore", named("1xfloat32")), half)
+    assert np.array_equal(decode_raster(npy(half), 12, 9, "ignore", named("1xfloat32")), half)
     grey = noise(9, 12, 1, "uint8")
-    assert np.array_equal(read(png(grey), 12, 9, "ignore", named("1xuint16")), grey.astype(np.uint16) * 257)
+    assert np.array_equal(decode_raster(png(grey), 12, 9, "ignore", named("1xuint16")), grey.astype(np.uint16) * 257)
 
 
 REFUSED = {
@@ -175,8 +174,8 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_cannot_be_kept_is_refused(reason: str) -> None:
     raw, form = REFUSED[reason]
-    with pytest.raises(ImageTrouble, match=reason):
-        read(raw, 12, 9, "ignore", named(form))
+    with pytest.raises(ImageError, match=reason):
+        decode_raster(raw, 12, 9, "ignore", named(form))
 
 
 def npy_with(header: str, data: bytes = bytes(216), version: bytes = b"\1\0") -> bytes:
@@ -215,8 +214,8 @@ HOSTILE = [
 @pytest.mark.parametrize("nth", range(len(HOSTILE)))
 def test_hostile_npy_heads_are_refused_and_allocate_nothing(nth: int) -> None:
     raw = HOSTILE[nth]
-    with pytest.raises(ImageTrouble):
-        read(raw, 12, 9, "ignore", named("1xuint16"))
+    with pytest.raises(ImageError):
+        decode_raster(raw, 12, 9, "ignore", named("1xuint16"))
     assert decode_member(raw, named("6xuint16"), 12, 9) is None
     assert not Path("hacked").exists()
 

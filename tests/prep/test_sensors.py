@@ -16,9 +16,9 @@ from PIL import Image
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.verify import verify
-from jigsaw_pretrain.prep.report.page import report
 from tests.prep.conftest import invoke, rows, tree
 from tests.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 

@@ -13,12 +13,12 @@ import s3fs
 
 from jigsaw_pretrain import storage
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.prep.commands.finish import finish_command
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.images.archive import read_index
-from jigsaw_pretrain.prep.images.decode import ImageTrouble
+from jigsaw_pretrain.prep.images.decode import ImageError
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
-from jigsaw_pretrain.prep.manifests import finish_command
 from jigsaw_pretrain.storage import Storage, StoreError, patiently, redacted
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
@@ -185,7 +185,7 @@ def test_a_member_that_is_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("bomb.jpg", bytes(50 << 20))
     raw = (tmp_path / "x.zip").read_bytes().replace((50 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     (tmp_path / "x.zip").write_bytes(raw)
-    with pytest.raises(ImageTrouble):
+    with pytest.raises(ImageError):
         ImageSource(str(tmp_path / "x.zip")).read("bomb.jpg")
 
 

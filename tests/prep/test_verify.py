@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jigsaw_pretrain.prep import markers
-from jigsaw_pretrain.prep.commands.retry_skipped import plan_of
 from jigsaw_pretrain.prep.commands.status import progress, status
 from jigsaw_pretrain.prep.commands.verify import inspect, verify
 from jigsaw_pretrain.prep.manifests import finish
+from jigsaw_pretrain.prep.pipeline import plan_of
+from jigsaw_pretrain.prep.records import mark_begun, mark_failed
 from jigsaw_pretrain.storage import Storage
 from tests.prep.conftest import Drawn, Small, invoke, run_shards, tree
 
@@ -126,11 +126,11 @@ def test_status_of_a_run_under_way(made: Path) -> None:
         os.utime(record, (now - 1000 + 10 * number, now - 1000 + 10 * number))
     for record in records[-3:]:
         record.unlink()
-    markers.begin(out, plan.parts - 3)
-    markers.begin(out, plan.parts - 2)
+    mark_begun(out, plan.parts - 3)
+    mark_begun(out, plan.parts - 2)
     old = made / "manifests" / "parts" / f"{plan.parts - 2:06d}.running"
     os.utime(old, (now - 7200, now - 7200))
-    markers.fail(out, plan.parts - 1, OSError(28, "No space left on device"))
+    mark_failed(out, plan.parts - 1, OSError(28, "No space left on device"))
     found = progress(out, plan, now)
     assert (found.parts, found.done, found.running, found.lost) == (plan.parts, plan.parts - 3, 1, 1)
     assert found.failed == {plan.parts - 1: "OSError No space left on device"}

@@ -1,0 +1,27 @@
+"""`finish`: the manifests, after the tasks of an array job."""
+
+import time
+
+import click
+from rich.console import Console
+
+from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.prep.manifests import finish
+from jigsaw_pretrain.prep.records import MAX_SKIPPED
+from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.storage import Storage, redacted
+
+
+@click.command("finish")
+@click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
+@click.option(
+    "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."
+)
+def finish_command(out: str, max_skipped: float) -> None:
+    """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
+    begun = time.monotonic()
+    console = Console()
+    with one_line_errors(out):
+        found = finish(Storage(out), max_skipped)
+    title = f"dataset in {plain(redacted(out))}"
+    print_summary(console, title, found, time.monotonic() - begun, estimated=False)
