@@ -26,7 +26,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 
 FLOOR = "decode the four crops (floor)"
 LANES = "lanes (this project)"

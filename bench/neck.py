@@ -29,9 +29,8 @@ from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state, grids, region_maps
-from jigsaw_pretrain.train.engine.trainer import Job, Loop
-from jigsaw_pretrain.train.erf import label_weights, region_masses
-from jigsaw_pretrain.train.grid import Grid
+from jigsaw_pretrain.train.engine.trainer import Trainer, TrainingJob
+from jigsaw_pretrain.train.erf import Grid, label_weights, region_masses
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
 
 TOY = ("backbone=resnet18", "template_size=128", "template_split=32", "batch=16", "lanes=16", "lr_batch=16")
@@ -44,13 +43,13 @@ CASES = {
 IMAGES = 4
 
 
-def loop_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> Loop:
+def loop_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> Trainer:
     """A loop at its first step, with tables of random weights in force."""
-    job = Job(recipe, Origin(classes, "0" * 64), RunFolder(folder), Ranks())
-    return Loop(job, build_state(recipe, len(classes) + 1, Ranks()))
+    job = TrainingJob(recipe, Origin(classes, "0" * 64), RunFolder(folder), Ranks())
+    return Trainer(job, build_state(recipe, len(classes) + 1, Ranks()))
 
 
-def errors(loop: Loop, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
+def errors(loop: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
     """By finer level: mean and largest difference of the weights, and of the masses' own shares (tau = 0)."""
     state, recipe = loop.state, loop.job.recipe
     images = state.model.normalise(batch.images[:IMAGES])

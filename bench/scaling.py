@@ -30,7 +30,7 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.tiny import make_dataset
 
 OPENING = Goal(3.0)

@@ -27,10 +27,9 @@ from rich.table import Table
 from bench.stores import SERVERS, found_server, served
 from bench.timing import Goal, judged, write
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.access import Access
-from jigsaw_pretrain.train.data.cache import Cache
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.remote import ReadOptions, ShardCache
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.tiny import make_dataset
 
 LATENCY = 0.05
@@ -53,7 +52,7 @@ class Run:
 
 def measure(url: str, cache: Path | None, options: StreamOptions, steps: int, workers: int) -> Run:
     """A loader's first ``steps`` steps, from the opening of the dataset."""
-    access = Access(cache=cache)
+    access = ReadOptions(cache=cache)
     began = time.perf_counter()
     dataset = access.open_dataset(url)
     loader = JigsawLoader(dataset, Template(), options, workers=workers, stop_step=steps, access=access)
@@ -140,7 +139,7 @@ def main(
         with served(server, data) as store:
             os.environ.update(store.environment)
             measure(store.url, scratch / "full", options, steps, workers)
-            megabytes = Cache(scratch / "full").held() / 1e6
+            megabytes = ShardCache(scratch / "full").held() / 1e6
             found = []
             for _ in range(rounds):
                 runs: dict[str, list[Run]] = {}

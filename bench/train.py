@@ -36,11 +36,11 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.commands.pretrain import loader_source
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
-from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
-from jigsaw_pretrain.train.engine.precision import autocast, loss_scaler, set_arithmetic
+from jigsaw_pretrain.train.engine.optim import autocast, loss_scaler, set_arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.engine.trainer import Job, Loop, OpenSource
+from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
+from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         return logits
 
 
-def classification(recipe: Recipe, ranks: Ranks, machine: Machine, batch: Batch) -> Callable[[], None]:
+def classification(recipe: Recipe, ranks: Ranks, machine: MachineOptions, batch: Batch) -> Callable[[], None]:
     """A plain training step on a batch's images and its first labels."""
     model = Classifier(recipe)
     model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,7 +125,7 @@ def worker_speed(open_source: OpenSource, batch: int, seconds: float = 8.0) -> f
         source.close()
 
 
-def fed_by(source: BatchSource, loop: Loop) -> Callable[[], None]:
+def fed_by(source: BatchSource, loop: Trainer) -> Callable[[], None]:
     """A step on the next of a source's batches."""
     batches = iter(source)
 
@@ -160,7 +160,7 @@ def main(
     block: int,
 ) -> None:
     """Print the tables and write bench/results/train.json."""
-    ranks, machine = start(device), Machine(compiling)
+    ranks, machine = start(device), MachineOptions(compiling)
     on_gpu = ranks.device.type == "cuda"
     recipe = load_recipe(None, (*(ON_GPU if on_gpu else TOY), *settings)).resolved()
     workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
@@ -169,8 +169,8 @@ def main(
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 240))
         origin = Origin(tuple(dataset.classes), dataset.fingerprint)
         # No refresh falls among the timed steps; it is timed apart.
-        job = Job(replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine=machine)
-        loop = Loop(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
+        job = TrainingJob(replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine=machine)
+        loop = Trainer(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
         one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.batch)
         source = loader_source(job, dataset, workers, False)(0, 10**6)
         try:

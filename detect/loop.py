@@ -27,10 +27,8 @@ from jigsaw_pretrain.detect.run import METRICS, Config, read_rows
 from jigsaw_pretrain.detect.scaling import rate
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import newest_checkpoint, save_checkpoint
-from jigsaw_pretrain.train.engine.clock import device_clock
-from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.metrics import metrics_file
-from jigsaw_pretrain.train.engine.signals import StopRequest
+from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
+from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file
 
 KEEP = 2
 """Checkpoints that stay."""

@@ -23,8 +23,7 @@ from jigsaw_pretrain.detect.run import DETECTOR, METRICS, Config, detector, empt
 from jigsaw_pretrain.detect.scaling import fit
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, remove_leftovers
-from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.signals import StopRequest
+from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
 
 
 @dataclass(frozen=True)

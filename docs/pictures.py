@@ -24,7 +24,7 @@ from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
 from jigsaw_pretrain.train.report.figures import MAP, spread
 from jigsaw_pretrain.train.report.sheet import sheet
-from jigsaw_pretrain.train.report.snapshots import Fields, brightness, load_look, looks
+from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, brightness, load_snapshot, snapshots
 
 IMAGES = Path(__file__).parent / "images"
 PAPER = (251, 251, 249)
@@ -71,11 +71,11 @@ def fields(run: Path) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = looks(run, Fields)
+    found = snapshots(run, ErfSnapshot)
     steps = spread(list(found), 2)
     figure, grid = pyplot.subplots(len(steps), 4, figsize=(8, 4.3), layout="constrained", squeeze=False)
     for row, step in enumerate(steps):
-        look = load_look(found[step], Fields)
+        look = load_snapshot(found[step], ErfSnapshot)
         for region, name in enumerate(REGIONS):
             axes = grid[row][region]
             axes.imshow(brightness(np.asarray(look.fields[region])), cmap=MAP, vmin=0, vmax=1)

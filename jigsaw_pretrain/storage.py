@@ -51,7 +51,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import ShardRow
-from jigsaw_pretrain.train.data.fetch import BadShard, check_shard
+from jigsaw_pretrain.train.data.remote import BadShard, check_shard
 
 Answer = TypeVar("Answer")
 

@@ -19,18 +19,18 @@ main = LazyGroup(
         ),
         "export": ("commands.export:export", "write the backbone's weights under another library's names"),
         "evaluate": (
-            "evaluate:evaluate",
+            "commands.evaluate:evaluate",
             "accuracy by region, group and class on a dataset's jigsaws",
         ),
         "probe": (
             "commands.probe:probe",
             "a linear probe of the features on held-out crops, beside random ones",
         ),
-        "preview": ("report.sheet:preview", "a sheet of jigsaws as the trainer sees them"),
+        "preview": ("commands.preview:preview", "a sheet of jigsaws as the trainer sees them"),
         "erf": ("commands.erf:erf", "the receptive field of any weights, drawn and in numbers"),
-        "report": ("report.page:report", "one HTML page about a run, or several side by side"),
+        "report": ("commands.report:report", "one HTML page about a run, or several side by side"),
         "digest": (
-            "data.digest:digest",
+            "commands.digest:digest",
             "one line a step that says which crops and pixels a batch holds",
         ),
     },

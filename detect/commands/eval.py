@@ -17,7 +17,7 @@ from jigsaw_pretrain.detect.report import percent, write_page
 from jigsaw_pretrain.detect.run import DETECTOR, Config, detector, empty_network, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, one_voice, start
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 
 
 @click.command("eval")
@@ -40,7 +40,7 @@ def evaluate(
     device: str,
 ) -> None:
     """AP by size and class of a run or of a results file."""
-    with one_voice():
+    with rank_zero_errors():
         if (run is None) == (results is None):
             raise UserError("give either --run RUN or --results FILE")
         if results is not None:

@@ -13,7 +13,7 @@ import click
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
 from jigsaw_pretrain.detect.train import Job, run_job
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.distributed import DEVICES, one_voice, start
+from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 
 
 @click.command()
@@ -56,7 +56,7 @@ def train(
     Under torchrun put -- before the module (`torchrun --nproc-per-node N -m -- detect train ...`): without it torchrun
     takes --run for its own --run-path. SIGTERM and SIGINT save a checkpoint and end with status 0.
     """
-    with one_voice():
+    with rank_zero_errors():
         chosen = read_recipe(recipe, sets, options)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.signals import StopRequest
+from jigsaw_pretrain.train.engine.distributed import StopRequest
 
 GRACE = 120.0
 """Seconds that a training has for its checkpoint before it is killed."""

@@ -25,7 +25,7 @@ from jigsaw_pretrain.prep.plan.crop_table import expected_sizes, margins
 from jigsaw_pretrain.prep.plan.forecast import slot_fill
 from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.cli import main as train
-from jigsaw_pretrain.train.data.context import enlarged, halfway
+from jigsaw_pretrain.train.data.augment import with_drawn_context, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.prep.conftest import Drawn, invoke, rows, run_shards, tree
 from tests.prep.test_lossless import needs_turbojpeg
@@ -131,7 +131,7 @@ def test_equal_shifts_give_the_crops_that_prep_enlarges(made: Path, at_prep: Pat
         ordinals = np.array([by_key[key]["ordinal"] for key in keys])
         shifts = uniform(random_u64(derive_key(derive_key(images, plans._ENLARGE), ordinals), 4))
         assert dataset.drawn_context == 2
-        for key, crop in zip(keys, enlarged(crops, shifts, dataset.drawn_context), strict=True):
+        for key, crop in zip(keys, with_drawn_context(crops, shifts, dataset.drawn_context), strict=True):
             if key in fixed:
                 row = fixed[key]
                 edges = (crop["left"], crop["top"], crop["left"] + crop["width"], crop["top"] + crop["height"])
@@ -205,7 +205,7 @@ def test_lossless_members_show_the_same_crops_in_the_sources_pixels(source: Path
         reader = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
         edges = {}
         for shard in dataset.shards:
-            crops = halfway(reader.crops(shard.index), 2.0)
+            crops = with_mean_context(reader.crops(shard.index), 2.0)
             for key, crop in zip(reader.keys(crops), crops, strict=True):
                 left, top, width, height = edges[key] = tuple(
                     int(crop[name]) for name in ("left", "top", "width", "height")

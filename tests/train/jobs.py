@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
-from jigsaw_pretrain.train.engine.trainer import Job, OpenSource
+from jigsaw_pretrain.train.engine.trainer import OpenSource, TrainingJob
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
@@ -62,12 +62,12 @@ def plain_for_vgg11() -> Iterator[None]:
         backbones.whole_model = original
 
 
-def small_job(folder: Path, *settings: str, ranks: Ranks | None = None) -> Job:
+def small_job(folder: Path, *settings: str, ranks: Ranks | None = None) -> TrainingJob:
     recipe = load_recipe(None, (*SMALL, *settings)).resolved()
-    return Job(recipe, ORIGIN, RunFolder(folder), ranks or Ranks())
+    return TrainingJob(recipe, ORIGIN, RunFolder(folder), ranks or Ranks())
 
 
-def synthetic(job: Job, fail_at: int | None = None) -> OpenSource:
+def synthetic(job: TrainingJob, fail_at: int | None = None) -> OpenSource:
     def open_source(first: int, end: int) -> SyntheticSource:
         recipe, ranks = job.recipe, job.ranks
         lanes = recipe.stream.lane_count

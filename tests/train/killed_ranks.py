@@ -17,20 +17,20 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from jigsaw_pretrain.train.commands.pretrain import pretrain
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine import distributed
-from jigsaw_pretrain.train.engine.trainer import Loop
+from jigsaw_pretrain.train.engine.trainer import Trainer
 
 
 def kill_at(rank: int, step: int, note: Path) -> None:
     """Have this process killed as it begins a step, if it is that rank; the time is noted before."""
-    take = Loop.step
+    take = Trainer.step
 
-    def killed(self: Loop, batch: Batch, lanes: int, waited: float) -> None:
+    def killed(self: Trainer, batch: Batch, lanes: int, waited: float) -> None:
         if (self.job.ranks.rank, self.state.step) == (rank, step):
             note.write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
         take(self, batch, lanes, waited)
 
-    Loop.step = killed  # type: ignore[method-assign]
+    Trainer.step = killed  # type: ignore[method-assign]
 
 
 def play(folder: Path, kills: list[str], command: list[str]) -> None:

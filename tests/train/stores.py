@@ -9,9 +9,9 @@ import s3fs
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.access import Access
 from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.servers import FaultyProxy, Store, s3_server
 
 TEMPLATE = Template(96, 32)
@@ -44,7 +44,7 @@ def gets(proxy: FaultyProxy, what: str = "/shards/") -> list[str]:
 
 def lines(
     dataset: Dataset,
-    access: Access | None = None,
+    access: ReadOptions | None = None,
     *,
     world: int = 1,
     workers: int = 0,

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models import backbones, feature_maps
 
 FAMILIES = {
     "resnet18": 512,
@@ -42,7 +42,7 @@ def eager_map(name: str, whole: nn.Module, image: torch.Tensor) -> torch.Tensor:
 def test_the_last_map_of_every_family_is_found(name: str) -> None:
     torch.manual_seed(0)
     whole = backbones.whole_model(name)
-    found = backbones.cut(name, whole)
+    found = feature_maps.cut(name, whole)
     assert (found.channels, found.stride) == (FAMILIES[name], 32)
     assert set(found.module.state_dict()) | found.head == set(whole.state_dict())
     assert found.head and not set(found.module.state_dict()) & found.head

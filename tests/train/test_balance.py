@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.data.balance import UNIT_WEIGHT, balanced, class_weights
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.lanes import UNIT_WEIGHT, class_weights, resample_by_class
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.stores import lines
 from tests.train.tiny import make_dataset
 
@@ -24,12 +24,12 @@ def test_a_crop_is_taken_its_expected_times_or_the_next_whole_number() -> None:
     weights = np.where(np.arange(100) < 90, UNIT_WEIGHT, 9 * UNIT_WEIGHT).astype(np.int64)
     expected = weights * 100 / weights.sum()
     for key in range(50):
-        chosen = balanced(weights, key)
+        chosen = resample_by_class(weights, key)
         assert len(chosen) == 100 and chosen.min() >= 0 and chosen.max() < 100
         times = np.bincount(chosen, minlength=100)
         assert (np.abs(times - expected) < 1).all()
-        assert (balanced(weights, key) == chosen).all()
-    assert Counter((balanced(weights, key) < 90).sum() for key in range(50)).most_common(1)[0][0] == 50
+        assert (resample_by_class(weights, key) == chosen).all()
+    assert Counter((resample_by_class(weights, key) < 90).sum() for key in range(50)).most_common(1)[0][0] == 50
 
 
 def test_batches_are_balanced_whatever_the_ranks(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.data.cache import Cache
+from jigsaw_pretrain.train.data.remote import ShardCache
 from tests.conftest import REPOSITORY, SOAK
 
 
@@ -37,21 +37,21 @@ class Source:
         time.sleep(self.slow)
         path.write_bytes(content(self.number, self.size))
 
-    def read(self, cache: Cache) -> bytes:
+    def read(self, cache: ShardCache) -> bytes:
         with cache.open(key_of(self.number, self.size), self.size, self) as file:
             return file.read()
 
 
 def test_a_file_is_filled_once_by_many_threads_and_caches(tmp_path: Path) -> None:
     source = Source(1, slow=0.05)
-    caches = [Cache(tmp_path, 10_000) for _ in range(3)]
+    caches = [ShardCache(tmp_path, 10_000) for _ in range(3)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda nth: source.read(caches[nth % 3]), range(24)))
     assert set(found) == {content(1)} and source.fills == 1
 
 
 def test_the_least_recently_used_goes_first_and_what_is_mapped_stays(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 3_500)
+    cache = ShardCache(tmp_path, 3_500)
     sources = [Source(number) for number in range(6)]
     with cache.open(key_of(0), 1000, sources[0]) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -67,7 +67,7 @@ def test_the_least_recently_used_goes_first_and_what_is_mapped_stays(tmp_path: P
 
 
 def test_everything_in_use_goes_over_the_limit(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 1_500)
+    cache = ShardCache(tmp_path, 1_500)
     files = [cache.open(key_of(number), 1000, Source(number)) for number in range(3)]
     assert cache.held() == 3000
     for file in files:
@@ -77,14 +77,14 @@ def test_everything_in_use_goes_over_the_limit(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_size_is_filled_again(tmp_path: Path) -> None:
-    cache, source = Cache(tmp_path, 10_000), Source(1)
+    cache, source = ShardCache(tmp_path, 10_000), Source(1)
     source.read(cache)
     (tmp_path / key_of(1)).write_bytes(content(1)[:10])
     assert source.read(cache) == content(1) and source.fills == 2
 
 
 def test_a_failed_fill_leaves_nothing(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 10_000)
+    cache = ShardCache(tmp_path, 10_000)
 
     def fail(path: Path) -> None:
         path.write_bytes(b"half")
@@ -99,7 +99,7 @@ def test_a_failed_fill_leaves_nothing(tmp_path: Path) -> None:
         cache.open(key_of(1), 1000, full)
     assert cache.held() == 0
     with pytest.raises(UserError, match="--cache"):
-        Cache(Path("/proc/none"))
+        ShardCache(Path("/proc/none"))
 
 
 READER = """
@@ -140,7 +140,7 @@ def test_two_processes_under_kills_never_serve_a_wrong_byte(tmp_path: Path) -> N
     finally:
         steady.kill()
         steady.wait()
-    cache = Cache(tmp_path, 60_000)
+    cache = ShardCache(tmp_path, 60_000)
     for number in range(12):
         assert Source(number, 10_000).read(cache) == content(number, 10_000)
     # What the dead were filling is gone.

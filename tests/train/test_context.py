@@ -21,12 +21,11 @@ from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.commands.probe import read_crops
 from jigsaw_pretrain.train.data import jigsaw
-from jigsaw_pretrain.train.data.augment import draw
-from jigsaw_pretrain.train.data.context import halfway
+from jigsaw_pretrain.train.data.augment import draw, with_mean_context
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
-from jigsaw_pretrain.train.data.sampler import Picks, slots_of
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.references import centred
 from tests.train.tiny import CLASSES, all_crops, make_dataset
 
@@ -126,7 +125,7 @@ def test_jigsaws_show_what_their_draws_say_and_squares_are_ordered_by_their_boxe
     assert dataset.drawn_context == 1.8
     options, rows = StreamOptions(seed=2, batch=24, lanes=2, augment=False), all_crops(dataset)
     reader = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
-    picks = Picks(dataset, slots_of(dataset, options), options, range(2), reader)
+    picks = CropSampler(dataset, slots_of(dataset, options), options, range(2), reader)
     images = np.zeros((24, 96, 96, 3), dtype=np.uint8)
     Assembler(dataset, TEMPLATE, options, range(2)).step(0, images)
     contrary = 0
@@ -161,7 +160,7 @@ def test_the_identity_covers_the_drawn_context(tmp_path: Path, monkeypatch: pyte
     first = identities()
     assert first == identities()
     # Warped crops leave no other trace in an identity than their edges.
-    monkeypatch.setattr(jigsaw, "enlarged", lambda crops, shifts, context: halfway(crops, context))
+    monkeypatch.setattr(jigsaw, "enlarged", lambda crops, shifts, context: with_mean_context(crops, context))
     assert not set(first) & set(identities())
 
 
@@ -173,7 +172,7 @@ def test_the_probe_takes_half_of_the_context(tmp_path: Path) -> None:
     halves = [shown(row, [0.5] * 4, 1.8) for row in rows]
     assert any(row["label"] == len(CLASSES) for row in rows)
     reader = CropReader(dataset, LocalShards(dataset), capacity=9)
-    crops = np.concatenate([halfway(reader.crops(shard.index), 1.8) for shard in dataset.shards])
+    crops = np.concatenate([with_mean_context(reader.crops(shard.index), 1.8) for shard in dataset.shards])
     edges = [(c["left"], c["top"], c["left"] + c["width"], c["top"] + c["height"]) for c in crops]
     assert edges == halves
     nth = next(i for i, row in enumerate(rows) if row["label"] < len(CLASSES))

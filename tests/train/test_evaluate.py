@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.evaluate import Answers, predict, score, summarise
+from jigsaw_pretrain.train.evaluate import Predictions, predict, score, summarise
 from tests.train.sources import CLASSES, SyntheticSource
 
 
@@ -17,7 +17,7 @@ def test_a_summary_by_region_group_and_class() -> None:
     labels = np.array([[0, 1, 2, 0], [0, 1, 0, 1]])
     predictions = np.array([[0, 1, 0, 1], [1, 1, 0, 1]])
     groups = np.array([[0, 2, 1, 0], [0, 2, 2, 0]])
-    report = summarise(Answers(predictions, labels, groups), ["a", "b"])
+    report = summarise(Predictions(predictions, labels, groups), ["a", "b"])
     assert report["jigsaws"] == 2
     assert report["overall"] == {"count": 8, "accuracy": 5 / 8, "majority_share": 0.5}
     assert report["regions"]["S-small"] == {"count": 2, "accuracy": 0.5, "majority_share": 1.0}

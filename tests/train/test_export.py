@@ -14,9 +14,8 @@ from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run
 from jigsaw_pretrain.train.engine.state import build_model
-from jigsaw_pretrain.train.export.pyramid import PYRAMID_TARGET
 from jigsaw_pretrain.train.export.resnet_names import ResNet, resnet_of, to_detectron2
-from jigsaw_pretrain.train.export.targets import TARGETS
+from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 from jigsaw_pretrain.train.models.weights import read_weights
 from tests.train import frameworks
 from tests.train.jobs import same, small_job

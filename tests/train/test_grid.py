@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.erf import label_weights, region_masses
-from jigsaw_pretrain.train.grid import grid
+from jigsaw_pretrain.train.erf import grid, label_weights, region_masses
 from tests.train.references import weights_by_hand
 
 

@@ -22,8 +22,8 @@ from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
-from jigsaw_pretrain.train.data.sampler import Picks, slots_of
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.references import centred
 from tests.train.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
 
@@ -97,7 +97,7 @@ def test_every_pass_draws_every_key_once(
     options = StreamOptions(batch=lanes, lanes=lanes)
     reader = CropReader(dataset, LocalShards(dataset), capacity=3, with_keys=True)
     slots = slots_of(dataset, options)
-    picks = Picks(dataset, slots, options, range(lanes), reader)
+    picks = CropSampler(dataset, slots, options, range(lanes), reader)
     passes: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     totals = {group: sum(counts) for group, counts in shards.items() if counts}
     for feed in (feed for feed in slots.feeds if feed.share == 1):
@@ -152,7 +152,9 @@ def test_a_thin_group_is_topped_up(tmp_path: Path) -> None:
 
     def streams(of: Dataset) -> list[tuple[str, int]]:
         reader = CropReader(of, LocalShards(of), capacity=9)
-        crops = Picks(of, slots_of(of, options), options, [3], reader).chunk(3, 0, 60, np.zeros((60, 4), np.uint64))
+        crops = CropSampler(of, slots_of(of, options), options, [3], reader).chunk(
+            3, 0, 60, np.zeros((60, 4), np.uint64)
+        )
         return [(of.shards[crop["shard"]].name, int(crop["row"])) for crop in crops[:, [0, 1, 3]].reshape(-1)]
 
     assert streams(dataset) == streams(full)
@@ -220,7 +222,7 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
     dataset = make_dataset(tmp_path, {"S": [5], "T": [3], "W": [3]}, low=20, high=90)
     options = StreamOptions(batch=4, lanes=2, augment=False)
     assembler_keys = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
-    picks = Picks(dataset, slots_of(dataset, options), options, range(2), assembler_keys)
+    picks = CropSampler(dataset, slots_of(dataset, options), options, range(2), assembler_keys)
     rows = all_crops(dataset)
     images = batches(dataset, options, 1)[0].images.numpy()
     for lane in range(2):

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.pretrain import execute
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
-from jigsaw_pretrain.train.engine.trainer import Job
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from tests.train.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.train.sources import SyntheticSource
 
@@ -91,7 +90,7 @@ class Interrupted(SyntheticSource):
             yield batch
 
 
-def interrupted(job: Job, first: int, end: int) -> Interrupted:
+def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
     recipe = job.recipe
     return Interrupted(recipe.template, recipe.batch, recipe.stream.lane_count, first, end)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.metrics import Row, Window, digest_file, metrics_file
-from jigsaw_pretrain.train.engine.progress import ProgressLine, figures
+from jigsaw_pretrain.train.engine.loggers import ProgressLine, figures
+from jigsaw_pretrain.train.engine.metrics import MetricsWindow, Row, digest_file, metrics_file
 
 
 def row(step: int, loss: float = 1.0) -> Row:
@@ -28,7 +28,7 @@ def test_a_resumed_run_cuts_its_files_back_to_whole_lines_before_it(tmp_path: Pa
 
 
 def test_a_window_averages_over_images() -> None:
-    window = Window(Ranks())
+    window = MetricsWindow(Ranks())
     window.add(7, 0.1, torch.tensor(2.0), torch.tensor([4, 0, 2, 1]), 4, 1, 0.0)
     window.add(8, 0.2, torch.tensor(3.0), torch.tensor([0, 0, 0, 2]), 2, 0, 0.0)
     first, second = window.flush()

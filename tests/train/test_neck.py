@@ -11,13 +11,12 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.pretrain import execute
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.precision import autocast
+from jigsaw_pretrain.train.engine.optim import autocast
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run, read_description
 from jigsaw_pretrain.train.engine.state import State, build_model, build_state, region_maps
-from jigsaw_pretrain.train.engine.trainer import Loop
+from jigsaw_pretrain.train.engine.trainer import Trainer, execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import load_recipe
 from tests.detect.conftest import TINY
@@ -28,10 +27,10 @@ from tests.train.test_export import CLASSES, call, exported, normalised, picture
 FPN = (f"backbone={TINY}", "neck=fpn", "neck_channels=8", "batch=2", "lanes=2", "log_every=1")
 
 
-def begun(folder: Path, *settings: str) -> tuple[Loop, State]:
+def begun(folder: Path, *settings: str) -> tuple[Trainer, State]:
     job = small_job(folder, *FPN, *settings)
     state = build_state(job.recipe, len(job.origin.classes) + 1, Ranks())
-    return Loop(job, state), state
+    return Trainer(job, state), state
 
 
 def test_stages_are_the_ends_of_the_four_scales() -> None:

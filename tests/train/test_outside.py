@@ -5,7 +5,7 @@ import torch
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.outside import whole_timm_model
+from jigsaw_pretrain.train.models.backbones import whole_timm_model
 
 
 @pytest.mark.parametrize(

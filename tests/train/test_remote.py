@@ -16,12 +16,10 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.rng import key_of_text
-from jigsaw_pretrain.train.data.access import AHEAD, Access
 from jigsaw_pretrain.train.data.lanes import GroupLanes
-from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.data.remote import THREADS_PER_GROUP
-from jigsaw_pretrain.train.data.shm import check_shared_memory
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.loader import JigsawLoader, check_shared_memory
+from jigsaw_pretrain.train.data.remote import AHEAD, THREADS_PER_GROUP, ReadOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.servers import FaultyProxy, Store
 from tests.train.stores import OPTIONS, TEMPLATE, gets, lines, proxied_store, upload
 from tests.train.tiny import make_dataset
@@ -49,7 +47,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     [(world, workers) for world in (1, 2, 4) for workers in (0, 1, 3)],
 )
 def test_lines_are_those_of_the_folder(remote: Remote, tmp_path: Path, world: int, workers: int, cached: bool) -> None:
-    access = Access(cache=tmp_path / "cache" if cached else None)
+    access = ReadOptions(cache=tmp_path / "cache" if cached else None)
     # This process uses the store first, and a forked worker all the same builds its own driver.
     dataset = access.open_dataset(remote.url)
     before = len(gets(remote.proxy))
@@ -63,7 +61,7 @@ def test_forkserver_and_a_resume_on_other_ranks(remote: Remote, tmp_path: Path) 
     # Its workers are given the same, pickled, as spawned ones, which test_loader.py starts on a folder's shards.
     # A server that another test started knows nothing of this store's credentials.
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    access = Access(cache=tmp_path)
+    access = ReadOptions(cache=tmp_path)
     dataset = access.open_dataset(remote.url)
     assert lines(dataset, access, world=1, workers=1, start_method="forkserver", steps=2) == remote.expected[:2]
     assert lines(dataset, access, world=4, workers=1, first=2, steps=2) == remote.expected[2:4]
@@ -74,12 +72,12 @@ def test_a_far_step_costs_a_request_a_stream(remote: Remote, tmp_path: Path) -> 
     options = StreamOptions(batch=8, lanes=8)
     big = make_dataset(tmp_path / "big", {"S": [12] * 40, "T": [6] * 40, "W": [6] * 40})
     url = upload(remote.store, tmp_path / "big", "big")
-    access = Access(cache=tmp_path / "cache")
+    access = ReadOptions(cache=tmp_path / "cache")
     dataset = access.open_dataset(url)
     streams = options.lane_count * 3
     for first, cache in ((60_000, "a"), (0, "b")):
         before = len(gets(remote.proxy))
-        access = Access(cache=tmp_path / cache)
+        access = ReadOptions(cache=tmp_path / cache)
         found = lines(dataset, access, first=first, steps=1, options=options)
         time.sleep(0.5)
         assert len(gets(remote.proxy)) - before <= streams * (1 + AHEAD)
@@ -118,7 +116,7 @@ class TwentyOfEach:
 def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jigsaw_pretrain.train.data.fetch.FIRST_PAUSE", 0.02)
     many = make_dataset(tmp_path / "many", {"S": [10] * 24, "T": [5] * 20, "W": [5] * 20})
-    access = Access(cache=None, read_timeout=0.5, read_retries=30)
+    access = ReadOptions(cache=None, read_timeout=0.5, read_retries=30)
     dataset = access.open_dataset(upload(remote.store, tmp_path / "many", "many"))
     options = StreamOptions(batch=4, lanes=4)
     expected = lines(many, steps=200, options=options)
@@ -135,7 +133,7 @@ def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pyt
 
 def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jigsaw_pretrain.train.data.fetch.FIRST_PAUSE", 0.01)
-    access = Access(cache=tmp_path, read_retries=2)
+    access = ReadOptions(cache=tmp_path, read_retries=2)
     dataset = access.open_dataset(remote.url)
     remote.proxy.faults = lambda number, method, path: "500" if "T-000001" in path else None
     try:
@@ -159,7 +157,7 @@ def test_a_flipped_byte_is_found_and_named_or_skipped(
     raw[len(raw) // 2] ^= 1
     shard.write_bytes(raw)
     url = upload(remote.store, tmp_path / "set", f"flipped-{workers}")
-    access = Access(cache=tmp_path / "cache", read_retries=1)
+    access = ReadOptions(cache=tmp_path / "cache", read_retries=1)
     dataset = access.open_dataset(url)
     before = len(gets(remote.proxy))
     with pytest.raises(UserError, match=r"S-000001.tar has sha256 .* where the manifest says .*--on-bad-shard skip"):
@@ -179,7 +177,7 @@ def test_a_flipped_byte_is_found_and_named_or_skipped(
 def test_a_missing_shard_is_named(remote: Remote, tmp_path: Path) -> None:
     make_dataset(tmp_path / "set", {"S": [20], "T": [9], "W": [10]})
     (tmp_path / "set" / "shards" / "W-000000.tar").unlink()
-    access = Access(cache=tmp_path / "cache")
+    access = ReadOptions(cache=tmp_path / "cache")
     dataset = access.open_dataset(upload(remote.store, tmp_path / "set", "missing"))
     with pytest.raises(UserError, match=r"W-000000.tar is missing: run .*verify --repair"):
         lines(dataset, access)
@@ -188,7 +186,7 @@ def test_a_missing_shard_is_named(remote: Remote, tmp_path: Path) -> None:
 
 
 def test_too_small_a_cache_is_said_with_the_figure(remote: Remote, tmp_path: Path) -> None:
-    access = Access(cache=tmp_path, cache_bytes=1000)
+    access = ReadOptions(cache=tmp_path, cache_bytes=1000)
     dataset = access.open_dataset(remote.url)
     with pytest.raises(UserError, match="may hold 1,000 bytes") as caught:
         JigsawLoader(dataset, TEMPLATE, OPTIONS, access=access)

@@ -20,12 +20,12 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.pixels import displayed, named
 from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.data.augment import resample, resample_channels, resized
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from jigsaw_pretrain.train.data.window import resample, resample_channels, resized
 from jigsaw_pretrain.train.engine.run_folder import open_run, read_description
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.stems import input_convolutions
+from jigsaw_pretrain.train.models.layers import input_convolutions
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.sensors import multispectral, thermal

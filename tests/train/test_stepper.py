@@ -10,31 +10,31 @@ import torch
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.pretrain import announce, execute
-from jigsaw_pretrain.train.commands.recalibrate import remeasure
-from jigsaw_pretrain.train.engine import rehearsal
-from jigsaw_pretrain.train.engine.average import Average
+from jigsaw_pretrain.train.commands.export import remeasure
+from jigsaw_pretrain.train.commands.pretrain import announce
+from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.machine import Machine
-from jigsaw_pretrain.train.engine.precision import set_arithmetic
+from jigsaw_pretrain.train.engine.optim import EMA, set_arithmetic
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.engine.step import micro_batch_of
-from jigsaw_pretrain.train.engine.trainer import Job
+from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
 from tests.train.jobs import crowded_forward, same, small_job, synthetic
 
-MACHINE = Machine()
+MACHINE = MachineOptions()
 
 PLAIN = ("backbone=tests.train.own:plain", "steps=6", "log_every=2")
 
 
-def newest(job: Job) -> dict[str, Any]:
+def newest(job: TrainingJob) -> dict[str, Any]:
     return read_checkpoint(list_checkpoints(job.folder.checkpoints)[-1][1])
 
 
-def run(folder: Path, *settings: str, machine: Machine = MACHINE, stop_after: int | None = None) -> dict[str, Any]:
+def run(
+    folder: Path, *settings: str, machine: MachineOptions = MACHINE, stop_after: int | None = None
+) -> dict[str, Any]:
     job = replace(small_job(folder, *PLAIN, *settings), machine=machine)
     execute(job, synthetic(job), stop_after=stop_after)
     return newest(job)
@@ -57,9 +57,9 @@ def test_micro_batches_are_what_batch_statistics_are_of(tmp_path: Path) -> None:
 def test_average_compile_accumulation_and_resume_compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "BACKEND", "aot_eager")
+    monkeypatch.setattr(step, "BACKEND", "aot_eager")
     settings = ("ema=0.5", "micro_batch=2", "precision=bf16", "clip_norm=1.5")
-    machine = Machine(compile="on")
+    machine = MachineOptions(compile="on")
     whole = run(tmp_path / "whole", *settings, machine=machine)
     half = run(tmp_path / "halves", *settings, machine=machine, stop_after=3)
     assert half["step"] == 3 and not same(half["model"], half["average"])
@@ -76,7 +76,7 @@ def test_average_compile_accumulation_and_resume_compose(
 
 def test_the_average_is_the_exponential_one() -> None:
     model = nn.BatchNorm1d(1)
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     expected = 1.0
     for step, weight in enumerate((3.0, -1.0, 2.0, 7.0, 5.0, 0.5, 4.0, 6.0, 1.0, 2.0)):
         with torch.no_grad():
@@ -114,8 +114,8 @@ def failing_backend(graph: object, inputs: object) -> Callable[..., object]:
 def test_a_failing_compiler_is_said_and_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "BACKEND", failing_backend)
-    plain, tried = run(tmp_path / "plain"), run(tmp_path / "tried", machine=Machine(compile="on"))
+    monkeypatch.setattr(step, "BACKEND", failing_backend)
+    plain, tried = run(tmp_path / "plain"), run(tmp_path / "tried", machine=MachineOptions(compile="on"))
     assert same(plain["model"], tried["model"])
     printed = capsys.readouterr().out
     assert printed.count("torch.compile does not work here") == 1 and "going on without it" in printed
@@ -123,14 +123,14 @@ def test_a_failing_compiler_is_said_and_done_without(
 
 @pytest.mark.parametrize("compiling", ["on", "off"])
 def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str) -> None:
-    monkeypatch.setattr(rehearsal, "BACKEND", "eager")
+    monkeypatch.setattr(step, "BACKEND", "eager")
     monkeypatch.setattr(DenseClassifier, "forward", crowded_forward(1))
     with pytest.raises(UserError) as refusal:
-        run(tmp_path, machine=Machine(compile=compiling))
+        run(tmp_path, machine=MachineOptions(compile=compiling))
     assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 1 fit" in refusal.value.message
     assert "--set micro_batch=1: 4 micro-batches a step and process keep the batch of 4" in refusal.value.message
     assert not (tmp_path / "run.json").exists()
-    assert run(tmp_path, "micro_batch=1", machine=Machine(compile=compiling))["step"] == 6
+    assert run(tmp_path, "micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
 
 
 def test_no_memory_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_a_rehearsal_leaves_the_model_as_it_was() -> None:
     state = build_state(small_job(Path("x")).recipe, 6, Ranks())
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     random = torch.random.get_rng_state()
-    assert rehearsal.rehearsed(state.model, small_job(Path("x")).recipe, Ranks(), 4, compiles=False) is state.model
+    assert step.compile_and_dry_run(state.model, small_job(Path("x")).recipe, Ranks(), 4, compiles=False) is state.model
     assert same(before, dict(state.model.state_dict())) and torch.equal(random, torch.random.get_rng_state())
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
@@ -157,7 +157,7 @@ def test_a_rehearsal_exchanges_no_batch_statistics(tmp_path: Path) -> None:
     synced = [part for part in model.modules() if isinstance(part, nn.SyncBatchNorm)]
     modes: list[bool] = []
     synced[0].register_forward_pre_hook(lambda module, given: modes.append(module.training))
-    rehearsal.rehearsed(model, job.recipe, Ranks(), 4, compiles=False)
+    step.compile_and_dry_run(model, job.recipe, Ranks(), 4, compiles=False)
     assert modes == [False] and all(part.training for part in synced)
 
 
@@ -184,7 +184,7 @@ def test_small_shares_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_arithmetic_is_set_for_the_process(tmp_path: Path) -> None:
     try:
-        run(tmp_path, "tf32=false", "steps=1", "warmup_steps=1", machine=Machine(deterministic=True))
+        run(tmp_path, "tf32=false", "steps=1", "warmup_steps=1", machine=MachineOptions(deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     finally:

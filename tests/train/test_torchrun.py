@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.commands.pretrain import execute
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
-from jigsaw_pretrain.train.engine.distributed import one_voice
+from jigsaw_pretrain.train.engine.distributed import rank_zero_errors
+from jigsaw_pretrain.train.engine.trainer import execute
 from tests.conftest import REPOSITORY, SOAK
 from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
 from tests.train.tiny import make_dataset
@@ -137,7 +137,7 @@ def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
-        with one_voice():
+        with rank_zero_errors():
             raise UserError("no")
 
     with pytest.raises(UserError):

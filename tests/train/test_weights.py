@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.pretrain import execute
+from jigsaw_pretrain.train.engine.trainer import execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.weights import load_weights
 from tests.train.jobs import same, small_job, synthetic

@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.augment import Draws, draw
-from jigsaw_pretrain.train.data.window import lay_out, resample
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.augment import Draws, draw, place_windows, resample
+from jigsaw_pretrain.train.recipe import StreamOptions
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,7 +57,7 @@ def test_windows_are_those_of_the_whole_resized_crop(fit: str, flip: bool) -> No
         sizes = rng.integers(8, 260, (1, 4, 2))
         options = StreamOptions(seed=trial, fit=fit, flip=float(flip), batch=1, resize_low=0.3, resize_high=1.8)
         draws = draw(options, np.array([0]), np.array([trial]))
-        windows = lay_out(sizes[..., 0], sizes[..., 1], draws, template, fit)
+        windows = place_windows(sizes[..., 0], sizes[..., 1], draws, template, fit)
         for region, place in enumerate(windows.table()[0].tolist()):
             scaled_x, scaled_y, flipped, x, y, to_x, to_y, width, height, smooth = place
             assert bool(flipped) == flip
@@ -96,7 +95,7 @@ def test_the_border_of_a_crop_is_not_blended_with_padding() -> None:
 def one(width: int, height: int, options: StreamOptions, position: int = 0) -> tuple[Draws, list[list[int]]]:
     draws = draw(options, np.array([0]), np.array([position]))
     sizes = np.array([[width] * 4]), np.array([[height] * 4])
-    return draws, lay_out(*sizes, draws, Template(), options.fit).table()[0].tolist()
+    return draws, place_windows(*sizes, draws, Template(), options.fit).table()[0].tolist()
 
 
 def test_one_ratio_for_both_axes_from_the_range() -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.pretrain import execute, pretrain
+from jigsaw_pretrain.train.commands.pretrain import pretrain
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.engine import rehearsal
+from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
-from jigsaw_pretrain.train.engine.machine import Machine
-from jigsaw_pretrain.train.engine.trainer import Job
+from jigsaw_pretrain.train.engine.step import MachineOptions
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from tests.detect.conftest import TINY
 from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
@@ -38,7 +38,7 @@ class Troubled(SyntheticSource):
             yield batch
 
 
-def troubled(job: Job, rank: int, *, signal_at: int | None = None, fail_at: int | None = None) -> Troubled:
+def troubled(job: TrainingJob, rank: int, *, signal_at: int | None = None, fail_at: int | None = None) -> Troubled:
     recipe, ranks = job.recipe, job.ranks
     chosen = ranks.rank == rank
     return Troubled(
@@ -89,20 +89,20 @@ def scenes(folder: Path) -> None:
     assert all(torch.equal(*ranks.gathered(table.weights)) for table in state.tables) and len(state.tables) == 4
     accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "BACKEND", "aot_eager")
-        _execute(replace(accumulated, machine=Machine(compile="on")))
+        patch.setattr(step, "BACKEND", "aot_eager")
+        _execute(replace(accumulated, machine=MachineOptions(compile="on")))
     expect_user_error(ranks, folder, lambda: ranks.on_first(lambda: _refuse("rank 0")))
     expect_user_error(ranks, folder, lambda: ranks.together(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
     # Memory runs out on one of them: all learn of it before they wait for each other.
-    crowded = replace(small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine=Machine(compile="on"))
+    crowded = replace(small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine=MachineOptions(compile="on"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "BACKEND", "eager")
+        patch.setattr(step, "BACKEND", "eager")
         if ranks.rank == 1:
             patch.setattr(DenseClassifier, "forward", crowded_forward(2))
         expect_user_error(ranks, folder, lambda: _execute(crowded))
 
 
-def _execute(job: Job) -> None:
+def _execute(job: TrainingJob) -> None:
     execute(job, synthetic(job))
 
 

@@ -22,15 +22,13 @@ from jigsaw_pretrain.html import Figure, Section, Table, chart, render
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.erf import evaluating
-from jigsaw_pretrain.train.field import SHARES, FieldNumbers, field_map, numbers
+from jigsaw_pretrain.train.erf import SHARES, FieldNumbers, eval_mode, field_map, field_numbers
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.weights import load_weights
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Recipe, StreamOptions
 from jigsaw_pretrain.train.report.figures import MAP
 from jigsaw_pretrain.train.report.snapshots import brightness
-from jigsaw_pretrain.train.streams import StreamOptions
 
 RANDOM = "random"
 
@@ -42,10 +40,10 @@ def measure(
     middle = region_map.shape[0] // 2
     places = [[(middle, middle)]]
     places += [[(int(j), int(k)) for j, k in np.argwhere(region_map == region)] for region in range(4)]
-    with evaluating(module):
+    with eval_mode(module):
         maps = [field_map(module, images, positions).cpu() for positions in places]
     centre = (middle + 0.5) * stride - 0.5
-    return maps, numbers(maps[0], (centre, centre))
+    return maps, field_numbers(maps[0], (centre, centre))
 
 
 def _figure(named: dict[str, list[Tensor]]) -> Figure:

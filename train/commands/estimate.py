@@ -19,12 +19,12 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.pretrain import loader_source
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, one_voice, start
-from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
-from jigsaw_pretrain.train.engine.precision import set_arithmetic
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
+from jigsaw_pretrain.train.engine.optim import set_arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.engine.trainer import Job, Loop, OpenSource
+from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
+from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
 
 WARM = 5
@@ -70,12 +70,12 @@ def forecast(recipe: Recipe, costs: Costs, world: int) -> Forecast:
     return Forecast(hours, hours * world / 24, recipe.batch / costs.step, limit)
 
 
-def measure(job: Job, open_source: OpenSource, steps: int) -> Costs:
+def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
     """Time a job's steps on every rank; its folder gets a run's files. Raises what its data or memory raise."""
     ranks = job.ranks
     began = _now(ranks)
     state = ranks.together(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
-    loop = Loop(job, state)
+    loop = Trainer(job, state)
     source = ranks.together(lambda: open_source(0, WARM + steps + 1))
     waits: list[float] = []
     try:
@@ -151,7 +151,7 @@ def estimate(
     json_file: Path | None,
 ) -> None:
     """Run some steps of a recipe and say what all of them will cost, and what limits them."""
-    with one_voice(), tempfile.TemporaryDirectory() as scratch:
+    with rank_zero_errors(), tempfile.TemporaryDirectory() as scratch:
         ranks = start(device)
         dataset = ranks.together(lambda: open_dataset(data))
         chosen = ranks.together(lambda: load_recipe(recipe, settings).resolved(dataset))
@@ -159,7 +159,7 @@ def estimate(
         timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
         set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
         origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
-        job = Job(timed, origin, RunFolder(Path(scratch)), ranks, page=True, machine=Machine(compiling))
+        job = TrainingJob(timed, origin, RunFolder(Path(scratch)), ranks, page=True, machine=MachineOptions(compiling))
         costs = measure(job, loader_source(job, dataset, workers, False), steps)
         found = forecast(chosen, costs, ranks.world)
         _say(ranks, chosen, costs, found, workers)

@@ -11,38 +11,18 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.train.data.access import Access, access_from, access_options
+from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.data.batch import BatchSource
-from jigsaw_pretrain.train.engine.checkpoint import (
-    backbone_state,
-    newest_checkpoint,
-    pyramid_state,
-    read_checkpoint,
-    remove_leftovers,
-    save_file,
-    trained_state,
-)
-from jigsaw_pretrain.train.engine.distributed import DEVICES, one_voice, start
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
-from jigsaw_pretrain.train.engine.machine import COMPILE, Machine
-from jigsaw_pretrain.train.engine.precision import set_arithmetic
-from jigsaw_pretrain.train.engine.run_folder import (
-    RunFolder,
-    check_classes,
-    check_origin,
-    check_pixels,
-    choose_recipe,
-    open_run,
-    origin_of,
-    versions,
-)
-from jigsaw_pretrain.train.engine.state import State, build_state
-from jigsaw_pretrain.train.engine.step import micro_batch_of
-from jigsaw_pretrain.train.engine.trainer import DigestLine, Job, Loop, OpenSource
-from jigsaw_pretrain.train.models.neck import NECKS
-from jigsaw_pretrain.train.models.weights import load_weights
-from jigsaw_pretrain.train.streams import BALANCES
-from jigsaw_pretrain.train.validate import validation
+from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, choose_recipe, open_run, origin_of
+from jigsaw_pretrain.train.engine.state import State
+from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions, micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import DigestLine, OpenSource, TrainingJob, execute
+from jigsaw_pretrain.train.evaluate import validation
+from jigsaw_pretrain.train.models.layers import NECKS
+from jigsaw_pretrain.train.recipe import BALANCES
 
 
 @click.command()
@@ -57,7 +37,7 @@ from jigsaw_pretrain.train.validate import validation
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
 @click.option("--val-data", metavar="OUT2", help="Dataset to judge the model on, with the same classes.")
 @click.option("--val-every", default=0, metavar="STEPS", type=click.IntRange(min=0), help="Default: 20 times.")
-@access_options
+@read_options
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
 @click.option(
@@ -98,9 +78,9 @@ def pretrain(
     The two dashes keep torchrun from taking --run for an option of its own.
     SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.
     """
-    with one_voice():
+    with rank_zero_errors():
         ranks = start(device)
-        access = access_from(**access_settings)
+        access = read_options_from(**access_settings)
         settings += (f"balance={balance}",) if balance else ()
         settings += (f"neck={neck}",) if neck else ()
         folder = ranks.together(lambda: open_run(run))
@@ -110,8 +90,8 @@ def pretrain(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         dataset = ranks.together(lambda: access.open_dataset(data))
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
-        machine, logs = Machine(compiling, deterministic), ranks.on_first(lambda: wanted(log))
-        job = Job(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
+        machine, logs = MachineOptions(compiling, deterministic), ranks.on_first(lambda: wanted(log))
+        job = TrainingJob(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
@@ -123,7 +103,7 @@ def pretrain(
 
 
 def loader_source(
-    job: Job, dataset: Dataset, workers: int, with_digests: bool, access: Access | None = None
+    job: TrainingJob, dataset: Dataset, workers: int, with_digests: bool, access: ReadOptions | None = None
 ) -> OpenSource:
     """One rank's jigsaws of a dataset, from any step on."""
     from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -152,7 +132,7 @@ def loader_source(
     return open_source
 
 
-def digest_lines(job: Job) -> DigestLine:
+def digest_lines(job: TrainingJob) -> DigestLine:
     """The lines that `digest` prints, from the digests of all ranks' batches."""
     from jigsaw_pretrain.train.data.digest import digest_line, interleave
 
@@ -160,74 +140,7 @@ def digest_lines(job: Job) -> DigestLine:
     return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
 
 
-def execute(
-    job: Job, open_source: OpenSource, *, stop_after: int | None = None, digest_line: DigestLine | None = None
-) -> State:
-    """Begin or continue a job's run, on every rank; returns the state it ended with.
-
-    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for
-    whatever the user can mend.
-    """
-    recipe, folder, ranks = job.recipe, job.folder, job.ranks
-    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
-    ranks.on_first(lambda: check_origin(folder, job.origin))
-    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
-    _continue(job, state)
-    until = min(recipe.steps, stop_after or recipe.steps)
-    ending = None
-    if state.step < until:
-        announce(job, state, until)
-        ending = Loop(job, state, digest_line).run(open_source, until)
-    else:
-        ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
-    if state.step >= recipe.steps:
-        ranks.on_first(lambda: _publish_backbone(folder, state))
-        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
-        if recipe.neck != "none":
-            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
-    else:
-        why = f"on {ending} " if ending else ""
-        ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
-    return state
-
-
-def _publish_backbone(folder: RunFolder, state: State) -> None:
-    trained = trained_state(state.to_checkpoint())
-    if pyramid := pyramid_state(trained):
-        save_file(folder.pyramid, pyramid)
-    save_file(folder.backbone, backbone_state(trained))
-    folder.push()
-
-
-def _continue(job: Job, state: State) -> None:
-    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
-    folder, ranks = job.folder, job.ranks
-
-    def find() -> Path | None:
-        remove_leftovers(folder.checkpoints)
-        newest = newest_checkpoint(folder.checkpoints, click.echo)
-        return newest and newest[0]
-
-    path = ranks.on_first(find)
-    if path is None:
-        if (file := job.recipe.init) is not None:
-            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
-        return
-    # Hosts other than rank 0's have nothing staged yet.
-    ranks.together(lambda: folder.stage(path.name))
-    content = ranks.together(lambda: read_checkpoint(folder.checkpoints / path.name))
-    state.restore(content)
-    now = versions()
-    changed = [
-        f"{name} {old}, now {now.get(name)}" for name, old in content["versions"].items() if now.get(name) != old
-    ]
-    if changed:
-        ranks.say(
-            f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
-        )
-
-
-def announce(job: Job, state: State, until: int) -> None:
+def announce(job: TrainingJob, state: State, until: int) -> None:
     """Say what is about to run."""
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates

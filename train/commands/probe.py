@@ -26,9 +26,8 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.data.context import halfway
+from jigsaw_pretrain.train.data.augment import resized, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from jigsaw_pretrain.train.data.window import resized
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import DEVICES, start
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_classes, check_pixels, open_trained, pixels_of
@@ -42,7 +41,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Crops:
+class ProbeCrops:
     """pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C.
 
     fold: 0 to 3 by image.
@@ -54,7 +53,7 @@ class Crops:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResult:
     """top1: share of crops named right. class_mean: the mean of that share over the classes judged."""
 
     top1: float
@@ -62,7 +61,7 @@ class Answer:
     penalty: float
 
 
-def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
+def read_crops(dataset: Dataset, side: int, most: int) -> ProbeCrops:
     """At most ``most`` crops of the dataset, drawn by keys, each warped to ``side`` x ``side`` pixels.
 
     Where the trainer draws the context they have half of it on each side, always.
@@ -76,7 +75,7 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
         crops = reader.crops(shard.index)
         mine = crops[chosen[begin : begin + shard.crops]]
         if reader.context is not None:
-            mine = halfway(mine, reader.context)
+            mine = with_mean_context(mine, reader.context)
         begin += shard.crops
         for key, crop in zip(reader.keys(mine), mine, strict=True):
             found = reader.decode(*(int(crop[field]) for field in SOURCE))
@@ -89,11 +88,11 @@ def read_crops(dataset: Dataset, side: int, most: int) -> Crops:
     if not pixels:
         raise UserError(f"{dataset.url} has no crop that can be read: prep it again")
     fold = rng.randint(rng.derive_key(rng.key_of_text(0, "probe's folds"), np.array(images, dtype=np.int64)), 4)
-    return Crops(np.stack(pixels), torch.tensor(labels), fold)
+    return ProbeCrops(np.stack(pixels), torch.tensor(labels), fold)
 
 
 @torch.inference_mode()
-def features(model: DenseClassifier, crops: Crops, device: torch.device) -> Tensor:
+def features(model: DenseClassifier, crops: ProbeCrops, device: torch.device) -> Tensor:
     """The backbone's last map (below any neck), averaged over positions: float32 [n, channels] on the CPU."""
     model.eval()
     found = []
@@ -104,7 +103,7 @@ def features(model: DenseClassifier, crops: Crops, device: torch.device) -> Tens
 
 
 @torch.no_grad()
-def gather_statistics(model: DenseClassifier, crops: Crops, device: torch.device) -> None:
+def gather_statistics(model: DenseClassifier, crops: ProbeCrops, device: torch.device) -> None:
     """Give the batch norms the statistics of the crops to fit; nothing where there are none."""
     norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -133,7 +132,7 @@ def fitted(values: Tensor, labels: Tensor, classes: int, penalty: float) -> Tens
     return weights.detach()
 
 
-def judged(values: Tensor, labels: Tensor, fold: npt.NDArray[np.int64], classes: int) -> Answer:
+def judged(values: Tensor, labels: Tensor, fold: npt.NDArray[np.int64], classes: int) -> ProbeResult:
     """Fit on folds 1 to 3, with the penalty that is best on fold 1 when fitted on 2 and 3; judge on fold 0."""
     part = torch.from_numpy(fold)
     fitting = part != 0
@@ -146,7 +145,7 @@ def judged(values: Tensor, labels: Tensor, fold: npt.NDArray[np.int64], classes:
     weights = fitted(values[fitting], labels[fitting], classes, best[1])
     right = predicted(values[~fitting], weights) == labels[~fitting]
     by_class = [right[labels[~fitting] == label].double().mean() for label in labels[~fitting].unique()]
-    return Answer(right.double().mean().item(), torch.stack(by_class).mean().item(), best[1])
+    return ProbeResult(right.double().mean().item(), torch.stack(by_class).mean().item(), best[1])
 
 
 def predicted(values: Tensor, weights: Tensor) -> Tensor:
@@ -177,7 +176,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{data} has too few images for a probe: prep a larger held-out dataset")
-    answers: dict[str, Answer] = {}
+    answers: dict[str, ProbeResult] = {}
     for name in ("run", "random"):
         _, model = build_model(recipe, dataset.label_count, dataset.pixels)
         if name == "run":
@@ -192,7 +191,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     show(report)
 
 
-def summary(answers: dict[str, Answer], crops: Crops, backbone: str, step: int) -> dict[str, Any]:
+def summary(answers: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
     """The figures of a probe."""
     judging = crops.labels[torch.from_numpy(crops.fold == 0)]
     run, random = answers["run"], answers["random"]

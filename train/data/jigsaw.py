@@ -16,13 +16,19 @@ import numpy.typing as npt
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS, Template
-from jigsaw_pretrain.train.data.access import Access
-from jigsaw_pretrain.train.data.augment import Draws, draw
-from jigsaw_pretrain.train.data.context import enlarged
-from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, Crops, shard_files
-from jigsaw_pretrain.train.data.sampler import Picks, order_squares, slots_of
-from jigsaw_pretrain.train.data.window import Windows, lay_out, resample, resample_channels
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.data.augment import (
+    Draws,
+    Windows,
+    draw,
+    place_windows,
+    resample,
+    resample_channels,
+    with_drawn_context,
+)
+from jigsaw_pretrain.train.data.reader import SOURCE, CropArray, CropReader, shard_files
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of, sort_square_crops
+from jigsaw_pretrain.train.recipe import StreamOptions
 
 Pixels = npt.NDArray[Any]
 
@@ -30,7 +36,7 @@ EDGES = ("left", "top", "width", "height")
 
 
 @dataclass(frozen=True)
-class Chunk:
+class LaneBatch:
     """What a worker adds to the pixels of its jigsaws, in its lanes' order and each lane's order of positions.
 
     labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for undecodable ones.
@@ -59,14 +65,14 @@ class Assembler:
         lanes: Sequence[int],
         *,
         with_digests: bool = False,
-        access: Access | None = None,
+        access: ReadOptions | None = None,
         left_out: Iterable[str] = (),
     ) -> None:
         # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
         cv2.setNumThreads(1)
         self._template, self._options, self._lanes = template, options, list(lanes)
         self._dataset, self._begun = dataset, False
-        access = access or Access()
+        access = access or ReadOptions()
         slots = slots_of(dataset, options)
         self._reader = CropReader(
             dataset,
@@ -76,10 +82,10 @@ class Assembler:
             skip_bad=access.on_bad_shard == "skip",
             left_out=left_out,
         )
-        self._picks = Picks(dataset, slots, options, self._lanes, self._reader)
+        self._picks = CropSampler(dataset, slots, options, self._lanes, self._reader)
         self._with_digests = with_digests
 
-    def step(self, step: int, out: Sequence[Pixels] | Pixels) -> Chunk:
+    def step(self, step: int, out: Sequence[Pixels] | Pixels) -> LaneBatch:
         """Write the lanes' jigsaws of batch ``step`` into ``out``: lanes * k of [size, size, channels], all zero.
 
         Raises UserError where a group has no crop left that can be read.
@@ -105,7 +111,7 @@ class Assembler:
             for nth in broken:
                 out[nth][...] = 0
             self._render(broken, crops, windows, out)
-        return Chunk(
+        return LaneBatch(
             labels=crops["label"].astype(np.int64),
             groups=crops["group"].astype(np.uint8),
             replaced=replaced,
@@ -117,16 +123,16 @@ class Assembler:
         """Let go of the shards; what fetches them ahead ends."""
         self._reader.close()
 
-    def _arrange(self, drawn: Crops, draws: Draws) -> tuple[Crops, Windows]:
+    def _arrange(self, drawn: CropArray, draws: Draws) -> tuple[CropArray, Windows]:
         """Crops by region, CROP [n, 4], and where they land; the order is the boxes', whatever context is drawn."""
-        crops = order_squares(drawn)
+        crops = sort_square_crops(drawn)
         if self._reader.context is not None and draws.shifts is not None:
-            crops = enlarged(crops, draws.shifts, self._reader.context)
+            crops = with_drawn_context(crops, draws.shifts, self._reader.context)
         width, height = crops["width"].astype(np.int64), crops["height"].astype(np.int64)
-        return crops, lay_out(width, height, draws, self._template, self._options.fit)
+        return crops, place_windows(width, height, draws, self._template, self._options.fit)
 
     def _render(
-        self, which: Sequence[int], crops: Crops, windows: Windows, out: Sequence[Pixels] | Pixels
+        self, which: Sequence[int], crops: CropArray, windows: Windows, out: Sequence[Pixels] | Pixels
     ) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
         broken: list[int] = []
@@ -143,7 +149,7 @@ class Assembler:
                 land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
 
-    def _mend(self, lane: int, position: int, drawn: Crops) -> int:
+    def _mend(self, lane: int, position: int, drawn: CropArray) -> int:
         """Replace the unreadable of a jigsaw's crops, CROP [4] by slot, in place; how many could not be decoded."""
         replaced = 0
         for slot in range(len(REGIONS)):
@@ -161,11 +167,11 @@ class Assembler:
                 )
         return replaced
 
-    def _readable(self, crop: Crops) -> bool:
+    def _readable(self, crop: CropArray) -> bool:
         return self._reader.decode(*crop[SOURCE].tolist()) is not None
 
     def _digests(
-        self, crops: Crops, draws: Draws, windows: Windows, out: Sequence[Pixels] | Pixels
+        self, crops: CropArray, draws: Draws, windows: Windows, out: Sequence[Pixels] | Pixels
     ) -> tuple[tuple[bytes, bytes], ...]:
         """Identity and pixels of each jigsaw.
 

@@ -6,16 +6,22 @@ holds, and the whole state of the data is the step. Workers write their lanes' j
 shared memory, so the rank's process copies nothing, but for a GPU: there to page-locked memory.
 
 Prefer torch's DataLoader over a map-style dataset where every sample is a file of its own and order does not matter.
+
+Shared memory: whether /dev/shm holds the batches in flight, found out before a worker dies of it.
+
+Containers give it 64 MB unless told otherwise, and what does not fit ends a worker by SIGBUS, which names nothing.
 """
 
 import contextlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +31,25 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.access import Access, check_cache
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.data.jigsaw import Assembler, Chunk
+from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
+from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.data.shm import AHEAD, IN_FLIGHT, check_shared_memory
 from jigsaw_pretrain.train.models.classifier import torch_dtype
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 
 BUFFERS = 3
 """Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.
 Those in shared memory are IN_FLIGHT."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+BATCHES_AHEAD = 2
+"""Steps that a worker may work ahead of the one that its rank has received last."""
+
+IN_FLIGHT = BATCHES_AHEAD + 2
+"""Batches of a rank in shared memory: those that its workers write, the newest received, and the one before it, which
+stays valid while the next is drawn."""
 
 
 def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
@@ -57,7 +71,7 @@ def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
 class _Sent:
     """What a worker sends for a step, its jigsaws being in their places already; or why it stopped."""
 
-    chunk: Chunk | None = None
+    chunk: LaneBatch | None = None
     error: str | None = None
 
 
@@ -140,7 +154,7 @@ class JigsawLoader:
         with_digests: bool = False,
         pin_memory: bool = False,
         start_method: str | None = None,
-        access: Access | None = None,
+        access: ReadOptions | None = None,
     ) -> None:
         self._dataset, self._template, self._options = dataset, template, options
         self._lanes = lanes_of_rank(options, rank, world)
@@ -152,7 +166,7 @@ class JigsawLoader:
         self._workers = min(workers, self.lanes_per_rank)
         self._steps = range(start_step, stop_step if stop_step is not None else 2**62)
         self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
-        self._access, self._left_out = access or Access(), tuple[str, ...]()
+        self._access, self._left_out = access or ReadOptions(), tuple[str, ...]()
         check_cache(dataset, self._access, self.lanes_per_rank)
         pixels = dataset.pixels
         if self._workers:
@@ -203,7 +217,7 @@ class JigsawLoader:
                     chunks,
                     batch_size=None,
                     num_workers=self._workers,
-                    prefetch_factor=AHEAD,
+                    prefetch_factor=BATCHES_AHEAD,
                     collate_fn=_as_sent,
                     worker_init_fn=_prepare_worker,
                     multiprocessing_context=context,
@@ -241,7 +255,7 @@ class JigsawLoader:
             raise UserError(sent.error)
         return sent
 
-    def _batch(self, step: int, images: torch.Tensor, parts: list[Chunk]) -> Batch:
+    def _batch(self, step: int, images: torch.Tensor, parts: list[LaneBatch]) -> Batch:
         """Put what came with the workers' jigsaws into lane order."""
         k = self._options.chunk
         shape = (self.lanes_per_rank, k, 4)
@@ -280,3 +294,17 @@ class JigsawLoader:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
                 process.join()
+
+
+def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
+    """Refuse workers whose batches would not fit; ``batch_bytes`` is one rank's. Raises UserError with the figure."""
+    if not folder.is_dir():
+        return
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed, free = batch_bytes * IN_FLIGHT * ranks, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**20:.0f} MB free, and the loader's workers keep up to {needed / 2**20:.0f} MB of "
+            f"batches there: give the container more (docker run --shm-size={-(-needed // 2**20) + 16}m), or use "
+            "--workers 0 or a smaller batch"
+        )

@@ -19,9 +19,7 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
 from jigsaw_pretrain.formats.pixels import RGB8, decode_member
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.data.access import Access
-from jigsaw_pretrain.train.data.fetch import BadShard
-from jigsaw_pretrain.train.data.remote import RemoteShards
+from jigsaw_pretrain.train.data.remote import BadShard, ReadOptions, RemoteShards
 
 CROP = np.dtype(
     [
@@ -49,7 +47,7 @@ ground-truth box there (x, y, width, height; NaN for background). As read, the c
 SOURCE = ["shard", "offset", "size", "width", "height", "x", "y", "stored_width", "stored_height"]
 """The fields that CropReader.decode takes."""
 
-Crops = npt.NDArray[np.void]
+CropArray = npt.NDArray[np.void]
 
 
 class ShardFiles(Protocol):
@@ -101,7 +99,7 @@ class LocalShards:
         """Nothing to let go of."""
 
 
-def shard_files(dataset: Dataset, access: Access) -> ShardFiles:
+def shard_files(dataset: Dataset, access: ReadOptions) -> ShardFiles:
     """The shards of a dataset, wherever it lies."""
     return LocalShards(dataset) if Storage(dataset.url).is_local else RemoteShards(dataset, access)
 
@@ -197,11 +195,11 @@ class CropReader:
         self._open.clear()
         self._files.close()
 
-    def crops(self, shard: int) -> Crops:
+    def crops(self, shard: int) -> CropArray:
         """All crops of a shard in member order: ``dtype`` [crops]."""
         return self._shard(shard).crops
 
-    def keys(self, crops: Crops) -> list[str]:
+    def keys(self, crops: CropArray) -> list[str]:
         """The keys of some crops, CROP [n]; only of a reader made with keys."""
         found = []
         for shard, row in zip(crops["shard"].tolist(), crops["row"].tolist(), strict=True):

@@ -13,11 +13,10 @@ import numpy.typing as npt
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS, SlotPlan, SlotSource, by_aspect, fill_slots
 from jigsaw_pretrain.rng import U64, derive_key, key_of_text, permutation, randint
-from jigsaw_pretrain.train.data.balance import I64, balanced, weights_of
-from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
-from jigsaw_pretrain.train.data.reader import CropReader, Crops
+from jigsaw_pretrain.train.data.lanes import I64, GroupLanes, OpenUnit, resample_by_class, weights_of
+from jigsaw_pretrain.train.data.reader import CropArray, CropReader
 from jigsaw_pretrain.train.data.remote import FIRST, NEXT
-from jigsaw_pretrain.train.streams import StreamOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
 
 
 def slots_of(dataset: Dataset, options: StreamOptions) -> SlotPlan:
@@ -35,9 +34,9 @@ class _Stream:
         self._lanes, self._lane, self._shards, self._reader = lanes, lane, shards, reader
         self._balance_key, self._weights = balance
         self._opened: OpenUnit | None = None
-        self._crops: Crops = np.empty(0, dtype=reader.dtype)
+        self._crops: CropArray = np.empty(0, dtype=reader.dtype)
 
-    def opened(self, position: int) -> tuple[OpenUnit, Crops]:
+    def opened(self, position: int) -> tuple[OpenUnit, CropArray]:
         """The unit open at a position and its crops in drawing order."""
         unit = self._opened
         if unit is None or not unit.first <= position < unit.end:
@@ -46,14 +45,14 @@ class _Stream:
             self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
             if self._weights is not None:
                 key = int(derive_key(self._balance_key, unit.turn, unit.unit)[0])
-                self._crops = self._crops[balanced(self._weights[self._crops["label"]], key)]
+                self._crops = self._crops[resample_by_class(self._weights[self._crops["label"]], key)]
         return unit, self._crops
 
     def ask(self, position: int, urgency: int) -> None:
         """Have the shard that a position falls in fetched ahead."""
         self._reader.ask(self._shards[self._lanes.locate(self._lane, position).shard], urgency)
 
-    def take(self, first: int, count: int) -> Crops:
+    def take(self, first: int, count: int) -> CropArray:
         """The crops at positions ``first`` to ``first + count`` exclusive."""
         parts = []
         while count:
@@ -64,7 +63,7 @@ class _Stream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class Picks:
+class CropSampler:
     """The crops that the jigsaws of ``lanes`` take from a dataset.
 
     ``lanes`` are the lanes to be asked for, of ``options.lane_count`` in all.
@@ -96,7 +95,7 @@ class Picks:
             feed = self._slots.feed(group)
             stream.ask(feed.own_before(first * len(feed.regions), lane, self._count), FIRST)
 
-    def chunk(self, lane: int, first: int, count: int, substitute: U64) -> Crops:
+    def chunk(self, lane: int, first: int, count: int, substitute: U64) -> CropArray:
         """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
 
         substitute: words [count, 4], one a slot. The two S slots are in drawing order, not yet in order of area.
@@ -111,7 +110,7 @@ class Picks:
                 self._chunk_of_thin(lane, first, feed, substitute, out)
         return out
 
-    def _chunk_of_thin(self, lane: int, first: int, feed: SlotSource, substitute: U64, out: Crops) -> None:
+    def _chunk_of_thin(self, lane: int, first: int, feed: SlotSource, substitute: U64, out: CropArray) -> None:
         width = len(feed.regions)
         for nth in range(len(out)):
             for ordinal, region in enumerate(feed.regions):
@@ -123,13 +122,13 @@ class Picks:
                     crops = self._opened(lane, str(feed.topped_up_from), first + nth)
                     out[nth, region] = crops[int(randint(substitute[nth, region], len(crops))[0])]
 
-    def _opened(self, lane: int, group: str, position: int) -> Crops:
+    def _opened(self, lane: int, group: str, position: int) -> CropArray:
         """The crops of the unit that a lane has open in a group as its jigsaw ``position`` begins."""
         feed = self._slots.feed(group)
         at = feed.own_before(position * len(feed.regions), lane, self._count)
         return self._streams[lane, group].opened(at)[1]
 
-    def replacements(self, lane: int, position: int, slot: int, crop: Crops) -> Iterator[Crops]:
+    def replacements(self, lane: int, position: int, slot: int, crop: CropArray) -> Iterator[CropArray]:
         """What may replace an unreadable crop (CROP scalar) in a slot, best first: CROP scalars.
 
         The crops of its unit in a keyed order, then those of its shard, then those of its group's other shards. All
@@ -141,7 +140,7 @@ class Picks:
         home = shards.index(int(crop["shard"]))
         key = derive_key(self._mend_key, lane, position, slot)
 
-        def shuffled(crops: Crops, purpose: int) -> Crops:
+        def shuffled(crops: CropArray, purpose: int) -> CropArray:
             return crops[permutation(derive_key(key, purpose), len(crops))]
 
         gone = shards[home] in self._reader.left_out
@@ -159,7 +158,7 @@ class Picks:
                 yield from shuffled(self._reader.crops(other), 3)
 
 
-def order_squares(drawn: Crops) -> Crops:
+def sort_square_crops(drawn: CropArray) -> CropArray:
     """Crops by region from crops by slot, CROP [n, 4]: the smaller of the two S slots' by area goes top left.
 
     Where the trainer draws the context that is the area of the boxes, for the crops are as read.

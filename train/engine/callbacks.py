@@ -17,7 +17,7 @@ MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
 """The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""
 
 
-class Mishaps:
+class DataErrors:
     """The mishaps of one run; one a rank, its results kept in the run's state."""
 
     def __init__(self, state: State, ranks: Ranks) -> None:

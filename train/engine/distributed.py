@@ -3,16 +3,24 @@
 All that differs between one rank and many is here: set-up, sums, speaking once, and failing together. Small agreements
 (a signal, an error, a row of metrics) travel by gloo in host memory, so they never make the host wait for the GPU.
 Gradients are DDP's business, not this module's.
+
+SIGTERM and SIGINT as requests: noted when they come, served by the loop between two steps.
+
+A scheduler's SIGTERM and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits
+30 seconds before it kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
 """
 
 import os
 import re
 import secrets
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import click
@@ -170,7 +178,7 @@ def finish() -> None:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def rank_zero_errors() -> Iterator[None]:
     """Let rank 0 alone report a UserError; the others exit with the same status and no word."""
     try:
         yield
@@ -207,3 +215,28 @@ def _reason(error: Exception, ranks: Ranks) -> str:
     if isinstance(error, UserError):
         return error.message
     return f"rank {ranks.rank} failed: {type(error).__name__}: {error}"
+
+
+class StopRequest:
+    """A context manager that catches the two signals; ``name`` is the one that came, or None."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Only the main thread may install handlers; elsewhere (a notebook's thread) signals stay as they are.
+        if threading.current_thread() is threading.main_thread():
+            self._former = {one: signal.signal(one, self._note) for one in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one, handler in self._former.items():
+            signal.signal(one, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name

@@ -3,6 +3,11 @@
 Losses and hits stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once in
 `log_every` steps, not once a step; all rows of a window carry its images per second and waiting share. A row is about
 200 bytes (64,000 steps: 13 MB). TensorBoard reads the same numbers if you convert them; nothing here depends on it.
+
+What training costs: seconds of the device, which is what arms of a comparison are held against.
+
+On a GPU the wall clock, since a rank has its GPU to itself. On a CPU the seconds of computing that this process had:
+other programs on its cores then change how long a run takes, not what it cost.
 """
 
 import json
@@ -17,7 +22,6 @@ from torch import Tensor
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.storage import sync_folder, temporary_beside
-from jigsaw_pretrain.train.engine.clock import device_clock
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
 
@@ -104,7 +108,7 @@ class Row:
         return json.dumps(values)
 
 
-class Window:
+class MetricsWindow:
     """The steps since the last flush: sums on the device, times on the host."""
 
     def __init__(self, ranks: Ranks, levels: tuple[str, ...] = ()) -> None:
@@ -164,3 +168,8 @@ class Window:
         self._steps, self._sums, self._host = [], [], []
         self.restart()
         return rows
+
+
+def device_clock(device: torch.device) -> Callable[[], float]:
+    """A clock whose differences are device-seconds."""
+    return time.process_time if device.type == "cpu" else time.perf_counter

@@ -1,6 +1,27 @@
-"""The learning rate of every step: linear warm-up, then cosine to zero (section 4.1). Pure arithmetic."""
+"""The learning rate of every step: linear warm-up, then cosine to zero (section 4.1). Pure arithmetic.
+
+The moving average of a model's weights and buffers over steps: what is exported where a recipe keeps one.
+
+One pass over the weights a step (ResNet-50: 0.1 ms on a GPU) and their size once more in memory and in checkpoints. The
+decay grows with the first steps, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+
+In which numbers a step is computed: autocast, loss scaling, TF32, and determinism.
+
+bf16 halves the memory of features and is two to four times as fast on GPUs that have it; fp16 needs its loss scaled,
+which costs nothing but a step skipped now and then. Weights, gradients' sums, the loss and the receptive fields stay
+float32. Prefer fp32 on CPUs, where lower precision is emulated and slow.
+"""
 
 import math
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def scaled_rate(rate: float, batch: int, reference_batch: int) -> float:
@@ -18,3 +39,51 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, start: float, pea
     if step < warmup_steps:
         return start + (peak - start) * step / warmup_steps
     return peak * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
+
+
+class EMA:
+    """The average of ``model``, which begins as the model is; the model's tensors must stay the same objects."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._current = model.state_dict()
+        self.state: dict[str, Tensor] = {key: value.detach().clone() for key, value in self._current.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` (from 0) was done; counters are copied."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        floating = [key for key, value in self.state.items() if value.is_floating_point()]
+        mine, theirs = ([state[key] for key in floating] for state in (self.state, self._current))
+        get_ema_multi_avg_fn(decay)(mine, theirs, None)
+        for key in self.state.keys() - set(floating):
+            self.state[key].copy_(self._current[key])
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take a checkpoint's average, bit for bit."""
+        for key, value in self.state.items():
+            value.copy_(state[key])
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass; of fp32 it changes nothing."""
+    return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
+
+
+def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss of fp16 so that small gradients survive; passes all through in any other precision."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
+    """Set torch's global arithmetic switches for this process; call before the first kernel runs.
+
+    deterministic: every operation gives the same bits on the same machine, or fails where it cannot; up to a third
+    slower on a GPU. Without it cuDNN tries its kernels out and keeps the fastest, since all batches are of one shape.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)

@@ -14,14 +14,12 @@ from torch import Tensor
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.rng import key_of_text
-from jigsaw_pretrain.train.engine.average import Average
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.precision import loss_scaler
-from jigsaw_pretrain.train.grid import Grid, grid
-from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler
+from jigsaw_pretrain.train.erf import Grid, grid
+from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.models.layers import GroupNorm
-from jigsaw_pretrain.train.models.neck import Neck
+from jigsaw_pretrain.train.models.layers import GroupNorm, Neck
 from jigsaw_pretrain.train.recipe import Recipe
 
 
@@ -42,11 +40,11 @@ class State:
     not be decoded. left_out: names of the shards that the run goes on without.
     """
 
-    backbone: backbones.Backbone
+    backbone: feature_maps.Backbone
     model: DenseClassifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: Average | None = None
+    average: EMA | None = None
     step: int = 0
     tables: tuple[ErfTable, ...] = ()
     replaced: int = 0
@@ -89,7 +87,7 @@ class State:
 
 def build_model(
     recipe: Recipe, label_count: int, pixels: PixelFormat = RGB8
-) -> tuple[backbones.Backbone, DenseClassifier]:
+) -> tuple[feature_maps.Backbone, DenseClassifier]:
     """The recipe's backbone and classifier, initialised from its seed; refuses a template off the backbone's grid.
 
     Raises UserError too for a neck on a backbone without its stages.
@@ -106,12 +104,12 @@ def build_model(
     return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
 
 
-def region_maps(recipe: Recipe, backbone: backbones.Backbone, device: torch.device) -> list[Tensor]:
+def region_maps(recipe: Recipe, backbone: feature_maps.Backbone, device: torch.device) -> list[Tensor]:
     """The region of every position (0 to 3, int64 [h, w]) of each map classified, in the order of the logits."""
     return [torch.from_numpy(recipe.template.region_map(one.stride)).to(device) for one in backbone.maps]
 
 
-def grids(recipe: Recipe, backbone: backbones.Backbone) -> list[Grid]:
+def grids(recipe: Recipe, backbone: feature_maps.Backbone) -> list[Grid]:
     """Where the receptive fields of each of these maps are measured."""
     return [grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
 
@@ -134,5 +132,5 @@ def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFor
         weight_decay=recipe.weight_decay,
         fused=ranks.device.type == "cuda" or None,
     )
-    average = Average(model, recipe.ema) if recipe.ema else None
+    average = EMA(model, recipe.ema) if recipe.ema else None
     return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), average)

@@ -1,4 +1,16 @@
-"""One optimizer step: micro-batches forward and backward, their gradients summed, clipped and applied.
+"""How a run uses the machine it is on: what may change its last bits, never what it is a run of.
+
+These are command-line options, free to differ between two parts of one run; whatever changes the result is a key of the
+recipe. Compiling takes a minute or two at the start and saves a tenth to a third of each step on a GPU; it is checked
+before the first step and left out, aloud, where it fails. Determinism costs up to a third of the speed of a GPU.
+
+A rehearsal of one micro-batch before a run: does the model compile here, and does its step fit into memory?
+
+On GPUs, between several ranks, and where compiling is asked for: forward and backward of random jigsaws without
+any exchange between ranks, so that all of them learn of a failure on any and none waits for one that is gone. Costs a
+step, and the compilation that the run needs anyway; the model is left as it was.
+
+One optimizer step: micro-batches forward and backward, their gradients summed, clipped and applied.
 
 With a neck the loss is the mean of its levels' losses: all levels count alike, however many positions they have.
 
@@ -8,8 +20,8 @@ nothing depends on the batch's statistics. All is a function of the state, the i
 model's own time about 0.2 ms of host time a step. Prefer a larger micro-batch wherever it fits.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +32,143 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.rng import derive_key
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.machine import Machine
-from jigsaw_pretrain.train.engine.optim import learning_rate
-from jigsaw_pretrain.train.engine.precision import autocast
-from jigsaw_pretrain.train.engine.rehearsal import is_out_of_memory, out_of_memory, rehearsed
+from jigsaw_pretrain.train.engine.optim import autocast, learning_rate
 from jigsaw_pretrain.train.engine.state import State
+from jigsaw_pretrain.train.models.classifier import DenseClassifier, torch_dtype
 from jigsaw_pretrain.train.recipe import Recipe
+
+COMPILE = ("auto", "on", "off")
+
+BACKEND = "inductor"
+"""Of torch.compile."""
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error."""
+
+    compile: str = "auto"
+    deterministic: bool = False
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether the model is to be compiled on that device."""
+        return self.compile == "on" or (self.compile == "auto" and device.type == "cuda")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a GPU's or the host's memory is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def compile_and_dry_run(
+    model: DenseClassifier, recipe: Recipe, ranks: Ranks, micro_batch: int, compiles: bool
+) -> nn.Module:
+    """The model, compiled where ``compiles`` and that works on every rank; the same parameters and names either way.
+
+    Raises UserError on all ranks where a micro-batch does not fit into the memory of any of them.
+    """
+    if compiles:
+        compiled: nn.Module = torch.compile(model, backend=BACKEND)  # type: ignore[assignment]
+        failure = _failure(compiled, model, recipe, micro_batch)
+        failures = [text for text in ranks.gathered(_reason(failure)) if text]
+        if not failures and not isinstance(failure, UserError):
+            _check_memory(model, recipe, ranks, micro_batch, failure)
+            return compiled
+        ranks.say(f"torch.compile does not work here ({failures[0]}): going on without it")
+        torch.compiler.reset()
+    _check_memory(model, recipe, ranks, micro_batch, _failure(model, model, recipe, micro_batch))
+    return model
+
+
+def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, share: int) -> UserError:
+    """What to say when ``micro_batch`` jigsaws do not fit; tries which smaller number does."""
+    size = recipe.template_size
+    fits = next((n for n in _smaller(micro_batch, share) if _failure(model, model, recipe, n) is None), None)
+    lead = f"out of memory with {micro_batch} jigsaws of {size} x {size} pixels at once"
+    if fits is None:
+        return UserError(f"{lead}, and a single one does not fit either: choose a smaller backbone or template_size")
+    statistics = "" if recipe.sync_bn else f"; batch norm's statistics are then of {fits}, unless sync_bn = true"
+    return UserError(
+        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches a step and "
+        f"process keep the batch of {recipe.batch} and its learning rates{statistics}"
+    )
+
+
+def _smaller(micro_batch: int, share: int) -> Iterator[int]:
+    """Numbers of jigsaws to try: the divisors of a process's share, each at most half of the one before."""
+    last = micro_batch
+    for count in range(micro_batch // 2, 0, -1):
+        if share % count == 0 and 2 * count <= last:
+            last = count
+            yield count
+
+
+def _check_memory(
+    model: DenseClassifier, recipe: Recipe, ranks: Ranks, micro_batch: int, failure: Exception | None
+) -> None:
+    def check() -> None:
+        if failure is None:
+            return
+        if is_out_of_memory(failure):
+            raise out_of_memory(model, recipe, micro_batch, recipe.batch // ranks.world)
+        raise failure
+
+    ranks.together(check)
+
+
+def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: int) -> Exception | None:
+    """Why a forward and backward pass of ``count`` jigsaws fails, if it does."""
+    with unchanged(model):
+        try:
+            size, device = recipe.template_size, model.mean.device
+            shape = (count, size, size, model.pixels.channels)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).to(torch_dtype(model.pixels))
+            with autocast(recipe.precision, device):
+                logits = forward(images)
+            torch.stack([one.float().logsumexp(dim=1).mean() for one in logits]).mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except Exception as error:
+            # Its traceback holds the frames, they the tensors, and those the memory that the next try needs.
+            return error.with_traceback(None)
+    return None
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what a pass does to a model in train mode: running statistics and gradients, and torch's random state."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training = model.training
+    model.train()
+    for part in model.modules():
+        if isinstance(part, nn.SyncBatchNorm):
+            # In train mode it would wait for the other ranks.
+            part.eval()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            model.train(was_training)
+            for parameter in model.parameters():
+                parameter.grad = None
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def _reason(failure: Exception | None) -> str | None:
+    """In a line, why compiling failed; none where it did not or memory was the cause."""
+    if failure is None or is_out_of_memory(failure):
+        return None
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def micro_batch_of(recipe: Recipe, world: int) -> int:
@@ -42,7 +185,7 @@ def micro_batch_of(recipe: Recipe, world: int) -> int:
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepOutput:
     """What a step found before it was taken, on the device.
 
     losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. guesses: the
@@ -61,7 +204,7 @@ class Stepper:
     """
 
     def __init__(
-        self, recipe: Recipe, state: State, ranks: Ranks, region_maps: Sequence[Tensor], machine: Machine
+        self, recipe: Recipe, state: State, ranks: Ranks, region_maps: Sequence[Tensor], machine: MachineOptions
     ) -> None:
         self._recipe, self._state, self._ranks, self._region_maps = recipe, state, ranks, region_maps
         self.micro_batch = micro_batch_of(recipe, ranks.world)
@@ -69,14 +212,14 @@ class Stepper:
         compiles = machine.compiles(ranks.device)
         # Alone on a CPU the first step itself tells.
         if compiles or ranks.device.type == "cuda" or ranks.world > 1:
-            self._parallel = rehearsed(state.model, recipe, ranks, self.micro_batch, compiles)
+            self._parallel = compile_and_dry_run(state.model, recipe, ranks, self.micro_batch, compiles)
         if ranks.world > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast a step.
             self._parallel = DistributedDataParallel(self._parallel, device_ids=devices, broadcast_buffers=False)
         self._parallel.train()
 
-    def take(self, images: Tensor, labels: Tensor) -> Taken:
+    def take(self, images: Tensor, labels: Tensor) -> StepOutput:
         """One step on this rank's images and labels, on its device; the state's step is left to the caller.
 
         Raises UserError where memory runs out.
@@ -92,7 +235,7 @@ class Stepper:
                 raise
             failure = error.with_traceback(None)
         else:
-            return Taken(found, guesses, rate)
+            return StepOutput(found, guesses, rate)
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))

@@ -10,29 +10,40 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import DisplayRange
 from jigsaw_pretrain.train import erf
+from jigsaw_pretrain.train.commands.pretrain import announce
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
-from jigsaw_pretrain.train.engine.callbacks import Mishaps
-from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
-from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.loggers import Loggers
-from jigsaw_pretrain.train.engine.machine import Machine
-from jigsaw_pretrain.train.engine.metrics import Row, Window, digest_file, metrics_file
-from jigsaw_pretrain.train.engine.progress import ProgressLine
-from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run, versions
-from jigsaw_pretrain.train.engine.signals import StopRequest
-from jigsaw_pretrain.train.engine.state import ErfTable, State, grids, region_maps
-from jigsaw_pretrain.train.engine.step import Stepper
-from jigsaw_pretrain.train.grid import Grid
+from jigsaw_pretrain.train.engine.callbacks import DataErrors
+from jigsaw_pretrain.train.engine.checkpoint import (
+    backbone_state,
+    newest_checkpoint,
+    pyramid_state,
+    read_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    save_file,
+    trained_state,
+)
+from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
+from jigsaw_pretrain.train.engine.loggers import Loggers, ProgressLine
+from jigsaw_pretrain.train.engine.metrics import MetricsWindow, Row, digest_file, metrics_file
+from jigsaw_pretrain.train.engine.optim import set_arithmetic
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_origin, describe_run, versions
+from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
+from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper
+from jigsaw_pretrain.train.erf import Grid
+from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.snapshots import Witness, region_fields, save_look
+from jigsaw_pretrain.train.report.snapshots import PredictionRecorder, region_fields, save_snapshot
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -49,7 +60,7 @@ _GO, _FAILED, _STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is run, on what, where to, by whom.
 
     page: whether to keep looks and RUN/report.html along the way. keep: checkpoints that stay; None for the recipe's
@@ -62,24 +73,24 @@ class Job:
     ranks: Ranks
     page: bool = False
     log: tuple[str, ...] = ()
-    machine: Machine = Machine()
+    machine: MachineOptions = MachineOptions()
     keep: int | None = None
     validate: Validate | None = None
     val_every: int = 0
 
 
-class Loop:
+class Trainer:
     """Takes a state from its step to another one. Make one a process."""
 
-    def __init__(self, job: Job, state: State, digest_line: DigestLine | None = None) -> None:
+    def __init__(self, job: TrainingJob, state: State, digest_line: DigestLine | None = None) -> None:
         self.job = job
         self.state = state
         self._digest_line = digest_line
         self._region_maps = region_maps(job.recipe, state.backbone, job.ranks.device)
         self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine)
-        self._window = Window(job.ranks, tuple(stage.level for stage in state.backbone.stages))
+        self._window = MetricsWindow(job.ranks, tuple(stage.level for stage in state.backbone.stages))
         self._digests: list[str] = []
-        self._mishaps = Mishaps(state, job.ranks)
+        self._mishaps = DataErrors(state, job.ranks)
         self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
@@ -87,7 +98,7 @@ class Loop:
         self._copied: torch.cuda.Event | None = None
         watched = job.page and job.ranks.first
         look = DisplayRange(job.origin.pixels, *job.recipe.normalisation)
-        self._witness = Witness(len(job.origin.classes) + 1, look) if watched else None
+        self._witness = PredictionRecorder(len(job.origin.classes) + 1, look) if watched else None
 
     def run(self, open_source: OpenSource, until: int) -> str | None:
         """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.
@@ -113,7 +124,7 @@ class Loop:
                 self._window.restart()
                 while state.step < until:
                     began = time.perf_counter()
-                    batch, error = _draw(batches, state.step)
+                    batch, error = _next_batch(batches, state.step)
                     waited = time.perf_counter() - began
                     # A signal wins over an error: a scheduler that ends a job ends its data workers too.
                     verdict = job.ranks.largest(_STOP if stop.name else _FAILED if error else _GO)
@@ -177,7 +188,7 @@ class Loop:
             # Of a neck's levels the coarsest, whose positions are those of a run without one.
             last, (level, region_map, _) = self.state.tables[-1], levels[-1]
             fields = region_fields(level, normalised, region_map, last.masses, last.weights)
-            save_look(self.job.folder.path, self.state.step, fields)
+            save_snapshot(self.job.folder.path, self.state.step, fields)
             if self._loggers is not None:
                 self._loggers.picture(self.state.step, "erf", fields.picture())
 
@@ -249,13 +260,13 @@ class Loop:
             self._report(self._witness)
         job.folder.push()
 
-    def _report(self, witness: Witness) -> None:
+    def _report(self, witness: PredictionRecorder) -> None:
         """Keep what the steps since the last checkpoint showed, and write the run's page."""
         from jigsaw_pretrain.train.report.page import write_report
 
         answers = witness.answers()
         if answers is not None:
-            save_look(self.job.folder.path, self.state.step, answers)
+            save_snapshot(self.job.folder.path, self.state.step, answers)
             if self._loggers is not None:
                 self._loggers.picture(self.state.step - 1, "jigsaws", answers.picture())
         write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
@@ -280,7 +291,7 @@ class Loop:
         self._described = True
 
 
-def _draw(batches: Iterator[Batch], step: int) -> tuple[Batch | None, Exception | None]:
+def _next_batch(batches: Iterator[Batch], step: int) -> tuple[Batch | None, Exception | None]:
     """The next batch, or why there is none."""
     try:
         batch = next(batches)
@@ -296,3 +307,70 @@ def _draw(batches: Iterator[Batch], step: int) -> tuple[Batch | None, Exception 
 def _raise(error: Exception | None) -> None:
     if error is not None:
         raise error
+
+
+def execute(
+    job: TrainingJob, open_source: OpenSource, *, stop_after: int | None = None, digest_line: DigestLine | None = None
+) -> State:
+    """Begin or continue a job's run, on every rank; returns the state it ended with.
+
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. Raises UserError for
+    whatever the user can mend.
+    """
+    recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
+    ranks.on_first(lambda: check_origin(folder, job.origin))
+    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    _continue(job, state)
+    until = min(recipe.steps, stop_after or recipe.steps)
+    ending = None
+    if state.step < until:
+        announce(job, state, until)
+        ending = Trainer(job, state, digest_line).run(open_source, until)
+    else:
+        ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
+    if state.step >= recipe.steps:
+        ranks.on_first(lambda: _publish_backbone(folder, state))
+        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        if recipe.neck != "none":
+            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
+    else:
+        why = f"on {ending} " if ending else ""
+        ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+    return state
+
+
+def _publish_backbone(folder: RunFolder, state: State) -> None:
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
+    folder.push()
+
+
+def _continue(job: TrainingJob, state: State) -> None:
+    """Restore the newest checkpoint, where there is one; without one take the recipe's initial weights."""
+    folder, ranks = job.folder, job.ranks
+
+    def find() -> Path | None:
+        remove_leftovers(folder.checkpoints)
+        newest = newest_checkpoint(folder.checkpoints, click.echo)
+        return newest and newest[0]
+
+    path = ranks.on_first(find)
+    if path is None:
+        if (file := job.recipe.init) is not None:
+            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
+        return
+    # Hosts other than rank 0's have nothing staged yet.
+    ranks.together(lambda: folder.stage(path.name))
+    content = ranks.together(lambda: read_checkpoint(folder.checkpoints / path.name))
+    state.restore(content)
+    now = versions()
+    changed = [
+        f"{name} {old}, now {now.get(name)}" for name, old in content["versions"].items() if now.get(name) != old
+    ]
+    if changed:
+        ranks.say(
+            f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
+        )

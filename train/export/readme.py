@@ -14,7 +14,7 @@ FENCE = "```"
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExportInfo:
     """What the lines depend on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm.
 
     pixels: of the run's dataset. stem: its convolutions over other than three channels (train.targets.stem).
@@ -33,7 +33,7 @@ class Facts:
     stem: Mapping[str, str] = field(default_factory=dict)
 
 
-def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
+def readme(facts: ExportInfo, to: str, lines: str, origin: str) -> str:
     """The README beside an export."""
     if not facts.pixels.is_rgb8:
         unit = f"divided by {facts.pixels.full_scale:g}" if facts.pixels.full_scale > 1 else "in their own unit"
@@ -55,7 +55,7 @@ def readme(facts: Facts, to: str, lines: str, origin: str) -> str:
     )
 
 
-def torchvision(facts: Facts) -> str:
+def torchvision(facts: ExportInfo) -> str:
     """Lines of Python for torchvision's classification models and detectors."""
     name = facts.backbone.removeprefix("timm:")
     text = _python(
@@ -93,7 +93,7 @@ def torchvision(facts: Facts) -> str:
     return text
 
 
-def pyramid(facts: Facts) -> str:
+def pyramid(facts: ExportInfo) -> str:
     """Lines of Python for a detector of torchvision's with a feature pyramid."""
     frozen = facts.norm == "bn"
     name, width = facts.backbone, facts.neck_channels
@@ -128,7 +128,7 @@ def pyramid(facts: Facts) -> str:
     return text + "\nThe pyramid's pooled level has no weights. RetinaNet's pyramid begins at the second stage.\n"
 
 
-def timm(facts: Facts) -> str:
+def timm(facts: ExportInfo) -> str:
     """Lines of Python for timm."""
     name = facts.backbone.removeprefix("timm:")
     rgb, count = facts.pixels.is_rgb8, facts.pixels.channels
@@ -148,7 +148,7 @@ def timm(facts: Facts) -> str:
     )
 
 
-def mmdet(facts: Facts) -> str:
+def mmdet(facts: ExportInfo) -> str:
     """Lines of an mmdetection 3 configuration."""
     resnet = resnet_of(facts.backbone, "mmdetection")
     kind = "type='ResNet'"
@@ -179,7 +179,7 @@ def mmdet(facts: Facts) -> str:
     )
 
 
-def detectron2(facts: Facts) -> str:
+def detectron2(facts: ExportInfo) -> str:
     """Lines of a detectron2 YAML configuration."""
     resnet = resnet_of(facts.backbone, "detectron2")
     lines = [
@@ -212,7 +212,7 @@ def detectron2(facts: Facts) -> str:
     )
 
 
-def safetensors(facts: Facts) -> str:
+def safetensors(facts: ExportInfo) -> str:
     """Lines of Python for any program."""
     return _python(
         "from safetensors.torch import load_file",
@@ -221,11 +221,11 @@ def safetensors(facts: Facts) -> str:
     )
 
 
-def _normed(facts: Facts, model: str) -> str:
+def _normed(facts: ExportInfo, model: str) -> str:
     return model if facts.norm == "bn" else f"group_norm({model})"
 
 
-def _norm_lines(facts: Facts) -> list[str]:
+def _norm_lines(facts: ExportInfo) -> list[str]:
     """A function that puts GN(32) in the place of batch norm, as the backbone was trained; nothing for batch norm."""
     if facts.norm == "bn":
         return []

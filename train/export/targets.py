@@ -1,4 +1,9 @@
-"""The libraries a backbone is exported to: for each the names it uses, the file it reads, and the lines to paste there.
+"""The export of a neck: backbone and pyramid in one file, as torchvision's BackboneWithFPN names them.
+
+Checked at every export: loaded strictly into torchvision's own module, and all four levels compared with the run's.
+Seconds. Prefer `--to torchvision` for a detector without a pyramid, and for what loads a plain backbone.
+
+The libraries a backbone is exported to: for each the names it uses, the file it reads, and the lines to paste there.
 
 A conversion either finds a place for every weight or is refused; torchvision's and timm's own models are loaded and
 their feature map is compared with the run's own. The lines name everything that must agree with the pre-training: pixel
@@ -13,19 +18,64 @@ from io import BytesIO
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
 from jigsaw_pretrain.train.export import readme
-from jigsaw_pretrain.train.export.pyramid import PYRAMID_TARGET, to_pyramid
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
-from jigsaw_pretrain.train.models import backbones, outside
-from jigsaw_pretrain.train.models.stems import input_convolutions, widen
+from jigsaw_pretrain.train.models import backbones, feature_maps
+from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
 from jigsaw_pretrain.train.models.weights import COUNTER
+
+PYRAMID_TARGET = "torchvision-fpn"
+
+_LAYERS = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 
 State = Mapping[str, Tensor]
 
 TOLERANCE = 1e-5
 """Of a feature map, relative to its largest value."""
+
+
+def to_pyramid(own: feature_maps.Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state for ``BackboneWithFPN(...).load_state_dict(state)``, strictly; takes and returns `body.*` and `fpn.*`.
+
+    Raises UserError for a backbone that is no ResNet of torchvision, for a key that finds no place, and for other maps.
+    """
+    whole = backbones.whole_model(own.name, own.norm)
+    if not isinstance(whole, ResNet):
+        raise UserError(
+            f"torchvision builds its feature pyramids on ResNets, not on a {own.name}: the run's backbone-fpn.pth has "
+            "the weights under their own names, and --to torchvision gives the backbone alone"
+        )
+    if own.colours != 3:
+        set_input_channels(own.name, whole, own.colours)
+    norm = GroupNorm if own.norm == "gn" else None
+    width = next(value.shape[0] for key, value in state.items() if key.startswith(f"{PYRAMID}inner_blocks"))
+    staged = backbones.build(own.name, own.norm, staged=True, colours=own.colours)
+    channels = [stage.channels for stage in staged.stages]
+    theirs = BackboneWithFPN(whole, _LAYERS, channels, width, norm_layer=norm)
+    try:
+        theirs.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise UserError(f"the neck's entries are not torchvision's: {' '.join(str(error).split())[:300]}") from error
+    neck = Neck(channels, width, norm)
+    for module, prefix in ((staged.module, BODY), (neck, PYRAMID)):
+        module.load_state_dict({key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)})
+    _compare_pyramids(nn.Sequential(staged.module, neck).eval(), theirs.eval(), own)
+    return dict(state)
+
+
+def _compare_pyramids(ours: nn.Module, theirs: nn.Module, own: feature_maps.Backbone) -> None:
+
+    image = torch.rand(1, own.colours, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = ours(image), theirs(image)
+    for level, one in enumerate(expected):
+        if not torch.allclose(one, found[str(level)], rtol=0, atol=TOLERANCE * float(one.abs().max())):
+            raise UserError(f"torchvision makes another level {level} of the weights of {own.name} and its neck")
 
 
 @dataclass(frozen=True)
@@ -36,12 +86,12 @@ class Target:
     """
 
     suffix: str
-    convert: Callable[[backbones.Backbone, State], dict[str, Tensor]]
+    convert: Callable[[feature_maps.Backbone, State], dict[str, Tensor]]
     pack: Callable[[Mapping[str, Tensor], Mapping[str, str]], bytes]
-    lines: Callable[[readme.Facts], str]
+    lines: Callable[[readme.ExportInfo], str]
 
 
-def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> backbones.Backbone:
+def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> feature_maps.Backbone:
     """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
     own = backbones.build(name, norm, colours=colours)
     try:
@@ -52,40 +102,40 @@ def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> ba
     return own
 
 
-def stem(own: backbones.Backbone) -> dict[str, str]:
+def stem(own: feature_maps.Backbone) -> dict[str, str]:
     """The convolutions over the input as Python writes them, by name, where they are not those of three channels."""
-    if own.colours == 3 or own.name.startswith(outside.TIMM):
+    if own.colours == 3 or own.name.startswith(backbones.TIMM):
         return {}
     return {name: repr(one) for name, one in input_convolutions(own.module, own.colours).items()}
 
 
-def to_torchvision(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+def to_torchvision(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     """The state for ``torchvision.models.NAME().load_state_dict(state, strict=False)``: all but the classifier's keys.
 
     Raises UserError for a model torchvision does not have, for a key that finds no place, and for another map.
     """
-    short = own.name.removeprefix(outside.TIMM)
+    short = own.name.removeprefix(backbones.TIMM)
     if short not in backbones.names():
         raise UserError(f"torchvision has no {short}: export --to safetensors or --to timm")
     return _proven(own, state, short)
 
 
-def to_timm(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+def to_timm(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     """The state for ``timm.create_model(NAME)``, checked as to_torchvision does."""
-    if ":" in own.name and not own.name.startswith(outside.TIMM):
+    if ":" in own.name and not own.name.startswith(backbones.TIMM):
         raise UserError(f"timm has no {own.name}: export --to safetensors")
-    return _proven(own, state, outside.TIMM + own.name.removeprefix(outside.TIMM))
+    return _proven(own, state, backbones.TIMM + own.name.removeprefix(backbones.TIMM))
 
 
-def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tensor]:
+def _proven(own: feature_maps.Backbone, state: State, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
-    if other.startswith(outside.TIMM):
-        whole = outside.whole_timm_model(other, own.norm, own.colours)
+    if other.startswith(backbones.TIMM):
+        whole = backbones.whole_timm_model(other, own.norm, own.colours)
     else:
         whole = backbones.whole_model(other, own.norm)
         if own.colours != 3:
-            widen(other, whole, own.colours)
+            set_input_channels(other, whole, own.colours)
     head = own.head if other == name else backbones.build(other, own.norm, colours=own.colours).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
@@ -97,10 +147,10 @@ def _proven(own: backbones.Backbone, state: State, other: str) -> dict[str, Tens
         )
     whole.load_state_dict(dict(state), strict=False)
     whole.eval()
-    if other.startswith(outside.TIMM):
+    if other.startswith(backbones.TIMM):
         forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
     else:
-        forward = backbones.cut(other, whole, own.norm, colours=own.colours).module.eval()
+        forward = feature_maps.cut(other, whole, own.norm, colours=own.colours).module.eval()
     compare(name, own.module, other, forward, 4 * own.stride, own.colours)
     return dict(state)
 
@@ -118,7 +168,7 @@ def compare(
         raise UserError(f"{other} makes another feature map of the weights than {name}: export --to safetensors")
 
 
-def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+def to_mmdet(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     """The state for mmdetection's ResNet or ResNeXt (style pytorch): torchvision's own names."""
     _refuse_group_norm(own, "mmdetection")
     resnet = resnet_of(own.name, "mmdetection")
@@ -128,13 +178,13 @@ def to_mmdet(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
     return dict(state)
 
 
-def to_detectron(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+def to_detectron(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     """The state under detectron2's names; batch counters, which it does not have, are left out."""
     _refuse_group_norm(own, "detectron2")
     return _renamed(state, own.name)
 
 
-def _refuse_group_norm(own: backbones.Backbone, library: str) -> None:
+def _refuse_group_norm(own: feature_maps.Backbone, library: str) -> None:
     if own.norm != "bn":
         raise UserError(
             f"{library} names the layers of a ResNet under group norm otherwise, and no conversion was ever checked: "
@@ -150,7 +200,7 @@ def _renamed(state: State, name: str) -> dict[str, Tensor]:
     return renamed
 
 
-def to_safetensors(own: backbones.Backbone, state: State) -> dict[str, Tensor]:
+def to_safetensors(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     """The state under the backbone's own names."""
     return dict(state)
 

@@ -8,73 +8,37 @@ unused parameter), names in the state dict stay torchvision's, and train and eva
 stochastic depth behave. Nothing is ever downloaded.
 The stages that a neck stands on (strides 4, 8, 16, 32) are found in the same way: the last map of each stride.
 Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do for the rest.
+
+Backbones from outside torchvision: timm's by name (`timm:resnext101_32x4d`), and one's own by `module:callable`.
+
+A timm model is taken before its pooling (`forward_features`) under its own names; what lies behind, a head or a last
+1 x 1 convolution on pooled features, is dropped. One's own callable is called without arguments and returns a module
+that maps [n, 3, H, W] to a feature map. For images of N channels timm is told so, and one's own callable is called with
+``in_channels=N`` where it takes that; else its first convolution is rebuilt (train.stems). Both are tried on two input
+sizes and one backward pass without data (meta tensors; a second or two), so a map that cannot be cut into regions, or a
+weight that never reaches the map, is refused before a run begins. Nothing is ever downloaded. Prefer torchvision's name
+where both libraries have the network: its weights load into more detectors.
 """
 
 import difflib
+import importlib
+import inspect
+import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.models import feature_extraction
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.models.layers import with_norm
-from jigsaw_pretrain.train.models.stems import widen
+from jigsaw_pretrain.train.models.feature_maps import _NO_STAGES, SIZES, Backbone, cut, is_map
+from jigsaw_pretrain.train.models.layers import set_input_channels, with_norm
 
-SIZES = (256, 512)
-"""The input sizes tried, pixels: multiples of any stride in use."""
-
-
-STAGES = (4, 8, 16, 32)
-"""The strides of the stages that a neck stands on: P2 to P5."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A map of the backbone: [n, ``channels``, H / ``stride``, W / ``stride``]."""
-
-    channels: int
-    stride: int
-
-    @property
-    def level(self) -> str:
-        """Its pyramid level's name: P5 at stride 32."""
-        return f"P{self.stride.bit_length() - 1}"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
-
-    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
-    train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
-    finest first; the last is the map above.
-    """
-
-    name: str
-    module: nn.Module
-    channels: int
-    stride: int
-    head: frozenset[str]
-    norm: str = "bn"
-    stages: tuple[Stage, ...] = ()
-    colours: int = 3
-
-    @property
-    def maps(self) -> tuple[Stage, ...]:
-        """What is classified: the stages, or else the one map."""
-        return self.stages or (Stage(self.channels, self.stride),)
-
-
-@dataclass(frozen=True)
-class _Map(Stage):
-    """A node to cut at, and what was measured there. alone: whether all that follows is computed from it alone."""
-
-    node: str
-    alone: bool
+TIMM = "timm:"
 
 
 def names() -> list[str]:
@@ -93,36 +57,13 @@ def build(name: str, norm: str = "bn", staged: bool = False, colours: int = 3) -
     regions and, staged, for one without these stages.
     """
     if ":" in name:
-        from jigsaw_pretrain.train.models import outside
-
         if staged:
             raise UserError(f"backbone {name} {_NO_STAGES}")
-        return outside.build(name, norm, colours)
+        return build_external(name, norm, colours)
     whole = whole_model(name, norm)
     if colours != 3:
-        widen(name, whole, colours)
+        set_input_channels(name, whole, colours)
     return cut(name, whole, norm, staged, colours)
-
-
-def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
-    """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
-
-    staged: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
-    regions, or not all stages; ``name`` is for the message.
-    """
-    maps = _find_maps(name, whole, colours)
-    found = maps[-1]
-    # A block that halves the map may begin with a convolution at the full one, beside its shortcut: not yet a stage.
-    ends = {one.stride: one for one in maps if one.alone}
-    stages = [ends.get(stride) for stride in STAGES] if staged else [found]
-    nodes = [one.node for one in stages if one is not None]
-    if len(nodes) < len(stages):
-        strides = sorted(ends)
-        raise UserError(f"backbone {name} has maps of strides {', '.join(map(str, strides))} and {_NO_STAGES}")
-    module = _up_to(whole, nodes if staged else nodes[0])
-    head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
-    kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if staged else ()
-    return Backbone(name, module, found.channels, found.stride, head, norm, kept, colours)
 
 
 def whole_model(name: str, norm: str = "bn") -> nn.Module:
@@ -138,119 +79,107 @@ def whole_model(name: str, norm: str = "bn") -> nn.Module:
     return with_norm(name, model, norm)
 
 
-_NO_STAGES = (
-    "does not show the stages of strides 4, 8, 16 and 32 that a neck stands on: choose a network of torchvision that "
-    "has them, such as resnet50, or neck = none"
-)
+def build_external(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """The backbone of a name with a colon, randomly initialised from torch's global generator; raises UserError."""
+    return timm_backbone(name, norm, colours) if name.startswith(TIMM) else own_backbone(name, norm, colours)
 
 
-def _find_maps(name: str, whole: nn.Module, colours: int) -> list[_Map]:
-    """Every feature map up to the last before the final pooling, in the order they are made."""
-    mode = whole.training
-    whole.eval()
+def timm_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """timm's model of that name up to the map before its pooling, without weights that do not reach the map."""
+    whole = whole_timm_model(name, norm, colours)
+    before = set(whole.state_dict())
+    # Called as the module itself, so that names in the state dict stay timm's.
+    whole.forward = whole.forward_features  # type: ignore[assignment]
+    channels, stride, idle = _measured(name, whole, colours)
+    for child, module in list(whole.named_children()):
+        own = {f"{child}.{key}" for key, _ in module.named_parameters()}
+        if own and own <= idle:
+            setattr(whole, child, nn.Identity())
+    _refuse_idle(name, idle & {key for key, _ in whole.named_parameters()})
+    left_out = frozenset(before - set(whole.state_dict()))
+    return Backbone(name, whole, channels, stride, left_out, norm, colours=colours)
+
+
+def whole_timm_model(name: str, norm: str = "bn", colours: int = 3) -> nn.Module:
+    """timm's model with its classifier, randomly initialised; raises UserError without timm or for an unknown name."""
     try:
-        tracer = feature_extraction.NodePathTracer()
-        graph = tracer.trace(whole)
-        small, large = (_shapes(fx.GraphModule(whole, graph), size, colours) for size in SIZES)
+        import timm
+    except ImportError as error:
+        raise UserError(f"backbone {name} needs timm: pip install 'jigsaw-pretrain[timm]'") from error
+    short = name.removeprefix(TIMM)
+    if not timm.is_model(short):
+        near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(TIMM + one for one in near)}?" if near else "see timm.list_models()."
+        raise UserError(f"backbone {name}: timm has no model {short!r}: {hint}")
+    asked: dict[str, Any] = {"in_chans": colours} if colours != 3 else {}
+    model: nn.Module = timm.create_model(short, pretrained=False, **asked)
+    return with_norm(name, model, norm)
+
+
+def own_backbone(name: str, norm: str = "bn", colours: int = 3) -> Backbone:
+    """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
+    module = with_norm(name, _called(name, colours), norm)
+    channels, stride, idle = _measured(name, module, colours)
+    _refuse_idle(name, idle)
+    return Backbone(name, module.train(), channels, stride, frozenset(), norm, colours=colours)
+
+
+def _called(name: str, colours: int) -> nn.Module:
+    where, _, what = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        # As `python -m` has it; a console script would not look there.
+        sys.path.insert(0, here)
+    try:
+        maker: Callable[..., object] = getattr(importlib.import_module(where), what)
+        told = colours != 3 and "in_channels" in inspect.signature(maker).parameters
+        made = maker(in_channels=colours) if told else maker()
     except Exception as error:
-        reason = str(error).split("\n")[0]
         raise UserError(
-            f"backbone {name} cannot be traced at {SIZES[0]} and {SIZES[1]} pixels ({reason}): it has no feature map "
-            "that follows the input's size. Choose a convolutional network or Swin."
+            f"backbone {name}: {where}.{what}() fails ({type(error).__name__}: {error}): name a callable without "
+            "arguments that returns a torch.nn.Module"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"backbone {name} returns a {type(made).__name__}, not a torch.nn.Module")
+    if colours != 3 and not told:
+        set_input_channels(name, made, colours)
+    return made
+
+
+def _measured(name: str, module: nn.Module, colours: int) -> tuple[int, int, set[str]]:
+    """Channels and stride of the module's map, and the names of the parameters that do not reach it."""
+    state = {key: value.detach().to("meta") for key, value in [*module.named_parameters(), *module.named_buffers()]}
+    parameters = {key: state[key].requires_grad_() for key, _ in module.named_parameters()}
+    mode = module.training
+    module.eval()
+    try:
+        small, large = (functional_call(module, state, (_empty(size, colours),)) for size in SIZES)
+    except Exception as error:
+        raise UserError(
+            f"backbone {name} cannot be run on {SIZES[0]} and {SIZES[1]} pixels ({str(error).splitlines()[0][:200]}): "
+            "choose one whose map follows the input's size, such as a convolutional network"
         ) from error
     finally:
-        whole.train(mode)
-    maps: list[_Map] = []
-    last = 0
-    of_image: set[fx.Node] = set()
-    used_until = 0  # the place of the last node that takes something made before this one
-    places = {node: place for place, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        alone = used_until <= places[node]
-        if node.op == "placeholder" or of_image & {*node.all_input_nodes}:
-            of_image.add(node)
-            used_until = max([used_until, *(places[user] for user in node.users)])
-        shape, larger = small.get(node), large.get(node)
-        if shape is None or larger is None or not is_map(shape, larger):
-            continue
-        maps.append(_Map(shape[1], SIZES[0] // shape[2], tracer.node_to_qualname[node], alone))
-        users = [user for user in node.users if user in small]
-        if users and all(small[user].numel() == large[user].numel() for user in users):
-            last = len(maps)
-    if not last:
+        module.train(mode)
+    if not isinstance(small, Tensor) or not isinstance(large, Tensor):
+        raise UserError(f"backbone {name} returns a {type(small).__name__}: return the last feature map alone")
+    if not is_map(small.shape, large.shape):
         raise UserError(
-            f"backbone {name} has no feature map on a regular grid before its final pooling (its padding leaves parts "
-            "of pixels over, or it pools nothing). Choose another one, such as resnet50."
+            f"backbone {name} maps {SIZES[0]} pixels to {list(small.shape)} and {SIZES[1]} to {list(large.shape)}: "
+            "that is no map [n, channels, h, w] on a regular grid. Choose another one, such as resnet50."
         )
-    return maps[:last]
+    if small.requires_grad:
+        small.sum().backward()
+    idle = {key for key, value in parameters.items() if value.grad is None}
+    return small.shape[1], SIZES[0] // small.shape[2], idle
 
 
-def is_map(small: torch.Size, large: torch.Size) -> bool:
-    """Whether a value of these shapes at the two sizes is a map of an integral stride."""
-    if len(small) != 4 or len(large) != 4 or min(small[2:]) < 2:
-        return False
-    grown = [
-        [shape[2], shape[3]] == [size // (SIZES[0] // small[2])] * 2
-        for shape, size in zip((small, large), SIZES, strict=True)
-    ]
-    return SIZES[0] % small[2] == 0 and all(grown)
+def _empty(size: int, colours: int) -> Tensor:
+    return torch.empty(1, colours, size, size, device="meta")
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run one node."""
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = result.shape
-        return result
-
-
-class _Recorded(nn.Module):
-    """Lets functional_call put meta tensors in the place of a traced model's parameters while it is recorded."""
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__()
-        self.traced = traced
-
-    def forward(self, image: Tensor) -> dict[fx.Node, torch.Size]:
-        recorder = _ShapeRecorder(self.traced)
-        recorder.run(image)
-        return recorder.shapes
-
-
-def _shapes(traced: fx.GraphModule, size: int, colours: int) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor of the graph for one image of that size, computed without data."""
-    recorded = _Recorded(traced)
-    state = {**dict(recorded.named_parameters()), **dict(recorded.named_buffers())}
-    meta = {name: value.detach().to("meta") for name, value in state.items()}
-    image = torch.empty(1, colours, size, size, device="meta")
-    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (image,))
-    return shapes
-
-
-def _up_to(whole: nn.Module, nodes: str | list[str]) -> nn.Module:
-    """The part of the model up to the last node, returning that node's value, or a tuple of several; in train mode."""
-    wanted = [nodes] if isinstance(nodes, str) else nodes
-    graphs = []
-    for training in (True, False):
-        whole.train(training)
-        tracer = feature_extraction.NodePathTracer()
-        graph = fx.GraphModule(whole, tracer.trace(whole)).graph
-        named = {tracer.node_to_qualname.get(one): one for one in graph.nodes}
-        kept = tuple(named[name] for name in wanted)
-        last = kept[-1]
-        for later in reversed(graph.nodes):
-            if later is last:
-                break
-            graph.erase_node(later)
-        with graph.inserting_after(last):
-            graph.output(last if isinstance(nodes, str) else kept)
-        graph.eliminate_dead_code()
-        graphs.append(graph)
-    return feature_extraction.DualGraphModule(whole.train(), *graphs, class_name=type(whole).__name__)
+def _refuse_idle(name: str, idle: set[str]) -> None:
+    if idle:
+        raise UserError(
+            f"backbone {name}: {len(idle)} parameters never reach its map (such as {min(idle)}), so they would not be "
+            "trained: leave them out of the module"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.train.models.neck import Level, Neck
+from jigsaw_pretrain.train.models.layers import Level, Neck
 
 MEAN = (0.485, 0.456, 0.406)
 """Of pixels in 0..1, red, green, blue (section 4.1)."""

@@ -3,24 +3,49 @@
 Group norm needs no statistics, so it is the choice where a detector is to be fine-tuned with small batches and without
 frozen batch norm ("Rethinking ImageNet Pre-training", section 3.1): weights trained under one norm are worth little
 under another. It costs some 10 to 20 % of a step. Prefer `bn` where the detector freezes it, as this paper's does.
+
+The neck: torchvision's feature pyramid on a backbone's four stages, pre-trained with it (the paper's future work).
+
+Levels P2 to P5 (strides 4 to 32), each with a classification head and an ERF table of its own; the loss is the mean of
+the levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
+P6 and P7 are the detector's. Beside a ResNet-18 at 128 pixels a step costs 1.1 times as much with 64 channels and 1.7
+times with 256, a refresh of the four tables 4 and 7 times as much as of one (docs/lab-notebook.md). Prefer
+`neck = "none"`, the paper's, for a detector without a pyramid (C4).
+
+Stems: a network's first convolution rebuilt for other than three input channels.
+
+Which convolutions see the input is found by running the network once without data (meta tensors). Their new weights are
+drawn from torch's global generator, normal with the spread of the weights that the library itself drew: what follows is
+a norm nearly everywhere, and He's initialisation by fan-out, as torchvision's residual networks have it, is exactly
+that. Prefer a network that takes the number of channels itself: timm's do, and so may one's own (train.outside).
 """
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision.ops import FeaturePyramidNetwork
 
 from jigsaw_pretrain.errors import UserError
 
-GROUPS = 32
+NORM_GROUPS = 32
 
 NORMS = ("bn", "gn")
+
+NECKS = ("none", "fpn")
+
+STEM_SIZE = 256
+"""Pixels of the image that is tried."""
 
 
 class GroupNorm(nn.GroupNorm):
     """GN(32) by channel count; 16 channels make 16 groups, 48 make 16."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(GROUPS, channels), channels)
+        super().__init__(math.gcd(NORM_GROUPS, channels), channels)
 
 
 def with_norm(name: str, module: nn.Module, norm: str) -> nn.Module:
@@ -49,3 +74,77 @@ def with_norm(name: str, module: nn.Module, norm: str) -> nn.Module:
     if not found:
         raise UserError(f"norm = gn: {name} has no batch norm to replace: leave `norm` out of the recipe")
     return module
+
+
+class Neck(FeaturePyramidNetwork):
+    """The pyramid from a tuple of maps to a tuple of maps, finest first; its state dict is torchvision's."""
+
+    def __init__(self, stages: Sequence[int], channels: int, norm: Callable[..., nn.Module] | None = None) -> None:
+        """stages: their channels; channels: of every level; norm: the layer after each convolution, none where None."""
+        super().__init__(list(stages), channels, norm_layer=norm)
+        self.channels = channels
+
+    def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Stages [n, C_i, h_i, w_i] to levels [n, channels, h_i, w_i]."""
+        named = OrderedDict((str(level), stage) for level, stage in enumerate(stages))
+        return tuple(super().forward(named).values())
+
+
+class Level(nn.Module):
+    """One level's map of normalised images, for what takes a backbone of a single map (train.erf, train.field)."""
+
+    def __init__(self, backbone: nn.Module, neck: Neck, level: int) -> None:
+        super().__init__()
+        self.backbone, self.neck, self._level = backbone, neck, level
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, colours, H, W] to [n, channels, h, w]."""
+        found: tuple[Tensor, ...] = self.neck(self.backbone(images))
+        return found[self._level]
+
+
+def input_convolutions(module: nn.Module, colours: int) -> dict[str, nn.Conv2d]:
+    """The convolutions over the input image of ``colours`` channels by name; raises what the module raises."""
+    seen: dict[str, nn.Conv2d] = {}
+    shape = (1, colours, STEM_SIZE, STEM_SIZE)
+
+    def watch(name: str, convolution: nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].shape == shape:
+                seen[name] = convolution
+
+        return convolution.register_forward_pre_hook(look)
+
+    handles = [watch(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    state = {key: value.detach().to("meta") for key, value in [*module.named_parameters(), *module.named_buffers()]}
+    mode = module.training
+    module.eval()
+    try:
+        functional_call(module, state, (torch.empty(shape, device="meta"),))
+    finally:
+        module.train(mode)
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def set_input_channels(name: str, module: nn.Module, colours: int) -> None:
+    """Have a module over three channels take ``colours``; raises UserError where none of its convolutions sees them."""
+    try:
+        found = input_convolutions(module, 3)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"backbone {name} cannot be run on {STEM_SIZE} pixels ({reason}): choose another one"
+        ) from error
+    plain = [one for one in found.values() if one.groups == 1]
+    if not plain or len(plain) < len(found):
+        raise UserError(
+            f"backbone {name} has no plain convolution over its input that could take {colours} channels: give one of "
+            "your own (module:callable) that takes in_channels"
+        )
+    for convolution in plain:
+        old = convolution.weight
+        weight = torch.empty(old.shape[0], colours, *old.shape[2:], dtype=old.dtype)
+        convolution.in_channels = colours
+        convolution.weight = nn.Parameter(weight.normal_(0, float(old.detach().std())))

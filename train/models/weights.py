@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.models.backbones import Backbone
+from jigsaw_pretrain.train.models.feature_maps import Backbone
 
 COUNTER = ".num_batches_tracked"
 """Entries that no output depends on; old files lack them."""

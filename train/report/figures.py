@@ -7,7 +7,7 @@ import numpy as np
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.html import INK, Figure, chart
-from jigsaw_pretrain.train.report.snapshots import Fields, brightness
+from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, brightness
 
 MAP = "cividis"
 SHOWN = 6
@@ -33,7 +33,7 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
     return [steps[i] for i in picked]
 
 
-def field_figure(found: Mapping[int, Fields], template: Template) -> Figure:
+def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure:
     """The four regions' fields, a row a refresh."""
     steps = list(found)
 
@@ -59,7 +59,7 @@ def field_figure(found: Mapping[int, Fields], template: Template) -> Figure:
     return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3))
 
 
-def weight_figure(step: int, look: Fields) -> Figure:
+def weight_figure(step: int, look: ErfSnapshot) -> Figure:
     """Equation 2's table: the weight of each region's label at each position."""
 
     def draw(axes: Any) -> None:

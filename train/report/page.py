@@ -1,37 +1,148 @@
-"""`python -m train report`: one HTML page about a run, or several side by side: is it healthy?
+"""Curves of a run's metrics over its steps, for its page; several runs are drawn into the same axes.
+
+Long runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run.
+
+`python -m train report`: one HTML page about a run, or several side by side: is it healthy?
 
 Reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
 training loop writes the same page at each checkpoint. What is not there yet is said, not an error.
 """
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.formats.pixels import display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, picture, render
-from jigsaw_pretrain.storage import Storage, publish_locally
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
+from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.recipe import Recipe, recipe_from
-from jigsaw_pretrain.train.report.curves import Metrics, curves, read_metrics
 from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
 from jigsaw_pretrain.train.report.sheet import sheet
-from jigsaw_pretrain.train.report.snapshots import Answers, Fields, load_look, looks
+from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, PredictionSnapshot, load_snapshot, snapshots
+
+POINTS = 600
+SMOOTH = 50
+"""Points of an accuracy curve: a batch's own is too coarse to follow."""
+_LINE_STYLES = ("-", "--", ":", "-.")
+
+F64 = npt.NDArray[np.float64]
 
 CONFUSIONS = 20
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """metrics.jsonl as arrays [n], accuracy [n, 4] by region; ``name`` labels the run's curves."""
+
+    name: str
+    step: F64
+    loss: F64
+    accuracy: F64
+    lr: F64
+    images_per_second: F64
+    data_wait: F64
+
+    def tail(self, values: F64, share: float = 0.05) -> float:
+        """The mean over the last part of the steps, at least ten."""
+        return float(values[-max(10, int(len(values) * share)) :].mean())
+
+
+def read_metrics(path: Path, name: str) -> Metrics | None:
+    """The rows of a metrics.jsonl, a half-written last line aside; None where there are none."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+    if not rows:
+        return None
+
+    def column(key: str) -> F64:
+        return np.array([row[key] for row in rows], dtype=np.float64)
+
+    accuracy = np.array([[row["accuracy"][region] for region in REGIONS] for row in rows], dtype=np.float64)
+    return Metrics(
+        name,
+        column("step"),
+        column("loss"),
+        accuracy,
+        column("lr"),
+        column("images_per_second"),
+        column("data_wait"),
+    )
+
+
+def thinned(values: F64, points: int = POINTS) -> F64:
+    """Means of equal stretches of the first axis, at most ``points`` of them."""
+    stretch = max(1, -(-len(values) // points))
+    whole = len(values) // stretch * stretch
+    parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
+    return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
+
+
+def curves(runs: Sequence[Metrics]) -> list[Figure]:
+    """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
+    several = len(runs) > 1
+
+    def plain(
+        pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
+    ) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            for run, style in zip(runs, _LINE_STYLES * len(runs), strict=False):
+                axes.plot(thinned(run.step), thinned(pick(run)), style, linewidth=1.3, label=run.name)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            if log:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0, top=top)
+            if several:
+                axes.legend(frameon=False)
+
+        return draw
+
+    def by_region(axes: Any) -> None:
+        for run in runs:
+            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
+                label = f"{run.name} {region}" if several else region
+                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
+                axes.plot(steps, shares, style, linewidth=1.4, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("crops named right, %")
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False, fontsize=7 if several else 8)
+
+    named = ", ".join(run.name for run in runs)
+    return [
+        chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
+        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
+        chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
+        chart(
+            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
+        ),
+        chart(
+            plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
+            f"share of time waiting for data of {named}",
+            "Data wait: near 0 the data keeps up; raise --workers where it does not",
+        ),
+    ]
 
 
 def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
     """The page of these run folders; ``refresh_seconds`` makes a browser read it again while the run goes on."""
     named = _names(runs)
     found = [read_metrics(RunFolder(run).metrics, name) for run, name in zip(runs, named, strict=True)]
-    sections = [_curves([metrics for metrics in found if metrics is not None])]
+    sections = [_curves_section([metrics for metrics in found if metrics is not None])]
     for run, name, metrics in zip(runs, named, found, strict=True):
         sections += _about(run, f" of {name}" if len(runs) > 1 else "", metrics)
     title = f"Pre-training {', '.join(named)}"
@@ -80,7 +191,7 @@ def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
     }
 
 
-def _curves(found: list[Metrics]) -> Section:
+def _curves_section(found: list[Metrics]) -> Section:
     if not found:
         return Section("Curves", missing="metrics.jsonl has no row yet: no step was finished and logged.")
     return Section("Curves", "Over the training batches themselves, augmented.", figures=curves(found))
@@ -120,12 +231,12 @@ def _plain(value: Any) -> str:
 
 
 def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
-    found = looks(run, Answers)
+    found = snapshots(run, PredictionSnapshot)
     if not found:
         missing = "No checkpoint has been written yet, so there are no jigsaws to look at."
         return [Section(f"Jigsaws and what they were taken for{of}", missing=missing)]
     step, path = list(found.items())[-1]
-    look = load_look(path, Answers)
+    look = load_snapshot(path, PredictionSnapshot)
     shown = [
         [_verdict(classes, int(label), int(guess)) for label, guess in zip(*pair, strict=True)]
         for pair in zip(look.labels, look.predictions, strict=True)
@@ -155,7 +266,7 @@ def _webp(image: Image.Image, alt: str) -> Figure:
     return picture(sink.getvalue(), alt, "", "webp")
 
 
-def _confusion(of: str, step: int, look: Answers, classes: list[str]) -> Section:
+def _confusion(of: str, step: int, look: PredictionSnapshot, classes: list[str]) -> Section:
     labels, guesses, counts = look.confusion.T
     total = np.bincount(labels, counts, minlength=len(classes))
     right = np.bincount(labels, counts * (labels == guesses), minlength=len(classes))
@@ -173,12 +284,12 @@ def _confusion(of: str, step: int, look: Answers, classes: list[str]) -> Section
 
 
 def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
-    found = looks(run, Fields)
+    found = snapshots(run, ErfSnapshot)
     title = f"Effective receptive fields and label weights{of}"
     if not found:
         why = "has not refreshed its table yet" if recipe.strategy == "erf-adaptive" else "uses no ERF table"
         return [Section(title, missing=f"The run ({recipe.strategy}) {why}.")]
-    loaded = {step: load_look(found[step], Fields) for step in spread(list(found))}
+    loaded = {step: load_snapshot(found[step], ErfSnapshot) for step in spread(list(found))}
     last = list(loaded)[-1]
     text = f"Refreshed {len(found)} times; the newest table is of step {last}."
     if recipe.neck != "none":
@@ -193,20 +304,3 @@ def write_report(run: Path, finished: bool) -> Path:
     """Write RUN/report.html, whole or not at all; while the run goes on, browsers read it again every minute."""
     Storage(run).publish("report.html", page([run], None if finished else 60).encode())
     return run / "report.html"
-
-
-@click.command()
-@click.option(
-    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; again for more."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The page. [default: RUN/report.html; compare.html for several]"
-)
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, or several side by side."""
-    for run in runs:
-        if not run.is_dir():
-            raise UserError(f"{run} is no folder: name the folder that was given as --run to `pretrain`")
-    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
-    publish_locally(target, page(runs).encode())
-    click.echo(str(target))

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from jigsaw_pretrain.formats import pixels
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.erf import evaluating
-from jigsaw_pretrain.train.field import field_map
+from jigsaw_pretrain.train.erf import eval_mode, field_map
 
 FOLDER = "looks"
 JIGSAWS = 6
@@ -31,7 +30,7 @@ _NAME = re.compile(r"(fields|answers)-(\d{8,})\.npz")
 
 
 @dataclass(frozen=True)
-class Fields:
+class ErfSnapshot:
     """ERF pictures of one refresh: fields float32 [4, H, W] of the regions, masses and weights float32 [4, h, w]."""
 
     kind: ClassVar[str] = "fields"
@@ -46,7 +45,7 @@ class Fields:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PredictionSnapshot:
     """images uint8 [n, size, size, 3], as formats.display shows them; labels, predictions and groups int64 [n, 4];
     confusion int64 [m, 3].
 
@@ -73,10 +72,10 @@ def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
 
 
-Look = TypeVar("Look", Fields, Answers)
+Snapshot = TypeVar("Look", ErfSnapshot, PredictionSnapshot)
 
 
-class Witness:
+class PredictionRecorder:
     """Gathers the answers of the steps between two checkpoints, on the device until they are asked for."""
 
     def __init__(self, label_count: int, look: pixels.DisplayRange) -> None:
@@ -89,7 +88,7 @@ class Witness:
         self._pairs.append((labels.long() * self._label_count + predictions).flatten())
         self._last = (batch, predictions)
 
-    def answers(self) -> Answers | None:
+    def answers(self) -> PredictionSnapshot | None:
         """What was noted since the last call; None where nothing was."""
         if self._last is None:
             return None
@@ -97,7 +96,7 @@ class Witness:
         pairs, counts = np.unique(torch.cat(self._pairs).cpu().numpy(), return_counts=True)
         confusion = np.stack([*np.divmod(pairs, self._label_count), counts], axis=1).astype(np.int64)
         self._pairs, self._last = [], None
-        return Answers(
+        return PredictionSnapshot(
             images=pixels.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
             labels=batch.labels[:JIGSAWS].cpu().numpy().astype(np.int64),
             predictions=predictions[:JIGSAWS].cpu().numpy().astype(np.int64),
@@ -106,18 +105,20 @@ class Witness:
         )
 
 
-def region_fields(backbone: nn.Module, images: Tensor, region_map: Tensor, masses: Tensor, weights: Tensor) -> Fields:
+def region_fields(
+    backbone: nn.Module, images: Tensor, region_map: Tensor, masses: Tensor, weights: Tensor
+) -> ErfSnapshot:
     """The field of each region's summed features on a few normalised images, with the refresh's masses and weights."""
-    with evaluating(backbone):
+    with eval_mode(backbone):
         maps = [
             field_map(backbone, images[:FIELD_IMAGES], [(int(j), int(k)) for j, k in (region_map == region).nonzero()])
             for region in range(4)
         ]
     drawn = torch.stack(maps).cpu().numpy().astype(np.float32)
-    return Fields(drawn, masses.float().cpu().numpy(), weights.float().cpu().numpy())
+    return ErfSnapshot(drawn, masses.float().cpu().numpy(), weights.float().cpu().numpy())
 
 
-def save_look(run: Path, step: int, look: Fields | Answers) -> None:
+def save_snapshot(run: Path, step: int, look: ErfSnapshot | PredictionSnapshot) -> None:
     """Write a look of ``step`` into the run folder, whole or not at all."""
     sink = io.BytesIO()
     arrays: dict[str, Any] = {field.name: getattr(look, field.name) for field in fields(look)}
@@ -125,7 +126,7 @@ def save_look(run: Path, step: int, look: Fields | Answers) -> None:
     Storage(run).publish(f"{FOLDER}/{look.kind}-{step:08d}.npz", sink.getvalue())
 
 
-def looks(run: Path, kind: type[Look]) -> dict[int, Path]:
+def snapshots(run: Path, kind: type[Snapshot]) -> dict[int, Path]:
     """The looks of a kind by step, oldest first; none where the folder is missing."""
     found = {}
     for path in sorted((run / FOLDER).glob(f"{kind.kind}-*.npz")):
@@ -135,7 +136,7 @@ def looks(run: Path, kind: type[Look]) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def load_look(path: Path, kind: type[Look]) -> Look:
+def load_snapshot(path: Path, kind: type[Snapshot]) -> Snapshot:
     """Read one look; raises OSError or ValueError for what is not one."""
     with np.load(path, allow_pickle=False) as archive:
         return kind(**{field.name: archive[field.name] for field in fields(kind)})

@@ -1,0 +1,26 @@
+"""`report`: one HTML page about a run, or several side by side."""
+
+from pathlib import Path
+
+import click
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.report.page import page
+
+
+@click.command()
+@click.option(
+    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; again for more."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page. [default: RUN/report.html; compare.html for several]"
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page about a run, or several side by side."""
+    for run in runs:
+        if not run.is_dir():
+            raise UserError(f"{run} is no folder: name the folder that was given as --run to `pretrain`")
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
+    publish_locally(target, page(runs).encode())
+    click.echo(str(target))
