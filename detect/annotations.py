@@ -47,7 +47,7 @@ class _Document(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Photo:
+class ImageRecord:
     """One image and what can be trained on in it.
 
     boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1.
@@ -65,7 +65,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Annotations:
+class GroundTruth:
     """A COCO file, read.
 
     categories: (id, name) in label order. truth: the ground truth as pycocotools wants it, with ids made unique from 1
@@ -73,7 +73,7 @@ class Annotations:
     """
 
     path: Path
-    photos: tuple[Photo, ...]
+    photos: tuple[ImageRecord, ...]
     categories: tuple[tuple[int, str], ...]
     truth: dict[str, Any]
     unusable: int
@@ -90,7 +90,7 @@ class Annotations:
         return sum(given) / len(given) if given else 1.0
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_ground_truth(path: Path) -> GroundTruth:
     """Read a COCO JSON file; raises UserError that names the file and the place where it is not one."""
     document = _decode(path)
     if not document.images:
@@ -113,7 +113,7 @@ def read_annotations(path: Path) -> Annotations:
         by_image[one.image_id].append(one)
     photos = tuple(_photo(image, by_image[image.id], label_of) for image in document.images)
     unusable = len(document.annotations) - sum(len(photo.labels) for photo in photos)
-    return Annotations(path, photos, categories, _truth(document), unusable)
+    return GroundTruth(path, photos, categories, _truth(document), unusable)
 
 
 def _decode(path: Path) -> _Document:
@@ -132,7 +132,7 @@ def _decode(path: Path) -> _Document:
             raise UserError(f"{path} is not a COCO detection file ({error})") from error
 
 
-def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> Photo:
+def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> ImageRecord:
     """The photo with the boxes that have an area inside it."""
     raw = np.array([one.bbox for one in found], dtype=np.float64).reshape(-1, 4)
     finite = np.isfinite(raw.sum(axis=1))
@@ -141,7 +141,7 @@ def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]
     boxes = np.clip(np.where(finite[:, None], corners, 0), 0, limits)
     usable = finite & (boxes[:, 2] - boxes[:, 0] >= 1e-2) & (boxes[:, 3] - boxes[:, 1] >= 1e-2)
     kept = [one for one, good in zip(found, usable, strict=True) if good]
-    return Photo(
+    return ImageRecord(
         image.id,
         image.file_name,
         image.width,
@@ -178,7 +178,7 @@ def _truth(document: _Document) -> dict[str, Any]:
     }
 
 
-def require_same_classes(training: Annotations, validation: Annotations) -> None:
+def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:
     """Raise UserError unless both files number the same classes in the same way."""
     if training.categories != validation.categories:
         ours, theirs = dict(training.categories), dict(validation.categories)

@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.detect.annotations import Annotations, Photo
-from jigsaw_pretrain.detect.ap import STATS, Detection
+from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.data import read_photo
-from jigsaw_pretrain.detect.evaluate import AP, RESULTS
+from jigsaw_pretrain.detect.evaluate import AP, RESULTS, STATS, Detection
 from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
 from jigsaw_pretrain.html import Section, Table, picture
 from jigsaw_pretrain.html import render as render_page
@@ -57,7 +56,7 @@ def percent(value: float | None) -> str:
     return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
-def write_page(folder: Path, annotations: Annotations, images: Path) -> Path:
+def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
     """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
     values: dict[str, Any] = {
         name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
@@ -133,7 +132,7 @@ def over_time(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return figures
 
 
-def pictures(annotations: Annotations, images: Path, results: list[Detection]) -> dict[str, str]:
+def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -> dict[str, str]:
     """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
     order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.photos))
     chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
@@ -154,7 +153,7 @@ def pictures(annotations: Annotations, images: Path, results: list[Detection]) -
 
 
 def _picture(
-    axes: Any, photo: Photo, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
+    axes: Any, photo: ImageRecord, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
 ) -> None:
     axes.imshow(read_photo(images, photo))
     axes.axis("off")

@@ -16,9 +16,8 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.detect.models import backbone, detectors
-from jigsaw_pretrain.detect.models.norms import added_norm
-from jigsaw_pretrain.detect.recipe import Recipe, from_mapping
-from jigsaw_pretrain.detect.scaling import Plan
+from jigsaw_pretrain.detect.models.backbone import added_norm
+from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe, from_mapping
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
 
@@ -30,7 +29,7 @@ KIND = "detector run"
 
 
 @dataclass(frozen=True)
-class Config:
+class DetectorConfig:
     """What a run is, as config.json holds it.
 
     norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
@@ -38,8 +37,8 @@ class Config:
     neck: that of the pyramid, None where no neck was loaded.
     """
 
-    recipe: Recipe
-    plan: Plan
+    recipe: DetectorRecipe
+    plan: ScaledRecipe
     norm_built: str
     categories: tuple[tuple[int, str], ...]
     init: str
@@ -54,7 +53,7 @@ class Config:
         Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> DetectorConfig:
     """A run's config; raises UserError where the folder is no detector run."""
     path = folder / CONFIG
     try:
@@ -65,9 +64,9 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{path} is damaged ({error}): start the run anew in another folder") from error
     if values.get("kind") != KIND:
         raise UserError(f"{folder} is no detector run: its {CONFIG} is of another kind")
-    return Config(
+    return DetectorConfig(
         recipe=from_mapping(values["recipe"], str(path)),
-        plan=Plan(**{**values["plan"], "drops": tuple(values["plan"]["drops"])}),
+        plan=ScaledRecipe(**{**values["plan"], "drops": tuple(values["plan"]["drops"])}),
         norm_built=values["norm_built"],
         categories=tuple((one, name) for one, name in values["categories"]),
         init=values["init"],
@@ -77,12 +76,12 @@ def read_config(folder: Path) -> Config:
     )
 
 
-def empty_network(config: Config, device: torch.device) -> ResNet:
+def empty_network(config: DetectorConfig, device: torch.device) -> ResNet:
     """The backbone of a config, randomly initialised from torch's global generator."""
-    return backbone.build(config.recipe.backbone, config.norm_built, device)
+    return backbone.build_trunk(config.recipe.backbone, config.norm_built, device)
 
 
-def detector(config: Config, network: ResNet, device: torch.device) -> tuple[nn.Module, list[nn.Module]]:
+def detector(config: DetectorConfig, network: ResNet, device: torch.device) -> tuple[nn.Module, list[nn.Module]]:
     """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
     held = backbone.freeze(network, config.recipe.freeze)
     added = added_norm(config.norm_built if config.recipe.norm != "frozen-bn" else "frozen-bn", device)

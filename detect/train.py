@@ -1,33 +1,381 @@
-"""One run from its arguments to its end: data, weights, model, loop, and what the run says of itself.
+"""The training loop of a detector: steps, schedule, metrics, checkpoints, signals, evaluations on the way.
+
+Every source of randomness is a function of (seed, step, rank): batches (detect/order.py), views (detect/views.py) and
+torch's own generator, which the sampling of anchors and regions draws from, is reseeded each step. So a resumed run
+equals an undisturbed one bit for bit on a CPU. Losses stay on the device between log lines.
+
+What a run ends with: evaluations on its way and at its end, its weights, its summary and its page.
+
+One run from its arguments to its end: data, weights, model, loop, and what the run says of itself.
 
 Refuses what does not fit (other classes, weights of another backbone, resuming as another run) before the first step.
 """
 
-from dataclasses import asdict, dataclass, replace
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.detect.annotations import Annotations, read_annotations, require_same_classes
-from jigsaw_pretrain.detect.data import Augmentation, Views, training_batches
-from jigsaw_pretrain.detect.loop import Progress, Trainer, optimizer_of, train_steps
-from jigsaw_pretrain.detect.models.neck import load_neck, pyramid_of, read_neck
-from jigsaw_pretrain.detect.models.weights import CHECKPOINTS, brings_statistics, load, read_weights
-from jigsaw_pretrain.detect.order import Order
-from jigsaw_pretrain.detect.outcome import Evaluator, finish
-from jigsaw_pretrain.detect.recipe import Recipe
-from jigsaw_pretrain.detect.run import DETECTOR, METRICS, Config, detector, empty_network, read_config
-from jigsaw_pretrain.detect.scaling import fit
+from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
+from jigsaw_pretrain.detect.data import Augmentation, DetectionDataset, Order, Sample, training_batches
+from jigsaw_pretrain.detect.evaluate import AP, Evaluation, evaluate_model, save_evaluation, to_device
+from jigsaw_pretrain.detect.models import backbone
+from jigsaw_pretrain.detect.models.backbone import is_norm
+from jigsaw_pretrain.detect.models.detectors import label_offset
+from jigsaw_pretrain.detect.models.weights import (
+    BACKBONE_FILE,
+    CHECKPOINTS,
+    brings_statistics,
+    load,
+    load_neck,
+    pyramid_of,
+    read_neck,
+    read_weights,
+)
+from jigsaw_pretrain.detect.recipe import DetectorRecipe, fit_to_dataset, learning_rate
+from jigsaw_pretrain.detect.report import write_page
+from jigsaw_pretrain.detect.run import (
+    DETECTOR,
+    METRICS,
+    SUMMARY,
+    DetectorConfig,
+    detector,
+    empty_network,
+    read_config,
+    read_rows,
+)
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, remove_leftovers
+from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.engine.checkpoint import (
+    list_checkpoints,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    save_file,
+)
 from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
+from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file
+
+KEEP = 2
+"""Checkpoints that stay."""
+
+
+_PLAIN_EVERY = 10.0
+_said = [0.0]
+
+
+@dataclass
+class DetectorProgress:
+    """Where a run is.
+
+    step: optimiser steps done. seconds: of the device (train.clock) so far, evaluations and checkpoints aside.
+
+    evaluation_seconds: of evaluations. evaluated: the steps after which there is one.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluated: set[int] = field(default_factory=set)
+
+
+@dataclass
+class DetectorTrainer:
+    """All that a loop works on. held: the frozen modules; evaluate: gives a row of AP, or None where it was stopped."""
+
+    folder: Path
+    config: DetectorConfig
+    ranks: Ranks
+    model: nn.Module
+    held: list[nn.Module]
+    optimizer: torch.optim.SGD
+    progress: DetectorProgress
+    evaluate: Callable[[Callable[[], bool]], dict[str, Any] | None] | None
+
+    def save(self) -> None:
+        """Publish a checkpoint of where the run is, on rank 0."""
+        content = {
+            "model": {name: value.detach().cpu() for name, value in self.model.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.progress.seconds,
+            "evaluation_seconds": self.progress.evaluation_seconds,
+        }
+        step = self.progress.step
+        self.ranks.on_first(lambda: str(save_checkpoint(self.folder / CHECKPOINTS, step, content, KEEP)))
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint; False where there is none."""
+        found = self.ranks.together(lambda: newest_checkpoint(self.folder / CHECKPOINTS, self.ranks.say))
+        if found is None:
+            return False
+        content = found[1]
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{found[0]} is of another detector ({str(error).splitlines()[0]})") from error
+        step = int(content["step"])
+        self.ranks.on_first(lambda: metrics_file(self.folder / METRICS).cut_back(step))
+        evaluated = {row["step"] + 1 for row in read_rows(self.folder) if "AP" in row}
+        self.progress = DetectorProgress(step, content["seconds"], content["evaluation_seconds"], evaluated)
+        return True
+
+
+def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
+    """SGD over what learns, norm layers with a weight decay of their own."""
+    norms = {id(one) for module in model.modules() if is_norm(module) for one in module.parameters(recurse=False)}
+    learned = [one for one in model.parameters() if one.requires_grad]
+    groups = [
+        {"params": [one for one in learned if id(one) not in norms], "weight_decay": recipe.weight_decay},
+        {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.norm_decay},
+    ]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=recipe.lr, momentum=recipe.momentum)
+
+
+def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as the step calls it: itself, or under DDP."""
+    if ranks.world == 1:
+        return model
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+class _LossWindow:
+    """Losses since the last row, on the device, and where the time went."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.waited = 0.0
+        self.since = time.perf_counter()
+        self.clock = device_clock(device)
+        self.spent = self.clock()
+
+    def add(self, losses: dict[str, Tensor], waited: float) -> None:
+        self.steps += 1
+        self.waited += waited
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def row(self, trainer: DetectorTrainer) -> dict[str, Any]:
+        """The mean losses over ranks and steps, and the speed; counts the window's time to the run's."""
+        ranks, progress = trainer.ranks, trainer.progress
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] for name in names]).double() / self.steps
+        shared = (ranks.total(means) / ranks.world).tolist()
+        elapsed = time.perf_counter() - self.since
+        progress.seconds += self.clock() - self.spent
+        loss = sum(shared)
+        if not torch.isfinite(torch.tensor(loss)):
+            raise UserError(
+                f"the loss is {loss} at step {progress.step}: lower the learning rate (--set lr=...), or set clip=10"
+            )
+        recipe = trainer.config.recipe
+        memory = torch.cuda.max_memory_allocated(ranks.device) if ranks.device.type == "cuda" else None
+        return {
+            "step": progress.step - 1,
+            "loss": loss,
+            "losses": dict(zip(names, shared, strict=True)),
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "images_per_second": round(self.steps * recipe.batch / max(elapsed, 1e-9), 3),
+            "seconds_per_step": round(elapsed / self.steps, 5),
+            "data_wait": round(self.waited / max(elapsed, 1e-9), 4),
+            "seconds": round(progress.seconds, 3),
+            "gpu_memory": memory,
+        }
+
+
+def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopRequest) -> bool:
+    """Train to step ``last`` (of the schedule's plan); False where a signal ended it, after a checkpoint."""
+    recipe, ranks, progress = trainer.config.recipe, trainer.ranks, trainer.progress
+    stepped = parallel(trainer.model, ranks)
+    metrics = metrics_file(trainer.folder / METRICS)
+    iterator = iter(batches)
+    window = _LossWindow(ranks.device)
+
+    def write(row: dict[str, Any]) -> None:
+        if ranks.first:
+            metrics.append([json.dumps(row)])
+
+    while True:
+        due = _due(recipe, progress.step) or progress.step == trainer.config.plan.steps
+        if trainer.evaluate and due and progress.step not in progress.evaluated:
+            if not _evaluated(trainer, stop, write):
+                return False
+            window = _LossWindow(ranks.device)
+        if progress.step >= last:
+            return True
+        _set_mode(trainer)
+        began = time.perf_counter()
+        samples = next(iterator)
+        waited = time.perf_counter() - began
+        losses = one_step(trainer, stepped, samples)
+        window.add(losses, waited)
+        progress.step += 1
+        stopping = ranks.largest(int(stop.name is not None)) > 0
+        saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
+        # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
+        if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
+            row = window.row(trainer)
+            write(row)
+            _say(trainer, row)
+            window = _LossWindow(ranks.device)
+        if saving:
+            trainer.save()
+            window = _LossWindow(ranks.device)
+        if stopping:
+            return False
+
+
+def _due(recipe: DetectorRecipe, step: int) -> bool:
+    """Whether an evaluation on the way belongs after ``step`` steps."""
+    return bool(recipe.eval_every and step and step % recipe.eval_every == 0)
+
+
+def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
+    """Evaluate and write the row; False where a signal came in between, after a checkpoint."""
+    assert trainer.evaluate is not None
+    progress = trainer.progress
+    row = trainer.evaluate(lambda: stop.name is not None)
+    if row is None:
+        trainer.save()
+        return False
+    progress.evaluated.add(progress.step)
+    progress.evaluation_seconds += row["evaluation_seconds"]
+    write({"step": progress.step - 1, "seconds": round(progress.seconds, 3), **row})
+    trainer.ranks.say(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
+    return True
+
+
+def _set_mode(trainer: DetectorTrainer) -> None:
+    if not trainer.model.training:
+        trainer.model.train()
+    for module in trainer.held:
+        module.eval()
+
+
+def one_step(trainer: DetectorTrainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
+    """One optimiser step on this rank's samples; returns its losses by name."""
+    recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
+    key = rng.derive_key(rng.key_of_text(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
+    torch.manual_seed(int(key[0]) >> 1)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)
+    pairs = [to_device(sample, device, label_offset(recipe.model)) for sample in samples]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        losses: dict[str, Tensor] = stepped([image for image, _ in pairs], [target for _, target in pairs])
+    total: Tensor = sum(losses.values())  # type: ignore[assignment]
+    trainer.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    if recipe.clip:
+        nn.utils.clip_grad_norm_([one for one in trainer.model.parameters() if one.requires_grad], recipe.clip)
+    trainer.optimizer.step()
+    return losses
+
+
+def _say(trainer: DetectorTrainer, row: dict[str, Any]) -> None:
+    """A line on rank 0 now and then."""
+    last = trainer.progress.step >= trainer.config.plan.steps
+    if time.monotonic() - _said[0] < _PLAIN_EVERY and not last:
+        return
+    _said[0] = time.monotonic()
+    trainer.ranks.say(
+        f"step {trainer.progress.step}/{trainer.config.plan.steps}  loss {row['loss']:.3f}  lr {row['lr']:.4g}  "
+        f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.0%}"
+    )
+
+
+class Evaluator:
+    """Evaluates the model as it is; keeps the last evaluation for the end of the run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DetectorConfig,
+        validation: GroundTruth,
+        images: Path,
+        ranks: Ranks,
+        workers: int,
+    ) -> None:
+        self._model, self._config, self._validation = model, config, validation
+        self._images, self._ranks, self._workers = images, ranks, workers
+        self.last: Evaluation | None = None
+
+    def __call__(self, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+        """The AP values of a metrics row, or None where a signal came in between."""
+        recipe, ranks = self._config.recipe, self._ranks
+        self.last = evaluate_model(
+            self._model,
+            recipe,
+            self._config.plan,
+            self._validation,
+            self._images,
+            ranks,
+            self._workers,
+            max(1, recipe.batch // ranks.world),
+            stopped,
+        )
+        if self.last is None:
+            return None
+        row: dict[str, Any] = dict(self.last.boxes.stats)
+        if self.last.masks:
+            row |= {f"mask_{name}": value for name, value in self.last.masks.stats.items()}
+        return row | {"evaluation_seconds": round(self.last.seconds, 3)}
+
+
+def finish(trainer: DetectorTrainer, validation: GroundTruth | None, images: Path | None) -> None:
+    """Write the weights, the evaluation's files, the summary and the page."""
+    ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate
+    assert evaluator is None or isinstance(evaluator, Evaluator)
+    if evaluator is not None and evaluator.last is None and not ranks.on_first(lambda: (folder / AP).exists()):
+        evaluator(lambda: False)
+
+    def write() -> None:
+        save_file(folder / DETECTOR, {key: value.cpu() for key, value in trainer.model.state_dict().items()})
+        save_file(folder / BACKBONE_FILE, backbone.backbone_state(trainer.model))
+        if evaluator is not None and evaluator.last is not None:
+            save_evaluation(folder, evaluator.last)
+        summary = summarise(trainer)
+        Storage(folder).publish(SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
+        if validation is not None and images is not None:
+            write_page(folder, validation, images)
+
+    ranks.on_first(write)
+    ranks.say(f"{folder}: finished after {trainer.progress.step} steps, {trainer.progress.seconds:.0f} s of training")
+
+
+def summarise(trainer: DetectorTrainer) -> dict[str, Any]:
+    """summary.json: cost, speed, memory and AP of a finished run."""
+    rows = read_rows(trainer.folder)
+    speeds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
+    memory = [row["gpu_memory"] for row in rows if row.get("gpu_memory")]
+    scored = [row for row in rows if "AP" in row]
+    device = trainer.ranks.device
+    return {
+        "steps": trainer.progress.step,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "world": trainer.ranks.world,
+        "seconds": round(trainer.progress.seconds, 3),
+        "device_seconds": round(trainer.progress.seconds * trainer.ranks.world, 3),
+        "evaluation_seconds": round(trainer.progress.evaluation_seconds, 3),
+        "seconds_per_step": statistics.median(speeds) if speeds else None,
+        "gpu_memory": max(memory) if memory else None,
+        "parameters_learned": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
+        "AP": {key: scored[-1][key] for key in scored[-1] if "AP" in key} if scored else None,
+    }
 
 
 @dataclass(frozen=True)
-class Job:
+class DetectorJob:
     """The command's arguments that are no part of the recipe."""
 
     annotations: Path
@@ -41,9 +389,9 @@ class Job:
     stop_after: int | None
 
 
-def run_job(job: Job, recipe: Recipe, ranks: Ranks) -> None:
+def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks) -> None:
     """Train as ``job`` says; every rank calls it. Raises UserError for what the user can mend."""
-    training = ranks.together(lambda: read_annotations(job.annotations))
+    training = ranks.together(lambda: read_ground_truth(job.annotations))
     validation = ranks.together(lambda: _validation(training, job))
     with StopRequest() as stop:
         trainer, fresh = _trainer(job, recipe, ranks, training, validation)
@@ -60,15 +408,17 @@ def run_job(job: Job, recipe: Recipe, ranks: Ranks) -> None:
     finish(trainer, validation, job.val_images)
 
 
-def _validation(training: Annotations, job: Job) -> Annotations | None:
+def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     if job.val_annotations is None:
         return None
-    found = read_annotations(job.val_annotations)
+    found = read_ground_truth(job.val_annotations)
     require_same_classes(training, found)
     return found
 
 
-def _config(job: Job, recipe: Recipe, training: Annotations) -> tuple[Config, dict[str, torch.Tensor] | None]:
+def _config(
+    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth
+) -> tuple[DetectorConfig, dict[str, torch.Tensor] | None]:
     """The run's config but for the weights report, and the weights."""
     short = float(np.median([min(photo.width, photo.height) for photo in training.photos]))
     state = None if job.init == "scratch" else read_weights(Path(job.init))
@@ -81,13 +431,13 @@ def _config(job: Job, recipe: Recipe, training: Annotations) -> tuple[Config, di
         "val_annotations": None if job.val_annotations is None else str(job.val_annotations),
         "val_images": None if job.val_images is None else str(job.val_images),
     }
-    plan = fit(recipe, len(training.photos), short)
-    return Config(recipe, plan, built, training.categories, job.init, data, None), state
+    plan = fit_to_dataset(recipe, len(training.photos), short)
+    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None), state
 
 
 def _trainer(
-    job: Job, recipe: Recipe, ranks: Ranks, training: Annotations, validation: Annotations | None
-) -> tuple[Trainer, bool]:
+    job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, training: GroundTruth, validation: GroundTruth | None
+) -> tuple[DetectorTrainer, bool]:
     """A trainer at its first step or where the newest checkpoint is, and whether it is the former."""
     resuming = job.resume and ranks.on_first(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
     state: dict[str, torch.Tensor] | None = None
@@ -112,11 +462,13 @@ def _trainer(
     evaluate = None
     if validation is not None and job.val_images is not None:
         evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
-    trainer = Trainer(job.run, config, ranks, model, held, optimizer_of(model, config.recipe), Progress(), evaluate)
+    trainer = DetectorTrainer(
+        job.run, config, ranks, model, held, optimizer_of(model, config.recipe), DetectorProgress(), evaluate
+    )
     return trainer, not (resuming and trainer.resume())
 
 
-def _with_neck(job: Job, config: Config, model: torch.nn.Module, ranks: Ranks) -> Config:
+def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module, ranks: Ranks) -> DetectorConfig:
     """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
     neck = {} if job.init == "scratch" else ranks.together(lambda: read_neck(Path(job.init)))
     if not neck:
@@ -131,7 +483,7 @@ def _with_neck(job: Job, config: Config, model: torch.nn.Module, ranks: Ranks) -
     return replace(config, neck=asdict(report))
 
 
-def _prepare_folder(job: Job) -> None:
+def _prepare_folder(job: DetectorJob) -> None:
     """Make the run's folder; refuse one that holds a run."""
     if list_checkpoints(job.run / CHECKPOINTS) or (job.run / DETECTOR).exists():
         raise UserError(f"{job.run} holds a run already: continue it with --resume, or name another folder")
@@ -143,7 +495,7 @@ def _prepare_folder(job: Job) -> None:
     (job.run / METRICS).unlink(missing_ok=True)
 
 
-def _require_same(config: Config, recipe: Recipe, training: Annotations, job: Job) -> None:
+def _require_same(config: DetectorConfig, recipe: DetectorRecipe, training: GroundTruth, job: DetectorJob) -> None:
     """Refuse to resume a run as another one."""
     changed = [key for key, value in asdict(config.recipe).items() if getattr(recipe, key) != value]
     if changed:
@@ -158,18 +510,18 @@ def _require_same(config: Config, recipe: Recipe, training: Annotations, job: Jo
         raise UserError(f"{job.run} was begun with --init {config.init}, not {job.init}: name that, or another folder")
 
 
-def _batches(trainer: Trainer, training: Annotations, job: Job) -> Any:
+def _batches(trainer: DetectorTrainer, training: GroundTruth, job: DetectorJob) -> Any:
     recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
     lying = np.array([photo.width >= photo.height for photo in training.photos])
     order = Order(lying, recipe.batch, recipe.seed)
     key = rng.key_of_text(recipe.seed, "detector's augmentation")
     augmentation = Augmentation(recipe.flip, (recipe.jitter_low, recipe.jitter_high), key)
-    views = Views(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
+    views = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
     steps = range(trainer.progress.step, plan.steps)
     return training_batches(views, order, steps, ranks.rank, recipe.batch // ranks.world, job.workers)
 
 
-def _described(config: Config, training: Annotations, ranks: Ranks) -> str:
+def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> str:
     """What the run is about to do, in a few lines."""
     recipe, plan = config.recipe, config.plan
     lines = [

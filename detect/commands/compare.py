@@ -13,7 +13,7 @@ from jigsaw_pretrain.detect.compare.arms import ARMS, choose
 from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
 from jigsaw_pretrain.detect.compare.report import markdown, tables, write_report
 from jigsaw_pretrain.detect.compare.results import outcome
-from jigsaw_pretrain.detect.compare.runner import Campaign
+from jigsaw_pretrain.detect.compare.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
@@ -99,7 +99,7 @@ def compare(
     )
     comparison = Comparison(out, settings, chosen)
     comparison.prepare()
-    if not comparison.run(Campaign(budget, gpus)):
+    if not comparison.run(TaskRunner(budget, gpus)):
         click.echo(f"stopped before the end; the same command continues {out}")
 
 

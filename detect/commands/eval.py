@@ -10,11 +10,20 @@ from pathlib import Path
 import click
 import torch
 
-from jigsaw_pretrain.detect.annotations import Annotations, read_annotations
-from jigsaw_pretrain.detect.ap import STATS, Score, read_results, score
-from jigsaw_pretrain.detect.evaluate import AP, Evaluation, ap_document, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth
+from jigsaw_pretrain.detect.evaluate import (
+    AP,
+    STATS,
+    Evaluation,
+    Score,
+    ap_document,
+    evaluate_model,
+    read_results,
+    save_evaluation,
+    score,
+)
 from jigsaw_pretrain.detect.report import percent, write_page
-from jigsaw_pretrain.detect.run import DETECTOR, Config, detector, empty_network, read_config
+from jigsaw_pretrain.detect.run import DETECTOR, DetectorConfig, detector, empty_network, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
@@ -53,7 +62,7 @@ def evaluate(
 def _evaluate_results(results: Path, annotations: Path | None, out: Path | None, kind: str) -> None:
     if annotations is None:
         raise UserError(f"{results} is judged against ground truth: give --annotations FILE")
-    found = score(read_annotations(annotations).truth, read_results(results), kind)
+    found = score(read_ground_truth(annotations).truth, read_results(results), kind)
     click.echo(table(found))
     if out is not None:
         document = ap_document(Evaluation(found, None, [], 0.0)) if kind == "bbox" else {"bbox": None, "segm": found}
@@ -80,19 +89,21 @@ def _evaluate_run(
         ranks.say("masks\n" + table(evaluation.masks))
 
 
-def _validation(config: Config, run: Path, annotations: Path | None, images: Path | None) -> tuple[Annotations, Path]:
+def _validation(
+    config: DetectorConfig, run: Path, annotations: Path | None, images: Path | None
+) -> tuple[GroundTruth, Path]:
     """The validation set given, or the run's own."""
     chosen = annotations or config.data["val_annotations"]
     folder = images or (None if annotations else config.data["val_images"])
     if chosen is None or folder is None:
         raise UserError(f"{run} was trained without a validation set: give --annotations FILE --images DIR")
-    found = read_annotations(Path(chosen))
+    found = read_ground_truth(Path(chosen))
     if found.categories != config.categories:
         raise UserError(f"{chosen} does not define the categories that {run} was trained on: give both the same list")
     return found, Path(folder)
 
 
-def load_detector(run: Path, config: Config, device: torch.device) -> torch.nn.Module:
+def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> torch.nn.Module:
     """The trained detector of a run's folder; raises UserError where it has not finished."""
     path = run / DETECTOR
     if not path.exists():

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
-from jigsaw_pretrain.detect.train import Job, run_job
+from jigsaw_pretrain.detect.train import DetectorJob, run_job
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 
@@ -62,7 +62,7 @@ def train(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if (val_annotations is None) != (val_images is None):
             raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
-        job = Job(annotations, images, val_annotations, val_images, run, init, workers, resume, stop_after)
+        job = DetectorJob(annotations, images, val_annotations, val_images, run, init, workers, resume, stop_after)
         ranks = start(device)
         if chosen.batch % ranks.world:
             raise UserError(f"a batch of {chosen.batch} is not divisible by {ranks.world} ranks: --set batch=...")

@@ -14,10 +14,10 @@ import click
 
 from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
 from jigsaw_pretrain.detect.compare.report import write_report
-from jigsaw_pretrain.detect.compare.results import Outcome, outcome, spread
-from jigsaw_pretrain.detect.compare.runner import Campaign, OutOfTime, Task
+from jigsaw_pretrain.detect.compare.results import RunResult, outcome, spread
+from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
-from jigsaw_pretrain.detect.recipe import Recipe, read_recipe
+from jigsaw_pretrain.detect.recipe import DetectorRecipe, read_recipe
 from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
@@ -81,7 +81,7 @@ class Comparison:
         self.folder.mkdir(parents=True, exist_ok=True)
         Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
 
-    def run(self, campaign: Campaign) -> bool:
+    def run(self, campaign: TaskRunner) -> bool:
         """Run what is not done; False where the campaign ran out of time. The report is written in either case."""
         finished = True
         try:
@@ -110,7 +110,7 @@ class Comparison:
             "Intervals: Student's t at 95 % on differences paired by seed.",
         ]
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[RunResult]:
         """The finished runs that are reported."""
         names = [arm.name for arm in self.arms]
         if SCRATCH in names:
@@ -123,7 +123,7 @@ class Comparison:
                     found.append(outcome(run, name))
         return found
 
-    def _sweep(self, campaign: Campaign, arm: Arm) -> float:
+    def _sweep(self, campaign: TaskRunner, arm: Arm) -> float:
         """The best learning rate of an arm by AP on the validation images (the only one needs no sweep)."""
         rates = self.settings.rates
         if len(rates) == 1:
@@ -135,7 +135,7 @@ class Comparison:
             best = max(best, (outcome(task.folder, arm.name).ap["AP"], rate), key=lambda one: one[0])
         return best[1]
 
-    def _pretrained(self, campaign: Campaign, arm: Arm, seed: int) -> str:
+    def _pretrained(self, campaign: TaskRunner, arm: Arm, seed: int) -> str:
         """Where an arm starts: scratch, its weights, or its pre-training run of a seed, run if need be."""
         settings = self.settings
         if arm.weights is not None:
@@ -156,14 +156,14 @@ class Comparison:
         campaign.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
         return str(folder)
 
-    def _detector(self, arm: Arm) -> Recipe:
+    def _detector(self, arm: Arm) -> DetectorRecipe:
         """An arm's recipe of the detector."""
         settings = self.settings
         return read_recipe(Path(settings.recipe) if settings.recipe else None, (*settings.sets, *arm.detect))
 
     def _detect(
         self,
-        campaign: Campaign,
+        campaign: TaskRunner,
         arm: Arm,
         seed: int,
         rate: float,
@@ -185,7 +185,7 @@ class Comparison:
         what = f"{name or arm.name}, {folder or f'seed {seed}'}, lr {rate:g}"
         return Task(what, "detect", tuple(arguments), place, SUMMARY)
 
-    def _equal_cost(self, campaign: Campaign, rate: float) -> None:
+    def _equal_cost(self, campaign: TaskRunner, rate: float) -> None:
         """Scratch, trained longer by what the pre-training took."""
         scratch, jigsaw = ([one for one in self.outcomes() if one.arm == name] for name in (SCRATCH, JIGSAW))
         extra = spread([one.pretrain_seconds for one in jigsaw])[0]

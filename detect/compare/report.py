@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, SCRATCH
-from jigsaw_pretrain.detect.compare.results import Difference, Outcome, by_arm, difference, spread, to_json
+from jigsaw_pretrain.detect.compare.results import Difference, RunResult, by_arm, difference, spread, to_json
 from jigsaw_pretrain.detect.report import inline, render
 from jigsaw_pretrain.storage import Storage
 
@@ -36,7 +36,7 @@ def _difference(found: Difference | None) -> str:
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
-def main_table(arms: dict[str, list[Outcome]]) -> Table:
+def main_table(arms: dict[str, list[RunResult]]) -> Table:
     """AP with its spread, and the paired difference from the reference at equal detector steps."""
     reference = SCRATCH if SCRATCH in arms else next(iter(arms))
     head = ["arm", "seeds", "lr", "detector steps", "AP", "AP50", "AP75", f"AP minus {reference}'s, 95 %"]
@@ -54,7 +54,7 @@ def main_table(arms: dict[str, list[Outcome]]) -> Table:
     }
 
 
-def cost_table(arms: dict[str, list[Outcome]]) -> Table:
+def cost_table(arms: dict[str, list[RunResult]]) -> Table:
     """What each arm cost, and its difference from scratch trained for as long as it took with its pre-training."""
     head = [
         "arm",
@@ -84,7 +84,7 @@ def cost_table(arms: dict[str, list[Outcome]]) -> Table:
     return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
 
 
-def tables(outcomes: Sequence[Outcome]) -> list[Table]:
+def tables(outcomes: Sequence[RunResult]) -> list[Table]:
     """Both tables of some outcomes."""
     arms = by_arm(outcomes)
     return [main_table(arms), cost_table(arms)]
@@ -101,7 +101,7 @@ def markdown(made: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def cost_figure(arms: dict[str, list[Outcome]]) -> dict[str, str]:
+def cost_figure(arms: dict[str, list[RunResult]]) -> dict[str, str]:
     """AP over device-seconds, pre-training included: the mean over seeds at each evaluation."""
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
@@ -116,7 +116,7 @@ def cost_figure(arms: dict[str, list[Outcome]]) -> dict[str, str]:
     return inline(figure, "AP over cost, mean over seeds")
 
 
-def write_report(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str] = ()) -> str:
+def write_report(folder: Path, outcomes: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
     """Write comparison.md, .html and .json; returns the Markdown."""
     arms, made = by_arm(outcomes), tables(outcomes)
     devices = sorted({one.device for one in outcomes})

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jigsaw_pretrain.detect.run import SUMMARY, Config, read_config, read_rows
+from jigsaw_pretrain.detect.run import SUMMARY, DetectorConfig, read_config, read_rows
 from jigsaw_pretrain.errors import UserError
 
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """A finished detector run.
 
     pretrain_seconds, detect_seconds: device-seconds of training. ap: by name (AP, AP50, ...), 0 to 1. curve: (seconds
@@ -58,7 +58,7 @@ def pretrain_seconds(source: Path) -> float:
     return float(sum(row["device_seconds"] for row in rows))
 
 
-def outcome(run: Path, arm: str | None = None) -> Outcome:
+def outcome(run: Path, arm: str | None = None) -> RunResult:
     """The outcome of a finished run; ``arm`` is derived from its settings where it is not given.
 
     Raises UserError for a run that has not finished, or was trained without a validation set.
@@ -72,7 +72,7 @@ def outcome(run: Path, arm: str | None = None) -> Outcome:
     # A comparison pre-trains and fine-tunes on the same number of devices.
     before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary["world"]
     curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run) if "AP" in row]
-    return Outcome(
+    return RunResult(
         arm=arm or arm_name(config),
         seed=config.recipe.seed,
         lr=config.recipe.lr,
@@ -87,16 +87,16 @@ def outcome(run: Path, arm: str | None = None) -> Outcome:
     )
 
 
-def arm_name(config: Config) -> str:
+def arm_name(config: DetectorConfig) -> str:
     """What distinguishes a run but for its seed: where it started (a trailing number dropped) and its settings."""
     recipe = config.recipe
     start = re.sub(r"[-_.]?\d+$", "", Path(config.init).stem) or config.init
     return f"{start}, {recipe.model}, {config.norm_built}, freeze {recipe.freeze}, lr {recipe.lr:g}, {recipe.schedule}"
 
 
-def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_arm(outcomes: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     """Outcomes by arm, in the order of their first run, each in the order of seeds."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[RunResult]] = {}
     for one in outcomes:
         found.setdefault(one.arm, []).append(one)
     return {arm: sorted(runs, key=lambda one: one.seed) for arm, runs in found.items()}
@@ -107,7 +107,7 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def difference(runs: Sequence[Outcome], rivals: Sequence[Outcome], name: str = "AP") -> Difference | None:
+def difference(runs: Sequence[RunResult], rivals: Sequence[RunResult], name: str = "AP") -> Difference | None:
     """The difference of two arms over the seeds they share; None where they share none."""
     theirs = {one.seed: one.ap[name] for one in rivals}
     pairs = [one.ap[name] - theirs[one.seed] for one in runs if one.seed in theirs]
@@ -120,6 +120,6 @@ def difference(runs: Sequence[Outcome], rivals: Sequence[Outcome], name: str = "
     return Difference(len(pairs), mean, quantile * deviation / math.sqrt(len(pairs)))
 
 
-def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def to_json(outcomes: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Plain values."""
     return [asdict(one) for one in outcomes]

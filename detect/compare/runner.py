@@ -40,7 +40,7 @@ class Task:
         return (self.folder / self.proof).exists()
 
 
-class Campaign:
+class TaskRunner:
     """Runs tasks until ``budget`` seconds are spent (None for no limit)."""
 
     def __init__(self, budget: float | None, gpus: int) -> None:

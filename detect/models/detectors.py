@@ -26,10 +26,9 @@ from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from jigsaw_pretrain.detect.models.backbone import STAGES, stage_channels
+from jigsaw_pretrain.detect.models.backbone import STAGES, NormLayer, stage_channels
 from jigsaw_pretrain.detect.models.cascade import THRESHOLDS, CascadePredictor, CascadeRoIHeads
-from jigsaw_pretrain.detect.models.norms import NormLayer
-from jigsaw_pretrain.detect.recipe import Recipe
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
 
 ANCHORS = (32, 64, 128, 256, 512)
 """Anchor sides in pixels for a short side of 800."""
@@ -38,7 +37,7 @@ RATIOS = (0.5, 1.0, 2.0)
 LEVELS = ["0", "1", "2", "3"]
 
 
-class Prepared(GeneralizedRCNNTransform):
+class IdentityTransform(GeneralizedRCNNTransform):
     """torchvision's transform for images that come resized: normalises and batches, resizes nothing back or forth."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
@@ -68,7 +67,9 @@ def label_offset(model: str) -> int:
     return 0 if model == "retinanet" else 1
 
 
-def build(recipe: Recipe, network: ResNet, classes: int, anchor_scale: float, added: NormLayer | None) -> nn.Module:
+def build(
+    recipe: DetectorRecipe, network: ResNet, classes: int, anchor_scale: float, added: NormLayer | None
+) -> nn.Module:
     """A detector of ``classes`` foreground classes around ``network``.
 
     ``added``: the norm of the layers that the detector adds (detect/norms.py). Takes images as a list of float
@@ -83,7 +84,7 @@ def build(recipe: Recipe, network: ResNet, classes: int, anchor_scale: float, ad
     size = {"min_size": 800, "max_size": 1333}
     old = model.transform
     assert isinstance(old, GeneralizedRCNNTransform)
-    model.transform = Prepared(image_mean=old.image_mean, image_std=old.image_std, size_divisible=32, **size)
+    model.transform = IdentityTransform(image_mean=old.image_mean, image_std=old.image_std, size_divisible=32, **size)
     for module in model.modules():
         if isinstance(module, _PREDICT):
             module.register_forward_hook(_as_float32)
@@ -104,7 +105,7 @@ def _as_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
     return type(output)(_as_float32(module, inputs, value) for value in output)
 
 
-def _c4(recipe: Recipe, network: ResNet, classes: int, scale: float) -> FasterRCNN:
+def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> FasterRCNN:
     channels = stage_channels(network)
     layer4 = network.layer4
     body = IntermediateLayerGetter(network, {"layer3": "0"})
@@ -136,7 +137,7 @@ class _Body(nn.Module):
         return maps
 
 
-def _box_options(recipe: Recipe) -> dict[str, Any]:
+def _box_options(recipe: DetectorRecipe) -> dict[str, Any]:
     return {
         "box_batch_size_per_image": recipe.rois,
         "box_score_thresh": recipe.score_threshold,
@@ -150,13 +151,15 @@ def _pyramid_backbone(network: ResNet, width: int, added: NormLayer | None, firs
     return BackboneWithFPN(network, layers, stage_channels(network)[first:], width, extra, added)
 
 
-def _box_head(recipe: Recipe, added: NormLayer | None) -> nn.Module:
+def _box_head(recipe: DetectorRecipe, added: NormLayer | None) -> nn.Module:
     if recipe.head == "4conv1fc":
         return FastRCNNConvFCHead((recipe.width, 7, 7), [recipe.width] * 4, [recipe.fc], added)
     return TwoMLPHead(recipe.width * 49, recipe.fc)
 
 
-def _pyramid(recipe: Recipe, network: ResNet, classes: int, scale: float, added: NormLayer | None) -> FasterRCNN:
+def _pyramid(
+    recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
+) -> FasterRCNN:
     backbone = _pyramid_backbone(network, recipe.width, added, 0, LastLevelMaxPool())
     canonical = max(1, round(224 * scale))
     pool = MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2, canonical_scale=canonical)
@@ -190,7 +193,9 @@ def _pyramid(recipe: Recipe, network: ResNet, classes: int, scale: float, added:
     return model
 
 
-def _retinanet(recipe: Recipe, network: ResNet, classes: int, scale: float, added: NormLayer | None) -> RetinaNet:
+def _retinanet(
+    recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
+) -> RetinaNet:
     backbone = _pyramid_backbone(network, recipe.width, added, 1, LastLevelP6P7(recipe.width, recipe.width))
     octaves = tuple(tuple(side * scale * 2 ** (third / 3) for third in range(3)) for side in ANCHORS)
     anchors = AnchorGenerator(octaves, (RATIOS,) * len(ANCHORS))

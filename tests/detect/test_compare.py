@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.compare.arms import ARMS, choose
 from jigsaw_pretrain.detect.compare.report import cost_table, main_table, markdown
-from jigsaw_pretrain.detect.compare.results import Outcome, difference
-from jigsaw_pretrain.detect.compare.runner import Campaign, OutOfTime, Task
+from jigsaw_pretrain.detect.compare.results import RunResult, difference
+from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main as train_main
 from tests.conftest import REPOSITORY
@@ -21,7 +21,7 @@ from tests.detect.conftest import SETTINGS, TINY
 from tests.train.tiny import make_dataset, picture
 
 
-class InProcess(Campaign):
+class InProcess(TaskRunner):
     """Runs tasks in this process: the tiny network is registered here, and starting Python takes seconds."""
 
     ran: list[str] = []
@@ -126,7 +126,7 @@ def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
     assert changed.exit_code == 2 and "holds a comparison with sets" in changed.output
 
 
-def run(arm: str, seed: int, ap: float, **more: Any) -> Outcome:
+def run(arm: str, seed: int, ap: float, **more: Any) -> RunResult:
     values = {
         "lr": 0.02,
         "steps": 10,
@@ -137,7 +137,7 @@ def run(arm: str, seed: int, ap: float, **more: Any) -> Outcome:
         "device": "cpu",
         "curve": ((5.0, ap),),
     }
-    return Outcome(arm, seed, ap={"AP": ap, "AP50": ap, "AP75": ap}, **{**values, **more})
+    return RunResult(arm, seed, ap={"AP": ap, "AP50": ap, "AP75": ap}, **{**values, **more})
 
 
 def test_differences_are_paired_by_seed_with_students_interval() -> None:
@@ -165,9 +165,9 @@ def test_arms_are_chosen_by_name() -> None:
 def test_a_campaign_stops_a_training_in_time_and_reports_one_that_fails(tmp_path: Path) -> None:
     task = Task("slow", "http.server", ("0",), tmp_path / "slow", "done")
     with pytest.raises(OutOfTime):
-        Campaign(0.5, 1).run(task)
+        TaskRunner(0.5, 1).run(task)
     with pytest.raises(UserError, match="broken failed"):
-        Campaign(None, 1).run(Task("broken", "detect", ("no-command",), tmp_path / "broken", "done"))
+        TaskRunner(None, 1).run(Task("broken", "detect", ("no-command",), tmp_path / "broken", "done"))
 
 
 def test_compare_refuses_runs_that_have_not_finished(

@@ -5,49 +5,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.detect.annotations import read_annotations
-from jigsaw_pretrain.detect.data import object_mask, seen
-from jigsaw_pretrain.detect.order import Order
-from jigsaw_pretrain.detect.recipe import Recipe, read_recipe
-from jigsaw_pretrain.detect.scaling import COCO_IMAGES, Plan, fit, rate
-from jigsaw_pretrain.detect.views import View, drawn_view, fitted, still_view, view_boxes, view_pixels
+from jigsaw_pretrain.detect.annotations import read_ground_truth
+from jigsaw_pretrain.detect.data import (
+    Order,
+    ResizeCrop,
+    drawn_view,
+    fitted,
+    load_sample,
+    object_mask,
+    still_view,
+    view_boxes,
+    view_pixels,
+)
+from jigsaw_pretrain.detect.recipe import (
+    COCO_IMAGES,
+    DetectorRecipe,
+    ScaledRecipe,
+    fit_to_dataset,
+    learning_rate,
+    read_recipe,
+)
 from jigsaw_pretrain.errors import UserError
 from tests.conftest import REPOSITORY
 
-PLAN = Plan(100, 0, (), 0.02, 80, 133, 0.1, 1.0)
+PLAN = ScaledRecipe(100, 0, (), 0.02, 80, 133, 0.1, 1.0)
 
 
 def test_the_papers_recipe_is_itself_on_coco() -> None:
-    plan = fit(Recipe(), COCO_IMAGES, 480)
+    plan = fit_to_dataset(DetectorRecipe(), COCO_IMAGES, 480)
     assert (plan.steps, plan.lr, plan.short_side, plan.long_side, plan.anchor_scale) == (96_108, 0.02, 800, 1333, 1)
     assert plan.drops == (66_536, 88_715) and plan.warmup_steps == 500 and plan.epochs == pytest.approx(13, abs=1e-3)
-    double = fit(Recipe(schedule="2x"), COCO_IMAGES, 480)
+    double = fit_to_dataset(DetectorRecipe(schedule="2x"), COCO_IMAGES, 480)
     assert double.steps == 192_216 and double.drops == (133_073, 177_430)
-    assert fit(Recipe(batch=8), COCO_IMAGES, 480).lr == 0.01
+    assert fit_to_dataset(DetectorRecipe(batch=8), COCO_IMAGES, 480).lr == 0.01
 
 
 def test_the_scratch_papers_drops_stay_before_the_end() -> None:
-    recipe = Recipe(unit="iterations", length=90_000, drops=(60_000, 20_000), drops_from="end", schedule="6x")
-    plan = fit(recipe, COCO_IMAGES, 480)
+    recipe = DetectorRecipe(unit="iterations", length=90_000, drops=(60_000, 20_000), drops_from="end", schedule="6x")
+    plan = fit_to_dataset(recipe, COCO_IMAGES, 480)
     assert plan.steps == 540_000 and plan.drops == (480_000, 520_000)
 
 
 def test_the_rule_for_small_datasets() -> None:
-    plan = fit(Recipe(), 3_712, 168)
+    plan = fit_to_dataset(DetectorRecipe(), 3_712, 168)
     assert plan.epochs == pytest.approx(13 * (COCO_IMAGES / 3_712) ** 0.5, rel=1e-3)
     assert (plan.short_side, plan.long_side) == (280, 467) and plan.anchor_scale == pytest.approx(0.35)
     assert plan.drops[0] / plan.steps == pytest.approx(9 / 13, abs=1e-3)
-    jittered = fit(Recipe(jitter_low=0.1, jitter_high=2.0), 3_712, 168)
+    jittered = fit_to_dataset(DetectorRecipe(jitter_low=0.1, jitter_high=2.0), 3_712, 168)
     assert jittered.short_side == jittered.long_side == 352
-    overruled = fit(Recipe(steps=60, short_side=128), 3_712, 168)
+    overruled = fit_to_dataset(DetectorRecipe(steps=60, short_side=128), 3_712, 168)
     assert overruled.steps == 60 and overruled.warmup_steps == 6 and overruled.drops == (42, 55)
     assert overruled.short_side == 128 and overruled.anchor_scale == 0.16
 
 
 def test_rate_warms_up_and_drops() -> None:
-    plan = Plan(100, 10, (50, 80), 1.0, 80, 133, 0.1, 1.0)
-    assert rate(plan, 0, 0.001, 0.1) == 0.001 and rate(plan, 5, 0.0, 0.1) == 0.5
-    assert [rate(plan, step, 0.001, 0.1) for step in (10, 49, 50, 80)] == pytest.approx([1, 1, 0.1, 0.01])
+    plan = ScaledRecipe(100, 10, (50, 80), 1.0, 80, 133, 0.1, 1.0)
+    assert learning_rate(plan, 0, 0.001, 0.1) == 0.001 and learning_rate(plan, 5, 0.0, 0.1) == 0.5
+    assert [learning_rate(plan, step, 0.001, 0.1) for step in (10, 49, 50, 80)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("detect-*.toml")), ids=lambda one: one.stem)
@@ -110,32 +124,32 @@ def test_boxes_follow_their_pixels(width: int, height: int, key: int, jitter: bo
 def test_resizing_keeps_to_both_limits() -> None:
     assert fitted(640, 480, 800, 1333) == (1067, 800)
     assert fitted(1000, 200, 800, 1333) == (1333, 267)
-    assert still_view(200, 1000, PLAN) == View(27, 133, 0, 0, 27, 133, False)
+    assert still_view(200, 1000, PLAN) == ResizeCrop(27, 133, 0, 0, 27, 133, False)
 
 
 def test_masks_and_crowds(tiny_data: Path) -> None:
-    read = read_annotations(tiny_data / "train" / "annotations.json")
+    read = read_ground_truth(tiny_data / "train" / "annotations.json")
     photo = read.photos[0]
     left, top, right, bottom = (int(one) for one in photo.boxes[0])
     mask = object_mask(photo, 0)
     assert mask[top:bottom, left:right].all() and mask.sum() == (right - left) * (bottom - top)
-    view = View(photo.width, photo.height, 0, 0, photo.width, photo.height, True)
-    sample = seen(tiny_data / "train" / "images", photo, 0, view, True)
+    view = ResizeCrop(photo.width, photo.height, 0, 0, photo.width, photo.height, True)
+    sample = load_sample(tiny_data / "train" / "images", photo, 0, view, True)
     assert sample.masks is not None and sample.masks.shape == (2, photo.height, photo.width)
     assert (sample.masks[0].numpy() == mask[:, ::-1]).all()
     assert sample.image.shape == (3, photo.height, photo.width)
     crowded = type(photo)(**{**vars(photo), "crowd": np.array([True, False])})
-    assert len(seen(tiny_data / "train" / "images", crowded, 0, view, False).boxes) == 1
+    assert len(load_sample(tiny_data / "train" / "images", crowded, 0, view, False).boxes) == 1
 
 
 def test_images_that_do_not_fit_their_annotations_are_named(tiny_data: Path, tmp_path: Path) -> None:
-    photo = read_annotations(tiny_data / "train" / "annotations.json").photos[0]
+    photo = read_ground_truth(tiny_data / "train" / "annotations.json").photos[0]
     view = still_view(photo.width, photo.height, PLAN)
     with pytest.raises(UserError, match="cannot be read"):
-        seen(tmp_path, photo, 0, view, False)
+        load_sample(tmp_path, photo, 0, view, False)
     (tmp_path / photo.file_name).write_bytes(b"no image")
     with pytest.raises(UserError, match="decoded"):
-        seen(tmp_path, photo, 0, view, False)
+        load_sample(tmp_path, photo, 0, view, False)
     wrong = type(photo)(**{**vars(photo), "width": 5})
     with pytest.raises(UserError, match="another picture"):
-        seen(tiny_data / "train" / "images", wrong, 0, view, False)
+        load_sample(tiny_data / "train" / "images", wrong, 0, view, False)

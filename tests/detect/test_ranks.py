@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from jigsaw_pretrain.detect.models.norms import SyncBatchNorm2d, norm_layer
+from jigsaw_pretrain.detect.models.backbone import SyncBatchNorm2d, norm_layer
 from tests.conftest import REPOSITORY
 from tests.detect.conftest import SETTINGS, TINY
 
