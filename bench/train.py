@@ -33,14 +33,13 @@ from torch import Tensor, nn
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.train.commands.pretrain import loader_source
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
 from jigsaw_pretrain.train.engine.optim import autocast, loss_scaler, set_arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob
+from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob, loader_source
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe

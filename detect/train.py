@@ -42,7 +42,6 @@ from jigsaw_pretrain.detect.models.weights import (
     read_weights,
 )
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, fit_to_dataset, learning_rate
-from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.run import (
     DETECTOR,
     METRICS,
@@ -71,6 +70,9 @@ KEEP = 2
 
 _PLAIN_EVERY = 10.0
 _said = [0.0]
+
+WritePage = Callable[[Path, GroundTruth, Path], object]
+"""Draws the page of a run: its folder, the validation set, and the folder of its images."""
 
 
 @dataclass
@@ -332,7 +334,9 @@ class Evaluator:
         return row | {"evaluation_seconds": round(self.last.seconds, 3)}
 
 
-def finish(trainer: DetectorTrainer, validation: GroundTruth | None, images: Path | None) -> None:
+def finish(
+    trainer: DetectorTrainer, validation: GroundTruth | None, images: Path | None, write_page: WritePage | None
+) -> None:
     """Write the weights, the evaluation's files, the summary and the page."""
     ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate
     assert evaluator is None or isinstance(evaluator, Evaluator)
@@ -346,7 +350,7 @@ def finish(trainer: DetectorTrainer, validation: GroundTruth | None, images: Pat
             save_evaluation(folder, evaluator.last)
         summary = summarise(trainer)
         Storage(folder).publish(SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
-        if validation is not None and images is not None:
+        if validation is not None and images is not None and write_page is not None:
             write_page(folder, validation, images)
 
     ranks.on_first(write)
@@ -389,8 +393,11 @@ class DetectorJob:
     stop_after: int | None
 
 
-def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks) -> None:
-    """Train as ``job`` says; every rank calls it. Raises UserError for what the user can mend."""
+def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: WritePage | None = None) -> None:
+    """Train as ``job`` says; every rank calls it. Raises UserError for what the user can mend.
+
+    write_page: what draws the finished run's page, on rank 0, where there is a validation set.
+    """
     training = ranks.together(lambda: read_ground_truth(job.annotations))
     validation = ranks.together(lambda: _validation(training, job))
     with StopRequest() as stop:
@@ -405,7 +412,7 @@ def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks) -> None:
         if trainer.progress.step < trainer.config.plan.steps:
             ranks.say(f"ended at step {trainer.progress.step} as asked, which --resume continues")
             return
-    finish(trainer, validation, job.val_images)
+    finish(trainer, validation, job.val_images, write_page)
 
 
 def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:

@@ -28,7 +28,6 @@ import concurrent.futures
 import contextlib
 import datetime
 import errno
-import fcntl
 import gc
 import os
 import random
@@ -50,8 +49,6 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import ShardRow
-from jigsaw_pretrain.train.data.remote import BadShard, check_shard
 
 Answer = TypeVar("Answer")
 
@@ -404,6 +401,9 @@ def _keep_inherited() -> None:
     gc.freeze()
 
 
+os.register_at_fork(after_in_child=_keep_inherited)
+
+
 class WrongContent(Exception):
     """What was fetched is not what the manifest says; the message says how."""
 
@@ -458,8 +458,8 @@ def retrying(action: Callable[[], Answer], retries: int, what: str, verb: str = 
     if isinstance(last, WrongContent):
         raise last
     raise UserError(
-        f"{what} cannot be {verb} after {retries + 1} attempts ({_first_line(last)}): check the store and the network, then "
-        "run the command again (pretrain: with --resume); --read-retries and --read-timeout allow for a worse one"
+        f"{what} cannot be {verb} after {retries + 1} attempts ({_first_line(last)}): check the store and the network, "
+        "then run the command again (pretrain: with --resume); --read-retries and --read-timeout allow for a worse one"
     ) from last
 
 
@@ -470,6 +470,10 @@ class Fetcher:
         self._storage = open_store(url, timeout, connections)
         self._retries, self._timeout = retries, timeout
 
+    def describe(self, name: str) -> str:
+        """A file's URL, without passwords."""
+        return self._storage.describe(name)
+
     def fetch(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
         """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
 
@@ -478,17 +482,6 @@ class Fetcher:
             check(path)
 
         retrying(attempt, self._retries, self._storage.describe(name))
-
-    def fetch_shard(self, name: str, path: Path, shard: ShardRow) -> None:
-        """The same for a shard, verified by size and sha256; raises BadShard where that fails or it is missing."""
-        try:
-            self.fetch(name, path, lambda fetched: check_shard(fetched, shard))
-        except (WrongContent, FileNotFoundError) as error:
-            wrong = "is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise BadShard(
-                f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
-                "or train without it by --on-bad-shard skip"
-            ) from error
 
     def _get(self, name: str, path: Path) -> None:
         fs, remote = self._storage.fs, f"{self._storage.root.rstrip('/')}/{name}"

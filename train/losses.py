@@ -14,8 +14,6 @@ from torch.nn import functional
 
 from jigsaw_pretrain.train.erf import RegionMap
 
-STRATEGIES = ("erf-adaptive", "block-wise", "global")
-
 
 def erf_adaptive_loss(logits: Tensor, labels: Tensor, weights: Tensor, region_map: RegionMap) -> Tensor:
     """Equation 1 with the region balance: a scalar, the mean over images.

@@ -19,14 +19,28 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.engine.optim import PRECISIONS, scaled_rate
-from jigsaw_pretrain.train.losses import STRATEGIES
-from jigsaw_pretrain.train.models.classifier import MEAN, STD
-from jigsaw_pretrain.train.models.layers import NECKS, NORMS
+
+STRATEGIES = ("erf-adaptive", "block-wise", "global")
+
+MEAN = (0.485, 0.456, 0.406)
+"""Of pixels in 0..1, red, green, blue (section 4.1)."""
+
+STD = (0.229, 0.224, 0.225)
+
+NECKS = ("none", "fpn")
+
+NORMS = ("bn", "gn")
+
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 FITS = ("crop", "warp", "resize")
 
 BALANCES = ("none", "sqrt", "uniform")
+
+
+def scaled_rate(rate: float, batch: int, reference_batch: int) -> float:
+    """The linear scaling rule: ``rate * batch / reference_batch``. The paper's 0.2 and 0.8 are for 512 jigsaws."""
+    return rate * batch / reference_batch
 
 
 @dataclass(frozen=True)

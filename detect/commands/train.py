@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
+from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.train import DetectorJob, run_job
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
@@ -66,4 +67,4 @@ def train(
         ranks = start(device)
         if chosen.batch % ranks.world:
             raise UserError(f"a batch of {chosen.batch} is not divisible by {ranks.world} ranks: --set batch=...")
-        run_job(job, chosen, ranks)
+        run_job(job, chosen, ranks, write_page)

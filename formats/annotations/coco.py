@@ -159,6 +159,5 @@ def columns(annotations: list[CocoAnnotation], entry_of: dict[Key, int], label_o
 
 def parse(raw: bytes, source: str, sha256: str) -> Annotations:
     """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
-
     classes, entries, boxes = read_coco(raw, source)
     return assemble(classes, entries, boxes, sha256)

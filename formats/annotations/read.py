@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Protocol
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import read_coco
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import class_names, read_yolo
-from jigsaw_pretrain.prep.images.source import ImageSource, measure
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
 KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml"
@@ -60,10 +60,22 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
     return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
 
 
-def listed(raw: RawAnnotations, images: ImageSource, exif: str) -> Annotations:
+class ImageFiles(Protocol):
+    """The images that annotations belong to, as far as reading annotations needs them."""
+
+    def files(self) -> Sequence[str]:
+        """All files, relative to the root."""
+        ...
+
+    def measure(self, files: Sequence[str], exif: str) -> list[tuple[int, int] | str]:
+        """The width and height of each file, or the reason why it has none."""
+        ...
+
+
+def listed(raw: RawAnnotations, images: ImageFiles, exif: str) -> Annotations:
     """The annotations of what was read, sizes that they do not tell taken from the images. Raises UserError."""
     if raw.kind == "yolo":
-        classes, entries, boxes = read_yolo(raw.classes, raw.files, images.files(), lambda f: measure(images, f, exif))
+        classes, entries, boxes = read_yolo(raw.classes, raw.files, images.files(), lambda f: images.measure(f, exif))
     elif raw.kind == "voc":
         classes, entries, boxes = read_voc(raw.files, raw.source)
     else:
@@ -71,7 +83,7 @@ def listed(raw: RawAnnotations, images: ImageSource, exif: str) -> Annotations:
     return assemble(classes, with_sizes(entries, images, exif), boxes, raw.sha256)
 
 
-def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) -> list[ImageEntry]:
+def with_sizes(entries: Sequence[ImageEntry], images: ImageFiles, exif: str) -> list[ImageEntry]:
     """The entries, those without width and height measured in their files' heads."""
     wanted = [
         index
@@ -80,7 +92,7 @@ def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) ->
     ]
     names = [clean_name(entries[index].file_name) for index in wanted]
     usable = [(index, file) for index, (file, trouble) in zip(wanted, names, strict=True) if trouble is None]
-    found = measure(images, [file for _, file in usable], exif) if usable else []
+    found = images.measure([file for _, file in usable], exif) if usable else []
     completed = list(entries)
     for (index, _), size in zip(usable, found, strict=True):
         entry = entries[index]

@@ -164,6 +164,17 @@ class ImageSource:
         width, height, orientation = self.head(file)
         return (height, width) if exif == "apply" and orientation in (5, 6, 7, 8) else (width, height)
 
+    def measure(self, files: Sequence[str], exif: str) -> list[Size | str]:
+        """The size of each file, or the reason why it has none."""
+
+        def of_one(file: str) -> Size | str:
+            try:
+                return self.size(file, exif)
+            except ImageError as trouble:
+                return str(trouble)
+
+        return list(map_ahead(of_one, files, self.threads))
+
 
 def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
     """The bytes of each file in order, or what is wrong with it, fetched by threads while the caller decodes.
@@ -181,15 +192,3 @@ def read_ahead(source: ImageSource, files: Sequence[str]) -> Iterator[Fetched]:
     some = (files[first : first + together] for first in range(0, len(files), together))
     for fetched in map_ahead(lambda names: [fetch(name) for name in names], some, max(2, source.threads // together)):
         yield from fetched
-
-
-def measure(source: ImageSource, files: Sequence[str], exif: str) -> list[Size | str]:
-    """The size of each file, or the reason why it has none."""
-
-    def of_one(file: str) -> Size | str:
-        try:
-            return source.size(file, exif)
-        except ImageError as trouble:
-            return str(trouble)
-
-    return list(map_ahead(of_one, files, source.threads))

@@ -27,7 +27,7 @@ def test_a_dask_cluster_gives_the_same_tree(small: Small, tmp_path: Path) -> Non
 
 
 def test_no_scheduler_is_said_plainly(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.prep.cluster.PATIENCE", "1s")
+    monkeypatch.setattr("jigsaw_pretrain.prep.executors.PATIENCE", "1s")
     result = small.run(tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
     assert result.exit_code == 2 and "no Dask scheduler answers" in result.output
 

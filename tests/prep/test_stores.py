@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path

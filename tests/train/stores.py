@@ -9,7 +9,8 @@ import s3fs
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
+from jigsaw_pretrain.train.data.digest import digest_lines
+from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.servers import FaultyProxy, Store, s3_server

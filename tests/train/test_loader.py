@@ -12,8 +12,8 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
-from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.digest import digest_lines
+from jigsaw_pretrain.train.data.loader import JigsawLoader, loaders_of
 from jigsaw_pretrain.train.recipe import StreamOptions
 from tests.train.tiny import all_crops, make_dataset, spoil
 

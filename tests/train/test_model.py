@@ -4,8 +4,8 @@ from torch import nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.state import build_model
-from jigsaw_pretrain.train.models.classifier import MEAN, STD, DenseClassifier
-from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.recipe import MEAN, STD, load_recipe
 
 
 def test_images_are_normalised_without_a_copy_of_their_order() -> None:

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from jigsaw_pretrain.train.engine.optim import learning_rate, scaled_rate
+from jigsaw_pretrain.train.engine.optim import learning_rate
+from jigsaw_pretrain.train.recipe import scaled_rate
 
 
 def test_the_papers_schedule() -> None:

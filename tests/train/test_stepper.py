@@ -11,14 +11,13 @@ from torch import nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.commands.export import remeasure
-from jigsaw_pretrain.train.commands.pretrain import announce
 from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import EMA, set_arithmetic
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, announce, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
 from tests.train.jobs import crowded_forward, same, small_job, synthetic
@@ -78,13 +77,13 @@ def test_the_average_is_the_exponential_one() -> None:
     model = nn.BatchNorm1d(1)
     average = EMA(model, 0.5)
     expected = 1.0
-    for step, weight in enumerate((3.0, -1.0, 2.0, 7.0, 5.0, 0.5, 4.0, 6.0, 1.0, 2.0)):
+    for nth, weight in enumerate((3.0, -1.0, 2.0, 7.0, 5.0, 0.5, 4.0, 6.0, 1.0, 2.0)):
         with torch.no_grad():
             model.weight.fill_(weight)
             assert model.num_batches_tracked is not None
             model.num_batches_tracked += 1
-        average.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
+        average.update(nth)
+        decay = min(0.5, (1 + nth) / (10 + nth))
         expected = decay * expected + (1 - decay) * weight
     assert average.state["weight"].item() == pytest.approx(expected)
     assert average.state["num_batches_tracked"].item() == 10

@@ -6,7 +6,8 @@ import click
 
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
-from jigsaw_pretrain.train.data.digest import digest_lines, loaders_of
+from jigsaw_pretrain.train.data.digest import digest_lines
+from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.recipe import BALANCES, FITS, StreamOptions
 
 

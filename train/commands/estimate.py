@@ -17,15 +17,15 @@ import torch
 
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.pretrain import loader_source
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.optim import set_arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob
+from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob, loader_source
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.report.page import RunPage
 
 WARM = 5
 """Steps before the timed ones: caches and the loader's queue are not yet as they will be."""
@@ -159,7 +159,14 @@ def estimate(
         timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
         set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
         origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
-        job = TrainingJob(timed, origin, RunFolder(Path(scratch)), ranks, page=True, machine=MachineOptions(compiling))
+        job = TrainingJob(
+            timed,
+            origin,
+            RunFolder(Path(scratch)),
+            ranks,
+            (RunPage(Path(scratch), timed, origin),),
+            machine=MachineOptions(compiling),
+        )
         costs = measure(job, loader_source(job, dataset, workers, False), steps)
         found = forecast(chosen, costs, ranks.world)
         _say(ranks, chosen, costs, found, workers)

@@ -10,19 +10,15 @@ from typing import Any
 
 import click
 
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
-from jigsaw_pretrain.train.data.batch import BatchSource
-from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, choose_recipe, open_run, origin_of
-from jigsaw_pretrain.train.engine.state import State
-from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions, micro_batch_of
-from jigsaw_pretrain.train.engine.trainer import DigestLine, OpenSource, TrainingJob, execute
+from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, digest_lines, execute, loader_source
 from jigsaw_pretrain.train.evaluate import validation
-from jigsaw_pretrain.train.models.layers import NECKS
-from jigsaw_pretrain.train.recipe import BALANCES
+from jigsaw_pretrain.train.recipe import BALANCES, NECKS
+from jigsaw_pretrain.train.report.page import RunPage
 
 
 @click.command()
@@ -91,7 +87,9 @@ def pretrain(
         dataset = ranks.together(lambda: access.open_dataset(data))
         chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
         machine, logs = MachineOptions(compiling, deterministic), ranks.on_first(lambda: wanted(log))
-        job = TrainingJob(chosen, origin_of(dataset, chosen.stream), folder, ranks, page, logs, machine, keep)
+        origin = origin_of(dataset, chosen.stream)
+        callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
+        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, machine, keep)
         if val_data:
             held_out = ranks.together(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
@@ -100,73 +98,3 @@ def pretrain(
             job = replace(job, validate=validate, val_every=val_every or max(1, chosen.steps // 20))
         open_source = loader_source(job, dataset, workers, log_digest, access)
         execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
-
-
-def loader_source(
-    job: TrainingJob, dataset: Dataset, workers: int, with_digests: bool, access: ReadOptions | None = None
-) -> OpenSource:
-    """One rank's jigsaws of a dataset, from any step on."""
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
-
-    def open_source(first: int, end: int) -> BatchSource:
-        loader = JigsawLoader(
-            dataset,
-            job.recipe.template,
-            job.recipe.stream,
-            rank=job.ranks.rank,
-            world=job.ranks.world,
-            workers=workers,
-            start_step=first,
-            stop_step=end,
-            with_digests=with_digests,
-            pin_memory=job.ranks.device.type == "cuda",
-            access=access,
-        )
-        for note in loader.notes:
-            job.ranks.say(note)
-        if not loader.notes:
-            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
-            job.ranks.say(f"shares of the crops drawn: {shares}")
-        return loader
-
-    return open_source
-
-
-def digest_lines(job: TrainingJob) -> DigestLine:
-    """The lines that `digest` prints, from the digests of all ranks' batches."""
-    from jigsaw_pretrain.train.data.digest import digest_line, interleave
-
-    stream, world = job.recipe.stream, job.ranks.world
-    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
-
-
-def announce(job: TrainingJob, state: State, until: int) -> None:
-    """Say what is about to run."""
-    recipe, ranks = job.recipe, job.ranks
-    start_rate, peak = recipe.rates
-    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
-    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
-    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
-    ranks.say(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
-        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
-    )
-    if not job.origin.pixels.is_rgb8:
-        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
-        ranks.say(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
-    ranks.say(
-        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
-        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
-    )
-    if recipe.precision != "fp32" or micro_batch < share:
-        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
-    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
-        ranks.say(
-            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
-            "share: use fewer processes, or sync_bn"
-        )
-    if recipe.warmup_steps >= recipe.steps:
-        ranks.say(
-            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
-            "never falls; set warmup_steps lower"
-        )

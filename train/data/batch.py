@@ -9,6 +9,15 @@ from typing import Protocol
 
 import torch
 
+from jigsaw_pretrain.formats.pixels import PixelFormat
+
+
+def torch_dtype(pixels: PixelFormat) -> torch.dtype:
+    """The type in which images of that format travel."""
+    found = getattr(torch, pixels.dtype)
+    assert isinstance(found, torch.dtype)
+    return found
+
 
 @dataclass(frozen=True)
 class Batch:

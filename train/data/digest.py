@@ -8,10 +8,7 @@ global lane order, so any number of ranks and workers prints the same lines. Abo
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.recipe import StreamOptions
 
 Pair = tuple[bytes, bytes]
@@ -43,38 +40,7 @@ def digest_line(step: int, pairs: Sequence[Pair]) -> str:
     return f"{step} {' '.join(batch_digest(pairs))}"
 
 
-def loaders_of(
-    dataset: Dataset,
-    template: Template,
-    options: StreamOptions,
-    *,
-    world: int,
-    workers: int,
-    first: int,
-    steps: int,
-    start_method: str | None = None,
-    access: ReadOptions | None = None,
-) -> list[JigsawLoader]:
-    """The loaders of all ranks of a run in one process, with digests, from step ``first`` on for ``steps`` steps."""
-    return [
-        JigsawLoader(
-            dataset,
-            template,
-            options,
-            rank=rank,
-            world=world,
-            workers=workers,
-            start_step=first,
-            stop_step=first + steps,
-            with_digests=True,
-            start_method=start_method,
-            access=access,
-        )
-        for rank in range(world)
-    ]
-
-
-def digest_lines(loaders: Sequence[JigsawLoader], options: StreamOptions) -> Iterator[str]:
+def digest_lines(loaders: Sequence[BatchSource], options: StreamOptions) -> Iterator[str]:
     """The lines of a run whose ranks are ``loaders``, made with digests; ends when they end, and closes them."""
     try:
         for batches in zip(*loaders, strict=True):

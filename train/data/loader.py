@@ -31,11 +31,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
 from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.models.classifier import torch_dtype
 from jigsaw_pretrain.train.recipe import StreamOptions
 
 BUFFERS = 3
@@ -308,3 +307,34 @@ def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
             f"batches there: give the container more (docker run --shm-size={-(-needed // 2**20) + 16}m), or use "
             "--workers 0 or a smaller batch"
         )
+
+
+def loaders_of(
+    dataset: Dataset,
+    template: Template,
+    options: StreamOptions,
+    *,
+    world: int,
+    workers: int,
+    first: int,
+    steps: int,
+    start_method: str | None = None,
+    access: ReadOptions | None = None,
+) -> list[JigsawLoader]:
+    """The loaders of all ranks of a run in one process, with digests, from step ``first`` on for ``steps`` steps."""
+    return [
+        JigsawLoader(
+            dataset,
+            template,
+            options,
+            rank=rank,
+            world=world,
+            workers=workers,
+            start_step=first,
+            stop_step=first + steps,
+            with_digests=True,
+            start_method=start_method,
+            access=access,
+        )
+        for rank in range(world)
+    ]

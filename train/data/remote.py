@@ -71,6 +71,18 @@ def check_shard(path: Path, shard: ShardRow) -> None:
         raise WrongContent(f"has sha256 {found[:12]} where the manifest says {shard.sha256[:12]}")
 
 
+def fetch_shard(fetcher: Fetcher, name: str, path: Path, shard: ShardRow) -> None:
+    """Fetch a shard to ``path``, verified by size and sha256; raises BadShard where that fails or it is missing."""
+    try:
+        fetcher.fetch(name, path, lambda fetched: check_shard(fetched, shard))
+    except (WrongContent, FileNotFoundError) as error:
+        wrong = "is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise BadShard(
+            f"{fetcher.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
+            "or train without it by --on-bad-shard skip"
+        ) from error
+
+
 def default_cache() -> Path:
     """The cache in the user's own cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -355,7 +367,7 @@ class RemoteShards:
 
     def _shard(self, shard: ShardRow) -> BinaryIO:
         name = f"{layout.SHARDS}/{shard.name}"
-        return self._file(shard.sha256, shard.bytes, lambda path: self._fetcher.fetch_shard(name, path, shard))
+        return self._file(shard.sha256, shard.bytes, lambda path: fetch_shard(self._fetcher, name, path, shard))
 
     def _file(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BinaryIO:
         if self._cache is not None:

@@ -1,24 +1,51 @@
-"""What goes wrong with a run's data while it trains: shards left out and crops replaced, counted over all ranks.
+"""What listens to the training loop: hooks for pages and pictures, and the count of data errors over all ranks.
 
-Both are small notes a batch; ranks compare them when metrics are written (about 0.2 ms), so all know the same, and the
-checkpoint says it to whoever continues the run.
+Data errors (shards left out, crops replaced) are small notes per batch; ranks compare them when metrics are written
+(about 0.2 ms), so that all know the same, and the checkpoint says it to whoever continues the run.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import Row
-from jigsaw_pretrain.train.engine.state import State
+from jigsaw_pretrain.train.engine.state import ErfTable, State
 
 MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
 """The share of crops that may be undecodable, and how many may be in a run too young for shares to mean much."""
 
 
+Pictures = Mapping[str, npt.NDArray[Any]]
+"""Pictures for the loggers by name, uint8 [height, width, 3]."""
+
+
+class Callback:
+    """What is told of a run as it goes, on rank 0 alone; each hook does nothing unless it is overridden.
+
+    Training neither reads what they keep nor changes by them. They run between steps, so their time is the run's.
+    """
+
+    def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
+        """The ERF table of ``level`` was renewed on these images, normalised, [n, channels, H, W]."""
+        return {}
+
+    def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
+        """A step was taken on the batch; labels and predictions int [n, 4], on the device."""
+
+    def on_save(self, step: int) -> Pictures:
+        """A checkpoint of ``step`` was published."""
+        return {}
+
+
 class DataErrors:
-    """The mishaps of one run; one a rank, its results kept in the run's state."""
+    """The data errors of one run; one per rank, its results kept in the run's state."""
 
     def __init__(self, state: State, ranks: Ranks) -> None:
         self._state, self._ranks = state, ranks

@@ -19,14 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def scaled_rate(rate: float, batch: int, reference_batch: int) -> float:
-    """The linear scaling rule: ``rate * batch / reference_batch``. The paper's 0.2 and 0.8 are for 512 jigsaws."""
-    return rate * batch / reference_batch
 
 
 def learning_rate(step: int, *, steps: int, warmup_steps: int, start: float, peak: float) -> float:

@@ -31,10 +31,11 @@ from torch.nn.parallel import DistributedDataParallel
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.rng import derive_key
 from jigsaw_pretrain.train import losses
+from jigsaw_pretrain.train.data.batch import torch_dtype
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import autocast, learning_rate
 from jigsaw_pretrain.train.engine.state import State
-from jigsaw_pretrain.train.models.classifier import DenseClassifier, torch_dtype
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe
 
 COMPILE = ("auto", "on", "off")

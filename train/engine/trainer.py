@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.pixels import DisplayRange
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train import erf
-from jigsaw_pretrain.train.commands.pretrain import announce
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
-from jigsaw_pretrain.train.engine.callbacks import DataErrors
+from jigsaw_pretrain.train.data.digest import digest_line, interleave
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.callbacks import Callback, DataErrors, Pictures
 from jigsaw_pretrain.train.engine.checkpoint import (
     backbone_state,
     newest_checkpoint,
@@ -39,11 +41,10 @@ from jigsaw_pretrain.train.engine.metrics import MetricsWindow, Row, digest_file
 from jigsaw_pretrain.train.engine.optim import set_arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_origin, describe_run, versions
 from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
-from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper
+from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper, micro_batch_of
 from jigsaw_pretrain.train.erf import Grid
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.snapshots import PredictionRecorder, region_fields, save_snapshot
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -63,7 +64,7 @@ _GO, _FAILED, _STOP = 0, 1, 2
 class TrainingJob:
     """What is run, on what, where to, by whom.
 
-    page: whether to keep looks and RUN/report.html along the way. keep: checkpoints that stay; None for the recipe's
+    callbacks: what is told of the run as it goes, on rank 0. keep: checkpoints that stay; None for the recipe's
     keep_checkpoints. validate: what to ask every val_every steps.
     """
 
@@ -71,7 +72,7 @@ class TrainingJob:
     origin: Origin
     folder: RunFolder
     ranks: Ranks
-    page: bool = False
+    callbacks: tuple[Callback, ...] = ()
     log: tuple[str, ...] = ()
     machine: MachineOptions = MachineOptions()
     keep: int | None = None
@@ -90,15 +91,13 @@ class Trainer:
         self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine)
         self._window = MetricsWindow(job.ranks, tuple(stage.level for stage in state.backbone.stages))
         self._digests: list[str] = []
-        self._mishaps = DataErrors(state, job.ranks)
+        self._data_errors = DataErrors(state, job.ranks)
         self._validation: dict[str, Any] | None = None
         self._saved = state.step
         self._described = False
         self._loggers: Loggers | None = None
         self._copied: torch.cuda.Event | None = None
-        watched = job.page and job.ranks.first
-        look = DisplayRange(job.origin.pixels, *job.recipe.normalisation)
-        self._witness = PredictionRecorder(len(job.origin.classes) + 1, look) if watched else None
+        self._callbacks = job.callbacks if job.ranks.first else ()
 
     def run(self, open_source: OpenSource, until: int) -> str | None:
         """Train until ``until`` steps are done; returns the name of the signal that ended it sooner, if one did.
@@ -156,10 +155,10 @@ class Trainer:
             self.refresh(images[:: len(images) // lanes])
         taken = self._stepper.take(images, labels)
         hits = taken.guesses.eq(labels).sum(dim=0)
-        if self._witness is not None:
-            self._witness.note(batch, labels, taken.guesses)
+        for callback in self._callbacks:
+            callback.on_step(batch, labels, taken.guesses)
         self._window.add(state.step, taken.rate, taken.losses, hits, len(images), batch.replaced, waited)
-        self._mishaps.note(batch)
+        self._data_errors.note(batch)
         if self._digest_line is not None:
             shares = ranks.gathered(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
@@ -184,13 +183,10 @@ class Trainer:
             normalised = model.normalise(images)
         levels = list(zip(model.levels(), self._region_maps, grids(self.job.recipe, self.state.backbone), strict=True))
         self.state.tables = tuple(self._table(normalised, *one) for one in levels)
-        if self._witness is not None:
+        for callback in self._callbacks:
             # Of a neck's levels the coarsest, whose positions are those of a run without one.
-            last, (level, region_map, _) = self.state.tables[-1], levels[-1]
-            fields = region_fields(level, normalised, region_map, last.masses, last.weights)
-            save_snapshot(self.job.folder.path, self.state.step, fields)
-            if self._loggers is not None:
-                self._loggers.picture(self.state.step, "erf", fields.picture())
+            level, region_map, _ = levels[-1]
+            self._log(self.state.step, callback.on_refresh(self.state.tables[-1], level, normalised, region_map))
 
     def _table(self, normalised: Tensor, level: nn.Module, region_map: Tensor, measured: Grid) -> ErfTable:
         """The table of one map, from this rank's images and all others'."""
@@ -211,7 +207,7 @@ class Trainer:
 
     def flush(self) -> list[Row]:
         """Write the rows and digest lines since the last flush; refuses a loss that is not finite, and bad data."""
-        rows = self._mishaps.settle(self._window.flush())
+        rows = self._data_errors.settle(self._window.flush())
         if rows and self._validation is not None:
             rows[-1] = replace(rows[-1], validation=self._validation)
         self._validation = None
@@ -228,7 +224,7 @@ class Trainer:
                     f"{row.lr:.4g}: begin another run with a lower lr_peak or a longer warmup_steps "
                     "(the last checkpoint is from before)"
                 )
-        self._mishaps.check(self.job.recipe.batch)
+        self._data_errors.check(self.job.recipe.batch)
         return rows
 
     def save(self) -> None:
@@ -256,20 +252,14 @@ class Trainer:
                 f"{job.folder.checkpoints}: the checkpoint of step {state.step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
-        if self._witness is not None:
-            self._report(self._witness)
+        for callback in self._callbacks:
+            self._log(state.step - 1, callback.on_save(state.step))
         job.folder.push()
 
-    def _report(self, witness: PredictionRecorder) -> None:
-        """Keep what the steps since the last checkpoint showed, and write the run's page."""
-        from jigsaw_pretrain.train.report.page import write_report
-
-        answers = witness.answers()
-        if answers is not None:
-            save_snapshot(self.job.folder.path, self.state.step, answers)
-            if self._loggers is not None:
-                self._loggers.picture(self.state.step - 1, "jigsaws", answers.picture())
-        write_report(self.job.folder.path, finished=self.state.step >= self.job.recipe.steps)
+    def _log(self, step: int, pictures: Pictures) -> None:
+        if self._loggers is not None:
+            for name, pixels in pictures.items():
+                self._loggers.picture(step, name, pixels)
 
     def describe(self) -> None:
         """Write run.json once a step is done: a run that never came so far leaves no trace of one."""
@@ -373,4 +363,71 @@ def _continue(job: TrainingJob, state: State) -> None:
     if changed:
         ranks.say(
             f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
+        )
+
+
+def loader_source(
+    job: TrainingJob, dataset: Dataset, workers: int, with_digests: bool, access: ReadOptions | None = None
+) -> OpenSource:
+    """One rank's jigsaws of a dataset, from any step on."""
+
+    def open_source(first: int, end: int) -> BatchSource:
+        loader = JigsawLoader(
+            dataset,
+            job.recipe.template,
+            job.recipe.stream,
+            rank=job.ranks.rank,
+            world=job.ranks.world,
+            workers=workers,
+            start_step=first,
+            stop_step=end,
+            with_digests=with_digests,
+            pin_memory=job.ranks.device.type == "cuda",
+            access=access,
+        )
+        for note in loader.notes:
+            job.ranks.say(note)
+        if not loader.notes:
+            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
+            job.ranks.say(f"shares of the crops drawn: {shares}")
+        return loader
+
+    return open_source
+
+
+def digest_lines(job: TrainingJob) -> DigestLine:
+    """The lines that `digest` prints, from the digests of all ranks' batches."""
+    stream, world = job.recipe.stream, job.ranks.world
+    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
+
+
+def announce(job: TrainingJob, state: State, until: int) -> None:
+    """Say what is about to run."""
+    recipe, ranks = job.recipe, job.ranks
+    start_rate, peak = recipe.rates
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
+    ranks.say(
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+    )
+    if not job.origin.pixels.is_rgb8:
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        ranks.say(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
+    ranks.say(
+        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
+        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+    )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+        ranks.say(
+            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn"
+        )
+    if recipe.warmup_steps >= recipe.steps:
+        ranks.say(
+            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
+            "never falls; set warmup_steps lower"
         )

@@ -12,18 +12,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.train.models.layers import Level, Neck
-
-MEAN = (0.485, 0.456, 0.406)
-"""Of pixels in 0..1, red, green, blue (section 4.1)."""
-
-STD = (0.229, 0.224, 0.225)
-
-
-def torch_dtype(pixels: PixelFormat) -> torch.dtype:
-    """The type in which images of that format travel."""
-    found = getattr(torch, pixels.dtype)
-    assert isinstance(found, torch.dtype)
-    return found
+from jigsaw_pretrain.train.recipe import MEAN, STD
 
 
 class DenseClassifier(nn.Module):

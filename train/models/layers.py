@@ -33,10 +33,6 @@ from jigsaw_pretrain.errors import UserError
 
 NORM_GROUPS = 32
 
-NORMS = ("bn", "gn")
-
-NECKS = ("none", "fpn")
-
 STEM_SIZE = 256
 """Pixels of the image that is tried."""
 

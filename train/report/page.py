@@ -18,17 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import REGIONS
-from jigsaw_pretrain.formats.pixels import display_note
+from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.engine.run_folder import RunFolder, pixels_of, read_description
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
+from jigsaw_pretrain.train.engine.state import ErfTable
 from jigsaw_pretrain.train.recipe import Recipe, recipe_from
 from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
 from jigsaw_pretrain.train.report.sheet import sheet
-from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, PredictionSnapshot, load_snapshot, snapshots
+from jigsaw_pretrain.train.report.snapshots import (
+    ErfSnapshot,
+    PredictionRecorder,
+    PredictionSnapshot,
+    load_snapshot,
+    region_fields,
+    save_snapshot,
+    snapshots,
+)
 
 POINTS = 600
 SMOOTH = 50
@@ -298,6 +310,33 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
         Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.template)]),
         Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),
     ]
+
+
+class RunPage(Callback):
+    """Keeps snapshots of a run and RUN/report.html as it goes."""
+
+    def __init__(self, run: Path, recipe: Recipe, origin: Origin) -> None:
+        self._run, self._steps = run, recipe.steps
+        shown = DisplayRange(origin.pixels, *recipe.normalisation)
+        self._recorder = PredictionRecorder(len(origin.classes) + 1, shown)
+
+    def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
+        """Keep the regions' fields."""
+        snapshot = region_fields(level, images, region_map, table.masses, table.weights)
+        save_snapshot(self._run, table.step, snapshot)
+        return {"erf": snapshot.picture()}
+
+    def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
+        """Note what the network took the crops for."""
+        self._recorder.note(batch, labels, predictions)
+
+    def on_save(self, step: int) -> Pictures:
+        """Keep what the steps since the last checkpoint showed, and write the page."""
+        snapshot = self._recorder.answers()
+        if snapshot is not None:
+            save_snapshot(self._run, step, snapshot)
+        write_report(self._run, finished=step >= self._steps)
+        return {} if snapshot is None else {"jigsaws": snapshot.picture()}
 
 
 def write_report(run: Path, finished: bool) -> Path:

@@ -72,7 +72,7 @@ def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.clip(1 + np.log10(np.maximum(field / top, 1e-12)) / 2, 0, 1)
 
 
-Snapshot = TypeVar("Look", ErfSnapshot, PredictionSnapshot)
+Snapshot = TypeVar("Snapshot", ErfSnapshot, PredictionSnapshot)
 
 
 class PredictionRecorder:
