@@ -4,19 +4,13 @@ AP by size and class, precision-recall curves, AP and loss over time, and predic
 validation images. About 1 MB and 3 s; matplotlib draws without a display.
 """
 
-import base64
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
+import matplotlib.figure
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jigsaw_pretrain import rng
@@ -24,31 +18,13 @@ from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.data import read_photo
 from jigsaw_pretrain.detect.evaluate import AP, RESULTS, STATS, Detection
 from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
-from jigsaw_pretrain.html import Section, Table, picture
-from jigsaw_pretrain.html import render as render_page
+from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
 
 PAGE = "page.html"
 PICTURES = 8
 SHOWN_ABOVE = 0.3
 """Scores from which predictions are drawn; where an image has none, its best three are."""
-
-
-def render(title: str, tables: Sequence[dict[str, Any]], figures: Sequence[dict[str, str]], settings: str = "") -> str:
-    """The page's HTML: tables of caption, head, rows; figures of text (also their alternative text) and PNG data."""
-    sections = [Section(one["caption"], tables=[Table(one["head"], one["rows"])]) for one in tables]
-    shown = [picture(base64.b64decode(one["data"]), one["text"], one["text"], "png") for one in figures]
-    sections += [Section("Pictures", figures=shown)] if shown else []
-    if settings:
-        sections.append(Section("Settings", tables=[Table(["as in the run's files"], [[settings]])]))
-    return render_page(title, "Average precision on the validation images.", sections)
-
-
-def inline(figure: Figure, text: str) -> dict[str, str]:
-    """A matplotlib figure as the page takes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return {"text": text, "data": base64.b64encode(buffer.getvalue()).decode("ascii")}
 
 
 def percent(value: float | None) -> str:
@@ -67,7 +43,7 @@ def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
     if values[SUMMARY]:
         summary = values[SUMMARY]
         facts = [[key.replace("_", " "), str(summary[key])] for key in summary if key != "AP"]
-        tables.append({"caption": "Run", "head": ["what", "value"], "rows": facts})
+        tables.append(("Run", Table(["what", "value"], facts)))
     if values[AP]:
         tables += ap_tables(values[AP])
         figures.append(curves_figure(values[AP]["bbox"]["curves"]))
@@ -75,12 +51,16 @@ def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
     if values[RESULTS] is not None:
         figures.append(pictures(annotations, images, values[RESULTS]))
     settings = json.dumps(values[CONFIG], indent=1) if values[CONFIG] else ""
-    page = render(f"Detector {folder.name}", tables, figures, settings)
+    sections = [Section(caption, tables=[table]) for caption, table in tables]
+    sections += [Section("Pictures", figures=figures)] if figures else []
+    if settings:
+        sections.append(Section("Settings", tables=[Table(["as in the run's files"], [[settings]])]))
+    page = render(f"Detector {folder.name}", "Average precision on the validation images.", sections)
     Storage(folder).publish(PAGE, page.encode())
     return folder / PAGE
 
 
-def ap_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
     """Tables of AP by size and by class from ap.json's contents."""
     kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
     sizes = [
@@ -92,47 +72,45 @@ def ap_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
         for name, one in found["bbox"]["classes"].items()
     ]
     return [
-        {"caption": "AP (hundredths; s, m, l: small, medium, large)", "head": ["", *STATS], "rows": sizes},
-        {"caption": "By class", "head": ["class", "boxes", "AP", "AP50"], "rows": classes},
+        ("AP (hundredths; s, m, l: small, medium, large)", Table(["", *STATS], sizes)),
+        ("By class", Table(["class", "boxes", "AP", "AP50"], classes)),
     ]
 
 
-def curves_figure(curves: dict[str, list[float]]) -> dict[str, str]:
+def curves_figure(curves: dict[str, list[float]]) -> Figure:
     """Precision over recall, mean over classes, by IoU threshold."""
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots()
-    for threshold, values in curves.items():
-        if threshold in ("0.50", "0.60", "0.70", "0.75", "0.80", "0.90"):
-            axes.plot(np.linspace(0, 1, len(values)), np.maximum(values, 0), label=f"IoU {threshold}")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend()
-    return inline(figure, "Precision over recall, mean over classes")
+
+    def draw(axes: Any) -> None:
+        for threshold, values in curves.items():
+            if threshold in ("0.50", "0.60", "0.70", "0.75", "0.80", "0.90"):
+                axes.plot(np.linspace(0, 1, len(values)), np.maximum(values, 0), label=f"IoU {threshold}")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend()
+
+    return chart(draw, *2 * ("Precision over recall, mean over classes",))
 
 
-def over_time(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
     """Loss over steps, and AP over steps where there is any."""
     losses = [(row["step"] + 1, row["loss"]) for row in rows if "loss" in row]
     scored = [(row["step"] + 1, row["AP"], row["AP50"]) for row in rows if "AP" in row]
-    figures = []
-    if scored:
-        figure = Figure(figsize=(6, 3.5))
-        axes = figure.subplots()
+
+    def draw_ap(axes: Any) -> None:
         steps = [one[0] for one in scored]
         axes.plot(steps, [100 * one[1] for one in scored], "o-", label="AP")
         axes.plot(steps, [100 * one[2] for one in scored], "s--", label="AP50")
         axes.set(xlabel="step", ylabel="AP (hundredths)", ylim=(0, None))
         axes.legend()
-        figures.append(inline(figure, "AP on the validation images over time"))
-    if losses:
-        figure = Figure(figsize=(6, 3.5))
-        axes = figure.subplots()
+
+    def draw_loss(axes: Any) -> None:
         axes.plot(*zip(*losses, strict=True))
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
-        figures.append(inline(figure, "Training loss over time"))
-    return figures
+
+    figures = [chart(draw_ap, *2 * ("AP on the validation images over time",))] if scored else []
+    return figures + ([chart(draw_loss, *2 * ("Training loss over time",))] if losses else [])
 
 
-def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -> dict[str, str]:
+def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -> Figure:
     """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
     order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.photos))
     chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
@@ -141,15 +119,18 @@ def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -
         by_image.setdefault(one["image_id"], []).append(one)
     names = dict(annotations.categories)
     across = 4
-    figure = Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
+    figure = matplotlib.figure.Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
     for place, photo in enumerate(chosen):
         axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
         found = sorted(by_image.get(photo.id, []), key=lambda one: -one["score"])
         sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
         _picture(axes, photo, images, sure or found[:3], names, annotations.classes)
     figure.tight_layout()
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
-    return inline(figure, f"Validation images: ground truth dashed white, {shown}")
+    words = f"Validation images: ground truth dashed white, {shown}"
+    return picture(sink.getvalue(), words, words, "png")
 
 
 def _picture(

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from jigsaw_pretrain import html
 from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, SCRATCH
 from jigsaw_pretrain.detect.compare.results import Difference, RunResult, by_arm, difference, spread, to_json
-from jigsaw_pretrain.detect.report import inline, render
+from jigsaw_pretrain.html import Figure, Section, chart, render
 from jigsaw_pretrain.storage import Storage
 
 MARKDOWN = "comparison.md"
@@ -101,19 +100,20 @@ def markdown(made: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def cost_figure(arms: dict[str, list[RunResult]]) -> dict[str, str]:
+def cost_figure(arms: dict[str, list[RunResult]]) -> Figure:
     """AP over device-seconds, pre-training included: the mean over seeds at each evaluation."""
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for name, runs in arms.items():
-        length = min(len(one.curve) for one in runs)
-        points = [[one.curve[place] for one in runs] for place in range(length)]
-        seconds = [spread([one[0] for one in at])[0] for at in points]
-        heights = [100 * spread([one[1] for one in at])[0] for at in points]
-        axes.plot(seconds, heights, "o-", label=name)
-    axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
-    axes.legend()
-    return inline(figure, "AP over cost, mean over seeds")
+
+    def draw(axes: Any) -> None:
+        for name, runs in arms.items():
+            length = min(len(one.curve) for one in runs)
+            points = [[one.curve[place] for one in runs] for place in range(length)]
+            seconds = [spread([one[0] for one in at])[0] for at in points]
+            heights = [100 * spread([one[1] for one in at])[0] for at in points]
+            axes.plot(seconds, heights, "o-", label=name)
+        axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
+        axes.legend()
+
+    return chart(draw, *2 * ("AP over cost, mean over seeds",), size=(7, 4.5))
 
 
 def write_report(folder: Path, outcomes: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
@@ -124,6 +124,10 @@ def write_report(folder: Path, outcomes: Sequence[RunResult], notes: Sequence[st
     text = markdown(made) + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
     storage = Storage(folder)
     storage.publish(MARKDOWN, text.encode())
-    storage.publish(HTML, render("Does the pre-training pay?", made, [cost_figure(arms)], "\n".join(lines)).encode())
+    sections = [Section(one["caption"], tables=[html.Table(one["head"], one["rows"])]) for one in made]
+    sections.append(Section("Pictures", figures=[cost_figure(arms)]))
+    sections.append(Section("Settings", tables=[html.Table(["as in the run's files"], [["\n".join(lines)]])]))
+    page = render("Does the pre-training pay?", "Average precision on the validation images.", sections)
+    storage.publish(HTML, page.encode())
     storage.publish(JSON, json.dumps({"runs": to_json(outcomes), "notes": lines}, indent=2).encode() + b"\n")
     return text
