@@ -240,8 +240,8 @@ def evaluate_model(
     def predict() -> list[Detection]:
         return detections(model, recipe.model, batches, annotations, ranks.device, autocast, stopped)
 
-    found = [one for part in ranks.gathered(ranks.together(predict)) for one in part]
-    if ranks.largest(int(stopped())):
+    found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
+    if ranks.all_reduce_max(int(stopped())):
         return None
     masks_too = recipe.model == "mask-rcnn-fpn" and annotations.segmented == 1
 
@@ -249,7 +249,7 @@ def evaluate_model(
         boxes = score(annotations.truth, [{k: v for k, v in one.items() if k != "segmentation"} for one in found])
         return boxes, score(annotations.truth, found, "segm") if masks_too else None
 
-    box_score, mask_score = ranks.on_first(scored)
+    box_score, mask_score = ranks.run_on_rank_zero(scored)
     if ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return Evaluation(box_score, mask_score, found, time.perf_counter() - began)

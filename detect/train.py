@@ -112,11 +112,11 @@ class DetectorTrainer:
             "evaluation_seconds": self.progress.evaluation_seconds,
         }
         step = self.progress.step
-        self.ranks.on_first(lambda: str(save_checkpoint(self.folder / CHECKPOINTS, step, content, KEEP)))
+        self.ranks.run_on_rank_zero(lambda: str(save_checkpoint(self.folder / CHECKPOINTS, step, content, KEEP)))
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False where there is none."""
-        found = self.ranks.together(lambda: newest_checkpoint(self.folder / CHECKPOINTS, self.ranks.say))
+        found = self.ranks.run_on_all(lambda: newest_checkpoint(self.folder / CHECKPOINTS, self.ranks.log_rank_zero))
         if found is None:
             return False
         content = found[1]
@@ -126,7 +126,7 @@ class DetectorTrainer:
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{found[0]} is of another detector ({str(error).splitlines()[0]})") from error
         step = int(content["step"])
-        self.ranks.on_first(lambda: metrics_file(self.folder / METRICS).cut_back(step))
+        self.ranks.run_on_rank_zero(lambda: metrics_file(self.folder / METRICS).cut_back(step))
         evaluated = {row["step"] + 1 for row in read_rows(self.folder) if "AP" in row}
         self.progress = DetectorProgress(step, content["seconds"], content["evaluation_seconds"], evaluated)
         return True
@@ -173,7 +173,7 @@ class _LossWindow:
         ranks, progress = trainer.ranks, trainer.progress
         names = sorted(self.sums)
         means = torch.stack([self.sums[name] for name in names]).double() / self.steps
-        shared = (ranks.total(means) / ranks.world).tolist()
+        shared = (ranks.all_reduce_sum(means) / ranks.world).tolist()
         elapsed = time.perf_counter() - self.since
         progress.seconds += self.clock() - self.spent
         loss = sum(shared)
@@ -223,7 +223,7 @@ def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopReq
         losses = one_step(trainer, stepped, samples)
         window.add(losses, waited)
         progress.step += 1
-        stopping = ranks.largest(int(stop.name is not None)) > 0
+        stopping = ranks.all_reduce_max(int(stop.name is not None)) > 0
         saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
         # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
         if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
@@ -254,7 +254,7 @@ def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dic
     progress.evaluated.add(progress.step)
     progress.evaluation_seconds += row["evaluation_seconds"]
     write({"step": progress.step - 1, "seconds": round(progress.seconds, 3), **row})
-    trainer.ranks.say(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
+    trainer.ranks.log_rank_zero(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
     return True
 
 
@@ -290,7 +290,7 @@ def _say(trainer: DetectorTrainer, row: dict[str, Any]) -> None:
     if time.monotonic() - _said[0] < _PLAIN_EVERY and not last:
         return
     _said[0] = time.monotonic()
-    trainer.ranks.say(
+    trainer.ranks.log_rank_zero(
         f"step {trainer.progress.step}/{trainer.config.plan.steps}  loss {row['loss']:.3f}  lr {row['lr']:.4g}  "
         f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.0%}"
     )
@@ -340,7 +340,7 @@ def finish(
     """Write the weights, the evaluation's files, the summary and the page."""
     ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate
     assert evaluator is None or isinstance(evaluator, Evaluator)
-    if evaluator is not None and evaluator.last is None and not ranks.on_first(lambda: (folder / AP).exists()):
+    if evaluator is not None and evaluator.last is None and not ranks.run_on_rank_zero(lambda: (folder / AP).exists()):
         evaluator(lambda: False)
 
     def write() -> None:
@@ -353,8 +353,10 @@ def finish(
         if validation is not None and images is not None and write_page is not None:
             write_page(folder, validation, images)
 
-    ranks.on_first(write)
-    ranks.say(f"{folder}: finished after {trainer.progress.step} steps, {trainer.progress.seconds:.0f} s of training")
+    ranks.run_on_rank_zero(write)
+    ranks.log_rank_zero(
+        f"{folder}: finished after {trainer.progress.step} steps, {trainer.progress.seconds:.0f} s of training"
+    )
 
 
 def summarise(trainer: DetectorTrainer) -> dict[str, Any]:
@@ -398,19 +400,19 @@ def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: 
 
     write_page: what draws the finished run's page, on rank 0, where there is a validation set.
     """
-    training = ranks.together(lambda: read_ground_truth(job.annotations))
-    validation = ranks.together(lambda: _validation(training, job))
+    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations))
+    validation = ranks.run_on_all(lambda: _validation(training, job))
     with StopRequest() as stop:
         trainer, fresh = _trainer(job, recipe, ranks, training, validation)
         if fresh:
-            ranks.say(_described(trainer.config, training, ranks))
+            ranks.log_rank_zero(_described(trainer.config, training, ranks))
         batches = _batches(trainer, training, job)
         done = train_steps(trainer, batches, min(trainer.config.plan.steps, job.stop_after or 2**62), stop)
         if stop.name or not done:
-            ranks.say(f"stopped at step {trainer.progress.step}, which --resume continues")
+            ranks.log_rank_zero(f"stopped at step {trainer.progress.step}, which --resume continues")
             return
         if trainer.progress.step < trainer.config.plan.steps:
-            ranks.say(f"ended at step {trainer.progress.step} as asked, which --resume continues")
+            ranks.log_rank_zero(f"ended at step {trainer.progress.step} as asked, which --resume continues")
             return
     finish(trainer, validation, job.val_images, write_page)
 
@@ -446,26 +448,26 @@ def _trainer(
     job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, training: GroundTruth, validation: GroundTruth | None
 ) -> tuple[DetectorTrainer, bool]:
     """A trainer at its first step or where the newest checkpoint is, and whether it is the former."""
-    resuming = job.resume and ranks.on_first(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
+    resuming = job.resume and ranks.run_on_rank_zero(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
     state: dict[str, torch.Tensor] | None = None
     if resuming:
-        config = ranks.together(lambda: read_config(job.run))
+        config = ranks.run_on_all(lambda: read_config(job.run))
         _require_same(config, recipe, training, job)
     else:
-        ranks.on_first(lambda: _prepare_folder(job))
-        config, state = ranks.together(lambda: _config(job, recipe, training))
+        ranks.run_on_rank_zero(lambda: _prepare_folder(job))
+        config, state = ranks.run_on_all(lambda: _config(job, recipe, training))
     torch.manual_seed(int(rng.key_of_text(recipe.seed, "detector's initial weights")) >> 1)
     network = empty_network(config, ranks.device)
     if not resuming and state is not None:
         found, partial = state, recipe.partial
-        report = ranks.together(lambda: load(network, found, job.init, partial))
+        report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
         for line in report.lines():
-            ranks.say(line)
+            ranks.log_rank_zero(line)
         config = replace(config, weights=asdict(report))
     model, held = detector(config, network, ranks.device)
     if not resuming:
         settled = config = _with_neck(job, config, model, ranks)
-        ranks.on_first(lambda: settled.write(job.run))
+        ranks.run_on_rank_zero(lambda: settled.write(job.run))
     evaluate = None
     if validation is not None and job.val_images is not None:
         evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
@@ -477,16 +479,18 @@ def _trainer(
 
 def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module, ranks: Ranks) -> DetectorConfig:
     """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
-    neck = {} if job.init == "scratch" else ranks.together(lambda: read_neck(Path(job.init)))
+    neck = {} if job.init == "scratch" else ranks.run_on_all(lambda: read_neck(Path(job.init)))
     if not neck:
         return config
     pyramid, recipe = pyramid_of(model), config.recipe
     if pyramid is None or recipe.neck == "none":
-        ranks.say(f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})")
+        ranks.log_rank_zero(
+            f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})"
+        )
         return config
-    report = ranks.together(lambda: load_neck(pyramid, neck, job.init))
+    report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
     for line in report.lines():
-        ranks.say(line)
+        ranks.log_rank_zero(line)
     return replace(config, neck=asdict(report))
 
 

@@ -116,7 +116,7 @@ class SlotSource:
     share: Fraction
     topped_up_from: str | None = None
 
-    def own_before(self, slot: int, lane: int, lanes: int) -> int:
+    def drawn_before(self, slot: int, lane: int, lanes: int) -> int:
         """How many crops a lane's stream has given before its ``slot``-th slot (position x len(regions) + ordinal).
 
         The lanes are out of step with each other, so that each batch holds about its share of the group.

@@ -124,7 +124,7 @@ class Storage:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _ask(self, action: Callable[[], Answer], name: str) -> Answer:
-        return action() if self.is_local else patiently(action, self.describe(name), self._tries)
+        return action() if self.is_local else with_retries(action, self.describe(name), self._tries)
 
     def local_path(self, name: str) -> Path:
         """The path of a file of a local root."""
@@ -272,7 +272,7 @@ class StoreError(OSError):
     """A request that failed for good, in words without credentials."""
 
 
-def patiently(action: Callable[[], Answer], what: str, tries: int = TRIES) -> Answer:
+def with_retries(action: Callable[[], Answer], what: str, tries: int = TRIES) -> Answer:
     """What ``action`` returns, tried up to ``tries`` times; ``what`` names the thing in messages.
 
     FileNotFoundError and the like are raised at once; StoreError after the last try; UserError without credentials.
@@ -436,7 +436,7 @@ def pause_before(attempt: int) -> float:
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.SystemRandom().uniform(0.5, 1.0)
 
 
-def retrying(action: Callable[[], Answer], retries: int, what: str, verb: str = "read") -> Answer:
+def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, verb: str = "read") -> Answer:
     """The result of ``action``, tried again up to ``retries`` times.
 
     Raises UserError naming ``what`` where the store keeps failing or cannot be asked, WrongContent where its content
@@ -481,7 +481,7 @@ class Fetcher:
             self._get(name, path)
             check(path)
 
-        retrying(attempt, self._retries, self._storage.describe(name))
+        fetch_with_retries(attempt, self._retries, self._storage.describe(name))
 
     def _get(self, name: str, path: Path) -> None:
         fs, remote = self._storage.fs, f"{self._storage.root.rstrip('/')}/{name}"

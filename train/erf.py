@@ -69,7 +69,7 @@ class Grid:
         return filled.to(measured.dtype)
 
 
-def grid(template: Template, stride: int, coarsest: int) -> Grid:
+def measuring_grid(template: Template, stride: int, coarsest: int) -> Grid:
     """The grid of a map of ``stride`` beside (or as) the coarsest map, of stride ``coarsest``; pixels.
 
     Raises UserError where the template is off the coarsest map's grid.

@@ -113,7 +113,7 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
 
     def validate(state: State) -> dict[str, Any]:
         # Running statistics differ between ranks; those that count are rank 0's.
-        ranks.share_buffers(state.model)
+        ranks.broadcast_buffers(state.model)
         maps = region_maps(recipe, state.backbone, ranks.device)
         source = JigsawLoader(
             dataset,
@@ -129,11 +129,11 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
             found = predict(state.model, source, maps)
         finally:
             source.close()
-        shares = ranks.gathered((found.predictions, found.labels, found.groups))
+        shares = ranks.all_gather((found.predictions, found.labels, found.groups))
         answers = Predictions(*(np.concatenate(parts) for parts in zip(*shares, strict=True)))
         report = summarise(answers, dataset.classes)
         overall = report["overall"]
-        ranks.say(
+        ranks.log_rank_zero(
             f"step {state.step}: validation accuracy {overall['accuracy']:.1%} on {report['jigsaws']} jigsaws "
             f"(always the commonest class: {overall['majority_share']:.1%})"
         )

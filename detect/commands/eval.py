@@ -72,9 +72,9 @@ def _evaluate_results(results: Path, annotations: Path | None, out: Path | None,
 def _evaluate_run(
     run: Path, annotations: Path | None, images: Path | None, out: Path, ranks: Ranks, workers: int
 ) -> None:
-    config = ranks.together(lambda: read_config(run))
-    truth, folder = ranks.together(lambda: _validation(config, run, annotations, images))
-    model = ranks.together(lambda: load_detector(run, config, ranks.device))
+    config = ranks.run_on_all(lambda: read_config(run))
+    truth, folder = ranks.run_on_all(lambda: _validation(config, run, annotations, images))
+    model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
     batch = max(1, config.recipe.batch // ranks.world)
     evaluation = evaluate_model(model, config.recipe, config.plan, truth, folder, ranks, workers, batch)
     assert evaluation is not None
@@ -83,10 +83,10 @@ def _evaluate_run(
         save_evaluation(out, evaluation)
         write_page(out, truth, folder)
 
-    ranks.on_first(write)
-    ranks.say(table(evaluation.boxes))
+    ranks.run_on_rank_zero(write)
+    ranks.log_rank_zero(table(evaluation.boxes))
     if evaluation.masks:
-        ranks.say("masks\n" + table(evaluation.masks))
+        ranks.log_rank_zero("masks\n" + table(evaluation.masks))
 
 
 def _validation(

@@ -18,7 +18,7 @@ from typing import IO
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.images.decode import ImageError
-from jigsaw_pretrain.storage import Storage, StoreError, patiently
+from jigsaw_pretrain.storage import Storage, StoreError, with_retries
 
 MOST_BYTES = 1 << 30
 """The largest image file that is read, in bytes."""
@@ -66,7 +66,7 @@ def read_index(storage: Storage, name: str) -> dict[str, Member]:
             raise UserError(f"{where} is not a whole archive ({error}). Copy or download it again.") from error
 
     try:
-        return read() if storage.is_local else patiently(read, where)
+        return read() if storage.is_local else with_retries(read, where)
     except FileNotFoundError as error:
         raise UserError(f"{where}: no such file. Name the image folder or archive with --images.") from error
     except StoreError:

@@ -20,7 +20,7 @@ from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.images.archive import read_index
 from jigsaw_pretrain.prep.images.decode import ImageError
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
-from jigsaw_pretrain.storage import Storage, StoreError, patiently, redacted
+from jigsaw_pretrain.storage import Storage, StoreError, redacted, with_retries
 from tests.conftest import SOAK
 from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
 from tests.servers import FaultyProxy, Store, file_server, s3_server, share
@@ -210,11 +210,11 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("http://me:pass@host/x?sig=secret refused")
 
     with pytest.raises(StoreError) as caught:
-        patiently(fail, "s3://bucket/x?sig=secret")
+        with_retries(fail, "s3://bucket/x?sig=secret")
     assert len(tried) == storage.TRIES and len(waits) == storage.TRIES - 1 and max(waits) <= storage.LONGEST_WAIT
     assert "secret" not in str(caught.value) and "pass" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
-        patiently(lambda: (_ for _ in ()).throw(FileNotFoundError()), "x")
+        with_retries(lambda: (_ for _ in ()).throw(FileNotFoundError()), "x")
 
 
 def test_redaction() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.erf import grid, label_weights, region_masses
+from jigsaw_pretrain.train.erf import label_weights, measuring_grid, region_masses
 from tests.train.references import weights_by_hand
 
 
@@ -43,7 +43,7 @@ def test_masses_are_interpolated_within_their_region_and_weights_sum_to_one(
     case: tuple[Template, int, torch.Tensor],
 ) -> None:
     template, stride, measured = case
-    chosen = grid(template, stride, 32)
+    chosen = measuring_grid(template, stride, 32)
     assert len(chosen.lines) == template.size // 32
     filled = chosen.fill(measured)
     np.testing.assert_allclose(
@@ -62,14 +62,14 @@ def test_the_coarsest_map_is_measured_everywhere() -> None:
     measured = torch.rand(4, 7, 7)
     measured[0, 2, 3] = torch.inf
     measured[1, 4, 4] = torch.nan
-    chosen = grid(template, 32, 32)
+    chosen = measuring_grid(template, 32, 32)
     assert chosen.lines == tuple(range(7))
     filled = chosen.fill(measured)
     assert torch.equal(filled.nan_to_num(-1), measured.nan_to_num(-1))
 
 
 def test_a_mass_that_is_not_finite_stays_among_its_neighbours() -> None:
-    chosen = grid(Template(), 8, 32)
+    chosen = measuring_grid(Template(), 8, 32)
     measured = torch.rand(4, 7, 7)
     measured[:, 4, 4] = torch.nan
     filled = chosen.fill(measured)
@@ -83,7 +83,7 @@ def test_measured_positions_are_those_of_the_whole_table() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, 2, 2), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 5, 2, 2))
     images = torch.randn(1, 3, 32, 32)
-    chosen = grid(template, 4, 16)
+    chosen = measuring_grid(template, 4, 16)
     whole = region_masses(network, images, template.region_map(4))
     part = region_masses(network, images, template.region_map(4), grid=chosen)
     lines = torch.tensor(chosen.lines)

@@ -68,10 +68,10 @@ def test_the_pattern_of_a_thin_group_is_even_in_every_lane() -> None:
     feed = slots.feed("T")
     assert feed.topped_up_from == "S" and float(feed.share) == pytest.approx(20 * 4 / 2000)
     for lane in (0, 3, 7):
-        own = [feed.own_before(slot, lane, 8) for slot in range(1001)]
+        own = [feed.drawn_before(slot, lane, 8) for slot in range(1001)]
         steps = [slot for slot in range(1000) if own[slot] < own[slot + 1]]
         assert own[0] == 0 and len(steps) == 40
         assert {later - earlier for earlier, later in zip(steps, steps[1:], strict=False)} == {25}
-    first = {next(s for s in range(1000) if feed.own_before(s + 1, lane, 8)) for lane in range(8)}
+    first = {next(s for s in range(1000) if feed.drawn_before(s + 1, lane, 8)) for lane in range(8)}
     assert len(first) == 8
     assert any("thin" in line and "4.00%" in line for line in slots.notes())

@@ -81,18 +81,18 @@ def scenes(folder: Path) -> None:
     # Batch statistics differ between ranks; those in the checkpoint and the table are rank 0's.
     batch_norm = small_job(folder / "batch-norm", "erf_every=2", ranks=ranks)
     state = execute(batch_norm, synthetic(batch_norm))
-    tables = ranks.gathered(state.tables[0].weights)
+    tables = ranks.all_gather(state.tables[0].weights)
     assert torch.equal(*tables)
     # A parameter without a gradient would make the ranks wait for each other for ever.
     neck = small_job(folder / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8", "steps=2", ranks=ranks)
     state = execute(neck, synthetic(neck))
-    assert all(torch.equal(*ranks.gathered(table.weights)) for table in state.tables) and len(state.tables) == 4
+    assert all(torch.equal(*ranks.all_gather(table.weights)) for table in state.tables) and len(state.tables) == 4
     accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "BACKEND", "aot_eager")
         _execute(replace(accumulated, machine=MachineOptions(compile="on")))
-    expect_user_error(ranks, folder, lambda: ranks.on_first(lambda: _refuse("rank 0")))
-    expect_user_error(ranks, folder, lambda: ranks.together(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
+    expect_user_error(ranks, folder, lambda: ranks.run_on_rank_zero(lambda: _refuse("rank 0")))
+    expect_user_error(ranks, folder, lambda: ranks.run_on_all(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
     # Memory runs out on one of them: all learn of it before they wait for each other.
     crowded = replace(small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine=MachineOptions(compile="on"))
     with pytest.MonkeyPatch.context() as patch:

@@ -74,9 +74,9 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
     """Time a job's steps on every rank; its folder gets a run's files. Raises what its data or memory raise."""
     ranks = job.ranks
     began = _now(ranks)
-    state = ranks.together(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    state = ranks.run_on_all(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     loop = Trainer(job, state)
-    source = ranks.together(lambda: open_source(0, WARM + steps + 1))
+    source = ranks.run_on_all(lambda: open_source(0, WARM + steps + 1))
     waits: list[float] = []
     try:
         batches = iter(source)
@@ -153,8 +153,8 @@ def estimate(
     """Run some steps of a recipe and say what all of them will cost, and what limits them."""
     with rank_zero_errors(), tempfile.TemporaryDirectory() as scratch:
         ranks = start(device)
-        dataset = ranks.together(lambda: open_dataset(data))
-        chosen = ranks.together(lambda: load_recipe(recipe, settings).resolved(dataset))
+        dataset = ranks.run_on_all(lambda: open_dataset(data))
+        chosen = ranks.run_on_all(lambda: load_recipe(recipe, settings).resolved(dataset))
         # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
         timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
         set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
@@ -177,12 +177,14 @@ def estimate(
 
 def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: int) -> None:
     kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
-    ranks.say(
+    ranks.log_rank_zero(
         f"a step: {costs.step:.3f} s, {found.images_per_second:,.1f} images/s; {costs.wait / costs.step:.0%} of it "
         f"waiting for data, copies to the device {costs.copy / costs.step:.0%}"
     )
-    ranks.say(f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s")
-    ranks.say(
+    ranks.log_rank_zero(
+        f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s"
+    )
+    ranks.log_rank_zero(
         f"the full recipe: {recipe.steps:,} steps of {recipe.batch} on {ranks.world} {kind}"
         f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
     )
@@ -191,4 +193,4 @@ def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: i
         "copies": "copies to the device: the bus is slow or shared",
         "compute": "the device's own arithmetic: precision = bf16, --compile on or more devices would help",
     }
-    ranks.say(f"limited by {found.limit}: {remedy[found.limit]}")
+    ranks.log_rank_zero(f"limited by {found.limit}: {remedy[found.limit]}")

@@ -79,19 +79,19 @@ def pretrain(
         access = read_options_from(**access_settings)
         settings += (f"balance={balance}",) if balance else ()
         settings += (f"neck={neck}",) if neck else ()
-        folder = ranks.together(lambda: open_run(run))
+        folder = ranks.run_on_all(lambda: open_run(run))
         if folder.mirror:
-            ranks.on_first(folder.mirror.pull)
+            ranks.run_on_rank_zero(folder.mirror.pull)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        dataset = ranks.together(lambda: access.open_dataset(data))
-        chosen = ranks.on_first(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
-        machine, logs = MachineOptions(compiling, deterministic), ranks.on_first(lambda: wanted(log))
+        dataset = ranks.run_on_all(lambda: access.open_dataset(data))
+        chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
+        machine, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
         origin = origin_of(dataset, chosen.stream)
         callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
         job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, machine, keep)
         if val_data:
-            held_out = ranks.together(lambda: access.open_dataset(val_data))
+            held_out = ranks.run_on_all(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
             check_pixels(folder, job.origin.pixels, held_out.pixels)
             validate = validation(job, held_out, workers, access)

@@ -44,11 +44,11 @@ UNIT_WEIGHT = 1024
 class OpenUnit:
     """The unit that a lane draws from, from position ``first`` of its stream to ``first + size`` exclusive.
 
-    turn: the pass over the group that it belongs to. unit: its number. shard: the index of its shard within the group.
+    epoch: the pass over the group that it belongs to. unit: its number. shard: the index of its shard within the group.
     low, high: its rows in that shard, high exclusive; never empty.
     """
 
-    turn: int
+    epoch: int
     unit: int
     shard: int
     low: int
@@ -78,7 +78,7 @@ class GroupLanes:
         if self.total <= 0 or lanes < 1:
             raise ValueError("a group without crops has no lanes")
         self.lanes = lanes
-        self._cycles, self._shifts, self._turns, self._units = (derive_key(key, purpose) for purpose in range(4))
+        self._cycles, self._shifts, self._epochs, self._units = (derive_key(key, purpose) for purpose in range(4))
         slices = -(-lanes // len(shards))
         edges = shards[:, None] * np.arange(slices + 1) // slices
         self._shard = np.repeat(np.arange(len(shards)), slices)
@@ -103,24 +103,24 @@ class GroupLanes:
         columns = (lane + shifts) % self.lanes
         ends = np.cumsum(self._size[units].sum(axis=0)[columns])
         nth = int(np.searchsorted(ends, rest, side="right"))
-        turn = cycle * self.lanes + nth
+        epoch = cycle * self.lanes + nth
         rest -= int(ends[nth - 1]) if nth else 0
         column = int(columns[nth])
         mine = units[:, column]
         if self._rounds > 1:
             # Its order changes from pass to pass, so that other shards are open together each time.
-            mine = mine[permutation(derive_key(self._turns, turn, column), self._rounds)]
+            mine = mine[permutation(derive_key(self._epochs, epoch, column), self._rounds)]
         ends = np.cumsum(self._size[mine])
         nth = int(np.searchsorted(ends, rest, side="right"))
         rest -= int(ends[nth - 1]) if nth else 0
         unit = int(mine[nth])
         return OpenUnit(
-            turn, unit, int(self._shard[unit]), int(self._low[unit]), int(self._high[unit]), position - rest
+            epoch, unit, int(self._shard[unit]), int(self._low[unit]), int(self._high[unit]), position - rest
         )
 
     def rows(self, opened: OpenUnit) -> I64:
         """The rows of the unit's shard in the order in which this pass draws them: int64 [opened.size]."""
-        return opened.low + permutation(derive_key(self._units, opened.turn, opened.unit), opened.size)
+        return opened.low + permutation(derive_key(self._units, opened.epoch, opened.unit), opened.size)
 
     def unit_rows(self, shard: int, row: int) -> tuple[int, int]:
         """The rows, high exclusive, of the unit that a row of the group's ``shard`` belongs to."""

@@ -41,7 +41,15 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, ShardRow, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.storage import Fetcher, Storage, WrongContent, driver_options, open_store, retrying, sync_folder
+from jigsaw_pretrain.storage import (
+    Fetcher,
+    Storage,
+    WrongContent,
+    driver_options,
+    fetch_with_retries,
+    open_store,
+    sync_folder,
+)
 
 _PART = ".part"
 
@@ -251,7 +259,9 @@ class ReadOptions:
         """formats.dataset.open_dataset, tried again where the store fails."""
         options = driver_options(url, self.read_timeout, 16)
         open_store(url, self.read_timeout)
-        return retrying(lambda: open_dataset(url, options, tries=1), self.read_retries, f"{url.rstrip('/')}/manifests")
+        return fetch_with_retries(
+            lambda: open_dataset(url, options, tries=1), self.read_retries, f"{url.rstrip('/')}/manifests"
+        )
 
 
 def working_set(dataset: Dataset, lanes: int) -> int:

@@ -44,7 +44,7 @@ class _Stream:
             self.ask(unit.end, NEXT)
             self._crops = self._reader.crops(self._shards[unit.shard])[self._lanes.rows(unit)]
             if self._weights is not None:
-                key = int(derive_key(self._balance_key, unit.turn, unit.unit)[0])
+                key = int(derive_key(self._balance_key, unit.epoch, unit.unit)[0])
                 self._crops = self._crops[resample_by_class(self._weights[self._crops["label"]], key)]
         return unit, self._crops
 
@@ -93,7 +93,7 @@ class CropSampler:
         """Have the shards that all lanes read for their jigsaw ``first`` fetched at once, before any is waited for."""
         for (lane, group), stream in self._streams.items():
             feed = self._slots.feed(group)
-            stream.ask(feed.own_before(first * len(feed.regions), lane, self._count), FIRST)
+            stream.ask(feed.drawn_before(first * len(feed.regions), lane, self._count), FIRST)
 
     def chunk(self, lane: int, first: int, count: int, substitute: U64) -> CropArray:
         """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
@@ -115,8 +115,8 @@ class CropSampler:
         for nth in range(len(out)):
             for ordinal, region in enumerate(feed.regions):
                 slot = (first + nth) * width + ordinal
-                own = feed.own_before(slot, lane, self._count)
-                if own < feed.own_before(slot + 1, lane, self._count):
+                own = feed.drawn_before(slot, lane, self._count)
+                if own < feed.drawn_before(slot + 1, lane, self._count):
                     out[nth, region] = self._streams[lane, feed.group].take(own, 1)[0]
                 else:
                     crops = self._opened(lane, str(feed.topped_up_from), first + nth)
@@ -125,7 +125,7 @@ class CropSampler:
     def _opened(self, lane: int, group: str, position: int) -> CropArray:
         """The crops of the unit that a lane has open in a group as its jigsaw ``position`` begins."""
         feed = self._slots.feed(group)
-        at = feed.own_before(position * len(feed.regions), lane, self._count)
+        at = feed.drawn_before(position * len(feed.regions), lane, self._count)
         return self._streams[lane, group].opened(at)[1]
 
     def replacements(self, lane: int, position: int, slot: int, crop: CropArray) -> Iterator[CropArray]:

@@ -58,10 +58,12 @@ class DataErrors:
     def settle(self, rows: list[Row]) -> list[Row]:
         """Bring the state up to these rows, say what is new; the rows with what they should say of it."""
         state = self._state
-        for name, reason in sorted({pair for found in self._ranks.gathered(self._left_out) for pair in found.items()}):
+        for name, reason in sorted(
+            {pair for found in self._ranks.all_gather(self._left_out) for pair in found.items()}
+        ):
             if name not in state.left_out:
                 state.left_out = sorted([*state.left_out, name])
-                self._ranks.say(f"warning: going on without a shard: {reason}")
+                self._ranks.log_rank_zero(f"warning: going on without a shard: {reason}")
         state.replaced += sum(row.replaced for row in rows)
         return [replace(row, left_out=len(state.left_out)) for row in rows]
 

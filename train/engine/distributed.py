@@ -53,7 +53,7 @@ class Ranks:
         """Whether this is rank 0, which speaks and writes."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
+    def log_rank_zero(self, text: str) -> None:
         """Print one line on rank 0."""
         if self.first:
             click.echo(text)
@@ -63,7 +63,7 @@ class Ranks:
         if not self.first:
             click.echo(f"Error: rank {self.rank}: {text}", err=True)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on whatever device it lies; the argument is left as it is."""
         if self.world == 1:
             return values
@@ -71,7 +71,7 @@ class Ranks:
         dist.all_reduce(result)
         return result
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the ranks' small integers: how all agree on a signal or an error."""
         if self.world == 1:
             return value
@@ -79,7 +79,7 @@ class Ranks:
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         return int(agreed.item())
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on all ranks."""
         if self.world == 1:
             return [value]
@@ -87,23 +87,23 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def share_buffers(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Overwrite the module's buffers (running statistics) with rank 0's."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_on_all(self, action: Callable[[], T]) -> T:
         """Run ``action`` on every rank; where it fails on any, all raise (rank 0 a UserError that says why)."""
         result, error = _attempt(action)
-        failures = [text for text in self.gathered(error and _reason(error, self)) if text]
+        failures = [text for text in self.all_gather(error and _reason(error, self)) if text]
         if error is not None and not isinstance(error, UserError):
             raise error
         if failures:
             raise UserError(failures[0])
         return result  # type: ignore[return-value]
 
-    def on_first(self, action: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, action: Callable[[], T]) -> T:
         """Run ``action`` on rank 0 alone; all ranks return its (small, picklable) result or raise its error."""
         result: T | None = None
 
@@ -112,8 +112,8 @@ class Ranks:
             if self.first:
                 result = action()
 
-        self.together(first_only)
-        return self.gathered(result)[0]  # type: ignore[return-value]
+        self.run_on_all(first_only)
+        return self.all_gather(result)[0]  # type: ignore[return-value]
 
 
 def start(device: str = "auto") -> Ranks:

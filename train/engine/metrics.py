@@ -145,7 +145,7 @@ class MetricsWindow:
         elapsed, spent = time.perf_counter() - self._since, self._clock() - self._spent
         host = torch.tensor(self._host, dtype=torch.float64)
         shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)
-        everything = self._ranks.total(torch.cat([sums.flatten(), host.flatten(), shared]))
+        everything = self._ranks.all_reduce_sum(torch.cat([sums.flatten(), host.flatten(), shared]))
         steps, (waited, elapsed, spent) = len(self._steps), everything[-3:].tolist()
         columns = sums.shape[1]
         table = everything[: columns * steps].view(steps, columns)

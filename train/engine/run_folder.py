@@ -34,7 +34,7 @@ from typing import Any
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, open_store, retrying, temporary_beside
+from jigsaw_pretrain.storage import Fetcher, Storage, fetch_with_retries, open_store, temporary_beside
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
@@ -103,28 +103,32 @@ class RemoteRunFolder:
         for name in self._checkpoints():
             if name.endswith(".pt") and name < kept[0]:
                 old = f"checkpoints/{name}"
-                retrying(partial(self._storage.remove, old), MIRROR_RETRIES, self._storage.describe(old), "removed")
+                fetch_with_retries(
+                    partial(self._storage.remove, old), MIRROR_RETRIES, self._storage.describe(old), "removed"
+                )
 
     def _checkpoints(self) -> list[str]:
         """What a listing shows of the checkpoints: a hint."""
-        return retrying(
+        return fetch_with_retries(
             lambda: self._storage.list("checkpoints"), MIRROR_RETRIES, self._storage.describe("checkpoints")
         )
 
     def _listed(self) -> list[str]:
         """Further files of the run (pages and what they are made of), as far as a listing shows them."""
         root = self._storage.root.rstrip("/") + "/"
-        found = retrying(lambda: list(self._storage.fs.find(root)), MIRROR_RETRIES, self.url)
+        found = fetch_with_retries(lambda: list(self._storage.fs.find(root)), MIRROR_RETRIES, self.url)
         named = (path.partition(root)[2] for path in found)
         return [name for name in named if name and not name.startswith("checkpoints/")]
 
     def _put(self, name: str, data: bytes) -> None:
-        retrying(lambda: self._storage.publish(name, data), MIRROR_RETRIES, self._storage.describe(name), "written")
+        fetch_with_retries(
+            lambda: self._storage.publish(name, data), MIRROR_RETRIES, self._storage.describe(name), "written"
+        )
 
     def _pointer(self) -> str | None:
         where = self._storage.describe(NEWEST)
         try:
-            return retrying(lambda: self._storage.read(NEWEST), MIRROR_RETRIES, where).decode().strip()
+            return fetch_with_retries(lambda: self._storage.read(NEWEST), MIRROR_RETRIES, where).decode().strip()
         except FileNotFoundError:
             return None
 

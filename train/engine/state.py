@@ -16,7 +16,7 @@ from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler
-from jigsaw_pretrain.train.erf import Grid, grid
+from jigsaw_pretrain.train.erf import Grid, measuring_grid
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck
@@ -111,7 +111,7 @@ def region_maps(recipe: Recipe, backbone: feature_maps.Backbone, device: torch.d
 
 def grids(recipe: Recipe, backbone: feature_maps.Backbone) -> list[Grid]:
     """Where the receptive fields of each of these maps are measured."""
-    return [grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
+    return [measuring_grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
 
 
 def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:

@@ -75,11 +75,11 @@ def compile_and_dry_run(
     if compiles:
         compiled: nn.Module = torch.compile(model, backend=BACKEND)  # type: ignore[assignment]
         failure = _failure(compiled, model, recipe, micro_batch)
-        failures = [text for text in ranks.gathered(_reason(failure)) if text]
+        failures = [text for text in ranks.all_gather(_reason(failure)) if text]
         if not failures and not isinstance(failure, UserError):
             _check_memory(model, recipe, ranks, micro_batch, failure)
             return compiled
-        ranks.say(f"torch.compile does not work here ({failures[0]}): going on without it")
+        ranks.log_rank_zero(f"torch.compile does not work here ({failures[0]}): going on without it")
         torch.compiler.reset()
     _check_memory(model, recipe, ranks, micro_batch, _failure(model, model, recipe, micro_batch))
     return model
@@ -118,7 +118,7 @@ def _check_memory(
             raise out_of_memory(model, recipe, micro_batch, recipe.batch // ranks.world)
         raise failure
 
-    ranks.together(check)
+    ranks.run_on_all(check)
 
 
 def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: int) -> Exception | None:
@@ -189,13 +189,13 @@ def micro_batch_of(recipe: Recipe, world: int) -> int:
 class StepOutput:
     """What a step found before it was taken, on the device.
 
-    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. guesses: the
-    predicted class of each region, int64 [n, 4]. rate: the learning rate.
+    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions: the
+    predicted class of each region, int64 [n, 4]. lr: the learning rate.
     """
 
     losses: Tensor
-    guesses: Tensor
-    rate: float
+    predictions: Tensor
+    lr: float
 
 
 class Stepper:

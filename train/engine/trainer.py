@@ -115,7 +115,7 @@ class Trainer:
             Loggers(job.log if job.ranks.first else (), job.folder.path, state.step, job.recipe.to_dict()) as loggers,
         ):
             self._loggers = loggers
-            source = job.ranks.together(lambda: open_source(state.step, until))
+            source = job.ranks.run_on_all(lambda: open_source(state.step, until))
             if state.left_out:
                 source.leave_out(state.left_out)
             try:
@@ -126,12 +126,12 @@ class Trainer:
                     batch, error = _next_batch(batches, state.step)
                     waited = time.perf_counter() - began
                     # A signal wins over an error: a scheduler that ends a job ends its data workers too.
-                    verdict = job.ranks.largest(_STOP if stop.name else _FAILED if error else _GO)
+                    verdict = job.ranks.all_reduce_max(_STOP if stop.name else _FAILED if error else _GO)
                     if verdict != _GO:
                         progress.show(self.flush())
                         self.save()
                         if verdict == _FAILED:
-                            job.ranks.together(lambda: _raise(error))  # noqa: B023
+                            job.ranks.run_on_all(lambda: _raise(error))  # noqa: B023
                         break
                     assert batch is not None
                     self.step(batch, source.lanes_per_rank, waited)
@@ -144,7 +144,7 @@ class Trainer:
                         self.save()
             finally:
                 source.close()
-        names = [name for name in job.ranks.gathered(stop.name) if name]
+        names = [name for name in job.ranks.all_gather(stop.name) if name]
         return names[0] if names and state.step < until else None
 
     def step(self, batch: Batch, lanes: int, waited: float) -> None:
@@ -154,13 +154,13 @@ class Trainer:
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self.refresh(images[:: len(images) // lanes])
         taken = self._stepper.take(images, labels)
-        hits = taken.guesses.eq(labels).sum(dim=0)
+        hits = taken.predictions.eq(labels).sum(dim=0)
         for callback in self._callbacks:
-            callback.on_step(batch, labels, taken.guesses)
-        self._window.add(state.step, taken.rate, taken.losses, hits, len(images), batch.replaced, waited)
+            callback.on_step(batch, labels, taken.predictions)
+        self._window.add(state.step, taken.lr, taken.losses, hits, len(images), batch.replaced, waited)
         self._data_errors.note(batch)
         if self._digest_line is not None:
-            shares = ranks.gathered(batch.digests or ())
+            shares = ranks.all_gather(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
         state.step += 1
 
@@ -178,7 +178,7 @@ class Trainer:
     def refresh(self, images: Tensor) -> None:
         """Renew the ERF table of every map from the first jigsaw of each lane, averaged over all ranks' lanes."""
         model, ranks = self.state.model, self.job.ranks
-        ranks.share_buffers(model)
+        ranks.broadcast_buffers(model)
         with torch.no_grad():
             normalised = model.normalise(images)
         levels = list(zip(model.levels(), self._region_maps, grids(self.job.recipe, self.state.backbone), strict=True))
@@ -193,7 +193,7 @@ class Trainer:
         masses = erf.region_masses(level, normalised, region_map, self._stepper.micro_batch, measured)
         # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
         count = masses.new_tensor([len(normalised)])
-        summed = self.job.ranks.total(torch.cat([masses.flatten() * count, count]))
+        summed = self.job.ranks.all_reduce_sum(torch.cat([masses.flatten() * count, count]))
         masses = (summed[:-1] / summed[-1]).view_as(masses)
         return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self.job.recipe.tau))
 
@@ -232,7 +232,7 @@ class Trainer:
         state, job = self.state, self.job
         if self._saved == state.step:
             return
-        job.ranks.on_first(self._publish)
+        job.ranks.run_on_rank_zero(self._publish)
         self._saved = state.step
         self._window.restart()
 
@@ -277,7 +277,7 @@ class Trainer:
                 describe_run(folder, self.job.recipe, self.job.origin, about)
                 folder.push()
 
-        self.job.ranks.on_first(write)
+        self.job.ranks.run_on_rank_zero(write)
         self._described = True
 
 
@@ -309,8 +309,8 @@ def execute(
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
     set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
-    ranks.on_first(lambda: check_origin(folder, job.origin))
-    state = ranks.together(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    ranks.run_on_rank_zero(lambda: check_origin(folder, job.origin))
+    state = ranks.run_on_all(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     _continue(job, state)
     until = min(recipe.steps, stop_after or recipe.steps)
     ending = None
@@ -318,15 +318,17 @@ def execute(
         announce(job, state, until)
         ending = Trainer(job, state, digest_line).run(open_source, until)
     else:
-        ranks.say(f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}")
+        ranks.log_rank_zero(
+            f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}"
+        )
     if state.step >= recipe.steps:
-        ranks.on_first(lambda: _publish_backbone(folder, state))
-        ranks.say(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        ranks.run_on_rank_zero(lambda: _publish_backbone(folder, state))
+        ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
         if recipe.neck != "none":
-            ranks.say(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
+            ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
         why = f"on {ending} " if ending else ""
-        ranks.say(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+        ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
     return state
 
 
@@ -347,21 +349,21 @@ def _continue(job: TrainingJob, state: State) -> None:
         newest = newest_checkpoint(folder.checkpoints, click.echo)
         return newest and newest[0]
 
-    path = ranks.on_first(find)
+    path = ranks.run_on_rank_zero(find)
     if path is None:
         if (file := job.recipe.init) is not None:
-            ranks.say(f"begun from {ranks.together(lambda: load_weights(state.backbone, file))}")
+            ranks.log_rank_zero(f"begun from {ranks.run_on_all(lambda: load_weights(state.backbone, file))}")
         return
     # Hosts other than rank 0's have nothing staged yet.
-    ranks.together(lambda: folder.stage(path.name))
-    content = ranks.together(lambda: read_checkpoint(folder.checkpoints / path.name))
+    ranks.run_on_all(lambda: folder.stage(path.name))
+    content = ranks.run_on_all(lambda: read_checkpoint(folder.checkpoints / path.name))
     state.restore(content)
     now = versions()
     changed = [
         f"{name} {old}, now {now.get(name)}" for name, old in content["versions"].items() if now.get(name) != old
     ]
     if changed:
-        ranks.say(
+        ranks.log_rank_zero(
             f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
         )
 
@@ -386,10 +388,10 @@ def loader_source(
             access=access,
         )
         for note in loader.notes:
-            job.ranks.say(note)
+            job.ranks.log_rank_zero(note)
         if not loader.notes:
             shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
-            job.ranks.say(f"shares of the crops drawn: {shares}")
+            job.ranks.log_rank_zero(f"shares of the crops drawn: {shares}")
         return loader
 
     return open_source
@@ -408,26 +410,28 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
     stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
     neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
-    ranks.say(
+    ranks.log_rank_zero(
         f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
         f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
     )
     if not job.origin.pixels.is_rgb8:
         mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
-        ranks.say(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
-    ranks.say(
+        ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
+    ranks.log_rank_zero(
         f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
         f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
     )
     if recipe.precision != "fp32" or micro_batch < share:
-        ranks.say(f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process")
+        ranks.log_rank_zero(
+            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process"
+        )
     if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
-        ranks.say(
+        ranks.log_rank_zero(
             f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
             "share: use fewer processes, or sync_bn"
         )
     if recipe.warmup_steps >= recipe.steps:
-        ranks.say(
+        ranks.log_rank_zero(
             f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
             "never falls; set warmup_steps lower"
         )
