@@ -109,7 +109,7 @@ def test_every_pass_draws_every_key_once(
             substitute = draw(options, np.full(jigsaws, lane), np.arange(jigsaws)).substitute
             crops = picks.chunk(lane, 0, jigsaws, substitute)[:, list(feed.regions)]
             for position, key in enumerate(reader.keys(crops.reshape(-1))[:total]):
-                passes[feed.group, group.locate(lane, position).turn][key] += 1
+                passes[feed.group, group.locate(lane, position).epoch][key] += 1
         keys = [key for key, row in all_crops(dataset).items() if row["group"] == feed.group]
         for turn in range(lanes):
             assert passes[feed.group, turn] == Counter(keys)

@@ -20,7 +20,7 @@ def stream(group: GroupLanes, lane: int, length: int) -> list[tuple[int, int, in
     while len(drawn) < length:
         unit = group.locate(lane, len(drawn))
         assert unit.first == len(drawn) and unit.size > 0
-        drawn += [(unit.turn, unit.shard, row) for row in group.rows(unit).tolist()]
+        drawn += [(unit.epoch, unit.shard, row) for row in group.rows(unit).tolist()]
     return drawn[:length]
 
 
@@ -84,7 +84,7 @@ def test_a_position_needs_no_earlier_one(shards: list[int], lanes: int, lane: in
     in_order = stream(GroupLanes(shards, lanes, 1), lane, position + 1)[position]
     group = GroupLanes(shards, lanes, 1)
     unit = group.locate(lane, position)
-    assert in_order == (unit.turn, unit.shard, int(group.rows(unit)[position - unit.first]))
+    assert in_order == (unit.epoch, unit.shard, int(group.rows(unit)[position - unit.first]))
 
 
 @pytest.mark.parametrize("shards", [[1], [3, 2], [4000] * 300])
