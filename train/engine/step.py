@@ -189,8 +189,8 @@ def micro_batch_of(recipe: Recipe, world: int) -> int:
 class StepOutput:
     """What a step found before it was taken, on the device.
 
-    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions: the
-    predicted class of each region, int64 [n, 4]. lr: the learning rate.
+    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions:
+    the predicted class of each region, int64 [n, 4]. lr: the learning rate.
     """
 
     losses: Tensor
