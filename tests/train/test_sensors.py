@@ -115,7 +115,7 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
     weights = tmp_path / "rgb.pth"
     torch.save(backbones.build("shufflenet_v2_x0_5").module.state_dict(), weights)
     with pytest.raises(UserError, match=f"over 3 input channels .* and the crops have {channels}"):
-        load_weights(backbones.build("shufflenet_v2_x0_5", colours=channels), str(weights))
+        load_weights(backbones.build("shufflenet_v2_x0_5", in_channels=channels), str(weights))
     assert Recipe().resolved(other).mean == Recipe().normalisation[0]
 
 
@@ -131,8 +131,9 @@ def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
     torch.manual_seed(0)
     rgb = backbones.build(name)
     torch.manual_seed(0)
-    found = backbones.build(name, colours=channels)
-    assert (found.channels, found.stride, found.head, found.colours) == (rgb.channels, rgb.stride, rgb.head, channels)
+    found = backbones.build(name, in_channels=channels)
+    assert (found.channels, found.stride, found.head) == (rgb.channels, rgb.stride, rgb.head)
+    assert found.in_channels == channels
     size = 2 * found.stride
     assert found.module.eval()(torch.rand(1, channels, size, size)).shape == (1, found.channels, 2, 2)
     (stem,) = input_convolutions(found.module, channels).values()
@@ -160,10 +161,10 @@ def sees_nothing() -> nn.Module:
 
 
 def test_ones_own_backbone_is_told_or_rebuilt() -> None:
-    found = backbones.build("tests.train.test_sensors:takes_any", colours=5)
+    found = backbones.build("tests.train.test_sensors:takes_any", in_channels=5)
     assert found.module(torch.rand(1, 5, 16, 16)).shape == (1, 8, 2, 2)
     with pytest.raises(UserError, match="no plain convolution over its input that could take 5 channels"):
-        backbones.build("tests.train.test_sensors:sees_nothing", colours=5)
+        backbones.build("tests.train.test_sensors:sees_nothing", in_channels=5)
 
 
 @given(
