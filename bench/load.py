@@ -52,7 +52,6 @@ def ours(dataset: Dataset, template: Template, options: StreamOptions, steps: in
     assembler = Assembler(dataset, template, options, range(options.lane_count))
     images = np.zeros((options.batch, template.size, template.size, 3), dtype=np.uint8)
     for step in range(steps):
-        images[:] = 0
         assembler.step(step, images)
 
 

@@ -160,7 +160,7 @@ def test_the_identity_covers_the_drawn_context(tmp_path: Path, monkeypatch: pyte
     first = identities()
     assert first == identities()
     # Warped crops leave no other trace in an identity than their edges.
-    monkeypatch.setattr(jigsaw, "enlarged", lambda crops, shifts, context: with_mean_context(crops, context))
+    monkeypatch.setattr(jigsaw, "with_drawn_context", lambda crops, shifts, context: with_mean_context(crops, context))
     assert not set(first) & set(identities())
 
 

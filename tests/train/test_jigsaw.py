@@ -1,5 +1,6 @@
 """Jigsaws end to end: whose pixels are where, told from the pixels themselves."""
 
+import itertools
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -243,10 +244,11 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
 
 def test_the_identity_names_all_that_chance_decided(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, {"S": [6], "T": [3], "W": [3]})
-    base = StreamOptions(batch=2, lanes=2)
+    base, left_before = StreamOptions(batch=2, lanes=2), itertools.cycle([0, 255])
 
     def digests(options: StreamOptions) -> tuple[tuple[bytes, bytes], ...]:
-        out = np.zeros((2, 96, 96, 3), dtype=np.uint8)
+        # Whatever lay there before, such as the batch before last, is written over.
+        out = np.full((2, 96, 96, 3), next(left_before), dtype=np.uint8)
         found = Assembler(dataset, TEMPLATE, options, [0, 1], with_digests=True).step(0, out).digests
         assert found is not None
         return found

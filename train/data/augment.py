@@ -177,10 +177,10 @@ def _resized(pixels: Pixels, scaled: tuple[int, int], smooth: bool) -> Pixels:
     if smooth:
         # OpenCV averages areas only where neither axis grows.
         lower = (min(width, scaled[0]), min(height, scaled[1]))
-        pixels = np.asarray(cv2.resize(pixels, lower, interpolation=cv2.INTER_AREA), dtype=pixels.dtype)
+        pixels = cv2.resize(pixels, lower, interpolation=cv2.INTER_AREA)
         if lower == scaled:
             return pixels
-    return np.asarray(cv2.resize(pixels, scaled, interpolation=cv2.INTER_LINEAR), dtype=pixels.dtype)
+    return cv2.resize(pixels, scaled, interpolation=cv2.INTER_LINEAR)
 
 
 def resample_channels(
@@ -198,7 +198,7 @@ def resample_channels(
 def resized(pixels: Pixels, size: tuple[int, int], method: int) -> Pixels:
     """cv2.resize of [height, width, channels] to ``size`` (width, height), for any number of channels."""
     if pixels.shape[2] == 3:
-        return np.asarray(cv2.resize(pixels, size, interpolation=method), dtype=pixels.dtype)
+        return cv2.resize(pixels, size, interpolation=method)
     parts = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
     done = [cv2.resize(np.ascontiguousarray(part), size, interpolation=method) for part in parts]
     shaped = [one.reshape(size[1], size[0], part.shape[2]) for one, part in zip(done, parts, strict=True)]

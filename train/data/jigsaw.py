@@ -86,7 +86,7 @@ class Assembler:
         self._with_digests = with_digests
 
     def step(self, step: int, out: Sequence[Pixels] | Pixels) -> LaneBatch:
-        """Write the lanes' jigsaws of batch ``step`` into ``out``: lanes * k of [size, size, channels], all zero.
+        """Write the lanes' jigsaws of batch ``step`` over all of ``out``: lanes * k of [size, size, channels].
 
         Raises UserError where a group has no crop left that can be read.
         """
@@ -97,19 +97,15 @@ class Assembler:
         lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
         positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
         draws = draw(self._options, lanes, positions, with_shifts=self._reader.context is not None)
-        drawn = np.concatenate(
-            [
-                self._sampler.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
-                for nth, lane in enumerate(self._lanes)
-            ]
-        )
+        drawn = np.empty((len(lanes), len(REGIONS)), dtype=self._reader.dtype)
+        for nth, lane in enumerate(self._lanes):
+            own = slice(nth * count, (nth + 1) * count)
+            drawn[own] = self._sampler.chunk(lane, step * count, count, draws.substitute[own])
         crops, windows = self._arrange(drawn, draws)
         broken = self._render(range(len(drawn)), crops, windows, out)
         replaced = sum(self._replace_undecodable(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
         if broken:
             crops, windows = self._arrange(drawn, draws)
-            for nth in broken:
-                out[nth][...] = 0
             self._render(broken, crops, windows, out)
         return LaneBatch(
             labels=crops["label"].astype(np.int64),
@@ -136,16 +132,20 @@ class Assembler:
     ) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
         broken: list[int] = []
+        decode, regions = self._reader.decode, self._template.regions
         land = resample if self._dataset.pixels.channels == 3 else resample_channels
         sources, places = crops[SOURCE].tolist(), windows.table().tolist()
         for nth in which:
-            for source, place in zip(sources[nth], places[nth], strict=True):
-                pixels = self._reader.decode(*source)
+            jigsaw = out[nth]
+            for region, source, place in zip(regions, sources[nth], places[nth], strict=True):
+                pixels = decode(*source)
                 if pixels is None:
                     broken.append(nth)
                     break
                 scaled_x, scaled_y, flip, from_x, from_y, to_x, to_y, width, height, smooth = place
-                window = out[nth][to_y : to_y + height, to_x : to_x + width]
+                if width < region.width or height < region.height:
+                    jigsaw[region.top : region.top + region.height, region.left : region.left + region.width] = 0
+                window = jigsaw[to_y : to_y + height, to_x : to_x + width]
                 land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
 

@@ -101,16 +101,14 @@ class _Chunks(IterableDataset[_Sent]):
             for step in self._steps:
                 # Asked for two steps ahead (DataLoader's prefetching), so nobody reads what is overwritten here.
                 mine = self._ring[step % IN_FLIGHT, worker.id :: worker.num_workers].numpy()
-                mine[...] = 0
                 yield _Sent(assembler.step(step, [jigsaw for lane in mine for jigsaw in lane]))
         except UserError as error:
             # Across processes an exception becomes a traceback as text; a user's mistake stays one line.
             yield _Sent(error=error.message)
 
 
-def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of zeros that travels to another process without a copy."""
-    # What torch's own collate function does; memory that is shared anew is zero.
+def _shared_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that travels to another process without a copy, as torch's own collate function makes it."""
     count = math.prod(shape)
     storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage, 0, (count,), (1,)).view(shape)
@@ -187,7 +185,7 @@ class JigsawLoader:
         shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
         ring = []
         if self._workers == 0 or self._pin_memory:
-            ring = [torch.zeros(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
+            ring = [torch.empty(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
         return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
 
     def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
@@ -195,7 +193,7 @@ class JigsawLoader:
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
-                chunk = assembler.step(step, images.zero_().numpy())
+                chunk = assembler.step(step, images.numpy())
                 yield self._batch(step, images, [chunk])
         finally:
             assembler.close()
@@ -204,7 +202,7 @@ class JigsawLoader:
         """Batches as the workers write them; copied to ``ring`` where there is one."""
         size, k, pixels = self._template.size, self._options.chunk, self._dataset.pixels
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
-        shared = _shared_zeros(shape, torch_dtype(pixels))
+        shared = _shared_empty(shape, torch_dtype(pixels))
         chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more())
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
