@@ -31,7 +31,7 @@ from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 OPENING = Goal(3.0)
 """Seconds for 10,000 shards (issue 7)."""

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.servers import Store, s3_server
-from tests.train.stores import upload
+from tests.helpers.servers import Store, s3_server
+from tests.helpers.stores import upload
 
 SERVERS = ("rclone", "moto")
 

@@ -30,7 +30,7 @@ from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions, ShardCache
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 LATENCY = 0.05
 

@@ -12,15 +12,12 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="jigsaw-tests-")
 import pytest
 from hypothesis import HealthCheck, settings
 
-SOAK = os.environ.get("JIGSAW_SOAK") == "1"
-"""Set by `make soak`: the same tests, with hundreds of kills and thousands of cases."""
+from tests.helpers.prepped import Drawn
+from tests.helpers.settings import REAL_DATA, SOAK
 
 settings.register_profile("short", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("soak", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("soak" if SOAK else "short")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-REAL_DATA = Path(os.environ.get("JIGSAW_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +26,13 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real datasets at {REAL_DATA} (set JIGSAW_DATA to a folder that has them)")
     return REAL_DATA
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Drawn:
+    """An empty dataset to draw into."""
+    (tmp_path / "images").mkdir()
+    return Drawn(tmp_path)
 
 
 LONGEST = (

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from bench import summary
 from bench.stores import Relay
 from bench.timing import Goal, judged, show
-from tests.servers import file_server
+from tests.helpers.servers import file_server
 
 
 def test_all_goals_of_all_results_are_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

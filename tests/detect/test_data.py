@@ -26,7 +26,7 @@ from jigsaw_pretrain.detect.recipe import (
     read_recipe,
 )
 from jigsaw_pretrain.errors import UserError
-from tests.conftest import REPOSITORY
+from tests.helpers.settings import REPOSITORY
 
 PLAN = ScaledRecipe(100, 0, (), 0.02, 80, 133, 0.1, 1.0)
 

@@ -15,7 +15,7 @@ from jigsaw_pretrain.train.engine.trainer import OpenSource, TrainingJob
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
-from tests.train.sources import CLASSES, SyntheticSource
+from tests.helpers.sources import CLASSES, SyntheticSource
 
 ORIGIN = Origin(tuple(f"class {i}" for i in range(CLASSES)), "f" * 64)
 

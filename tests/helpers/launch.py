@@ -1,8 +1,8 @@
-"""The command line with the tests' tiny network, for processes of their own: `python -m tests.detect.launch`."""
+"""The command line with the tests' tiny network, for processes of their own: `python -m tests.helpers.launch`."""
 
 from jigsaw_pretrain.detect.cli import main
-from tests.detect import conftest
+from tests.helpers import detection
 
 if __name__ == "__main__":
-    assert conftest.TINY
+    assert detection.TINY
     main()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tests.train.jobs import Plain
+from tests.helpers.jobs import Plain
 
 
 def plain() -> nn.Module:
@@ -40,3 +40,20 @@ def uneven() -> nn.Module:
 
 def tensors() -> dict[str, Tensor]:
     return {key: torch.ones_like(value) for key, value in plain().state_dict().items()}
+
+
+def takes_any(in_channels: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 4, 4), nn.Conv2d(4, 8, 2, 2))
+
+
+def sees_nothing() -> nn.Module:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(1, 8, 8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.inner(x[:, :1])
+            return result
+
+    return Sliced()

@@ -13,7 +13,7 @@ from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.servers import FaultyProxy, Store, s3_server
+from tests.helpers.servers import FaultyProxy, Store, s3_server
 
 TEMPLATE = Template(96, 32)
 OPTIONS = StreamOptions(batch=16, lanes=8)

@@ -6,7 +6,7 @@ import pytest
 import s3fs
 import urllib3
 
-from tests.servers import FaultyProxy, file_server, s3_server, share
+from tests.helpers.servers import FaultyProxy, file_server, s3_server, share
 
 
 def test_a_store_behind_a_proxy() -> None:

@@ -18,9 +18,9 @@ from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.step import MachineOptions
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from tests.detect.conftest import TINY
-from tests.train.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
-from tests.train.sources import SyntheticSource
+from tests.helpers.detection import TINY
+from tests.helpers.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
+from tests.helpers.sources import SyntheticSource
 
 BN_FREE = ("backbone=vgg11", "batch=8", "lanes=4", "lr_peak=0.5", "steps=8", "log_every=3")
 

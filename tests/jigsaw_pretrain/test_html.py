@@ -4,24 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from jigsaw_pretrain.prep.cli import main as prep_main
 from jigsaw_pretrain.train.cli import main as train_main
-from tests.browser import look
-from tests.prep.conftest import Drawn
-from tests.train.jobs import SMALL
+from tests.helpers.browser import look
+from tests.helpers.commands import run_command
+from tests.helpers.jobs import SMALL
+from tests.helpers.prepped import Drawn
 
 NASTY = "<script>alert(1)</script>"
 SETTINGS = [part for setting in (*SMALL, "steps=4", "erf_every=2", "checkpoint_every=2") for part in ("--set", setting)]
 LIMIT = 10_000_000
-
-
-def call(main: object, *arguments: object) -> Result:
-    result = CliRunner().invoke(main, [str(one) for one in arguments])  # type: ignore[arg-type]
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn.box(1, [5, 5, 0, 10], category=1)
     file = drawn.write()
     out = folder / "out"
-    result = call(
+    result = run_command(
         prep_main, "shards", "--annotations", file, "--images", folder / "images", "--out", out, "--workers", 1
     )
     assert result.exit_code == 0, result.output
@@ -49,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps, with its page."""
     folder = tmp_path_factory.mktemp("run") / NASTY.replace("/", "")
-    result = call(train_main, "pretrain", "--data", data, "--run", folder, "--workers", 0, *SETTINGS)
+    result = run_command(train_main, "pretrain", "--data", data, "--run", folder, "--workers", 0, *SETTINGS)
     assert result.exit_code == 0, result.output
     return folder
 
@@ -68,13 +61,13 @@ def check(page: Path, *texts: str) -> None:
 
 
 def test_the_datasets_page(data: Path) -> None:
-    result = call(prep_main, "report", "--out", data)
+    result = run_command(prep_main, "report", "--out", data)
     assert result.exit_code == 0
     check(data / "report.html", NASTY, "クラス", "S, square", "box has no area")
 
 
 def test_an_unfinished_dataset_has_a_page_too(tmp_path: Path) -> None:
-    result = call(prep_main, "report", "--out", tmp_path)
+    result = run_command(prep_main, "report", "--out", tmp_path)
     assert result.exit_code == 0
     text = (tmp_path / "report.html").read_text()
     assert "no dataset has been finished" in text
@@ -92,7 +85,7 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
     (begun / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
     page = tmp_path / "both.html"
-    assert call(train_main, "report", "--run", run, "--run", begun, "--out", page).exit_code == 0
+    assert run_command(train_main, "report", "--run", run, "--run", begun, "--out", page).exit_code == 0
     text = page.read_text()
     assert "step 2 of 4" in text
     assert "No checkpoint has been written yet" in text
@@ -101,9 +94,9 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
     run = tmp_path / "empty"
     run.mkdir()
-    assert call(train_main, "report", "--run", run).exit_code == 0
+    assert run_command(train_main, "report", "--run", run).exit_code == 0
     check(run / "report.html", "no step was taken", "metrics.jsonl has no row yet")
-    result = call(train_main, "report", "--run", tmp_path / "nowhere")
+    result = run_command(train_main, "report", "--run", tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "nowhere is no folder" in result.output
 
@@ -112,7 +105,7 @@ def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -
     page, figures = tmp_path / "erf.html", tmp_path / "erf.json"
     common = ("--data", data, "--backbone", "shufflenet_v2_x0_5", "--size", 64, "--split", 32, "--count", 4)
     weights = ("--weights", "random", "--weights", run / "backbone.pth")
-    result = call(train_main, "erf", *common, *weights, "--out", page, "--json", figures)
+    result = run_command(train_main, "erf", *common, *weights, "--out", page, "--json", figures)
     assert result.exit_code == 0, result.output
     found = json.loads(figures.read_text())
     assert list(found) == ["random", str(run / "backbone.pth")]
@@ -120,6 +113,6 @@ def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -
     sides = list(found["random"]["sides"].values())
     assert sides == sorted(sides) and sides[0] > 0
     check(page, "RMS radius")
-    wrong = call(train_main, "erf", *common[:2], "--backbone", "resnet18", *weights[2:], "--out", page)
+    wrong = run_command(train_main, "erf", *common[:2], "--backbone", "resnet18", *weights[2:], "--out", page)
     assert wrong.exit_code == 2
     assert "is not of a resnet18" in wrong.output

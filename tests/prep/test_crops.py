@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.commands.report import report
@@ -23,18 +22,7 @@ from jigsaw_pretrain.prep.crops import NOT_JPEG
 from jigsaw_pretrain.prep.images.decode import decode
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.prep.conftest import Drawn, ramp, rows, run_shards, tree
-
-
-def _has_library() -> bool:
-    try:
-        crops.load_turbojpeg()
-    except UserError:
-        return False
-    return True
-
-
-needs_turbojpeg = pytest.mark.skipif(not _has_library(), reason="the turbojpeg library is not on this machine")
+from tests.helpers.prepped import Drawn, needs_turbojpeg, ramp, rows, run_shards, tree
 
 
 @st.composite

@@ -8,7 +8,7 @@ from distributed import LocalCluster
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.commands.finish import finish_command
 from jigsaw_pretrain.prep.executors import ArrayTask, array_task
-from tests.prep.conftest import Small, invoke, tree
+from tests.helpers.prepped import Small, invoke, tree
 
 
 def test_local_processes_give_the_same_tree(small: Small, tmp_path: Path) -> None:

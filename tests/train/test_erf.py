@@ -11,7 +11,7 @@ from torch.nn import functional
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import label_weights, region_masses
 from jigsaw_pretrain.train.models import backbones
-from tests.train.references import weights_by_hand
+from tests.helpers.references import weights_by_hand
 
 MASSES = st.one_of(st.just(0.0), st.floats(1e-12, 1e12), st.floats(1e-300, 1e-290))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import label_weights, measuring_grid, region_masses
-from tests.train.references import weights_by_hand
+from tests.helpers.references import weights_by_hand
 
 
 @st.composite

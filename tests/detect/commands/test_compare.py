@@ -16,9 +16,9 @@ from jigsaw_pretrain.detect.compare.results import RunResult, difference
 from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main as train_main
-from tests.conftest import REPOSITORY
-from tests.detect.conftest import SETTINGS, TINY
-from tests.train.tiny import make_dataset, picture
+from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.settings import REPOSITORY
+from tests.helpers.tiny import make_dataset, picture
 
 
 class InProcess(TaskRunner):

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS
 from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
-from tests.browser import look
+from tests.helpers.browser import look
 
 Run = Callable[..., Any]
 

@@ -13,8 +13,8 @@ from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
 from jigsaw_pretrain.train.engine.state import build_model
-from tests.detect.conftest import TINY
-from tests.train.jobs import small_job
+from tests.helpers.detection import TINY
+from tests.helpers.jobs import small_job
 
 Run = Callable[..., Any]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from jigsaw_pretrain.detect.models.backbone import SyncBatchNorm2d, norm_layer
-from tests.conftest import REPOSITORY
-from tests.detect.conftest import SETTINGS, TINY
+from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.settings import REPOSITORY
 
 
 def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
@@ -32,7 +32,7 @@ def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
-    command += ["-m", "--", "tests.detect.launch", "train"]
+    command += ["-m", "--", "tests.helpers.launch", "train"]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
     command += [part for key, value in {**SETTINGS, **sets}.items() for part in ("--set", f"{key}={value}")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

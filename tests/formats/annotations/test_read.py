@@ -14,7 +14,7 @@ from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.voc import read_voc
 from jigsaw_pretrain.formats.annotations.yolo import class_names
 from jigsaw_pretrain.prep.images.source import ImageSource
-from tests.prep.conftest import Drawn, rows, run_shards
+from tests.helpers.prepped import Drawn, rows, run_shards
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.prep.commands.doctor import doctor
-from tests.prep.conftest import Drawn, invoke, ramp, write_sample
+from tests.helpers.prepped import Drawn, invoke, ramp, write_sample
 
 
 def examine(drawn: Drawn, *extra: str) -> dict[str, Any]:

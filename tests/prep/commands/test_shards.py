@@ -15,7 +15,7 @@ from PIL import Image
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
 from jigsaw_pretrain.formats.jigsaw import aspect_group
-from tests.prep.conftest import Drawn, Run, rows, run_shards, tree
+from tests.helpers.prepped import Drawn, Run, rows, run_shards, tree
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

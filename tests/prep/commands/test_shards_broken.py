@@ -14,7 +14,7 @@ from PIL import Image
 
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.shards import shards
-from tests.prep.conftest import Drawn, invoke, ramp, rows, run_shards, tree
+from tests.helpers.prepped import Drawn, invoke, ramp, rows, run_shards, tree
 
 SIZE = (120, 90)
 PICTURE = Image.fromarray(ramp(*SIZE))

@@ -27,8 +27,7 @@ from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.augment import with_drawn_context, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.prep.conftest import Drawn, invoke, rows, run_shards, tree
-from tests.prep.test_lossless import needs_turbojpeg
+from tests.helpers.prepped import Drawn, invoke, needs_turbojpeg, rows, run_shards, tree
 
 Edges = tuple[int, int, int, int]
 OPTIONS = ("--context-at", "train", "--negatives-per-positive", "0.5", "--crops-per-part", "20", "--workers", "1")

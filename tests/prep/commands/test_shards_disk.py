@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prep.conftest import Small, tree
+from tests.helpers.prepped import Small, tree
 
 
 def prep(small: Small, out: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:

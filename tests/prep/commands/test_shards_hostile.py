@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.shards import shards
-from tests.conftest import SOAK
-from tests.prep.conftest import Drawn, invoke, ramp, rows
+from tests.helpers.prepped import Drawn, invoke, ramp, rows
+from tests.helpers.settings import SOAK
 
 CASES = 2000 if SOAK else 100
 fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not SOAK)

@@ -15,8 +15,8 @@ import pytest
 
 from jigsaw_pretrain.prep.commands.shards import shards
 from jigsaw_pretrain.storage import Storage, sweep, temporary_beside
-from tests.conftest import SOAK
-from tests.prep.conftest import Drawn, Run, Small, run_shards, tree
+from tests.helpers.prepped import Drawn, Run, Small, run_shards, tree
+from tests.helpers.settings import SOAK
 
 KILLS = 50 if SOAK else 5
 STATES = ("before the first tar", "between its tars", "before its rows", "before its record", "during finish")

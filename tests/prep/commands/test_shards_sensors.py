@@ -19,8 +19,8 @@ from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.verify import verify
-from tests.prep.conftest import invoke, rows, tree
-from tests.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
+from tests.helpers.prepped import invoke, rows, tree
+from tests.helpers.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
 PARTS = ("--crops-per-part", "5", "--workers", "1")
 

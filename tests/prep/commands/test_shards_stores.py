@@ -21,9 +21,9 @@ from jigsaw_pretrain.prep.images.archive import read_index
 from jigsaw_pretrain.prep.images.decode import ImageError
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.storage import Storage, StoreError, redacted, with_retries
-from tests.conftest import SOAK
-from tests.prep.conftest import Drawn, Small, invoke, rows, run_shards, tree
-from tests.servers import FaultyProxy, Store, file_server, s3_server, share
+from tests.helpers.prepped import Drawn, Small, invoke, rows, run_shards, tree
+from tests.helpers.servers import FaultyProxy, Store, file_server, s3_server, share
+from tests.helpers.settings import SOAK
 
 
 @pytest.fixture

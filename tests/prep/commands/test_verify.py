@@ -16,7 +16,7 @@ from jigsaw_pretrain.prep.manifests import finish
 from jigsaw_pretrain.prep.pipeline import plan_of
 from jigsaw_pretrain.prep.records import mark_begun, mark_failed
 from jigsaw_pretrain.storage import Storage
-from tests.prep.conftest import Drawn, Small, invoke, run_shards, tree
+from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from jigsaw_pretrain.prep.images.decode import ImageError, decode
-from tests.prep.conftest import ramp
+from tests.helpers.prepped import ramp
 
 PICTURE = Image.fromarray(ramp(61, 43))
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from click.testing import CliRunner, Result
 
-from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
-from tests.train.jobs import SMALL, rows, same, untimed
-from tests.train.tiny import CLASSES, make_dataset
+from tests.helpers.commands import call
+from tests.helpers.jobs import SMALL, rows, same, untimed
+from tests.helpers.tiny import CLASSES, make_dataset
 
 BASE = [part for setting in (*SMALL, "steps=4", "erf_every=3") for part in ("--set", setting)]
 
@@ -29,13 +28,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
     assert call("pretrain", "--data", data, "--run", run, "--workers", 0, "--log-digest", *BASE).exit_code == 0
     return run
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_a_run_in_two_parts_with_other_workers_is_the_same(data: Path, finished: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
-from tests.conftest import REPOSITORY, SOAK
-from tests.train.jobs import SMALL, same, untimed
-from tests.train.tiny import make_dataset
+from tests.helpers.jobs import SMALL, same, untimed
+from tests.helpers.settings import REPOSITORY, SOAK
+from tests.helpers.tiny import make_dataset
 
 STEPS = 40 if SOAK else 12
 KILLS = [(nth % 2, random.Random(nth).randrange(2 * nth, STEPS - 1)) for nth in range(20)] if SOAK else []
@@ -37,10 +37,10 @@ def played(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     launch = [sys.executable, "-m"]
     if SOAK:
         launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        launch += ["--max-restarts", str(len(KILLS)), "-m", "tests.train.killed_ranks", "--"]
+        launch += ["--max-restarts", str(len(KILLS)), "-m", "tests.helpers.killed_ranks", "--"]
     else:
         # The same agent, but its ranks are forked: see there.
-        launch += ["tests.train.killed_ranks"]
+        launch += ["tests.helpers.killed_ranks"]
     done = subprocess.run(
         [*launch, str(folder), kills, *command, "--workers", "1"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
 
 from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.weights import load
@@ -28,9 +27,9 @@ from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.layers import input_convolutions
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
-from tests.sensors import multispectral, thermal
-from tests.train.jobs import SMALL
-from tests.train.tiny import make_dataset, spoil
+from tests.helpers.jobs import SMALL
+from tests.helpers.sensors import multispectral, thermal
+from tests.helpers.tiny import make_dataset, spoil
 
 SIZE = ("--size", "64", "--split", "32")
 NAMES = {"thermal": (thermal, 1), "multispectral": (multispectral, 6)}
@@ -125,7 +124,7 @@ def test_detectors_say_what_they_read() -> None:
         load(network, {"conv1.weight": torch.zeros(64, 6, 7, 7)}, "file.pth", False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm:resnet18", "tests.train.own:plain"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm:resnet18", "tests.helpers.own:plain"])
 @pytest.mark.parametrize("channels", [1, 6])
 def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
     torch.manual_seed(0)
@@ -142,28 +141,11 @@ def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
         assert float(stem.weight.detach().std()) == pytest.approx(float(old.weight.detach().std()), rel=0.4)
 
 
-def takes_any(in_channels: int = 3) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(in_channels, 4, 4, 4), nn.Conv2d(4, 8, 2, 2))
-
-
-def sees_nothing() -> nn.Module:
-    class Sliced(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Conv2d(1, 8, 8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.inner(x[:, :1])
-            return result
-
-    return Sliced()
-
-
 def test_ones_own_backbone_is_told_or_rebuilt() -> None:
-    found = backbones.build("tests.train.test_sensors:takes_any", colours=5)
+    found = backbones.build("tests.helpers.own:takes_any", colours=5)
     assert found.module(torch.rand(1, 5, 16, 16)).shape == (1, 8, 2, 2)
     with pytest.raises(UserError, match="no plain convolution over its input that could take 5 channels"):
-        backbones.build("tests.train.test_sensors:sees_nothing", colours=5)
+        backbones.build("tests.helpers.own:sees_nothing", colours=5)
 
 
 @given(

@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import open_run
-from tests.servers import Store
-from tests.train.jobs import SMALL, rows, same, untimed
-from tests.train.stores import proxied_store, upload
-from tests.train.tiny import CLASSES, all_crops, make_dataset, spoil
+from tests.helpers.jobs import SMALL, rows, same, untimed
+from tests.helpers.servers import Store
+from tests.helpers.stores import proxied_store, upload
+from tests.helpers.tiny import CLASSES, all_crops, make_dataset, spoil
 
 SETTINGS = (*SMALL, "steps=4", "erf_every=3", "checkpoint_every=1", "log_every=1")
 BASE = [part for setting in SETTINGS for part in ("--set", setting)]

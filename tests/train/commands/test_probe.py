@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.commands.probe import judged, read_crops
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 
 def coloured(group: str, count: int, seed: int) -> list[np.ndarray]:

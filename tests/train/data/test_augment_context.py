@@ -26,8 +26,8 @@ from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.references import centred
-from tests.train.tiny import CLASSES, all_crops, make_dataset
+from tests.helpers.references import centred
+from tests.helpers.tiny import CLASSES, all_crops, make_dataset
 
 TEMPLATE = Template(96, 32)
 Box = tuple[int, int, int, int]

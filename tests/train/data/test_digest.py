@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.data.digest import batch_digest, digest_line, interleave
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 
 def pair(number: int) -> tuple[bytes, bytes]:

@@ -24,8 +24,8 @@ from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.references import centred
-from tests.train.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
+from tests.helpers.references import centred
+from tests.helpers.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
 
 TEMPLATE = Template(96, 32)
 

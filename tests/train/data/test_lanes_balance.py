@@ -9,8 +9,8 @@ import pytest
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.lanes import UNIT_WEIGHT, class_weights, resample_by_class
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.stores import lines
-from tests.train.tiny import make_dataset
+from tests.helpers.stores import lines
+from tests.helpers.tiny import make_dataset
 
 
 def test_weights_follow_the_frequencies_and_are_capped() -> None:

@@ -15,7 +15,7 @@ from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.loader import JigsawLoader, loaders_of
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.tiny import all_crops, make_dataset, spoil
+from tests.helpers.tiny import all_crops, make_dataset, spoil
 
 TEMPLATE = Template(96, 32)
 OPTIONS = StreamOptions(batch=16, lanes=8)

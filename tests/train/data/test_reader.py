@@ -13,8 +13,8 @@ from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, open_dataset
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.train.jobs import SMALL
-from tests.train.tiny import make_dataset
+from tests.helpers.jobs import SMALL
+from tests.helpers.tiny import make_dataset
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "version-1"
 

@@ -20,9 +20,9 @@ from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader, check_shared_memory
 from jigsaw_pretrain.train.data.remote import AHEAD, THREADS_PER_GROUP, ReadOptions
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.servers import FaultyProxy, Store
-from tests.train.stores import OPTIONS, TEMPLATE, gets, lines, proxied_store, upload
-from tests.train.tiny import make_dataset
+from tests.helpers.servers import FaultyProxy, Store
+from tests.helpers.stores import OPTIONS, TEMPLATE, gets, lines, proxied_store, upload
+from tests.helpers.tiny import make_dataset
 
 
 class Remote:

@@ -15,7 +15,7 @@ import pytest
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.remote import ShardCache
-from tests.conftest import REPOSITORY, SOAK
+from tests.helpers.settings import REPOSITORY, SOAK
 
 
 def content(number: int, size: int = 1000) -> bytes:

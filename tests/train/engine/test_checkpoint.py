@@ -15,7 +15,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from tests.conftest import REPOSITORY
+from tests.helpers.settings import REPOSITORY
 
 KILLED = """
 import os, pathlib, sys, torch

@@ -14,10 +14,10 @@ from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import rank_zero_errors
 from jigsaw_pretrain.train.engine.trainer import execute
-from tests.conftest import REPOSITORY, SOAK
-from tests.train.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
-from tests.train.tiny import make_dataset
-from tests.train.two_ranks import BN_FREE
+from tests.helpers.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
+from tests.helpers.settings import REPOSITORY, SOAK
+from tests.helpers.tiny import make_dataset
+from tests.helpers.two_ranks import BN_FREE
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -28,7 +28,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dataset(folder / "data", {"S": [30], "T": [10], "W": [12]})
     settings = [part for setting in (*SMALL, "steps=3", "batch=8") for part in ("--set", setting)]
     # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
-    command = [*LAUNCH, "-m", "tests.train.two_ranks", "--", str(folder), "--log-digest", "--workers", "1"]
+    command = [*LAUNCH, "-m", "tests.helpers.two_ranks", "--", str(folder), "--log-digest", "--workers", "1"]
     command += ["--data", str(folder / "data"), "--run", str(folder / "run"), *settings]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", {"S": [30], "T": [10], "W": [12]})
     chosen = (*SMALL, "steps=20", "batch=8", "checkpoint_every=2")
     settings = [part for setting in chosen for part in ("--set", setting)]
-    command = [*LAUNCH, "--max-restarts", "2", "-m", "tests.train.dying_rank", "--", str(tmp_path / "run")]
+    command = [*LAUNCH, "--max-restarts", "2", "-m", "tests.helpers.dying_rank", "--", str(tmp_path / "run")]
     command += ["--data", str(tmp_path / "data"), "--workers", "1", *settings]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

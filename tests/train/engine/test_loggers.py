@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
-from tests.train.jobs import SMALL
-from tests.train.tiny import make_dataset
+from tests.helpers.jobs import SMALL
+from tests.helpers.tiny import make_dataset
 
 
 def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, announce, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
-from tests.train.jobs import crowded_forward, same, small_job, synthetic
+from tests.helpers.jobs import crowded_forward, same, small_job, synthetic
 
 MACHINE = MachineOptions()
 
-PLAIN = ("backbone=tests.train.own:plain", "steps=6", "log_every=2")
+PLAIN = ("backbone=tests.helpers.own:plain", "steps=6", "log_every=2")
 
 
 def newest(job: TrainingJob) -> dict[str, Any]:

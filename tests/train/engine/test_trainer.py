@@ -13,8 +13,8 @@ from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
-from tests.train.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
-from tests.train.sources import SyntheticSource
+from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
+from tests.helpers.sources import SyntheticSource
 
 
 def newest(folder: Path) -> dict[str, object]:

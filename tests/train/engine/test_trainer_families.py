@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.trainer import execute
 from jigsaw_pretrain.train.models import backbones
-from tests.train.jobs import rows, small_job, synthetic
+from tests.helpers.jobs import rows, small_job, synthetic
 
 FAMILIES = (
     "resnet18",

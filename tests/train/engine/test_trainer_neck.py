@@ -19,10 +19,11 @@ from jigsaw_pretrain.train.engine.state import State, build_model, build_state, 
 from jigsaw_pretrain.train.engine.trainer import Trainer, execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import load_recipe
-from tests.detect.conftest import TINY
-from tests.train.jobs import rows, same, small_job, synthetic, untimed
-from tests.train.references import erf_adaptive_by_hand, weights_by_hand
-from tests.train.test_export import CLASSES, call, exported, normalised, picture, run_in
+from tests.helpers.commands import call
+from tests.helpers.detection import TINY
+from tests.helpers.exports import CLASSES, exported, normalised, picture, run_in
+from tests.helpers.jobs import rows, same, small_job, synthetic, untimed
+from tests.helpers.references import erf_adaptive_by_hand, weights_by_hand
 
 FPN = (f"backbone={TINY}", "neck=fpn", "neck_channels=8", "batch=2", "lanes=2", "log_every=1")
 
@@ -125,7 +126,7 @@ def test_the_other_strategies_train_every_level(tmp_path: Path, strategy: str) -
 
 
 def test_what_has_no_stages_is_refused() -> None:
-    for name in ("swin_t", "tests.train.own:plain", "timm:resnet18"):
+    for name in ("swin_t", "tests.helpers.own:plain", "timm:resnet18"):
         with pytest.raises(UserError, match="stages of strides 4, 8, 16 and 32"):
             backbones.build(name, staged=True)
     with pytest.raises(UserError, match="recipe: neck = fpm must be one of none, fpn"):
@@ -178,7 +179,7 @@ def test_a_plain_backbone_is_exported_from_a_neck_run_and_no_neck_from_a_plain_o
 
 
 def test_the_commands_take_a_neck_run(tmp_path: Path) -> None:
-    from tests.train.tiny import make_dataset
+    from tests.helpers.tiny import make_dataset
 
     make_dataset(tmp_path / "data", {"S": [12], "T": [6], "W": [6]})
     make_dataset(tmp_path / "held", {"S": [12], "T": [6], "W": [6]}, seed=1)

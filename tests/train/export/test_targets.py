@@ -7,23 +7,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.export.resnet_names import ResNet, resnet_of, to_detectron2
 from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 from jigsaw_pretrain.train.models.weights import read_weights
-from tests.train import frameworks
-from tests.train.jobs import same, small_job
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-"""No library's defaults, so that configuration left out shows."""
-
-CLASSES = ("a", "b")
+from tests.helpers import frameworks
+from tests.helpers.commands import call
+from tests.helpers.exports import CLASSES, MEAN, STD, exported, normalised, picture, run_in
+from tests.helpers.jobs import same, small_job
 
 
 def make_run(folder: Path, backbone: str, norm: str = "bn") -> nn.Module:
@@ -43,27 +38,6 @@ def make_run(folder: Path, backbone: str, norm: str = "bn") -> nn.Module:
     content = {"model": model.state_dict(), "recipe": recipe.to_dict()}
     save_checkpoint(RunFolder(folder).checkpoints, 3, content, 1)
     return model.eval()
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def exported(run: Path, to: str, out: Path) -> str:
-    """Export; returns the first block of code in the README."""
-    result = call("export", "--run", run, "--to", to, "--out", out)
-    assert result.exit_code == 0, result.output
-    text = out.with_suffix(".README.md").read_text()
-    assert "Channel order **RGB**" in text and str(list(MEAN)) in text and "3 of 6 steps" in text
-    return text.split("```")[1].split("\n", 1)[1]
-
-
-def picture() -> Tensor:
-    """An image as OpenCV reads it: uint8 [H, W, 3], BGR."""
-    return torch.randint(0, 256, (96, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
 
 def own_map(model: Any, bgr: Tensor) -> Tensor:
@@ -93,19 +67,6 @@ def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path, norm: str
         maps = detector["detector"].backbone.body.double().eval()(image)
     assert agree(own_map(model, picture()), maps["3"])
     assert list(detector["detector"].transform.image_mean) == list(MEAN)
-
-
-def normalised(bgr: Tensor, swapped: bool = False) -> Tensor:
-    image = bgr if swapped else bgr.flip(-1)
-    return ((image.double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None].double()
-
-
-def run_in(folder: Path, code: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
-    names = names if names is not None else {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(code, names)
-    return names
 
 
 @pytest.mark.parametrize("backbone", ["timm:convnext_atto", "resnet18"])
@@ -154,22 +115,22 @@ def test_mmdetection_gets_its_configuration(tmp_path: Path, backbone: str) -> No
 def test_safetensors_hold_the_entries_as_they_are(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    make_run(tmp_path / "run", "tests.train.own:plain")
+    make_run(tmp_path / "run", "tests.helpers.own:plain")
     code = exported(tmp_path / "run", "safetensors", tmp_path / "own.safetensors")
     weights = run_in(tmp_path, code)["weights"]
     model = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003.pt")["model"]
     assert same(weights, {key[9:]: value for key, value in model.items() if key.startswith("backbone.")})
     assert same(weights, read_weights(str(tmp_path / "own.safetensors")))
     with safe_open(tmp_path / "own.safetensors", "pt") as file:
-        assert file.metadata()["backbone"] == "tests.train.own:plain" and file.metadata()["order"] == "RGB"
+        assert file.metadata()["backbone"] == "tests.helpers.own:plain" and file.metadata()["order"] == "RGB"
 
 
 def test_what_a_library_does_not_have_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    make_run(run, "tests.train.own:plain")
+    make_run(run, "tests.helpers.own:plain")
     for to, message in (
-        ("torchvision", "torchvision has no tests.train.own:plain"),
-        ("timm", "timm has no tests.train.own:plain"),
+        ("torchvision", "torchvision has no tests.helpers.own:plain"),
+        ("timm", "timm has no tests.helpers.own:plain"),
         ("mmdet", "mmdetection builds ResNets"),
         ("detectron2", "detectron2 builds ResNets"),
     ):

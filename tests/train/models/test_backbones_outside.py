@@ -45,7 +45,7 @@ def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ones_own_module_is_a_backbone() -> None:
-    found = backbones.build("tests.train.own:plain")
+    found = backbones.build("tests.helpers.own:plain")
     assert (found.channels, found.stride, found.head) == (32, 32, frozenset())
     assert found.module(torch.zeros(1, 3, 64, 64)).shape == (1, 32, 2, 2)
 
@@ -53,14 +53,14 @@ def test_ones_own_module_is_a_backbone() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tests.train.own:nothing", r"tests.train.own.nothing\(\) fails \(AttributeError"),
+        ("tests.helpers.own:nothing", r"tests.helpers.own.nothing\(\) fails \(AttributeError"),
         ("no.such.module:build", "fails .ModuleNotFoundError"),
-        ("tests.train.own:failing", "fails .KeyError"),
-        ("tests.train.own:number", "returns a int, not a torch.nn.Module"),
-        ("tests.train.own:Pair", "returns a tuple: return the last feature map alone"),
-        ("tests.train.own:flat", r"maps 256 pixels to \[1, 2\] .* no map"),
-        ("tests.train.own:uneven", "no map"),
-        ("tests.train.own:idle", "2 parameters never reach its map .such as extra.bias"),
+        ("tests.helpers.own:failing", "fails .KeyError"),
+        ("tests.helpers.own:number", "returns a int, not a torch.nn.Module"),
+        ("tests.helpers.own:Pair", "returns a tuple: return the last feature map alone"),
+        ("tests.helpers.own:flat", r"maps 256 pixels to \[1, 2\] .* no map"),
+        ("tests.helpers.own:uneven", "no map"),
+        ("tests.helpers.own:idle", "2 parameters never reach its map .such as extra.bias"),
     ],
 )
 def test_unusable_modules_are_refused_by_what_is_wrong(name: str, message: str) -> None:

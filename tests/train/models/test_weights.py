@@ -8,10 +8,10 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.trainer import execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.weights import load_weights
-from tests.train.jobs import same, small_job, synthetic
-from tests.train.own import tensors
+from tests.helpers.jobs import same, small_job, synthetic
+from tests.helpers.own import tensors
 
-OWN = "tests.train.own:plain"
+OWN = "tests.helpers.own:plain"
 
 
 class Bomb:

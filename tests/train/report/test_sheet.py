@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.report.sheet import COLOURS, sheet, shortened
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 
 def test_the_command_draws_a_sheet(tmp_path: Path) -> None:
