@@ -90,3 +90,22 @@ def draw(folder: Path, count: int, seed: int, masks: bool = False) -> tuple[Path
 
 def toml(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def as_predictions(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 1.0}
+        for one in truth["annotations"]
+        if not one["iscrowd"]
+    ]
+
+
+def write_annotations(path: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 50}],
+        "categories": [{"id": 9, "name": "b"}, {"id": 4, "name": "a"}],
+        "annotations": annotations,
+        **more,
+    }
+    path.write_text(json.dumps(document))
+    return path

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import Row
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.trainer import OpenSource, TrainingJob
 from jigsaw_pretrain.train.models import backbones
@@ -32,6 +33,10 @@ SMALL = (
     "lr_peak=0.02",
     "erf_every=4",
 )
+
+
+BASE = [part for setting in (*SMALL, "steps=4", "erf_every=3") for part in ("--set", setting)]
+"""The options of a command that give a small job of four steps."""
 
 
 class Plain(nn.Module):
@@ -111,3 +116,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
     return bool(left == right)
+
+
+def metrics_row(step: int, loss: float = 1.0) -> Row:
+    return Row(step, loss, (0.5, 0.25, 1.0, 0.25), 0.1, 12.3456, 0.25, 0)

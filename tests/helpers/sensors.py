@@ -98,3 +98,11 @@ def thermal(folder: Path) -> Sensor:
 def multispectral(folder: Path) -> Sensor:
     """Six channels of 16 bits as npy."""
     return draw(folder, 6, "npy", stack_npy)
+
+
+def noise(height: int, width: int, channels: int, dtype: str, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    if dtype.startswith("float"):
+        return rng.normal(300, 20, (height, width, channels)).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, (height, width, channels), dtype=dtype, endpoint=True)

@@ -8,3 +8,5 @@ SOAK = os.environ.get("JIGSAW_SOAK") == "1"
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_DATA = Path(os.environ.get("JIGSAW_DATA", REPOSITORY.parent / "shared" / "data"))
+FIRST_VERSION = REPOSITORY / "tests" / "fixtures" / "version-1"
+"""A dataset as the first format version was written, and its digests."""

@@ -1,3 +1,5 @@
+"""Random words keyed by identity."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

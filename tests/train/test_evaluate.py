@@ -1,3 +1,5 @@
+"""Scores of predictions, by region, group and class."""
+
 import numpy as np
 import torch
 from torch import nn

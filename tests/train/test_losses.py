@@ -1,3 +1,5 @@
+"""Equation 1 and the other losses, against loops over positions."""
+
 import numpy as np
 import pytest
 import torch

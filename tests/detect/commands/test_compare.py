@@ -1,6 +1,6 @@
+"""The compare command: every arm from end to end, and comparisons that go on."""
+
 import json
-import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.detect.cli import main
-from jigsaw_pretrain.detect.compare.arms import ARMS, choose
-from jigsaw_pretrain.detect.compare.report import cost_table, main_table, markdown
-from jigsaw_pretrain.detect.compare.results import RunResult, difference
+from jigsaw_pretrain.detect.compare.arms import ARMS
 from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.cli import main as train_main
 from tests.helpers.detection import SETTINGS, TINY
-from tests.helpers.settings import REPOSITORY
 from tests.helpers.tiny import make_dataset, picture
 
 
@@ -126,50 +122,6 @@ def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
     assert changed.exit_code == 2 and "holds a comparison with sets" in changed.output
 
 
-def run(arm: str, seed: int, ap: float, **more: Any) -> RunResult:
-    values = {
-        "lr": 0.02,
-        "steps": 10,
-        "pretrain_seconds": 0.0,
-        "detect_seconds": 5.0,
-        "seconds_per_step": 0.5,
-        "memory": None,
-        "device": "cpu",
-        "curve": ((5.0, ap),),
-    }
-    return RunResult(arm, seed, ap={"AP": ap, "AP50": ap, "AP75": ap}, **{**values, **more})
-
-
-def test_differences_are_paired_by_seed_with_students_interval() -> None:
-    scratch = [run("scratch", seed, ap) for seed, ap in enumerate((0.10, 0.20, 0.30))]
-    jigsaw = [run("jigsaw", seed, ap, pretrain_seconds=2.0) for seed, ap in enumerate((0.13, 0.22, 0.34))]
-    found = difference(jigsaw, scratch)
-    assert found is not None and found.pairs == 3 and found.mean == pytest.approx(0.03)
-    assert found.half_width == pytest.approx(4.303 * statistics.stdev([0.03, 0.02, 0.04]) / 3**0.5)
-    one = difference(jigsaw[:1], scratch)
-    assert one is not None and one.half_width is None and difference(jigsaw, [run("scratch", 7, 0.1)]) is None
-    arms = {"scratch": scratch, "jigsaw": jigsaw, "scratch-equal-cost": [run("scratch-equal-cost", 0, 0.2, steps=14)]}
-    table = markdown([main_table(arms), cost_table(arms)])
-    assert "| jigsaw | 3 | 0.02 | 10 | 23.0 ± 10.5 |" in table and "+3.0 [+0.5, +5.5]" in table
-    assert "-7.0 (one pair, no interval)" in table
-
-
-def test_arms_are_chosen_by_name() -> None:
-    assert [arm.name for arm in choose("jigsaw,scratch", None)] == ["scratch", "jigsaw"]
-    with pytest.raises(UserError, match="no arm 'jgsaw'"):
-        choose("jgsaw", None)
-    with pytest.raises(UserError, match="--imagenet FILE"):
-        choose("imagenet", None)
-
-
-def test_a_campaign_stops_a_training_in_time_and_reports_one_that_fails(tmp_path: Path) -> None:
-    task = Task("slow", "http.server", ("0",), tmp_path / "slow", "done")
-    with pytest.raises(OutOfTime):
-        TaskRunner(0.5, 1).run(task)
-    with pytest.raises(UserError, match="broken failed"):
-        TaskRunner(None, 1).run(Task("broken", "detect", ("no-command",), tmp_path / "broken", "done"))
-
-
 def test_compare_refuses_runs_that_have_not_finished(
     tmp_path: Path, detect: Callable[..., Any], plain_runs: None
 ) -> None:
@@ -177,8 +129,3 @@ def test_compare_refuses_runs_that_have_not_finished(
     result = CliRunner().invoke(main, ["compare", str(tmp_path / "run")])
     assert result.exit_code == 2 and "has not finished" in result.output
     assert CliRunner().invoke(main, ["compare"]).exit_code == 2
-
-
-def test_detect_never_imports_prep() -> None:
-    for path in sorted((REPOSITORY / "detect").glob("*.py")):
-        assert not re.search(r"^\s*(from|import) prep\b", path.read_text(), re.MULTILINE), path

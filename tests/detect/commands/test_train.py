@@ -1,3 +1,5 @@
+"""The train command: every model, norm and freeze, resuming, refusals, and what a run leaves."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from jigsaw_pretrain.detect.compare.arms import choose
-from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import neck_state, pyramid_state, save_checkpoint, save_file
 from jigsaw_pretrain.train.engine.state import build_model
 from tests.helpers.detection import TINY
@@ -117,27 +114,3 @@ def test_an_exported_file_brings_backbone_and_neck(
     assert f"neck {tmp_path / 'fpn.pth'}: {len(neck_state(state))} matched" in said
     found = loaded.pop().state_dict()
     assert all(torch.equal(value, found[name]) for name, value in pyramid_state(state).items())
-
-
-def test_an_arm_with_a_neck_needs_a_pyramid(tmp_path: Path) -> None:
-    settings = Settings(
-        annotations="a",
-        images="b",
-        val_annotations="c",
-        val_images="d",
-        data="e",
-        arms=("neck",),
-        seeds=(0,),
-        rates=(0.02,),
-        recipe=None,
-        sets=("model=faster-rcnn-c4",),
-        pretrain_recipe=None,
-        pretrain_sets=(),
-        imagenet=None,
-        workers=0,
-        device="cpu",
-        gpus=1,
-    )
-    with pytest.raises(UserError, match="has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"):
-        Comparison(tmp_path / "out", settings, choose("neck", None)).prepare()
-    assert not (tmp_path / "out").exists()

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.annotations.voc import read_voc
-from jigsaw_pretrain.formats.annotations.yolo import class_names
-from jigsaw_pretrain.prep.images.source import ImageSource
 from tests.helpers.prepped import Drawn, rows, run_shards
 
 
@@ -118,42 +115,6 @@ def test_sizes_come_from_the_images_where_the_file_has_none(drawn: Drawn) -> Non
     ]
 
 
-def test_sizes_are_upright_where_exif_is_applied(drawn: Drawn) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (80, 40)).save(drawn.folder / "images" / "a.jpg", exif=exif)
-    source = ImageSource(str(drawn.folder / "images"))
-    assert source.size("a.jpg", "ignore") == (80, 40) and source.size("a.jpg", "apply") == (40, 80)
-
-
-def test_polygons_and_bad_lines_of_yolo(drawn: Drawn) -> None:
-    drawn.add("a.jpg", (100, 100))
-    lines = ["0 0.1 0.2 0.5 0.2 0.3 0.9", "0 0.5 0.5 0.1", "x y z", "7 0.5 0.5 0.2 0.2", "1.0 0.5 0.5 nan 0.2", ""]
-    (drawn.folder / "labels").mkdir()
-    (drawn.folder / "labels" / "a.txt").write_text("\n".join(lines))
-    (drawn.folder / "labels" / "lost.txt").write_text("0 0.5 0.5 0.1 0.1")
-    (drawn.folder / "data.yaml").write_text("names:\n  0: a\n  1: b\n")
-    images = str(drawn.folder / "images")
-    found = listed(read_annotations(str(drawn.folder), images), ImageSource(images), "ignore")
-    assert found.classes == ("a", "b") and found.xywh[0].tolist() == [10, 20, 40, 70]
-    assert found.label.tolist() == [0, 0, -1, -1, 1]
-    assert [(row.image_file, row.reason) for row in found.skipped] == [("lost.jpg", "image file is missing")]
-
-
-def test_splits_of_yolo_find_their_own_labels(drawn: Drawn) -> None:
-    for layout in ("images/{}", "{}/images"):
-        for split in ("train", "val"):
-            images = drawn.folder / layout.format(split)
-            labels = drawn.folder / layout.format(split).replace("images", "labels")
-            images.mkdir(parents=True)
-            labels.mkdir(parents=True)
-            Image.new("RGB", (100, 50)).save(images / f"{split}.jpg")
-            (labels / f"{split}.txt").write_text("0 0.5 0.5 0.5 0.5")
-            (drawn.folder / "data.yaml").write_text("names: [a]")
-            read = read_annotations(str(drawn.folder), str(images))
-            assert list(read.files) == [f"{split}.txt"]
-
-
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -187,20 +148,6 @@ def test_one_xml_file_is_not_a_dataset(tmp_path: Path) -> None:
         read_annotations(str(tmp_path / "a.xml"), "x")
 
 
-def test_yaml_of_other_kinds_has_no_names() -> None:
-    assert class_names(b"a: 1", "x") is None and class_names(b"- 1", "x") is None
-
-
-def test_voc_names_and_damaged_boxes() -> None:
-    text = (
-        b"<annotation><filename>c/d.jpg</filename><object><name>x</name></object><object><name>y</name><bndbox>"
-        b"<xmin>a</xmin></bndbox></object></annotation>"
-    )
-    classes, entries, boxes = read_voc({"a/b.xml": text, "classes.txt": b"y\n"}, "f")
-    assert classes == ["y"] and entries[0].file_name == "c/d.jpg" and entries[0].width is None
-    assert boxes.label.tolist() == [-1, 0] and str(boxes.xywh[0, 0]) == "nan"
-
-
 def test_lvis_and_objects365_fields_do_no_harm(drawn: Drawn) -> None:
     drawn.add("train2017/a.jpg", (200, 150), [(10, 10, 50, 40)])
     drawn.images[0] |= {
@@ -216,3 +163,8 @@ def test_lvis_and_objects365_fields_do_no_harm(drawn: Drawn) -> None:
     assert run_shards(path, drawn.folder / "images", drawn.folder / "out", "--workers", "1").exit_code == 0
     assert {row["image_id"] for row in rows(drawn.folder / "out", "crops")} == {"train2017/a"}
     assert os.path.isdir(drawn.folder / "out")
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
+        read_annotations("nowhere.json", "images")

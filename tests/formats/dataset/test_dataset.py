@@ -1,3 +1,5 @@
+"""Opening a finished dataset, and what is said of a damaged one."""
+
 import hashlib
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The sample dataset."""
+
 import json
 from pathlib import Path
 from typing import Any

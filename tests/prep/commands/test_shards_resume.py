@@ -7,14 +7,13 @@ import shutil
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jigsaw_pretrain.prep.commands.shards import shards
-from jigsaw_pretrain.storage import Storage, sweep, temporary_beside
+from jigsaw_pretrain.storage import temporary_beside
 from tests.helpers.prepped import Drawn, Run, Small, run_shards, tree
 from tests.helpers.settings import SOAK
 
@@ -144,45 +143,6 @@ def test_litter_goes_and_files_being_written_stay(small: Small, tmp_path: Path) 
     assert "nothing to do" in small.run(out).output
     mine.unlink()
     assert tree(out) == small.tree
-
-
-def hold_open(path: str, ready: Any, leave: Any) -> None:
-    from jigsaw_pretrain.storage import _lock
-
-    with open(path, "xb") as file:
-        _lock(file.fileno())
-        ready.set()
-        leave.wait()
-
-
-def test_a_lock_tells_a_writer_from_litter(tmp_path: Path) -> None:
-    path = temporary_beside(tmp_path / "x")
-    ready, leave = FORKS.Event(), FORKS.Event()
-    process = FORKS.Process(target=hold_open, args=(str(path), ready, leave))
-    process.start()
-    assert ready.wait(60)
-    assert sweep(tmp_path) == 0 and path.exists()
-    process.kill()
-    process.join()
-    assert sweep(tmp_path) == 1 and not path.exists()
-
-
-def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The moment between opening and locking, made long: a sweep takes the file for litter.
-    from jigsaw_pretrain import storage
-
-    swept: list[int] = []
-
-    def late(descriptor: int) -> None:
-        if not swept:
-            swept.append(sweep(tmp_path))
-
-    monkeypatch.setattr(storage, "hold", late)
-    Storage(str(tmp_path)).publish("a", b"whole")
-    assert swept == [1] and tree(tmp_path) == {"a": b"whole"}
-
-
-Change = Callable[[Drawn], tuple[str, ...]]
 
 
 @pytest.mark.parametrize("finished", [True, False])

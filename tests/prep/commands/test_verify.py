@@ -1,30 +1,20 @@
-"""Verify finds every flipped bit and names the parts; repair gives back the same bytes; status needs only OUT."""
+"""Verify finds every flipped bit and names the parts; repair gives back the same bytes."""
 
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from jigsaw_pretrain.prep.commands.status import progress, status
+from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import inspect, verify
 from jigsaw_pretrain.prep.manifests import finish
 from jigsaw_pretrain.prep.pipeline import plan_of
-from jigsaw_pretrain.prep.records import mark_begun, mark_failed
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
-
-
-@pytest.fixture
-def made(small: Small, tmp_path: Path) -> Path:
-    """A finished dataset to damage."""
-    out = tmp_path / "out"
-    assert small.run(out).exit_code == 0
-    return out
 
 
 def test_whole(made: Path) -> None:
@@ -114,34 +104,6 @@ def test_a_part_whose_group_vanished_leaves_no_shard(drawn: Drawn) -> None:
     assert run_shards(annotations, images, out, *run).exit_code == 0
     assert not (out / "shards" / "T-000000.tar").exists()
     assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
-
-
-def test_status_of_a_run_under_way(made: Path) -> None:
-    out = Storage(str(made))
-    plan = plan_of(out)
-    (made / "manifests" / "dataset.json").unlink()
-    records = sorted((made / "manifests" / "parts").glob("[0-9]*.json"))
-    now = time.time()
-    for number, record in enumerate(records):
-        os.utime(record, (now - 1000 + 10 * number, now - 1000 + 10 * number))
-    for record in records[-3:]:
-        record.unlink()
-    mark_begun(out, plan.parts - 3)
-    mark_begun(out, plan.parts - 2)
-    old = made / "manifests" / "parts" / f"{plan.parts - 2:06d}.running"
-    os.utime(old, (now - 7200, now - 7200))
-    mark_failed(out, plan.parts - 1, OSError(28, "No space left on device"))
-    found = progress(out, plan, now)
-    assert (found.parts, found.done, found.running, found.lost) == (plan.parts, plan.parts - 3, 1, 1)
-    assert found.failed == {plan.parts - 1: "OSError No space left on device"}
-    if found.done > 1:
-        assert found.parts_per_second == pytest.approx(0.1) and found.seconds_left == pytest.approx(30)
-    text = invoke(status, "--out", str(made)).output
-    assert "No space left" in text and f"{plan.parts - 3:,} of {plan.parts:,}" in text
-
-
-def test_status_of_a_finished_one(made: Path) -> None:
-    assert "finished" in invoke(status, "--out", str(made)).output
 
 
 def test_finishing_twice_is_the_same(small: Small, made: Path) -> None:

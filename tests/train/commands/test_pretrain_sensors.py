@@ -3,28 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from jigsaw_pretrain.detect.models import backbone
-from jigsaw_pretrain.detect.models.weights import load
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.pixels import displayed, named
+from jigsaw_pretrain.formats.pixels import displayed
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.data.augment import resample, resample_channels, resized
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.engine.run_folder import open_run, read_description
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.layers import input_convolutions
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import SMALL
@@ -118,59 +111,6 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
     assert Recipe().resolved(other).mean == Recipe().normalisation[0]
 
 
-def test_detectors_say_what_they_read() -> None:
-    network = backbone.build_trunk("resnet18", "frozen", torch.device("cpu"))
-    with pytest.raises(UserError, match="takes images of 6 channels, and these detectors read 8-bit RGB"):
-        load(network, {"conv1.weight": torch.zeros(64, 6, 7, 7)}, "file.pth", False)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm:resnet18", "tests.helpers.own:plain"])
-@pytest.mark.parametrize("channels", [1, 6])
-def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
-    torch.manual_seed(0)
-    rgb = backbones.build(name)
-    torch.manual_seed(0)
-    found = backbones.build(name, colours=channels)
-    assert (found.channels, found.stride, found.head, found.colours) == (rgb.channels, rgb.stride, rgb.head, channels)
-    size = 2 * found.stride
-    assert found.module.eval()(torch.rand(1, channels, size, size)).shape == (1, found.channels, 2, 2)
-    (stem,) = input_convolutions(found.module, channels).values()
-    (old,) = input_convolutions(rgb.module, 3).values()
-    assert stem.weight.shape == (old.weight.shape[0], channels, *old.weight.shape[2:])
-    if not name.startswith("timm"):
-        assert float(stem.weight.detach().std()) == pytest.approx(float(old.weight.detach().std()), rel=0.4)
-
-
-def test_ones_own_backbone_is_told_or_rebuilt() -> None:
-    found = backbones.build("tests.helpers.own:takes_any", colours=5)
-    assert found.module(torch.rand(1, 5, 16, 16)).shape == (1, 8, 2, 2)
-    with pytest.raises(UserError, match="no plain convolution over its input that could take 5 channels"):
-        backbones.build("tests.helpers.own:sees_nothing", colours=5)
-
-
-@given(
-    st.integers(1, 9), st.sampled_from(["uint8", "uint16", "float32"]), st.booleans(), st.booleans(), st.integers(0, 9)
-)
-def test_windows_of_many_channels_are_those_of_each(
-    channels: int, dtype: str, flip: bool, smooth: bool, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    height, width, rows, columns = (int(side) for side in rng.integers(8, 40, 4))
-    scaled = columns + int(rng.integers(0, 60)), rows + int(rng.integers(0, 60))
-    start = tuple(int(rng.integers(0, whole - part + 1)) for whole, part in zip(scaled, (columns, rows), strict=True))
-    pixels = (rng.random((height, width, channels)) * 255).astype(dtype)
-    out = np.zeros((rows + 3, columns + 3, channels), dtype=dtype)
-    resample_channels(pixels, scaled, flip, (start[0], start[1]), smooth, out[1:-2, 2:-1])
-    for channel in range(channels):
-        one = np.zeros((rows, columns), dtype=dtype)
-        resample(np.ascontiguousarray(pixels[..., channel]), scaled, flip, (start[0], start[1]), smooth, one)
-        difference = np.abs(out[1:-2, 2:-1, channel].astype(float) - one.astype(float))
-        # OpenCV's kernels for one and for four channels round apart.
-        assert difference.max() <= (0.01 if dtype == "float32" else 1)
-    assert not out[0].any() and not out[:, :2].any()
-    assert resized(pixels, (7, 5), cv2.INTER_AREA).shape == (5, 7, channels)
-
-
 def test_normalised_crops_have_mean_0_and_deviation_1(data: tuple[Path, int]) -> None:
     dataset = open_dataset(str(data[0]))
     recipe = Recipe(backbone="shufflenet_v2_x0_5").resolved(dataset)
@@ -199,10 +139,3 @@ def test_a_member_that_is_damaged_is_replaced(tmp_path: Path) -> None:
         "digest", "--data", str(tmp_path / "out"), "--batch", "4", "--steps", "1", "--size", "64", "--split", "32"
     )
     assert len(line.splitlines()[-1].split()) == 3
-
-
-def test_a_channel_that_never_changes_is_divided_by_one() -> None:
-    class Flat:
-        pixels, measured = named("2xuint16"), ((0.5, 0.25), (0.0, 0.125))
-
-    assert Recipe().resolved(Flat()).std == (1.0, 0.125)  # type: ignore[arg-type]

@@ -1,3 +1,5 @@
+"""The probe command."""
+
 import json
 from pathlib import Path
 

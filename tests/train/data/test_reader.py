@@ -1,4 +1,4 @@
-"""Format versions: what was prepped by the first version still trains, and members of the second have margins."""
+"""Members of the second format version have margins, which training never sees."""
 
 from pathlib import Path
 
@@ -6,33 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
-from click.testing import CliRunner
 
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, open_dataset
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.helpers.jobs import SMALL
 from tests.helpers.tiny import make_dataset
-
-FIRST = Path(__file__).parents[1] / "fixtures" / "version-1"
-
-
-def test_the_first_versions_dataset_gives_the_lines_it_gave() -> None:
-    options = ["--batch", "8", "--lanes", "4", "--size", "96", "--split", "32", "--steps", "6"]
-    result = CliRunner().invoke(main, ["digest", "--data", str(FIRST), *options], catch_exceptions=False)
-    lines = (FIRST / "digest.txt").read_text().splitlines()
-    # Pixels are promised under one lock and class of processor only.
-    assert [line.split()[:2] for line in result.stdout.splitlines()] == [line.split()[:2] for line in lines]
-
-
-def test_the_first_versions_dataset_trains(tmp_path: Path) -> None:
-    settings = [part for one in (*SMALL, "steps=2") for part in ("--set", one)]
-    arguments = ["pretrain", "--data", str(FIRST), "--run", str(tmp_path / "run"), "--workers", "0", *settings]
-    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "run" / "backbone.pth").exists()
 
 
 def test_training_sees_the_crop_and_never_its_members_margin(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""Checkpoints come back as they were, whole or not at all, and run no code."""
+
 import os
 import subprocess
 import sys

@@ -1,9 +1,12 @@
+"""The schedule of the learning rate, and the average of weights."""
+
 import math
 
 import pytest
+import torch
+from torch import nn
 
-from jigsaw_pretrain.train.engine.optim import learning_rate
-from jigsaw_pretrain.train.recipe import scaled_rate
+from jigsaw_pretrain.train.engine.optim import EMA, learning_rate
 
 
 def test_the_papers_schedule() -> None:
@@ -28,5 +31,17 @@ def test_without_a_warm_up_the_peak_comes_first() -> None:
     )
 
 
-def test_rates_scale_with_the_batch() -> None:
-    assert scaled_rate(0.8, 256, 512) == 0.4
+def test_the_average_is_the_exponential_one() -> None:
+    model = nn.BatchNorm1d(1)
+    average = EMA(model, 0.5)
+    expected = 1.0
+    for nth, weight in enumerate((3.0, -1.0, 2.0, 7.0, 5.0, 0.5, 4.0, 6.0, 1.0, 2.0)):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+            assert model.num_batches_tracked is not None
+            model.num_batches_tracked += 1
+        average.update(nth)
+        decay = min(0.5, (1 + nth) / (10 + nth))
+        expected = decay * expected + (1 - decay) * weight
+    assert average.state["weight"].item() == pytest.approx(expected)
+    assert average.state["num_batches_tracked"].item() == 10

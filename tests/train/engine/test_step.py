@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.export import remeasure
 from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import EMA, set_arithmetic
+from jigsaw_pretrain.train.engine.optim import set_arithmetic
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, announce, execute
@@ -71,22 +70,6 @@ def test_average_compile_accumulation_and_resume_compose(
     assert same(exported, {key[9:]: one for key, one in whole["average"].items() if key.startswith("backbone.")})
     printed = capsys.readouterr().out
     assert "bf16, 2 micro-batches of 2 a step and process" in printed and "does not work" not in printed
-
-
-def test_the_average_is_the_exponential_one() -> None:
-    model = nn.BatchNorm1d(1)
-    average = EMA(model, 0.5)
-    expected = 1.0
-    for nth, weight in enumerate((3.0, -1.0, 2.0, 7.0, 5.0, 0.5, 4.0, 6.0, 1.0, 2.0)):
-        with torch.no_grad():
-            model.weight.fill_(weight)
-            assert model.num_batches_tracked is not None
-            model.num_batches_tracked += 1
-        average.update(nth)
-        decay = min(0.5, (1 + nth) / (10 + nth))
-        expected = decay * expected + (1 - decay) * weight
-    assert average.state["weight"].item() == pytest.approx(expected)
-    assert average.state["num_batches_tracked"].item() == 10
 
 
 def test_fp16_keeps_its_loss_scale_over_a_restart(tmp_path: Path) -> None:
@@ -189,22 +172,3 @@ def test_arithmetic_is_set_for_the_process(tmp_path: Path) -> None:
     finally:
         set_arithmetic(torch.device("cpu"), tf32=True, deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32
-
-
-def test_statistics_are_measured_anew(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "steps=3")
-    model = build_state(job.recipe, 6, Ranks()).model
-    first = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    assert first.running_mean is not None
-    first.running_mean.fill_(9)
-    batches = [batch.images.clone() for batch in synthetic(job)(0, 3)]
-    assert remeasure(model, synthetic(job)(0, 3)) == 56
-    seen: list[torch.Tensor] = []
-    first.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    model.eval()
-    with torch.no_grad():
-        for images in batches:
-            model(images)
-    torch.testing.assert_close(first.running_mean, torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0))
-    assert first.momentum == 0.1 and same(before, dict(model.named_parameters()))

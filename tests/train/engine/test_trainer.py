@@ -1,3 +1,5 @@
+"""The training loop: resuming bit for bit, signals, failures, and what is refused."""
+
 import json
 import os
 import signal

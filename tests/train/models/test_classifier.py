@@ -1,3 +1,5 @@
+"""The dense classifier: normalisation, predictions at every position, initial weights."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Weights that a run begins with."""
+
 import pickle
 from pathlib import Path
 
