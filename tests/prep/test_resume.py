@@ -177,7 +177,7 @@ def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: 
         if not swept:
             swept.append(sweep(tmp_path))
 
-    monkeypatch.setattr(storage, "hold", late)
+    monkeypatch.setattr(storage, "_lock", late)
     Storage(str(tmp_path)).publish("a", b"whole")
     assert swept == [1] and tree(tmp_path) == {"a": b"whole"}
 
