@@ -2,13 +2,13 @@
 
 Pure functions of what was read; the images' own checks are in prep.checkup. A second for a million boxes.
 
-What ``prep doctor`` looks for in image files: all heads, and with ``--deep`` all pixels.
+What ``prep doctor`` looks for in image files: all headers, and with ``--deep`` all pixels.
 
-About 0.2 ms an image for its head, 5 ms for its pixels, read ahead by threads. From a store a head is one request.
+About 0.2 ms an image for its header, 5 ms for its pixels, read ahead by threads. From a store a header is one request.
 
 ``prep doctor``: what is wrong with a dataset, before any work is done on it; nothing is written.
 
-Reads the annotations and every image's head (0.2 ms each locally), with ``--deep`` every pixel (5 ms each). Exit 0:
+Reads the annotations and every image's header (0.2 ms each locally), with ``--deep`` every pixel (5 ms each). Exit 0:
 clean; 1: warnings, things that prep leaves out or that are likely mistakes; 2: it cannot be prepped. ``shards
 --dry-run`` is quicker where only the plan is wanted.
 """
@@ -24,7 +24,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
@@ -46,7 +46,7 @@ NOTE, WARNING, ERROR = "note", "warning", "error"
 EXAMPLES = 3
 MUCH_CROWD = 0.1
 
-Head = tuple[int, int, int] | ImageError
+Header = tuple[int, int, int] | ImageError
 
 STATES = ("clean", "warnings", "cannot be prepped")
 SKIPPED_SHARE = 0.01
@@ -137,7 +137,7 @@ def check_images(annotations: Annotations, source: ImageSource, exif: str, pixel
     trouble: dict[str, str] = {}
     rotated = []
     sizes = list(zip(annotations.widths.tolist(), annotations.heights.tolist(), strict=True))
-    for file, size, found in zip(annotations.files, sizes, _heads(source, annotations.files), strict=True):
+    for file, size, found in zip(annotations.files, sizes, _headers(source, annotations.files), strict=True):
         if isinstance(found, ImageError):
             trouble[file] = str(found)
             continue
@@ -175,24 +175,24 @@ def image_findings(found: Checkup, exif: str) -> Iterator[Finding]:
         yield Finding(WARNING, "EXIF-rotated files", len(found.rotated), text, found.rotated[:EXAMPLES])
 
 
-def _heads(source: ImageSource, files: Sequence[str]) -> list[Head]:
-    def of_one(file: str) -> Head:
+def _headers(source: ImageSource, files: Sequence[str]) -> list[Header]:
+    def of_one(file: str) -> Header:
         try:
-            return source.head(file)
+            return source.header(file)
         except ImageError as trouble:
             return trouble
 
     return list(map_ahead(of_one, files, source.threads))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--annotations", "annotation_file", required=True, metavar="FILE", help=ANNOTATIONS_HELP)
 @click.option("--images", required=True, metavar="DIR", help=IMAGES_HELP)
 @click.option(
     "--exif", type=click.Choice(("ignore", "apply")), default="ignore", show_default=True, help="As of shards."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the plan whose totals are told.")
-@click.option("--deep", is_flag=True, help="Decode every image, not only its head.")
+@click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
 def doctor(annotation_file: str, images: str, exif: str, seed: int, deep: bool, as_json: bool) -> None:
     """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""

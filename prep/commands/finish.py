@@ -5,14 +5,14 @@ import time
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.cli import Command, Share, one_line_errors
 from jigsaw_pretrain.prep.manifests import finish
 from jigsaw_pretrain.prep.records import MAX_SKIPPED
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
 
-@click.command("finish")
+@click.command("finish", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
 @click.option(
     "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."

@@ -2,11 +2,12 @@
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.prep.report.page import page
 from jigsaw_pretrain.storage import Storage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, help="the dataset: a folder or an fsspec URL, as given to `shards`")
 @click.option("--file", "name", default="report.html", show_default=True, help="the page, below OUT")
 def report(out: str, name: str) -> None:

@@ -9,7 +9,7 @@ import time
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.cli import Command, Share, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.executors import usable_cores
 from jigsaw_pretrain.prep.inputs import recall
@@ -19,7 +19,7 @@ from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
 
-@click.command("retry-skipped")
+@click.command("retry-skipped", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output, finished or not.")
 @click.option("--annotations", metavar="FILE", help="Where they are, if not where this machine last read them.")
 @click.option("--images", metavar="DIR", help="Likewise.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.cli import Command, Share, one_line_errors
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
@@ -47,7 +47,7 @@ class RunOptions:
     dry_run: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--annotations", "annotation_file", required=True, metavar="FILE", help=ANNOTATIONS_HELP)
 @click.option("--images", required=True, metavar="DIR", help=IMAGES_HELP)
 @click.option("--out", required=True, metavar="OUT", help="Where shards/ and manifests/ go: a folder or a URL.")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.pipeline import plan_of
@@ -48,7 +48,7 @@ class Progress:
         return (self.parts - self.done) / self.parts_per_second if self.parts_per_second else None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output: a folder or a URL.")
 def status(out: str) -> None:
     """How far a run is: parts done, running and failed, speed, time left."""

@@ -19,7 +19,7 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import memory_file
@@ -43,7 +43,7 @@ class Damage:
     what: str
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The dataset: a folder or a URL.")
 @click.option("--repair", is_flag=True, help="Cut damaged parts again, and make the manifests again.")
 @click.option("--annotations", metavar="FILE", help="For --repair, if not where this machine last read them.")
