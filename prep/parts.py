@@ -49,7 +49,7 @@ class PartTask:
     format_version: int
     images: ImageTable
     crops: CropTable
-    places: dict[str, Member] | None = None
+    member_offsets: dict[str, Member] | None = None
     drawn_context: float | None = None
     pixels: PixelFormat = RGB8
 
@@ -139,7 +139,7 @@ def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutI
 
     measure: what takes in the members' pixels, of all formats but RGB8.
     """
-    source = ImageSource(task.source, task.places)
+    source = ImageSource(task.source, task.member_offsets)
     members: list[bytes | None] = []
     skipped: list[Skipped] = []
     encoded: Counter[str] = Counter()

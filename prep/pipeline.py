@@ -166,7 +166,7 @@ def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartT
         pixels=plan.options.stored,
         images=images,
         crops=crops,
-        places=source.places(images.files),
+        member_offsets=source.member_offsets(images.files),
         drawn_context=plan.options.drawn_context,
     )
 

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 """Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""
 
 EXTENDED = 2
-"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of manifest.MARGINS."""
+"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of schema.MARGINS."""
 
 READABLE = (FORMAT_VERSION, EXTENDED)
 

@@ -1,7 +1,7 @@
-"""``--pixels``: which pixel format a dataset gets, decided once, at the plan, from the heads of its images.
+"""``--pixels``: which pixel format a dataset gets, decided once, at the plan, from the headers of its images.
 
 ``auto`` looks at up to SAMPLE images that have boxes, drawn by keys of their identities, so every task of an array job
-looks at the same ones; it ends at the first ordinary colour picture, so a dataset of them costs a few heads (0.2 ms
+looks at the same ones; it ends at the first ordinary colour picture, so a dataset of them costs a few headers (0.2 ms
 each locally, a request each from a store). What was decided is in plan.json; a run that goes on takes it from there.
 """
 

@@ -114,7 +114,7 @@ def test_parts_end_before_64_mb() -> None:
 
 def test_equal_keys_are_ordered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     annotations = read(scatter(6))
-    monkeypatch.setattr(plans.rng, "text_keys", lambda seed, texts: np.zeros(len(texts), dtype=np.uint64))
+    monkeypatch.setattr(plans.rng, "keys_of_texts", lambda seed, texts: np.zeros(len(texts), dtype=np.uint64))
     ordered, _ = plans.shuffle(annotations, 0)
     assert list(ordered.ids) == sorted(annotations.ids)
 
