@@ -1,4 +1,4 @@
-"""The part task: decode a part's images once, publish its shards, then its rows, last its done record.
+"""The part task decodes a part's images once, publishes its shards, then its rows, last its done record.
 
 The unit of work, publishing and retry. The task is a picklable function of a picklable description, the same under
 every executor; it may die at any moment, be retried or run twice: it writes the same bytes, whole files only, and what

@@ -1,7 +1,8 @@
-"""A run of prep: from the names of annotations and images to parts that are cut.
+"""A run of prep: plan -> parts -> manifests, for every command that cuts (shards, retry-skipped, verify --repair).
 
-What the commands share (shards, retry-skipped, verify --repair): making the plan, agreeing with what an output was
-begun as, cutting parts on an executor.
+Makes the plan, checks it against what the output was begun as, and cuts parts on an executor. Where parts are cut again
+(``recut``), dataset.json goes first, so that nobody reads a dataset in change, then the parts' done records, so that a
+run that is cut short leaves parts to be cut, which the same command, or ``shards``, then does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -113,9 +114,9 @@ def begin(plan: Plan, out: Storage) -> None:
         publish_plan(out, plan)
     elif begun.plan != plan.digest:
         raise UserError(
-            f"{out.describe(layout.PLAN)} was made otherwise: plan was {begun.plan[:12]}…, now {plan.digest[:12]}…, "
-            "with the same options and annotations: other images, or sizes that the annotations do not tell. "
-            "Give the same --images to go on with it, or start anew with --overwrite or another --out."
+            f"{out.describe(layout.PLAN)} holds another plan ({begun.plan[:12]}…; this command makes "
+            f"{plan.digest[:12]}…). Options and annotations agree, so the images differ. Give the same --images to go "
+            "on with it, or start anew with --overwrite or another --out."
         )
     else:
         mend_plan_rows(out, plan)
@@ -187,7 +188,7 @@ def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
     return {number: record for number, record in found if record is not None}
 
 
-def redo(
+def recut(
     out: str, inputs: Inputs, parts: Iterable[int], workers: int, scheduler: str | None, max_skipped: float
 ) -> Summary:
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""

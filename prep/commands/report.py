@@ -1,4 +1,4 @@
-"""`report`: one HTML page that shows whether the crops are right."""
+"""``prep report`` writes one HTML page that shows whether the crops are right."""
 
 import click
 

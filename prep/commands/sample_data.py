@@ -1,4 +1,4 @@
-"""`sample-data`: draw a small detection dataset to try everything on."""
+"""``prep sample-data`` draws a small detection dataset to try everything on."""
 
 from pathlib import Path
 from typing import Any

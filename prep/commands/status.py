@@ -1,7 +1,7 @@
-"""``prep status``: how far a run is, from its output alone, on any machine that can read it.
+"""``prep status`` tells how far a run is, from its output alone, on any machine that can read it.
 
-Parts done are their records; running and failed ones are told by small markers (prep.markers) and are hints. Speed is
-that of the last hundred parts, by the store's own times of writing. One listing and a few small reads.
+Parts done are their records; running and failed ones are told by small markers (prep/records.py) and are hints. Speed
+is that of the last hundred parts, by the store's own times of writing. One listing and a few small reads.
 """
 
 import time
@@ -102,7 +102,7 @@ def _marked(entries: dict[str, Entry], kind: str, done: set[int]) -> dict[int, E
 
 
 def _speed(moments: list[float]) -> float | None:
-    """Parts a second since the last pause; None where fewer than two tell."""
+    """Parts per second since the last pause; None where fewer than two tell."""
     recent = moments[-RECENT_PARTS:]
     start = len(recent) - 1
     while start > 0 and recent[start] - recent[start - 1] < PAUSE_SECONDS:
@@ -116,4 +116,4 @@ def _state(found: Progress) -> str:
         return "finished"
     if found.done == found.parts:
         return "all parts are done: jigsaw-prep finish"
-    return "running" if found.running else "not finished: the shards command goes on with it"
+    return "running" if found.running else "stopped; run `jigsaw-prep shards` again to resume"

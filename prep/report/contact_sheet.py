@@ -2,8 +2,8 @@
 
 The picture's edge is the crop (the enlarged box; where the trainer draws the context, the member with all of it), the
 line within it the ground-truth box; a background crop has none.
-A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs a
-request a crop: fine for a page, not for reading a dataset.
+A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs one
+request per crop: fine for a page, not for reading a dataset.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""`python -m prep report`: one HTML page that shows whether the crops are right.
+"""The HTML page of a dataset (`prep report`), which shows whether the crops are right.
 
 Contact sheets by group and by class, sizes and shapes against the group limits, class counts, what was skipped and
 why, and the options that shaped the data. Reads the manifests and about 300 single crops: 3 s for a small dataset, and
