@@ -20,12 +20,12 @@ from jigsaw_pretrain.storage import redacted
 class Command(click.Command):
     """A click command that ends a UserError with ``Error: ...`` on standard error: ``@click.command(cls=Command)``."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
         try:
-            return super().main(*args, standalone_mode=standalone_mode, **extra)
+            return super().main(*args, **extra)
         except UserError as error:
-            if not standalone_mode:
+            if not extra.get("standalone_mode", True):
                 raise
             click.echo(f"Error: {error.message}", err=True)
             sys.exit(error.exit_code)
