@@ -27,7 +27,7 @@ from jigsaw_pretrain.prep.records import (
     PlanRecord,
     check_agreement,
     read_parts,
-    read_plan,
+    require_plan,
     shaping_versions,
     skip_limit,
 )
@@ -40,11 +40,7 @@ def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
     Raises UserError where no plan or not every part is there, a record is of another plan or other versions, or more
     than the share ``max_skipped`` of the images could not be used.
     """
-    plan = read_plan(out)
-    if plan is None:
-        raise UserError(
-            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
-        )
+    plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)
     allowed = skip_limit(max_skipped, out, plan.images_listed)

@@ -17,7 +17,7 @@ from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import open_executor, run_tasks
-from jigsaw_pretrain.prep.images.pixel_format import found_pixels
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.inputs import Inputs, remember
 from jigsaw_pretrain.prep.manifests import finish
@@ -28,11 +28,12 @@ from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
     check_agreement,
-    mend_plan_rows,
     publish_plan,
     read_parts,
     read_plan,
     recorded_options,
+    repair_plan_rows,
+    require_plan,
     shaping_versions,
     skip_limit,
 )
@@ -58,7 +59,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
     """
     annotations, options = listed(raw, source, job.options.exif), job.options
     if options.pixels is None:
-        found = found_pixels(annotations, source)
+        found = choose_pixels(annotations, source)
         options = replace(options, pixels=found.pixels)
         if found.note:
             Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
@@ -119,7 +120,7 @@ def begin(plan: Plan, out: Storage) -> None:
             "on with it, or start anew with --overwrite or another --out."
         )
     else:
-        mend_plan_rows(out, plan)
+        repair_plan_rows(out, plan)
 
 
 def cut(
@@ -172,16 +173,6 @@ def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartT
     )
 
 
-def plan_of(out: Storage) -> PlanRecord:
-    """The plan that ``out`` was begun with; raises UserError where there is none."""
-    plan = read_plan(out)
-    if plan is None:
-        raise UserError(
-            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
-        )
-    return plan
-
-
 def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
     """The done records there are, by part."""
     found = zip(range(plan.parts), read_parts(out, range(plan.parts)), strict=True)
@@ -193,7 +184,7 @@ def recut(
 ) -> Summary:
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
     storage = Storage(out)
-    plan_record = plan_of(storage)
+    plan_record = require_plan(storage)
     options = options_of(plan_record.options, storage.describe(layout.PLAN))
     job = PrepJob(inputs.annotations, inputs.images, out, plan_record.seed, options)
     check_means(options)

@@ -27,6 +27,7 @@ import msgspec
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import json_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
@@ -118,11 +119,6 @@ def recorded_options(options: dict[str, Any], annotations_sha256: str) -> dict[s
     return {**options, "annotations_sha256": annotations_sha256}
 
 
-def encode(record: msgspec.Struct) -> bytes:
-    """A record's bytes: keys sorted, two spaces of indent, a final newline."""
-    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
-
-
 def read_plan(out: Storage) -> PlanRecord | None:
     """The plan that ``out`` was begun with; None where none was. Raises UserError for a damaged record."""
     try:
@@ -135,13 +131,23 @@ def read_plan(out: Storage) -> PlanRecord | None:
         ) from error
 
 
+def require_plan(out: Storage) -> PlanRecord:
+    """The plan that ``out`` was begun with; raises UserError where there is none."""
+    plan = read_plan(out)
+    if plan is None:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
+        )
+    return plan
+
+
 def publish_plan(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped, then its record: where the record is, the rest is too."""
     out.publish(layout.PLAN_SKIPPED, _plan_rows(plan))
-    out.publish(layout.PLAN, encode(plan_record(plan)))
+    out.publish(layout.PLAN, json_bytes(plan_record(plan)))
 
 
-def mend_plan_rows(out: Storage, plan: Plan) -> None:
+def repair_plan_rows(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped once more, where it was lost or damaged."""
     rows = _plan_rows(plan)
     try:

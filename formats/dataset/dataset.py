@@ -41,8 +41,13 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     totals: dict[str, Any]
 
     def to_json(self) -> bytes:
-        """The file's bytes: keys sorted, two spaces of indent, a final newline."""
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2) + b"\n"
+        """The file's bytes."""
+        return json_bytes(self)
+
+
+def json_bytes(record: msgspec.Struct) -> bytes:
+    """A record as a JSON file: keys sorted, two spaces of indent, a final newline."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
 
 
 class ShardRow(msgspec.Struct, frozen=True):

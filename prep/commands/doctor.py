@@ -26,7 +26,7 @@ from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.images.decode import ImageError, decode_raster
-from jigsaw_pretrain.prep.images.pixel_format import found_pixels
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.plan.forecast import Summary, planned
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
@@ -98,7 +98,7 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     if raw.kind == "coco":
         yield from coco_findings(decode(raw.files[""], raw.source))
     annotations = listed(raw, source, options.exif)
-    decided = found_pixels(annotations, source)
+    decided = choose_pixels(annotations, source)
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)
     plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)

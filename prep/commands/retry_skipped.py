@@ -13,7 +13,8 @@ from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import usable_cores
 from jigsaw_pretrain.prep.inputs import recall
-from jigsaw_pretrain.prep.pipeline import done_records, plan_of, recut
+from jigsaw_pretrain.prep.pipeline import done_records, recut
+from jigsaw_pretrain.prep.records import require_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
@@ -33,13 +34,13 @@ def retry_skipped(
     scheduler: str | None,
     max_skipped: float,
 ) -> None:
-    """Try images again that could not be used, once the cause is mended; their parts are cut again."""
+    """Try images again that could not be used, once the cause is fixed; their parts are cut again."""
     begun = time.monotonic()
     console = Console()
     shown = plain(redacted(out))
     with one_line_errors(out):
         storage = Storage(out)
-        records = done_records(storage, plan_of(storage))
+        records = done_records(storage, require_plan(storage))
         before = {row.image_file for record in records.values() for row in record.skipped}
         parts = [number for number, record in records.items() if record.skipped]
         if not parts and storage.exists(layout.DATASET):
@@ -48,7 +49,7 @@ def retry_skipped(
         inputs = recall(out, annotations, images)
         found = recut(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped)
         after = {
-            row.image_file for record in done_records(storage, plan_of(storage)).values() for row in record.skipped
+            row.image_file for record in done_records(storage, require_plan(storage)).values() for row in record.skipped
         }
     title = f"dataset in {shown}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)

@@ -14,8 +14,7 @@ from rich.table import Table
 from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import records
-from jigsaw_pretrain.prep.pipeline import plan_of
-from jigsaw_pretrain.prep.records import PlanRecord
+from jigsaw_pretrain.prep.records import PlanRecord, require_plan
 from jigsaw_pretrain.prep.report.console import plain, readable_time
 from jigsaw_pretrain.storage import Entry, Storage, redacted
 
@@ -54,7 +53,7 @@ def status(out: str) -> None:
     """How far a run is: parts done, running and failed, speed, time left."""
     with one_line_errors(out):
         storage = Storage(out)
-        plan = plan_of(storage)
+        plan = require_plan(storage)
         found = progress(storage, plan, time.time())
     listing = Table(title=plain(redacted(out)), show_header=False, title_justify="left")
     listing.add_column()

@@ -29,8 +29,8 @@ from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.manifests import finish, manifests, read_records
-from jigsaw_pretrain.prep.pipeline import plan_of, recut
-from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
+from jigsaw_pretrain.prep.pipeline import recut
+from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, require_plan, shaping_versions
 from jigsaw_pretrain.prep.report.console import plain
 from jigsaw_pretrain.storage import Storage, redacted
 
@@ -57,14 +57,14 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
     count = workers or usable_cores()
     with one_line_errors(out):
         storage = Storage(out)
-        plan = plan_of(storage)
+        plan = require_plan(storage)
         found = inspect(storage, plan, count)
         if not found:
             console.print(f"{shown} is whole: {plan.parts:,} parts.", highlight=False, soft_wrap=True)
             return
         _print(console, shown, found)
         if repair:
-            mend(storage, plan, found, annotations, images, count)
+            repair_dataset(storage, plan, found, annotations, images, count)
             console.print(f"{shown} is mended.", highlight=False, soft_wrap=True)
             return
     redone = sorted({damage.part for damage in found if damage.part is not None})
@@ -73,7 +73,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
     sys.exit(1)
 
 
-def mend(
+def repair_dataset(
     out: Storage, plan: PlanRecord, found: list[Damage], annotations: str | None, images: str | None, workers: int
 ) -> None:
     """Cut the damaged parts again and finish; what is no part's shard is removed. Raises UserError."""

@@ -13,8 +13,7 @@ import pytest
 from jigsaw_pretrain.prep.commands.status import progress, status
 from jigsaw_pretrain.prep.commands.verify import inspect, verify
 from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.pipeline import plan_of
-from jigsaw_pretrain.prep.records import mark_begun, mark_failed
+from jigsaw_pretrain.prep.records import mark_begun, mark_failed, require_plan
 from jigsaw_pretrain.storage import Storage
 from tests.prep.conftest import Drawn, Small, invoke, run_shards, tree
 
@@ -89,7 +88,7 @@ def test_random_bits(small: Small, tmp_path: Path, made: Path) -> None:
         data = bytearray(whole)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        found = inspect(Storage(str(made)), plan_of(Storage(str(made))), 1)
+        found = inspect(Storage(str(made)), require_plan(Storage(str(made))), 1)
         assert [damage.file for damage in found] == [f"shards/{path.name}"]
         path.write_bytes(whole)
 
@@ -118,7 +117,7 @@ def test_a_part_whose_group_vanished_leaves_no_shard(drawn: Drawn) -> None:
 
 def test_status_of_a_run_under_way(made: Path) -> None:
     out = Storage(str(made))
-    plan = plan_of(out)
+    plan = require_plan(out)
     (made / "manifests" / "dataset.json").unlink()
     records = sorted((made / "manifests" / "parts").glob("[0-9]*.json"))
     now = time.time()
