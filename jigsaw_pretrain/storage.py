@@ -476,7 +476,10 @@ class Fetcher:
         return self._storage.describe(name)
 
     def fetch(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
-        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
+        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be.
+
+        The path must exist already, as an empty file: it is watched for growth from the start.
+        """
 
         def attempt() -> None:
             self._get(name, path)
