@@ -158,14 +158,16 @@ def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class ImageCheck:
     """trouble: what is wrong with each image that cannot be used, by file. rotated: files that EXIF turns."""
 
     trouble: dict[str, str]
     rotated: list[str]
 
 
-def check_images(annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool) -> Checkup:
+def check_images(
+    annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool
+) -> ImageCheck:
     """Look at every image that is listed with a usable size; pixels: the dataset's. Raises StoreError."""
     trouble: dict[str, str] = {}
     rotated = []
@@ -192,7 +194,7 @@ def check_images(annotations: Annotations, source: ImageSource, exif: str, pixel
                 decode_raster(raw, *expected[file], exif, pixels)
             except ImageError as error:
                 trouble[file] = str(error)
-    return Checkup(trouble, rotated)
+    return ImageCheck(trouble, rotated)
 
 
 def _headers(source: ImageSource, files: Sequence[str]) -> list[tuple[int, int, int] | ImageError]:
@@ -205,8 +207,8 @@ def _headers(source: ImageSource, files: Sequence[str]) -> list[tuple[int, int, 
     return list(map_ahead(of_one, files, source.threads))
 
 
-def image_findings(found: Checkup, exif: str) -> Iterator[Finding]:
-    """The checkup in findings, by reason."""
+def image_findings(found: ImageCheck, exif: str) -> Iterator[Finding]:
+    """What the images' check found, by reason."""
     by_reason: dict[str, list[str]] = {}
     for file, reason in found.trouble.items():
         kind, _, detail = reason.partition(": ")
