@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def table(found: dict[str, list[Any]], differences: list[float]) -> Table:
     return shown
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "context", help="Where all is kept.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=ROOT / "recipes" / "sample.toml")

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bench.sample import prepped
 from bench.timing import interleaved, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -73,7 +74,7 @@ def errors(loop: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float
     return found
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", help="A prepped dataset.")
 @click.option(
     "--steps", default=30, show_default=True, type=click.IntRange(2), help="With a neck, before tables are compared."

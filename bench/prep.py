@@ -28,6 +28,7 @@ import simplejpeg
 from bench.prep_peers import opencv_sample, pillow_image, pillow_sample, work_of, write_tar
 from bench.prep_scaling import growth, processes
 from bench.timing import Goal, interleaved, judged, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.prep import crops
@@ -127,7 +128,7 @@ def each(items: Iterable[Item], action: Callable[[Item], object]) -> Callable[[]
     return case
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with annotations.json and images/.")
 @click.option("--images", default=60, show_default=True, help="How many of its images.")
 @click.option("--repeats", default=5, show_default=True)

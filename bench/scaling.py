@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, Goal, judged, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
@@ -156,7 +157,7 @@ def plot(starts: Sequence[Row], memories: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--shards", type=Numbers(), default="100,1000,10000", show_default=True)
 @click.option("--lanes", type=Numbers(), default="4,16,64", show_default=True, help="Of one worker.")
 @click.option("--crops", type=Numbers(), default="25,100,400", show_default=True, help="A shard.")

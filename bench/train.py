@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
@@ -141,7 +142,7 @@ def share(times: dict[str, list[float]], of: str, base: str) -> float:
     return statistics.median(b / a for a, b in zip(times[of], times[base], strict=True))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", help="A prepped dataset; the sample where none is given.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the recipe; the paper's or a toy one.")
 @click.option("--workers", type=click.IntRange(min=0), help="Data processes; default one less than there are cores.")

@@ -15,6 +15,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
@@ -86,7 +87,7 @@ def fields(run: Path) -> bytes:
     return sink.getvalue()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, help="A prepped dataset.")
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="A run on it.")
 def main(data: str, run: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.compare.arms import ARMS, choose
 from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
 from jigsaw_pretrain.detect.compare.report import markdown, tables, write_report
@@ -18,7 +19,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the comparison: tables, curves, all its runs")
 @click.option("--annotations", help="COCO JSON to fine-tune on")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import torch
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth
 from jigsaw_pretrain.detect.evaluate import (
     AP,
@@ -29,7 +30,7 @@ from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.option("--run", type=click.Path(path_type=Path), help="a finished run of `detect train`")
 @click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
 @click.option("--annotations", type=click.Path(path_type=Path), help="COCO JSON; a run's own validation set otherwise")

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.data.digest import digest_lines
@@ -11,7 +12,7 @@ from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.recipe import BALANCES, FITS, StreamOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset: a folder or URL.")
 @click.option("--batch", default=64, show_default=True, help="Jigsaws in a global batch.")
 @click.option("--lanes", type=int, help="Streams of the run. [default: the largest divisor of the batch up to 64]")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.html import Figure, Section, Table, chart, render
@@ -68,7 +69,7 @@ def _figure(named: dict[str, list[Tensor]]) -> Figure:
     return chart(draw, alt, caption, (9.5, 2.0 * len(named) + 0.3))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
 @click.option("--backbone", required=True, help="The backbone they are of, as in a recipe.")
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are looked at.")

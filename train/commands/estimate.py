@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import torch
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.batch import Batch
@@ -129,7 +130,7 @@ def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
     return _now(ranks) - began
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")

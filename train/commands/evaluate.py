@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
@@ -19,7 +20,7 @@ from jigsaw_pretrain.train.engine.state import build_model, region_maps
 from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS, one_pass, predict, summarise
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
 @click.option(

@@ -19,6 +19,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
@@ -41,7 +42,7 @@ from jigsaw_pretrain.train.recipe import Recipe
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")

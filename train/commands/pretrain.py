@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
@@ -21,7 +22,7 @@ from jigsaw_pretrain.train.recipe import BALANCES, NECKS
 from jigsaw_pretrain.train.report.page import RunPage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.storage import publish_locally
@@ -153,7 +154,7 @@ def predicted(values: Tensor, weights: Tensor) -> Tensor:
     return (values @ weights[:-1] + weights[-1]).argmax(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--data", required=True, metavar="OUT2", help="Held-out dataset: other images than the run's, prepped.")
 @click.option(

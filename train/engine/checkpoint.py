@@ -6,8 +6,6 @@ is a temporary file, a sync, a rename, so a kill at any moment leaves the former
 bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
 """
 
-import contextlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.storage import atomic_write
 
 FORMAT_VERSION = 1
 
@@ -42,19 +40,8 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def save_file(path: Path, value: Any) -> None:
     """``torch.save`` that makes ``value`` appear under ``path`` whole or not at all, and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    with atomic_write(path) as file:
+        torch.save(value, file)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
-from jigsaw_pretrain.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.storage import atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
 
@@ -41,10 +41,8 @@ class LineFile:
             # The last line of a killed process may be half a line.
             if line.endswith("\n") and self._step_of(line) < step:
                 kept.append(line)
-        temporary = temporary_beside(self.path)
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-        sync_folder(self.path.parent)
+        with atomic_write(self.path) as file:
+            file.write("".join(kept).encode())
 
     def append(self, lines: list[str]) -> None:
         """Add lines (without their ends) and hand them to the system."""

@@ -20,6 +20,7 @@ The checks here keep a run one run: same recipe, same classes, same dataset from
 the machine, the number of ranks or of workers.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -34,7 +35,7 @@ from typing import Any
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, fetch_with_retries, open_store, temporary_beside
+from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, open_store
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
@@ -133,14 +134,9 @@ class RemoteRunFolder:
             return None
 
     def _fetch(self, name: str) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
-        try:
-            self._fetcher.fetch(name, temporary, lambda fetched: None)
-            temporary.replace(path)
-        except FileNotFoundError:
-            temporary.unlink(missing_ok=True)
+        # A driver opens the file by its name; it is there from the start, so that a slow first byte is waited for.
+        with contextlib.suppress(FileNotFoundError), atomic_write(self.path / name) as file:
+            self._fetcher.fetch(name, Path(file.name), lambda fetched: None)
 
     def _staged(self) -> list[str]:
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
