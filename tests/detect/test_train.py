@@ -93,7 +93,8 @@ def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
     folder = tmp_path / "run"
     detect(folder, norm="gn", model="mask-rcnn-fpn", steps=30, lr=0.1, log_every=5, eval_every=15, score_threshold=0.01)
     page = (folder / "page.html").read_text()
-    assert page.count("data:image/png;base64,") >= 4 and "http" not in page.split("<style>")[1].split("</style>")[0]
+    assert (page.count('<svg role="img"'), page.count("data:image/png;base64,")) == (3, 1)
+    assert "http" not in page.split("<style>")[1].split("</style>")[0]
     assert len([row for row in rows(folder) if "AP" in row]) == 2
     truth = COCO(str(tiny_data / "val" / "annotations.json"))
     results = json.loads((folder / "results.json").read_text())
