@@ -138,12 +138,12 @@ def growth(data: Path, sizes: Sequence[int], repeats: int) -> list[dict[str, flo
         with tempfile.TemporaryDirectory() as scratch:
             annotations, images = copies(data, count, Path(scratch) / "data")
             job = PrepJob(str(annotations), str(images), str(Path(scratch) / "out"), 0, PlanOptions())
-            manner = RunOptions(1, None, None, 1.0, overwrite=True, dry_run=False)
+            options = RunOptions(1, None, None, 1.0, overwrite=True, dry_run=False)
             times = []
             for _ in range(repeats):
                 begun = time.process_time()
                 with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                    run(job, manner)
+                    run(job, options)
                 times.append(time.process_time() - begun)
             rows.append({"images": count, "seconds": statistics.median(times)})
     slope, intercept = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)
