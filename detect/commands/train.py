@@ -1,7 +1,7 @@
 """`detect train`: fine-tune a detector from scratch, from a weights file or from a pre-training run.
 
 A run is resumed with --resume and is then bit for bit the undisturbed one on a CPU; under torchrun all ranks stop at
-the same step. What a run of a dataset's size comes to is printed before its first step (detect/scaling.py).
+the same step. How the recipe was fitted to the dataset is printed before the first step (detect/recipe.py).
 """
 
 import os
