@@ -1,23 +1,18 @@
-"""Backbones: torchvision's classification models by name, cut after their last feature map (others: train.outside).
+"""Builds backbones by name: torchvision's, timm's (`timm:NAME`), or one's own (`module:callable`).
 
-Where to cut is found, not listed: the model is traced by torchvision's feature extraction and run on two input sizes
-without data (meta tensors, about a second). The last 4-D value whose height and width grow with the input and whose
-consumers do not is what the final pooling pools. Squeeze-and-excite branches are 1 x 1 and VGG's 7 x 7 pool does not
-grow, so neither is taken; Swin's map is the one after its last permute. All that lies behind is dropped (DDP meets no
-unused parameter), names in the state dict stay torchvision's, and train and eval keep their own graphs, so dropout and
-stochastic depth behave. Nothing is ever downloaded.
-The stages that a neck stands on (strides 4, 8, 16, 32) are found in the same way: the last map of each stride.
-Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do for the rest.
-
-Backbones from outside torchvision: timm's by name (`timm:resnext101_32x4d`), and one's own by `module:callable`.
+torchvision's classification models are cut after their last feature map; where to cut is found, not listed (see
+models/feature_maps.py). All that lies behind is dropped (DDP meets no unused parameter), names in the state dict stay
+torchvision's, and train and eval keep their own graphs, so dropout and stochastic depth behave.
 
 A timm model is taken before its pooling (`forward_features`) under its own names; what lies behind, a head or a last
 1 x 1 convolution on pooled features, is dropped. One's own callable is called without arguments and returns a module
 that maps [n, 3, H, W] to a feature map. For images of N channels timm is told so, and one's own callable is called with
-``in_channels=N`` where it takes that; else its first convolution is rebuilt (train.stems). Both are tried on two input
-sizes and one backward pass without data (meta tensors; a second or two), so a map that cannot be cut into regions, or a
-weight that never reaches the map, is refused before a run begins. Nothing is ever downloaded. Prefer torchvision's name
-where both libraries have the network: its weights load into more detectors.
+``in_channels=N`` where it takes that; else its first convolution is rebuilt (models/layers.py). Both are tried on two
+input sizes and one backward pass without data (meta tensors; a second or two), so a map that cannot be cut into
+regions, or a weight that never reaches the map, is refused before a run begins.
+
+Nothing is ever downloaded. Prefer torchvision's name where both libraries have the network: its weights load into more
+detectors. Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do.
 """
 
 import difflib
@@ -47,12 +42,12 @@ def names() -> list[str]:
 
 
 def build(name: str, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
-    """The backbone of that name under ``norm`` (train.norms), randomly initialised as its library does it.
+    """The backbone of that name under ``norm`` (models.layers.NORMS), randomly initialised as its library does it.
 
     Drawn from torch's global generator.
 
-    name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own (train.outside). staged: whether its
-    module gives the maps of all STAGES. colours: channels of its images; train.stems says what other than 3 does.
+    name: one of torchvision's, `timm:NAME`, or `module:callable` for one's own . staged: whether its
+    module gives the maps of all STAGES. colours: channels of its images; models/layers.py says what other than 3 does.
     Raises UserError for an unknown name (with the nearest ones), for a model without a feature map that can be cut into
     regions and, staged, for one without these stages.
     """

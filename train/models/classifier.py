@@ -1,8 +1,8 @@
 """The dense classifier: normalisation, backbone, and a 1 x 1 convolution to C + 1 classes at every position.
 
-With a neck (train.neck) there are several maps, and a convolution for each.
+With a neck (models.layers.Neck) there are several maps, and a convolution for each.
 
-Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats.pixels), and normalises them on the
+Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats/pixels.py), and normalises them on the
 device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
 beside a backbone (0.2 % of ResNet-50's arithmetic at 81 classes).
 """

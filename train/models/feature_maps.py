@@ -1,6 +1,9 @@
-"""Feature maps: where a network is cut, and the part of it up to there.
+"""Finds where a network of torchvision is cut: its last feature map, and the maps that a neck stands on.
 
-The graph is traced once without data (meta tensors, about a second); see models/backbones.py for networks by name.
+The model is traced by torchvision's feature extraction and run on two input sizes without data (meta tensors, about a
+second). The last 4-D value whose height and width grow with the input and whose consumers do not is what the final
+pooling pools. Squeeze-and-excite branches are 1 x 1 and VGG's 7 x 7 pool does not grow, so neither is taken; Swin's map
+is the one after its last permute. The stages of a neck (strides 4, 8, 16, 32) are the last map of each stride.
 """
 
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class Backbone:
     """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
     head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
-    train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
+    models.layers.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
     finest first; the last is the map above.
     """
 

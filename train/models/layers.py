@@ -1,23 +1,22 @@
-"""Normalisation of a backbone: batch norm as its library builds it, or GN(32) in its place (`norm` in a recipe).
+"""Changes a backbone's norm, builds the neck on its stages, and rebuilds its first convolution for other images.
 
-Group norm needs no statistics, so it is the choice where a detector is to be fine-tuned with small batches and without
-frozen batch norm ("Rethinking ImageNet Pre-training", section 3.1): weights trained under one norm are worth little
-under another. It costs some 10 to 20 % of a step. Prefer `bn` where the detector freezes it, as this paper's does.
+Norm (`norm` in a recipe): batch norm as the backbone's library builds it, or GN(32) in its place. Group norm needs no
+statistics, so it is the choice where a detector is to be fine-tuned with small batches and without frozen batch norm
+("Rethinking ImageNet Pre-training", section 3.1): weights trained under one norm are worth little under another. It
+costs some 10 to 20 % of a step. Prefer `bn` where the detector freezes it, as this paper's does.
 
-The neck: torchvision's feature pyramid on a backbone's four stages, pre-trained with it (the paper's future work).
-
-Levels P2 to P5 (strides 4 to 32), each with a classification head and an ERF table of its own; the loss is the mean of
-the levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
+Neck: torchvision's feature pyramid on four stages, pre-trained with the backbone (the paper's future work). Levels P2
+to P5 (strides 4 to 32), each with a classification head and an ERF table of its own; the loss is the mean of the
+levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
 P6 and P7 are the detector's. Beside a ResNet-18 at 128 pixels a step costs 1.1 times as much with 64 channels and 1.7
 times with 256, a refresh of the four tables 4 and 7 times as much as of one (docs/lab-notebook.md). Prefer
 `neck = "none"`, the paper's, for a detector without a pyramid (C4).
 
-Stems: a network's first convolution rebuilt for other than three input channels.
-
-Which convolutions see the input is found by running the network once without data (meta tensors). Their new weights are
-drawn from torch's global generator, normal with the spread of the weights that the library itself drew: what follows is
-a norm nearly everywhere, and He's initialisation by fan-out, as torchvision's residual networks have it, is exactly
-that. Prefer a network that takes the number of channels itself: timm's do, and so may one's own (train.outside).
+First convolution, for other than three input channels: which convolutions see the input is found by running the network
+once without data (meta tensors). Their new weights are drawn from torch's global generator, normal with the spread of
+the weights that the library itself drew: what follows is a norm nearly everywhere, and He's initialisation by fan-out,
+as torchvision's residual networks have it, is exactly that. Prefer a network that takes the number of channels itself:
+timm's do, and so may one's own (models/backbones.py).
 """
 
 import math
@@ -87,7 +86,7 @@ class Neck(FeaturePyramidNetwork):
 
 
 class Level(nn.Module):
-    """One level's map of normalised images, for what takes a backbone of a single map (train.erf, train.field)."""
+    """One level's map of normalised images, for what takes a backbone of a single map (train/erf.py)."""
 
     def __init__(self, backbone: nn.Module, neck: Neck, level: int) -> None:
         super().__init__()
