@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.helpers.settings import REPOSITORY
 from tests.test_tree import FOLDERS, PACKAGE, tracked
 
 USERS_OWN = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.helpers.settings import REPOSITORY
 
 PACKAGE = "jigsaw_pretrain"
 FOLDERS = ("jigsaw_pretrain", "formats", "prep", "train", "detect")
