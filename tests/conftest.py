@@ -35,19 +35,15 @@ def drawn(tmp_path: Path) -> Drawn:
     return Drawn(tmp_path)
 
 
-LONGEST = (
-    "test_killed_ranks",
-    "test_torchrun",
-    "test_compare",
-    "test_ranks",
-    "test_remote",
-    "test_resume",
-    "test_loop",
-)
-"""The longest files, longest first: begun first, so that none is left for one of two processes at the end."""
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the order within a file stays."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Put the files of slow tests first, longest first, so that none is left for one of two processes at the end.
+
+    A file takes what its marks say, each counted once: ``pytestmark`` for the file, a mark on a test for that test.
+    The order within a file stays.
+    """
+    marks: dict[Path, dict[int, float]] = {}
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            marks.setdefault(item.path, {})[id(mark)] = mark.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -sum(marks.get(item.path, {}).values()))

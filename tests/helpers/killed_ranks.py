@@ -1,4 +1,4 @@
-"""What test_killed_ranks.py lets two ranks do: a whole run, then the same one with a rank killed again and again.
+"""What test_pretrain_killed_ranks.py lets two ranks do: a whole run, then it again with a rank killed again and again.
 
 Arguments: a folder, the kills as rank:step joined by commas, and a `pretrain` command without --run. Each kill is one
 start of torchrun's; the whole run is made at the first. Called by itself, without torchrun, it runs torchrun's agent

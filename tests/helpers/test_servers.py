@@ -9,6 +9,7 @@ import urllib3
 from tests.helpers.servers import FaultyProxy, file_server, s3_server, share
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_store_behind_a_proxy() -> None:
     with s3_server() as store, FaultyProxy(store.endpoint, share(0.05, seed=1)) as proxy:
         # Instances are cached by their options; another test may have used the same port.

@@ -60,6 +60,7 @@ def check(page: Path, *texts: str) -> None:
             assert text in seen.text
 
 
+@pytest.mark.slow(seconds=6)
 def test_the_datasets_page(data: Path) -> None:
     result = run_command(prep_main, "report", "--out", data)
     assert result.exit_code == 0
@@ -73,10 +74,12 @@ def test_an_unfinished_dataset_has_a_page_too(tmp_path: Path) -> None:
     assert "no dataset has been finished" in text
 
 
+@pytest.mark.slow(seconds=10)
 def test_the_runs_page(run: Path) -> None:
     check(run / "report.html", NASTY, "Refreshed 2 times", "step 4 of 4", "Accuracy by class")
 
 
+@pytest.mark.slow(seconds=2)
 def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -101,6 +104,7 @@ def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
     assert "nowhere is no folder" in result.output
 
 
+@pytest.mark.slow(seconds=6)
 def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -> None:
     page, figures = tmp_path / "erf.html", tmp_path / "erf.json"
     common = ("--data", data, "--backbone", "shufflenet_v2_x0_5", "--size", 64, "--split", 32, "--count", 4)

@@ -62,6 +62,7 @@ def test_local_processes_give_the_same_tree(small: Small, tmp_path: Path) -> Non
     assert tree(tmp_path / "out") == small.tree
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_dask_cluster_gives_the_same_tree(small: Small, tmp_path: Path) -> None:
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)

@@ -137,6 +137,7 @@ def test_masses_are_averages_over_images_of_the_dense_field() -> None:
     np.testing.assert_allclose(region_masses(backbone, images, region_map).numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize("name", ["vgg11", "convnext_tiny"])
 def test_weights_of_fresh_networks_are_finite_and_sum_to_one(name: str) -> None:
     torch.manual_seed(0)

@@ -64,6 +64,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=45)
 def test_every_arm_runs_end_to_end_and_is_tabulated(
     tmp_path: Path, tiny_data: Path, shards: Path, tiny_weights: Path, in_process: type[InProcess], plain_runs: None
 ) -> None:
@@ -97,6 +98,7 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
     assert with_neck["init"] == without["init"] and with_neck["neck"]["matched"] and without["neck"] is None
 
 
+@pytest.mark.slow(seconds=11)
 def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
     tmp_path: Path,
     tiny_data: Path,

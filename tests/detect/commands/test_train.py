@@ -23,6 +23,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow(seconds=24)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("freeze", FREEZES)
@@ -89,6 +90,7 @@ def test_frozen_bn_without_statistics_becomes_batch_norm_that_learns_and_says_so
     assert "backbone.body.bn1.num_batches_tracked" in torch.load(tmp_path / "run" / "detector.pth", weights_only=True)
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
     tmp_path: Path, detect: Run, tiny_data: Path
 ) -> None:

@@ -46,6 +46,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow(seconds=30)
 def test_two_ranks_train_as_one_and_stop_together(
     tmp_path: Path, tiny_data: Path, detect: Callable[..., Any], plain_runs: None
 ) -> None:

@@ -78,6 +78,7 @@ def crops(out: Path) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in columns) for row in found]
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("kind", ["voc", "voc from 1", "yolo", "yolo without empty files", "yolo by its yaml"])
 @pytest.mark.parametrize("context", ["1", "2"])
 def test_other_formats_give_the_same_crops(whole: Drawn, kind: str, context: str) -> None:

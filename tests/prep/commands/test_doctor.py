@@ -44,6 +44,7 @@ def test_a_sound_dataset_is_clean(sound: Drawn) -> None:
     assert {path.name for path in sound.folder.iterdir()} == {"annotations.json", "images"}
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_sample_dataset_is_clean(tmp_path: Path) -> None:
     write_sample(tmp_path, 24)
     result = invoke(doctor, "--annotations", str(tmp_path / "annotations.json"), "--images", str(tmp_path / "images"))

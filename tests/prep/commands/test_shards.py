@@ -105,6 +105,7 @@ def check_index(out: Path) -> None:
         assert [data[offset : offset + size] for offset, size in places] == jpegs
 
 
+@pytest.mark.slow(seconds=15)
 def test_coco(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "coco_small_train"
     for workers in ("1", "2"):
@@ -122,6 +123,7 @@ def test_coco(real_data: Path, tmp_path: Path) -> None:
     assert [row["reason"] for row in rows(tmp_path / "1", "skipped")] == ["crowd region"] * 22
 
 
+@pytest.mark.slow(seconds=15)
 def test_bccd_has_hardly_any_tall_crops_and_says_so(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "bccd"
     made = run_shards(source / "annotations.json", source / "images", tmp_path, "--workers", "1")

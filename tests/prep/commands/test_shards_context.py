@@ -164,6 +164,7 @@ def test_slot_fill_is_that_of_the_mean_context(made: Path) -> None:
     assert json.loads((made / "manifests/dataset.json").read_text())["totals"]["slot_fill"] == slots
 
 
+@pytest.mark.slow(seconds=3)
 def test_every_command_holds_for_such_a_dataset(source: Path, made: Path, tmp_path: Path) -> None:
     out, annotations, images = tmp_path / "out", source / "annotations.json", tmp_path / "images"
     shutil.copytree(source / "images", images)

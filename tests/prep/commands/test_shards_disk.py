@@ -43,6 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow(seconds=9)
 def test_a_full_disk(small: Small, disk: Path) -> None:
     result = prep(small, disk / "out")
     check(result, "No space left on device")
@@ -53,6 +54,7 @@ def test_a_full_disk(small: Small, disk: Path) -> None:
     assert tree(disk / "out") == small.tree
 
 
+@pytest.mark.slow(seconds=3)
 def test_files_that_may_not_grow(small: Small, tmp_path: Path) -> None:
     sizes = sorted(len(data) for name, data in small.tree.items() if name.endswith(".tar"))
     check(prep(small, tmp_path / "out", limit=sizes[len(sizes) // 2]), "File too large")

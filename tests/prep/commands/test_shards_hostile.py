@@ -111,6 +111,7 @@ def dump(lists: Any) -> bytes:
     return json.dumps(lists).encode("utf-8", "surrogatepass")
 
 
+@pytest.mark.slow(seconds=6)
 @fuzz
 @given(files, st.integers(0, 9))
 def test_files_of_about_the_right_shape(lists: dict[str, Any], turn: int) -> None:
@@ -165,6 +166,7 @@ nodes = st.recursive(
 )
 
 
+@pytest.mark.slow(seconds=3)
 @fuzz
 @given(st.lists(st.tuples(tags, st.lists(nodes, max_size=4)), max_size=3), st.binary(max_size=30) | st.just(b""))
 def test_xml(roots: list[Any], extra: bytes) -> None:

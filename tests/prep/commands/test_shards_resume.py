@@ -95,6 +95,7 @@ def kill_in(state: str, small: Small, out: Path, after: int, workers: int) -> bo
     return process.exitcode == -signal.SIGKILL and bool(watch.states()[state])
 
 
+@pytest.mark.slow(seconds=40)
 @pytest.mark.parametrize("state", STATES)
 def test_killed_in_every_state(small: Small, tmp_path: Path, state: str) -> None:
     kills = tries = 0
@@ -111,6 +112,7 @@ def test_killed_in_every_state(small: Small, tmp_path: Path, state: str) -> None
         shutil.rmtree(out, ignore_errors=True)
 
 
+@pytest.mark.slow(seconds=5)
 def test_killed_again_and_again_on_one_output(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for turn in range(KILLS):
@@ -123,6 +125,7 @@ def test_killed_again_and_again_on_one_output(small: Small, tmp_path: Path) -> N
     assert tree(out) == small.tree
 
 
+@pytest.mark.slow(seconds=3)
 def test_two_runs_at_once_do_no_harm(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     runs = [start(small.arguments(out, "--workers", "1"), tmp_path / f"{number}.log") for number in range(2)]

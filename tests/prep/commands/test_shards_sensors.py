@@ -76,6 +76,7 @@ def test_crops_are_the_sources_own_pixels(kind: str, tmp_path: Path) -> None:
     assert np.allclose(std, everything.std(axis=0), rtol=1e-6)
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("kind", ["thermal", "multispectral"])
 def test_workers_resuming_and_repair_change_nothing(kind: str, tmp_path: Path) -> None:
     sensor = KINDS[kind][0](tmp_path / "drawn")

@@ -52,6 +52,7 @@ def on_store(small: Small, store: Store, *extra: str) -> list[str]:
     return ["--annotations", f"{url}/a.json", "--images", f"{url}/pictures", "--out", f"{url}/out", *parts, *extra]
 
 
+@pytest.mark.slow(seconds=13)
 def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(small, store)
     faults = ("500", "503", "reset", "lost", "short")
@@ -70,6 +71,7 @@ def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatc
     assert invoke(verify, "--out", f"s3://{store.bucket}/out", "--workers", "1").exit_code == 0
 
 
+@pytest.mark.slow(seconds=5)
 def test_no_credential_is_written_or_logged(
     small: Small, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_bucket_that_is_missing_is_one_line(small: Small, store: Store) -> Non
     assert "no-such-bucket" in result.output
 
 
+@pytest.mark.slow(seconds=3)
 def test_array_tasks_on_a_store(small: Small, store: Store) -> None:
     out = f"s3://{store.bucket}/array"
     for index in (1, 0):

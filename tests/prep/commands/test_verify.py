@@ -45,6 +45,7 @@ HARMS: dict[str, tuple[Harm, str]] = {
 }
 
 
+@pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize("harm", HARMS)
 def test_damage_is_found_and_mended(small: Small, made: Path, harm: str) -> None:
     do, parts = HARMS[harm]

@@ -61,6 +61,7 @@ def test_a_later_start_continues_the_same_run(dataset: Dataset, expected: list[s
     assert lines(dataset, 2, workers, first=3, steps=2) == expected[3:5]
 
 
+@pytest.mark.slow(seconds=8)
 def test_spawned_workers_agree(dataset: Dataset, expected: list[str]) -> None:
     # Workers of a forkserver are tried on a store's shards, in test_remote.py: starting either takes seconds.
     assert lines(dataset, 1, 1, steps=2, start_method="spawn") == expected[:2]

@@ -41,6 +41,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         yield Remote(upload(store, folder, "set"), store, proxy, local)
 
 
+@pytest.mark.slow(seconds=21)
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(
     ("world", "workers"),
@@ -57,6 +58,7 @@ def test_lines_are_those_of_the_folder(remote: Remote, tmp_path: Path, world: in
         assert len(gets(remote.proxy)) - before == len(dataset.shards)
 
 
+@pytest.mark.slow(seconds=12)
 def test_forkserver_and_a_resume_on_other_ranks(remote: Remote, tmp_path: Path) -> None:
     # Its workers are given the same, pickled, as spawned ones, which test_loader.py starts on a folder's shards.
     # A server that another test started knows nothing of this store's credentials.
@@ -68,6 +70,7 @@ def test_forkserver_and_a_resume_on_other_ranks(remote: Remote, tmp_path: Path) 
     assert lines(dataset, access, world=2, workers=3, first=4, steps=1) == remote.expected[4:5]
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_far_step_costs_a_request_a_stream(remote: Remote, tmp_path: Path) -> None:
     options = StreamOptions(batch=8, lanes=8)
     big = make_dataset(tmp_path / "big", {"S": [12] * 40, "T": [6] * 40, "W": [6] * 40})
@@ -113,6 +116,7 @@ class TwentyOfEach:
             return kind
 
 
+@pytest.mark.slow(seconds=15)
 def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jigsaw_pretrain.storage.FIRST_PAUSE", 0.02)
     many = make_dataset(tmp_path / "many", {"S": [10] * 24, "T": [5] * 20, "W": [5] * 20})
@@ -146,6 +150,7 @@ def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkey
         remote.proxy.faults = None
 
 
+@pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_flipped_byte_is_found_and_named_or_skipped(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int

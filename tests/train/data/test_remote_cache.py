@@ -105,9 +105,9 @@ def test_a_failed_fill_leaves_nothing(tmp_path: Path) -> None:
 READER = """
 import hashlib, random, sys
 from pathlib import Path
-from tests.train.test_cache import Source, content, key_of
-from jigsaw_pretrain.train.cache import Cache
-cache, seed = Cache(Path(sys.argv[1]), 60_000), int(sys.argv[2])
+from tests.train.data.test_remote_cache import Source, content
+from jigsaw_pretrain.train.data.remote import ShardCache
+cache, seed = ShardCache(Path(sys.argv[1]), 60_000), int(sys.argv[2])
 draws = random.Random(seed)
 print("begun", flush=True)
 while True:

@@ -51,6 +51,7 @@ def agree(expected: Tensor, found: Tensor) -> bool:
     return torch.allclose(expected, found, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path, norm: str) -> None:
     model = make_run(tmp_path / "run", "resnet18", norm)
@@ -68,6 +69,7 @@ def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path, norm: str
     assert list(detector["detector"].transform.image_mean) == list(MEAN)
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("backbone", ["timm:convnext_atto", "resnet18"])
 def test_timm_takes_every_entry(tmp_path: Path, backbone: str) -> None:
     pytest.importorskip("timm")
@@ -81,6 +83,7 @@ def test_timm_takes_every_entry(tmp_path: Path, backbone: str) -> None:
         assert not agree(expected, names["features"](normalised(picture(), swapped=True)))
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
 def test_detectron2_gets_its_names_and_its_configuration(tmp_path: Path, backbone: str) -> None:
     model = make_run(tmp_path / "run", backbone)
@@ -98,6 +101,7 @@ def test_detectron2_gets_its_names_and_its_configuration(tmp_path: Path, backbon
         assert not agree(expected, frameworks.detectron2(content["model"], config, picture()))
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
 def test_mmdetection_gets_its_configuration(tmp_path: Path, backbone: str) -> None:
     model = make_run(tmp_path / "run", backbone)
@@ -145,6 +149,7 @@ def test_what_a_library_does_not_have_is_refused(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.slow(seconds=3)
 def test_group_norm_is_kept_by_the_libraries_that_are_checked_and_refused_by_others(tmp_path: Path) -> None:
     model = make_run(tmp_path / "run", "resnet18", "gn")
     for to, out in (("mmdet", "m.pth"), ("detectron2", "d.pkl")):
@@ -156,6 +161,7 @@ def test_group_norm_is_kept_by_the_libraries_that_are_checked_and_refused_by_oth
         assert agree(own_map(model, picture()), names["model"].double().eval().forward_features(normalised(picture())))
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "resnet18")
     _, model = build_model(small_job(tmp_path / "x", "backbone=shufflenet_v2_x0_5").recipe, 3)

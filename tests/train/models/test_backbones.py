@@ -43,6 +43,7 @@ def eager_map(name: str, whole: nn.Module, image: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow(seconds=18)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_map_of_every_family_is_found(name: str) -> None:
     torch.manual_seed(0)
@@ -71,6 +72,7 @@ def test_train_and_eval_keep_their_own_behaviour() -> None:
         assert torch.equal(module(image), module(image))
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("name", ["vit_b_16", "maxvit_t", "alexnet", "squeezenet1_1", "inception_v3"])
 def test_models_without_a_usable_map_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"backbone {name} .*Choose"):
@@ -94,6 +96,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     backbones.build("resnet18")
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize(
     ("name", "channels"), [("resnet18", 512), ("mobilenetv3_small_100", 576), ("convnext_atto", 320)]
 )

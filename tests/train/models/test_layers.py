@@ -41,6 +41,7 @@ def test_what_has_nothing_to_replace_or_more_than_a_norm_is_refused() -> None:
         with_norm("x", nn.Sequential(nn.Conv2d(3, 4, 1), Activated(4)), "gn")
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm:resnet18", "tests.helpers.own:plain"])
 @pytest.mark.parametrize("channels", [1, 6])
 def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
