@@ -9,6 +9,7 @@ from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
 
 
+@pytest.mark.slow(seconds=8)
 def test_an_estimate_says_what_a_recipe_costs(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "estimate.json"
     options = ("--data", data, "--workers", 0, "--steps", 2, "--json", file, *BASE, "--set", "steps=64000")

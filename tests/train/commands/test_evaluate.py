@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.commands import call
 from tests.helpers.tiny import CLASSES, make_dataset
 
 
+@pytest.mark.slow(seconds=6)
 def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     result = call("evaluate", "--run", finished, "--data", data, "--workers", 0, "--json", file, "--batch", 4)

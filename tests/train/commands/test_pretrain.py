@@ -14,6 +14,7 @@ from tests.helpers.settings import FIRST_VERSION
 from tests.helpers.tiny import CLASSES
 
 
+@pytest.mark.slow(seconds=8)
 def test_a_run_in_two_parts_with_other_workers_is_the_same(data: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start = ("pretrain", "--data", data, "--run", run, "--log-digest")
@@ -42,6 +43,7 @@ def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) 
     assert (finished / "digest.txt").read_text() in printed.output
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,6 +68,7 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str],
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow(seconds=7)
 def test_torchruns_restart_continues_with_the_same_command(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +90,7 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
     assert none.exit_code == 2 and "holds no run" in none.output
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_first_versions_dataset_trains(tmp_path: Path) -> None:
     settings = [part for one in (*SMALL, "steps=2") for part in ("--set", one)]
     arguments = ["pretrain", "--data", str(FIRST_VERSION), "--run", str(tmp_path / "run"), "--workers", "0", *settings]

@@ -60,6 +60,7 @@ def newest(folder: Path) -> dict[str, object]:
     return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
 
 
+@pytest.mark.slow(seconds=55)
 def test_the_killed_run_ends_as_the_whole_one(played: Path) -> None:
     assert same(newest(played / "whole"), newest(played / "killed"))
     assert untimed(played / "whole") == untimed(played / "killed")
@@ -71,6 +72,7 @@ def test_the_killed_run_ends_as_the_whole_one(played: Path) -> None:
         assert moment(played / f"began-{start + 1}") - moment(played / f"killed-{start}") < 60
 
 
+@pytest.mark.slow(seconds=5)
 def test_one_rank_goes_on_with_the_same_batches(played: Path, command: list[str]) -> None:
     run = played / "alone"
     shutil.copytree(played / "whole", run)

@@ -49,6 +49,7 @@ def pretrain(data: Path, run: Path, *more: str, workers: int = 0) -> str:
     return command("pretrain", "--data", str(data), "--run", str(run), "--workers", str(workers), *settings, *more)
 
 
+@pytest.mark.slow(seconds=32)
 def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> None:
     out, channels = data
     said = pretrain(out, tmp_path / "whole", "--log-digest", workers=2)
@@ -97,6 +98,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     command("erf", "--data", str(out), *weights, "--count", "1", "--out", str(tmp_path / "erf.html"))
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> None:
     out, channels = data
     other = make_dataset(tmp_path / "rgb", {"S": [4], "T": [2], "W": [2]})

@@ -45,6 +45,7 @@ def names(store: Store, run: str) -> list[str]:
     return sorted(path.removeprefix(f"{store.bucket}/{run}/") for path in files.find(f"{store.bucket}/{run}"))
 
 
+@pytest.mark.slow(seconds=12)
 def test_a_run_in_a_store_is_the_one_in_a_folder(store: Store, tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", SHARDS)
     url, run = upload(store, tmp_path / "data", "data"), f"s3://{store.bucket}/runs/a"
@@ -81,6 +82,7 @@ def test_a_run_in_a_store_is_the_one_in_a_folder(store: Store, tmp_path: Path) -
     assert "backbone.pth" in names(store, "runs/a") and "checkpoints/step-00000004.pt" in names(store, "runs/a")
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_damaged_newest_checkpoint_in_a_store_is_passed_over(store: Store, tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", SHARDS)
     run = f"s3://{store.bucket}/runs/b"
@@ -92,6 +94,7 @@ def test_a_damaged_newest_checkpoint_in_a_store_is_passed_over(store: Store, tmp
     assert again.exit_code == 0 and "steps 2 to 4 of 4" in again.output
 
 
+@pytest.mark.slow(seconds=5)
 def test_validation_is_in_the_metrics_and_changes_nothing(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", SHARDS)
     make_dataset(tmp_path / "held", {"S": [12], "T": [6], "W": [6]}, seed=5)
@@ -133,6 +136,7 @@ def test_too_many_undecodable_crops_stop_the_run(tmp_path: Path) -> None:
     assert "could not be decoded, above 0.1%" in result.output and "verify --repair" in result.output
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_skipped_shard_is_said_counted_and_in_the_checkpoint(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", SHARDS)
     (tmp_path / "data" / "shards" / "S-000001.tar").unlink()

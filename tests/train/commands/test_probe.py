@@ -26,6 +26,7 @@ def dataset(folder: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=10)
 def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     data, held_out = dataset(tmp_path / "data", 0), dataset(tmp_path / "held-out", 1)
     settings = [
