@@ -93,19 +93,14 @@ def field_map(backbone: nn.Module, images: Tensor, positions: Sequence[tuple[int
     images: [n, channels, H, W], normalised. None takes the central position, of an even map the lower right of the
     four. The model runs in eval mode and float32 and is left as it was. A field that is zero everywhere stays zero.
     """
-    training = backbone.training
-    backbone.eval()
-    try:
-        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-            inputs = images.detach().float().requires_grad_()
-            features = backbone(inputs)
-            chosen = positions if positions is not None else [(features.shape[2] // 2, features.shape[3] // 2)]
-            rows = torch.tensor([row for row, _ in chosen], device=features.device)
-            columns = torch.tensor([column for _, column in chosen], device=features.device)
-            total = features[:, :, rows, columns].sum()
-            (gradient,) = torch.autograd.grad(total, inputs)
-    finally:
-        backbone.train(training)
+    with eval_mode(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        inputs = images.detach().float().requires_grad_()
+        features = backbone(inputs)
+        chosen = positions if positions is not None else [(features.shape[2] // 2, features.shape[3] // 2)]
+        rows = torch.tensor([row for row, _ in chosen], device=features.device)
+        columns = torch.tensor([column for _, column in chosen], device=features.device)
+        total = features[:, :, rows, columns].sum()
+        (gradient,) = torch.autograd.grad(total, inputs)
     mass = gradient.abs().sum(dim=1).mean(dim=0)
     whole = mass.sum()
     return mass / whole if whole > 0 else mass
@@ -158,17 +153,17 @@ def region_masses(
 ) -> Tensor:
     """The mass of each position's effective receptive field in each region: float32 [4, h, w] on the images' device.
 
-    ``out[i, j, k] = mean over images of sum over colours and pixels of region i of |d sum_c X[c, j, k] / d image|``.
+    ``out[i, j, k] = mean over images of sum over channels and pixels of region i of |d sum_c X[c, j, k] / d image|``.
 
     backbone: maps [n, 3, H, W] to [n, C, h, w]; run in eval mode, which is undone afterwards; its parameters' gradients
-    are not touched. images: normalised, [n, 3, H, W], any number of colours (float64 stays float64, with a float64
+    are not touched. images: normalised, [n, 3, H, W], any number of channels (float64 stays float64, with a float64
     backbone and result). region_map: int [h, w], 0 to 3; a pixel belongs to the region of its nearest position.
     at_once: images in memory at a time, at most IMAGES_AT_ONCE. grid: the positions to measure, the rest being filled
     in from them; None measures all.
     Raises ValueError where the backbone's map is not of the region map's size or there are no images.
     """
     if images.dim() != 4 or images.shape[0] == 0:
-        raise ValueError(f"images of shape {list(images.shape)}: region masses need [n, colours, H, W] with n > 0")
+        raise ValueError(f"images of shape {list(images.shape)}: region masses need [n, channels, H, W] with n > 0")
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
     regions = torch.as_tensor(region_map, device=images.device)
     height, width = regions.shape

@@ -101,7 +101,7 @@ def erf(
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
         torch.manual_seed(key_of_text(seed, "random weights"))
-        built = backbones.build(backbone, colours=pixels.channels)
+        built = backbones.build(backbone, in_channels=pixels.channels)
         region_map = template.region_map(built.stride)
         if file != RANDOM:
             load_weights(built, file)

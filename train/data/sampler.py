@@ -73,7 +73,7 @@ class CropSampler:
         self, dataset: Dataset, slots: SlotPlan, options: StreamOptions, lanes: Sequence[int], reader: CropReader
     ) -> None:
         self._slots, self._count = slots, options.lane_count
-        self._mend_key = key_of_text(options.seed, "unreadable")
+        self._replacement_key = key_of_text(options.seed, "unreadable")
         self._reader = reader
         self._groups: dict[str, GroupLanes] = {}
         self._shards: dict[str, list[int]] = {}
@@ -138,13 +138,14 @@ class CropSampler:
         group = GROUPS[int(crop["group"])]
         shards = self._shards[group]
         home = shards.index(int(crop["shard"]))
-        key = derive_key(self._mend_key, lane, position, slot)
+        key = derive_key(self._replacement_key, lane, position, slot)
 
         def shuffled(crops: CropArray, purpose: int) -> CropArray:
             return crops[permutation(derive_key(key, purpose), len(crops))]
 
         gone = shards[home] in self._reader.left_out
-        order = permutation(derive_key(self._mend_key, shards[home]) if gone else derive_key(key, 2), len(shards))
+        order_key = derive_key(self._replacement_key, shards[home]) if gone else derive_key(key, 2)
+        order = permutation(order_key, len(shards))
         others = [shards[nth] for nth in order.tolist()]
         if gone:
             others += [shard for name in by_aspect(group, self._slots.counts) for shard in self._shards.get(name, [])]

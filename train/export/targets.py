@@ -50,27 +50,27 @@ def to_pyramid(own: feature_maps.Backbone, state: Mapping[str, Tensor]) -> dict[
             f"torchvision builds its feature pyramids on ResNets, not on a {own.name}: the run's backbone-fpn.pth has "
             "the weights under their own names, and --to torchvision gives the backbone alone"
         )
-    if own.colours != 3:
-        set_input_channels(own.name, whole, own.colours)
+    if own.in_channels != 3:
+        set_input_channels(own.name, whole, own.in_channels)
     norm = GroupNorm if own.norm == "gn" else None
     width = next(value.shape[0] for key, value in state.items() if key.startswith(f"{PYRAMID}inner_blocks"))
-    staged = backbones.build(own.name, own.norm, staged=True, colours=own.colours)
-    channels = [stage.channels for stage in staged.stages]
+    multi_level = backbones.build(own.name, own.norm, multi_level=True, in_channels=own.in_channels)
+    channels = [stage.channels for stage in multi_level.stages]
     theirs = BackboneWithFPN(whole, _LAYERS, channels, width, norm_layer=norm)
     try:
         theirs.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"the neck's entries are not torchvision's: {' '.join(str(error).split())[:300]}") from error
     neck = Neck(channels, width, norm)
-    for module, prefix in ((staged.module, BODY), (neck, PYRAMID)):
+    for module, prefix in ((multi_level.module, BODY), (neck, PYRAMID)):
         module.load_state_dict({key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)})
-    _compare_pyramids(nn.Sequential(staged.module, neck).eval(), theirs.eval(), own)
+    _compare_pyramids(nn.Sequential(multi_level.module, neck).eval(), theirs.eval(), own)
     return dict(state)
 
 
 def _compare_pyramids(ours: nn.Module, theirs: nn.Module, own: feature_maps.Backbone) -> None:
 
-    image = torch.rand(1, own.colours, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, own.in_channels, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = ours(image), theirs(image)
     for level, one in enumerate(expected):
@@ -91,9 +91,9 @@ class Target:
     lines: Callable[[readme.ExportInfo], str]
 
 
-def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> feature_maps.Backbone:
+def check_own(name: str, state: State, norm: str = "bn", in_channels: int = 3) -> feature_maps.Backbone:
     """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
-    own = backbones.build(name, norm, colours=colours)
+    own = backbones.build(name, norm, in_channels=in_channels)
     try:
         own.module.load_state_dict(state)
     except RuntimeError as error:
@@ -104,9 +104,9 @@ def check_own(name: str, state: State, norm: str = "bn", colours: int = 3) -> fe
 
 def stem(own: feature_maps.Backbone) -> dict[str, str]:
     """The convolutions over the input as Python writes them, by name, where they are not those of three channels."""
-    if own.colours == 3 or own.name.startswith(backbones.TIMM):
+    if own.in_channels == 3 or own.name.startswith(backbones.TIMM):
         return {}
-    return {name: repr(one) for name, one in input_convolutions(own.module, own.colours).items()}
+    return {name: repr(one) for name, one in input_convolutions(own.module, own.in_channels).items()}
 
 
 def to_torchvision(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
@@ -131,12 +131,12 @@ def _proven(own: feature_maps.Backbone, state: State, other: str) -> dict[str, T
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
     if other.startswith(backbones.TIMM):
-        whole = backbones.whole_timm_model(other, own.norm, own.colours)
+        whole = backbones.whole_timm_model(other, own.norm, own.in_channels)
     else:
         whole = backbones.whole_model(other, own.norm)
-        if own.colours != 3:
-            set_input_channels(other, whole, own.colours)
-    head = own.head if other == name else backbones.build(other, own.norm, colours=own.colours).head
+        if own.in_channels != 3:
+            set_input_channels(other, whole, own.in_channels)
+    head = own.head if other == name else backbones.build(other, own.norm, in_channels=own.in_channels).head
     expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
     found = {key: value.shape for key, value in state.items()}
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
@@ -150,16 +150,16 @@ def _proven(own: feature_maps.Backbone, state: State, other: str) -> dict[str, T
     if other.startswith(backbones.TIMM):
         forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
     else:
-        forward = feature_maps.cut(other, whole, own.norm, colours=own.colours).module.eval()
-    compare(name, own.module, other, forward, 4 * own.stride, own.colours)
+        forward = feature_maps.cut(other, whole, own.norm, in_channels=own.in_channels).module.eval()
+    compare(name, own.module, other, forward, 4 * own.stride, own.in_channels)
     return dict(state)
 
 
 def compare(
-    name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int, colours: int = 3
+    name: str, own: nn.Module, other: str, forward: Callable[[Tensor], Tensor], size: int, in_channels: int = 3
 ) -> None:
     """Refuse a target whose map of one random image of ``size`` pixels is not the backbone's."""
-    image = torch.rand(1, colours, size, size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, in_channels, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = own(image), forward(image)
     if expected.shape != found.shape or not torch.allclose(
