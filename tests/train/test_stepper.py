@@ -34,7 +34,7 @@ def newest(job: TrainingJob) -> dict[str, Any]:
 def run(
     folder: Path, *settings: str, machine: MachineOptions = MACHINE, stop_after: int | None = None
 ) -> dict[str, Any]:
-    job = replace(small_job(folder, *PLAIN, *settings), machine=machine)
+    job = replace(small_job(folder, *PLAIN, *settings), machine_options=machine)
     execute(job, synthetic(job), stop_after=stop_after)
     return newest(job)
 

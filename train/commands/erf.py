@@ -1,8 +1,9 @@
-"""`python -m train erf`: the receptive field of any weights, drawn and in numbers, side by side.
+"""`erf`: the receptive field of any weights, drawn and in numbers, side by side.
 
 Compares pre-trainings of one backbone (scratch, jigsaw, block-wise, ImageNet): the field of the map's central position
 and of the four regions on jigsaws of a dataset, and the squares that hold 20, 30, 50 and 99 % of the central field's
-mass (Luo et al. 2016). Five backward passes a file: ResNet-50 at 224 px with 16 jigsaws takes about 20 s on one core.
+mass (Luo et al. 2016). Costs five backward passes
+per file: ResNet-50 at 224 px with 16 jigsaws takes about 20 s on one core.
 """
 
 import json
@@ -71,7 +72,7 @@ def _figure(named: dict[str, list[Tensor]]) -> Figure:
 @click.command()
 @click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
 @click.option("--backbone", required=True, help="The backbone they are of, as in a recipe.")
-@click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are looked at.")
+@click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are measured on.")
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="How many jigsaws.")
 @click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")
 @click.option("--split", default=64, show_default=True, help="Where the template is cut.")

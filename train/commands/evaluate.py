@@ -62,10 +62,10 @@ def evaluate(
     for note in source.notes:
         click.echo(note, err=True)
     try:
-        answers = predict(model, source, maps)
+        predictions = predict(model, source, maps)
     finally:
         source.close()
-    report = {"step": content["step"], "backbone": recipe.backbone, **summarise(answers, dataset.classes)}
+    report = {"step": content["step"], "backbone": recipe.backbone, **summarise(predictions, dataset.classes)}
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

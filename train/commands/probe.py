@@ -1,10 +1,10 @@
-"""`python -m train probe`: do a run's features tell crops apart better than the same backbone's at random?
+"""`probe`: do a run's features tell crops apart better than the same backbone's at random?
 
 The cheap check before a detector: a linear classifier on averaged features of held-out crops (another dataset than the
 run's, prepped with the same classes), beside one on the same backbone at its random initialisation. Images of that
 dataset are split in four: three parts to fit the classifier, one to judge it, so no image is on both sides. The random
 backbone's batch norms get statistics of the crops to fit (without any it would be no rival); all else is the same.
-Costs two forward passes a crop, and seconds to fit. Prefer `detect train` for what counts in the end.
+Costs two forward passes per crop, and seconds to fit. Prefer `detect train` for what counts in the end.
 """
 
 import json
@@ -176,7 +176,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{data} has too few images for a probe: prep a larger held-out dataset")
-    answers: dict[str, ProbeResult] = {}
+    results: dict[str, ProbeResult] = {}
     for name in ("run", "random"):
         _, model = build_model(recipe, dataset.label_count, dataset.pixels)
         if name == "run":
@@ -184,17 +184,17 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
         model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if name == "random":
             gather_statistics(model, found, chosen)
-        answers[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
-    report = summary(answers, found, recipe.backbone, content["step"])
+        results[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
+    report = summary(results, found, recipe.backbone, content["step"])
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
 
 
-def summary(answers: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
+def summary(results: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
     """The figures of a probe."""
     judging = crops.labels[torch.from_numpy(crops.fold == 0)]
-    run, random = answers["run"], answers["random"]
+    run, random = results["run"], results["random"]
     return {
         "backbone": backbone,
         "step": step,

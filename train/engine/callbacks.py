@@ -1,7 +1,8 @@
-"""What listens to the training loop: hooks for pages and pictures, and the count of data errors over all ranks.
+"""Hooks that the trainer calls as a run goes, and the count of data errors over all ranks.
 
-Data errors (shards left out, crops replaced) are small notes per batch; ranks compare them when metrics are written
-(about 0.2 ms), so that all know the same, and the checkpoint says it to whoever continues the run.
+Pages and pictures listen by a Callback. Data errors (shards left out, crops replaced) are small notes per batch; ranks
+compare them when metrics are written (about 0.2 ms), so that all know the same, and the checkpoint says it to whoever
+continues the run.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
 
 
 def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure:
-    """The four regions' fields, a row a refresh."""
+    """The four regions' fields, one row per refresh."""
     steps = list(found)
 
     def draw(axes: Any) -> None:
@@ -59,7 +59,7 @@ def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure
     return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3))
 
 
-def weight_figure(step: int, look: ErfSnapshot) -> Figure:
+def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
     """Equation 2's table: the weight of each region's label at each position."""
 
     def draw(axes: Any) -> None:
@@ -67,13 +67,13 @@ def weight_figure(step: int, look: ErfSnapshot) -> Figure:
         grid = _grid(axes, 1, 4)
         for region in range(4):
             cell = grid[0][region]
-            image = cell.imshow(look.weights[region], cmap=MAP, vmin=0, vmax=1)
+            image = cell.imshow(snapshot.weights[region], cmap=MAP, vmin=0, vmax=1)
             cell.set_title(REGIONS[region], fontsize=9, color=INK)
             cell.set_xticks([])
             cell.set_yticks([])
-            if max(look.weights.shape[1:]) <= 8:
-                for j, k in np.ndindex(*look.weights.shape[1:]):
-                    value = look.weights[region, j, k]
+            if max(snapshot.weights.shape[1:]) <= 8:
+                for j, k in np.ndindex(*snapshot.weights.shape[1:]):
+                    value = snapshot.weights[region, j, k]
                     ink = "black" if value > 0.55 else "white"
                     cell.text(k, j, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6, color=ink)
         figure.colorbar(image, ax=list(grid[0]), label="weight of the region's label", shrink=0.8)

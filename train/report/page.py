@@ -1,11 +1,9 @@
-"""Curves of a run's metrics over its steps, for its page; several runs are drawn into the same axes.
+"""One HTML page about a run, or several side by side: is it healthy?
 
-Long runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run.
-
-`python -m train report`: one HTML page about a run, or several side by side: is it healthy?
-
-Reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
-training loop writes the same page at each checkpoint. What is not there yet is said, not an error.
+It reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
+trainer writes the same page at each checkpoint (RunPage). What is not there yet is said, not an error. Curves of long
+runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run; several runs
+are drawn into the same axes.
 """
 
 import io
@@ -216,7 +214,7 @@ def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
         return [Section(f"Configuration{of}", missing=f"{run.name}/run.json is not there: no step was ever taken.")]
     classes = [*read_description(RunFolder(run))["classes"], "background"]
     return [
-        *_answers(run, of, recipe, classes),
+        *_predictions(run, of, recipe, classes),
         *_fields(run, of, recipe),
         _configuration(run, of, recipe),
     ]
@@ -242,21 +240,21 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
+def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
     found = snapshots(run, PredictionSnapshot)
     if not found:
         missing = "No checkpoint has been written yet, so there are no jigsaws to look at."
         return [Section(f"Jigsaws and what they were taken for{of}", missing=missing)]
     step, path = list(found.items())[-1]
-    look = load_snapshot(path, PredictionSnapshot)
+    snapshot = load_snapshot(path, PredictionSnapshot)
     shown = [
         [_verdict(classes, int(label), int(guess)) for label, guess in zip(*pair, strict=True)]
-        for pair in zip(look.labels, look.predictions, strict=True)
+        for pair in zip(snapshot.labels, snapshot.predictions, strict=True)
     ]
     names = sorted({text for row in shown for text in row})
     numbered = [[names.index(text) for text in row] for row in shown]
-    image = sheet(look.images, numbered, look.groups.tolist(), recipe.template, names)
-    alt = f"{len(look.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    image = sheet(snapshot.images, numbered, snapshot.groups.tolist(), recipe.template, names)
+    alt = f"{len(snapshot.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         f"Jigsaws and what they were taken for{of}",
@@ -264,7 +262,7 @@ def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Sec
         + (f" {note}" if note else ""),
         figures=[_webp(image, alt)],
     )
-    return [jigsaws, _confusion(of, step, look, classes)]
+    return [jigsaws, _confusion(of, step, snapshot, classes)]
 
 
 def _verdict(classes: list[str], label: int, guess: int) -> str:
@@ -278,12 +276,12 @@ def _webp(image: Image.Image, alt: str) -> Figure:
     return picture(sink.getvalue(), alt, "", "webp")
 
 
-def _confusion(of: str, step: int, look: PredictionSnapshot, classes: list[str]) -> Section:
-    labels, guesses, counts = look.confusion.T
+def _confusion(of: str, step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:
+    labels, guesses, counts = snapshot.confusion.T
     total = np.bincount(labels, counts, minlength=len(classes))
     right = np.bincount(labels, counts * (labels == guesses), minlength=len(classes))
     wrong = sorted(
-        ((int(n), int(a), int(b)) for a, b, n in look.confusion if a != b), key=lambda row: (-row[0], row[1:])
+        ((int(n), int(a), int(b)) for a, b, n in snapshot.confusion if a != b), key=lambda row: (-row[0], row[1:])
     )
     rows = [[classes[a], classes[b], n, 100 * n / total[a]] for n, a, b in wrong[:CONFUSIONS]]
     table = Table(["class", "taken for", "how often", "% of its crops"], rows)
@@ -332,7 +330,7 @@ class RunPage(Callback):
 
     def on_save(self, step: int) -> Pictures:
         """Keep what the steps since the last checkpoint showed, and write the page."""
-        snapshot = self._recorder.answers()
+        snapshot = self._recorder.take()
         if snapshot is not None:
             save_snapshot(self._run, step, snapshot)
         write_report(self._run, finished=step >= self._steps)
