@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
@@ -102,19 +103,13 @@ def features(model: DenseClassifier, crops: ProbeCrops, device: torch.device) ->
     return torch.cat(found)
 
 
-@torch.no_grad()
 def gather_statistics(model: DenseClassifier, crops: ProbeCrops, device: torch.device) -> None:
-    """Give the batch norms the statistics of the crops to fit; nothing where there are none."""
-    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    if not norms:
-        return
-    model.train()
+    """Give the backbone's batch norms the statistics of the crops to fit; nothing where there are none."""
     fitting = crops.pixels[crops.fold != 0]
-    for begin in range(0, len(fitting) - 1, BATCH):
-        model.backbone(model.normalise(torch.from_numpy(fitting[begin : begin + BATCH]).to(device)))
+    # Batch norm takes no batch of one crop.
+    starts = range(0, len(fitting) - 1, BATCH)
+    batches = (torch.from_numpy(fitting[start : start + BATCH]).to(device) for start in starts)
+    update_bn((model.normalise(images) for images in batches), model.backbone)
 
 
 def fitted(values: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:

@@ -35,11 +35,7 @@ class LineFile:
         """Keep whole lines of steps below ``step`` only, by atomic replacement."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            # The last line of a killed process may be half a line.
-            if line.endswith("\n") and self._step_of(line) < step:
-                kept.append(line)
+        kept = [line for line in _whole_lines(self.path) if self._step_of(line) < step]
         temporary = temporary_beside(self.path)
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -50,6 +46,16 @@ class LineFile:
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file with their ends; the last line of a killed process may be half a line and is left out."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl as they were written; none where there is no file."""
+    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
 
 
 def metrics_file(path: Path) -> LineFile:

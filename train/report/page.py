@@ -7,7 +7,6 @@ are drawn into the same axes.
 """
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, r
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
+from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.engine.state import ErfTable
 from jigsaw_pretrain.train.recipe import Recipe, recipe_from
@@ -68,12 +68,8 @@ class Metrics:
 
 
 def read_metrics(path: Path, name: str) -> Metrics | None:
-    """The rows of a metrics.jsonl, a half-written last line aside; None where there are none."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
+    """The rows of a metrics.jsonl; None where there are none."""
+    rows = read_rows(path)
     if not rows:
         return None
 
@@ -81,15 +77,8 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
         return np.array([row[key] for row in rows], dtype=np.float64)
 
     accuracy = np.array([[row["accuracy"][region] for region in REGIONS] for row in rows], dtype=np.float64)
-    return Metrics(
-        name,
-        column("step"),
-        column("loss"),
-        accuracy,
-        column("lr"),
-        column("images_per_second"),
-        column("data_wait"),
-    )
+    speed = (column("images_per_second"), column("data_wait"))
+    return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed)
 
 
 def thinned(values: F64, points: int = POINTS) -> F64:
