@@ -8,8 +8,8 @@ per file: ResNet-50 at 224 px with 16 jigsaws takes about 20 s on one core.
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -28,8 +28,7 @@ from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe, StreamOptions
-from jigsaw_pretrain.train.report.figures import MAP
-from jigsaw_pretrain.train.report.snapshots import brightness
+from jigsaw_pretrain.train.report.figures import draw_fields
 
 RANDOM = "random"
 
@@ -48,22 +47,8 @@ def measure(
 
 
 def _figure(named: dict[str, list[Tensor]]) -> Figure:
-    heads = ["centre", *REGIONS]
-
-    def draw(axes: Any) -> None:
-        figure = axes.figure
-        axes.remove()
-        grid = figure.subplots(len(named), len(heads), squeeze=False)
-        for row, (name, maps) in enumerate(named.items()):
-            for column, field in enumerate(maps):
-                cell = grid[row][column]
-                cell.imshow(brightness(field.numpy()), cmap=MAP, vmin=0, vmax=1)
-                cell.set_xticks([])
-                cell.set_yticks([])
-                if row == 0:
-                    cell.set_title(heads[column], fontsize=9)
-            grid[row][0].set_ylabel(name, fontsize=8)
-
+    rows = {name: [field.numpy() for field in maps] for name, maps in named.items()}
+    draw = partial(draw_fields, rows=rows, titles=["centre", *REGIONS], label_size=8)
     alt = f"effective receptive fields of {', '.join(named)}: of the central position and of each region"
     caption = "Gradient magnitude on the input, logarithmic over two decades (bright is most)."
     return chart(draw, alt, caption, (9.5, 2.0 * len(named) + 0.3))

@@ -36,8 +36,10 @@ SLOW = 0.1
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds on this machine: of the start, a step, in it of waiting for data and of copying a batch to the device, of
-    a refresh of the ERF table and of a checkpoint.
+    """Seconds on this machine.
+
+    start: compiling included. step: of which wait are spent waiting for data. copy: of a batch to the device. refresh:
+    of the ERF table. save: of a checkpoint.
     """
 
     start: float
@@ -50,7 +52,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The full recipe's hours and device_days (a device: a GPU or a CPU process). limit: data, copies or compute."""
+    """What the full recipe costs.
+
+    device_days: of GPUs, or of CPU processes. limit: what limits the speed: data, copies or compute.
+    """
 
     hours: float
     device_days: float

@@ -43,9 +43,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ProbeCrops:
-    """pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C.
+    """Crops of a dataset, all of one size.
 
-    fold: 0 to 3 by image.
+    pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C. fold: 0
+    to 3 by image.
     """
 
     pixels: npt.NDArray[Any]
@@ -55,7 +56,11 @@ class ProbeCrops:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """top1: share of crops named right. class_mean: the mean of that share over the classes judged."""
+    """How well a linear classifier does.
+
+    top1: share of crops named right. class_mean: the mean of that share over the classes judged. penalty: of the
+    classifier, one of PENALTIES.
+    """
 
     top1: float
     class_mean: float

@@ -178,7 +178,7 @@ def finish() -> None:
 
 @contextmanager
 def rank_zero_errors() -> Iterator[None]:
-    """Let rank 0 alone report a UserError; the others exit with the same status and no word."""
+    """Report a UserError on rank 0 only; other ranks exit silently with the same status."""
     try:
         yield
     except UserError as error:

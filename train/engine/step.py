@@ -42,7 +42,10 @@ BACKEND = "inductor"
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error."""
+    """How a run uses its machine.
+
+    compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error.
+    """
 
     compile: str = "auto"
     deterministic: bool = False
@@ -109,14 +112,14 @@ class Stepper:
         # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
         torch.manual_seed(int(derive_key(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
         try:
-            found, guesses = self._gradients(images, labels)
+            found, predictions = self._gradients(images, labels)
             self._apply()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)
         else:
-            return StepOutput(found, guesses, rate)
+            return StepOutput(found, predictions, rate)
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
@@ -127,7 +130,7 @@ class Stepper:
         recipe, state, ranks = self._recipe, self._state, self._ranks
         state.optimizer.zero_grad(set_to_none=True)
         starts = range(0, len(images), self.micro_batch)
-        total, guesses = torch.zeros(len(self._region_maps), device=images.device), []
+        total, predictions = torch.zeros(len(self._region_maps), device=images.device), []
         for start in starts:
             part, own = images[start : start + self.micro_batch], labels[start : start + self.micro_batch]
             waits = isinstance(self._parallel, DistributedDataParallel) and start != starts[-1]
@@ -140,8 +143,8 @@ class Stepper:
                 state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.batch)).backward()
             total += found.detach() * (len(part) / len(images))
             with torch.no_grad():
-                guesses.append(losses.predictions([one.detach() for one in logits], self._region_maps))
-        return total, torch.cat(guesses)
+                predictions.append(losses.predictions([one.detach() for one in logits], self._region_maps))
+        return total, torch.cat(predictions)
 
     def _apply(self) -> None:
         state = self._state

@@ -237,7 +237,7 @@ def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list
     step, path = list(found.items())[-1]
     snapshot = load_snapshot(path, PredictionSnapshot)
     shown = [
-        [_verdict(classes, int(label), int(guess)) for label, guess in zip(*pair, strict=True)]
+        [_verdict(classes, int(label), int(prediction)) for label, prediction in zip(*pair, strict=True)]
         for pair in zip(snapshot.labels, snapshot.predictions, strict=True)
     ]
     names = sorted({text for row in shown for text in row})
@@ -254,8 +254,8 @@ def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list
     return [jigsaws, _confusion(of, step, snapshot, classes)]
 
 
-def _verdict(classes: list[str], label: int, guess: int) -> str:
-    return classes[label] if label == guess else f"{classes[label]} ≠ {classes[guess]}"
+def _verdict(classes: list[str], label: int, prediction: int) -> str:
+    return classes[label] if label == prediction else f"{classes[label]} ≠ {classes[prediction]}"
 
 
 def _webp(image: Image.Image, alt: str) -> Figure:
@@ -266,9 +266,9 @@ def _webp(image: Image.Image, alt: str) -> Figure:
 
 
 def _confusion(of: str, step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:
-    labels, guesses, counts = snapshot.confusion.T
+    labels, predicted, counts = snapshot.confusion.T
     total = np.bincount(labels, counts, minlength=len(classes))
-    right = np.bincount(labels, counts * (labels == guesses), minlength=len(classes))
+    right = np.bincount(labels, counts * (labels == predicted), minlength=len(classes))
     wrong = sorted(
         ((int(n), int(a), int(b)) for a, b, n in snapshot.confusion if a != b), key=lambda row: (-row[0], row[1:])
     )
