@@ -20,6 +20,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.state import State, region_maps
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, Validate
@@ -105,8 +106,6 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
     weights, statistics and randomness after it are those of a run without. Costs a forward pass per jigsaw (at most
     MOST_JIGSAWS) and the start of the workers.
     """
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
-
     recipe, ranks = job.recipe, job.ranks
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
     stream = replace(recipe.stream, augment=False, balance="none")

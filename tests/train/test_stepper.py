@@ -70,7 +70,7 @@ def test_average_compile_accumulation_and_resume_compose(
     exported = torch.load(tmp_path / "whole" / "backbone.pth", weights_only=True)
     assert same(exported, {key[9:]: one for key, one in whole["average"].items() if key.startswith("backbone.")})
     printed = capsys.readouterr().out
-    assert "bf16, 2 micro-batches of 2 a step and process" in printed and "does not work" not in printed
+    assert "bf16, 2 micro-batches of 2 per step and process" in printed and "does not work" not in printed
 
 
 def test_the_average_is_the_exponential_one() -> None:
@@ -127,7 +127,7 @@ def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError) as refusal:
         run(tmp_path, machine=MachineOptions(compile=compiling))
     assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 1 fit" in refusal.value.message
-    assert "--set micro_batch=1: 4 micro-batches a step and process keep the batch of 4" in refusal.value.message
+    assert "--set micro_batch=1: 4 micro-batches per step and process keep the batch of 4" in refusal.value.message
     assert not (tmp_path / "run.json").exists()
     assert run(tmp_path, "micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import DEVICES, start
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, open_run, open_trained, pixels_of
@@ -41,8 +42,6 @@ def evaluate(
     **access_settings: Any,
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
-
     access = read_options_from(**access_settings)
     folder = open_run(run)
     description, recipe, content = open_trained(folder)

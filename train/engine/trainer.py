@@ -64,10 +64,10 @@ _GO, _FAILED, _STOP = 0, 1, 2
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is run, on what, where to, by whom.
+    """What is run: the recipe, its dataset, the run folder, the ranks, and what does not change the result.
 
-    callbacks: what is told of the run as it goes, on rank 0. keep: checkpoints that stay; None for the recipe's
-    keep_checkpoints. validate: what to ask every val_every steps.
+    callbacks: called on rank 0. log: names of loggers. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: called every val_every steps.
     """
 
     recipe: Recipe
@@ -155,11 +155,11 @@ class Trainer:
         images, labels = self._moved(batch)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self.refresh(images[:: len(images) // lanes])
-        taken = self._stepper.take(images, labels)
-        hits = taken.predictions.eq(labels).sum(dim=0)
+        output = self._stepper.take(images, labels)
+        hits = output.predictions.eq(labels).sum(dim=0)
         for callback in self._callbacks:
-            callback.on_step(batch, labels, taken.predictions)
-        self._window.add(state.step, taken.lr, taken.losses, hits, len(images), batch.replaced, waited)
+            callback.on_step(batch, labels, output.predictions)
+        self._window.add(state.step, output.lr, output.losses, hits, len(images), batch.replaced, waited)
         self._data_errors.note(batch)
         if self._digest_line is not None:
             shares = ranks.all_gather(batch.digests or ())
@@ -200,7 +200,7 @@ class Trainer:
         return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self.job.recipe.tau))
 
     def _validate(self) -> None:
-        """Judge the model where it is due; the figures go into the row of the step just done."""
+        """Evaluate the model where it is due; the figures go into the row of the step just done."""
         job, done = self.job, self.state.step
         if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
             return
@@ -382,7 +382,7 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
     )
     if recipe.precision != "fp32" or micro_batch < share:
         ranks.log_rank_zero(
-            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process"
+            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"
         )
     if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
         ranks.log_rank_zero(

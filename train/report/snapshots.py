@@ -23,6 +23,8 @@ from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import eval_mode, field_map
 
 FOLDER = "looks"
+"""The folder's name is of the first version, as are the files': old runs stay readable."""
+
 JIGSAWS = 6
 FIELD_IMAGES = 8
 
