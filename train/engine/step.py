@@ -215,7 +215,7 @@ def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, shar
         return UserError(f"{lead}, and a single one does not fit either: choose a smaller backbone or template_size")
     statistics = "" if recipe.sync_bn else f"; batch norm's statistics are then of {fits}, unless sync_bn = true"
     return UserError(
-        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches a step and "
+        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches per step and "
         f"process keep the batch of {recipe.batch} and its learning rates{statistics}"
     )
 

@@ -81,62 +81,6 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
     return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed)
 
 
-def thinned(values: F64, points: int = POINTS) -> F64:
-    """Means of equal stretches of the first axis, at most ``points`` of them."""
-    stretch = max(1, -(-len(values) // points))
-    whole = len(values) // stretch * stretch
-    parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
-    return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
-
-
-def curves(runs: Sequence[Metrics]) -> list[Figure]:
-    """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
-    several = len(runs) > 1
-
-    def plain(
-        pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
-    ) -> Callable[[Any], None]:
-        def draw(axes: Any) -> None:
-            for run, style in zip(runs, _LINE_STYLES * len(runs), strict=False):
-                axes.plot(thinned(run.step), thinned(pick(run)), style, linewidth=1.3, label=run.name)
-            axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            if log:
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0, top=top)
-            if several:
-                axes.legend(frameon=False)
-
-        return draw
-
-    def by_region(axes: Any) -> None:
-        for run in runs:
-            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
-                label = f"{run.name} {region}" if several else region
-                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
-                axes.plot(steps, shares, style, linewidth=1.4, label=label)
-        axes.set_xlabel("step")
-        axes.set_ylabel("crops named right, %")
-        axes.set_ylim(0, 100)
-        axes.legend(frameon=False, fontsize=7 if several else 8)
-
-    named = ", ".join(run.name for run in runs)
-    return [
-        chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
-        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
-        chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
-        chart(
-            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
-        ),
-        chart(
-            plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
-            f"share of time waiting for data of {named}",
-            "Data wait: near 0 the data keeps up; raise --workers where it does not",
-        ),
-    ]
-
-
 def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
     """The page of these run folders; ``refresh_seconds`` makes a browser read it again while the run goes on."""
     named = _names(runs)
@@ -194,6 +138,62 @@ def _curves_section(found: list[Metrics]) -> Section:
     if not found:
         return Section("Curves", missing="metrics.jsonl has no row yet: no step was finished and logged.")
     return Section("Curves", "Over the training batches themselves, augmented.", figures=curves(found))
+
+
+def curves(runs: Sequence[Metrics]) -> list[Figure]:
+    """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
+    several = len(runs) > 1
+
+    def plain(
+        pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
+    ) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            for run, style in zip(runs, _LINE_STYLES * len(runs), strict=False):
+                axes.plot(thinned(run.step), thinned(pick(run)), style, linewidth=1.3, label=run.name)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            if log:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0, top=top)
+            if several:
+                axes.legend(frameon=False)
+
+        return draw
+
+    def by_region(axes: Any) -> None:
+        for run in runs:
+            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
+                label = f"{run.name} {region}" if several else region
+                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
+                axes.plot(steps, shares, style, linewidth=1.4, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("crops named right, %")
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False, fontsize=7 if several else 8)
+
+    named = ", ".join(run.name for run in runs)
+    return [
+        chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
+        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
+        chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
+        chart(
+            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
+        ),
+        chart(
+            plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
+            f"share of time waiting for data of {named}",
+            "Data wait: near 0 the data keeps up; raise --workers where it does not",
+        ),
+    ]
+
+
+def thinned(values: F64, points: int = POINTS) -> F64:
+    """Means of equal stretches of the first axis, at most ``points`` of them."""
+    stretch = max(1, -(-len(values) // points))
+    whole = len(values) // stretch * stretch
+    parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
+    return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
 
 
 def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
