@@ -26,7 +26,7 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
 def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure:
     """The four regions' fields, one row per refresh."""
     steps = list(found)
-    rows = {f"step {step}": snapshot.fields for step, snapshot in found.items()}
+    rows = {f"step {step}": list(snapshot.fields) for step, snapshot in found.items()}
     alt = f"effective receptive fields of the four regions at steps {', '.join(map(str, steps))}"
     caption = (
         "What each region's features look at: gradient magnitude on the input, logarithmic over two decades "
