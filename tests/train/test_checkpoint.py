@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 KILLED = """
 import os, pathlib, sys, torch
-from jigsaw_pretrain.train.checkpoint import save_checkpoint
+from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
 pathlib.Path.replace = lambda self, target: os._exit(9)
 save_checkpoint(pathlib.Path(sys.argv[1]), 2, {"model": torch.zeros(1000)}, keep=2)
 """
