@@ -123,7 +123,7 @@ class Stepper:
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
-        self._ranks.alone(refusal.format_message())
+        self._ranks.alone(refusal.message)
         raise refusal
 
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
