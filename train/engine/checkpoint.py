@@ -1,9 +1,9 @@
-"""Checkpoints: one file a checkpoint, whole or absent, read without unpickling code.
+"""Checkpoints: one file each, whole or absent, read without unpickling code.
 
 A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and
 the recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing
-is a temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. Twice the weights'
-bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
+is a temporary file, a sync, a rename, so a kill at any moment leaves the previous one the newest. Costs twice the
+weights' bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
 """
 
 import re
