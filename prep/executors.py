@@ -6,7 +6,7 @@ description. Tasks are handed over as places fall free, so a million crops never
 A Dask cluster as an executor: ``--scheduler tcp://host:port``.
 
 The cluster's workers must have this package and its lock installed (a part refuses other versions, naming them), and
-reach images and output under the same names. docs/cluster.md shows how clusters are started on Slurm, PBS and
+reach images and output under the same names. docs/prep-cluster.md shows how clusters are started on Slurm, PBS and
 Kubernetes. Local processes do for one machine.
 
 Array jobs: which parts are a task's, where a scheduler starts N copies of a command and nothing coordinates them.
