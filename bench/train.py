@@ -169,7 +169,9 @@ def main(
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 240))
         origin = Origin(tuple(dataset.classes), dataset.fingerprint)
         # No refresh falls among the timed steps; it is timed apart.
-        job = TrainingJob(replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine_options=machine)
+        job = TrainingJob(
+            replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine_options=machine
+        )
         trainer = Trainer(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
         one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.batch)
         source = loader_source(job, dataset, workers, False)(0, 10**6)

@@ -4,7 +4,7 @@ Local processes by default. Anything that offers ``submit`` will do, as a task i
 description. ``run_tasks`` hands tasks over as executors become free, so a million crops never wait in a queue at once.
 
 Dask (``--scheduler tcp://host:port``): the cluster's workers must have this package and its lock installed (a part
-refuses other versions, naming them), and reach images and output under the same names. docs/cluster.md shows how
+refuses other versions, naming them), and reach images and output under the same names. docs/prep-cluster.md shows how
 clusters are started on Slurm, PBS and Kubernetes. Prefer local processes on one machine.
 
 Array jobs, where a scheduler starts N copies of a command and nothing coordinates them: task I of N takes the parts I,

@@ -31,7 +31,7 @@ from typing import Any
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, fetch_with_retries, open_store, atomic_write
+from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, open_store
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
