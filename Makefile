@@ -120,16 +120,18 @@ test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on 
 soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)
 	JIGSAW_SOAK=1 $(PYTEST)
 
-# As installed, the stages lie inside jigsaw_pretrain/: mypy and import-linter read folders, so they are shown one like that.
+# As installed, the stages lie inside jigsaw_pretrain/. mypy and import-linter read folders, so they get one made of links;
+# without it they would see nothing but jigsaw_pretrain/ itself, and find no fault (tests/test_lint.py).
 VIEW := build/view
 
 lint: | $(READY)  ## ruff (lint and format), mypy, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
-	@ln -s $(addprefix $(CURDIR)/,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
-	@ln -s $(CURDIR)/bench $(CURDIR)/tests $(VIEW)/
-	cd $(VIEW) && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p jigsaw_pretrain -p bench -p tests
+	@ln -s $(addprefix ../../../,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
+	@ln -s ../../bench ../../tests ../../pyproject.toml $(VIEW)/
+	cd $(VIEW) && "$(abspath $(BIN))/python" -m mypy --cache-dir ../../.mypy_cache -p jigsaw_pretrain -p bench -p tests
+	cd $(VIEW) && "$(abspath $(BIN))/lint-imports" --cache-dir ../../.import_linter_cache
 
 # What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
 # given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without

@@ -1,29 +1,20 @@
-"""Where the receptive fields of a map are measured, and how their masses are spread to the positions between.
-
-A field costs a backward pass, and a pyramid's finest map has 3,136 positions at 224 pixels. So a map is measured at one
-position in each cell of the coarsest map, its middle: every position of the coarsest map itself, and as many of each
-finer one. Between these, masses are interpolated linearly within the region, and beyond the last of them, up to the
-region's border or the image's, they stay: nothing is interpolated across a border, where masses jump. Arithmetic only;
-docs/lab-notebook.md has what it is off by. Without a neck there is one map, and every position is measured.
-
-The effective receptive field of one position, as a map and as numbers (Luo et al. 2016).
-
-The field of a position of the feature map is how much each input pixel moves that position's summed features: the
-gradient's absolute value, summed over colour channels and averaged over images. One backward pass of the whole batch a
-position: ResNet-18 at 128 px with 16 images takes about 0.5 s on one CPU core. For the soft labels' weights use
-train.erf, which keeps region masses only.
-
-Effective receptive fields, and the label weights that follow from them (section 3.3, equation 2).
+"""Measures effective receptive fields, and derives the label weights of section 3.3, equation 2, from them.
 
 The field of a position of the feature map is the gradient of its channel-summed features with respect to the normalised
-input: absolute value, summed over colours, averaged over images, model in eval mode, float32 without autocast, no
-logarithm. Equation 2 asks only for its mass in each of the four regions, so each field is reduced on the device as soon
-as it is known and [4, h, w] numbers are kept.
+input: absolute value, summed over the input's channels, averaged over images, model in eval mode, float32 without
+autocast, no logarithm (Luo et al. 2016). Equation 2 asks only for its mass in each of the four regions, so each field
+is reduced on the device as soon as it is known and [4, h, w] numbers are kept. One field as a map and as numbers is
+for pictures; for the label weights prefer the region masses.
 
 Costs one forward and h * w backward passes to the input (49 at the paper's size, no parameter gradients): about what 30
-training steps on the same images cost, so the loop refreshes the table every few thousand steps on a few images. The
-finer maps of a neck are measured at as many positions as the coarsest (train.grid), so each level costs the same again.
-Prefer a plain field with a logarithm for pictures; this one is for ratios.
+training steps on the same images cost, so the trainer refreshes the table every few thousand steps on a few images. One
+field is one backward pass of the whole batch: ResNet-18 at 128 px with 16 images takes about 0.5 s on one CPU core.
+
+A pyramid's finest map has 3,136 positions at 224 pixels. So a map is measured at one position in each cell of the
+coarsest map, its middle: every position of the coarsest map itself, and as many of each finer one, so each level costs
+the same again. Between these, masses are interpolated linearly within the region, and beyond the last of them, up to
+the region's border or the image's, they stay: nothing is interpolated across a border, where masses jump.
+docs/lab-notebook.md has what it is off by. Without a neck there is one map, and every position is measured.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,19 +93,14 @@ def field_map(backbone: nn.Module, images: Tensor, positions: Sequence[tuple[int
     images: [n, channels, H, W], normalised. None takes the central position, of an even map the lower right of the
     four. The model runs in eval mode and float32 and is left as it was. A field that is zero everywhere stays zero.
     """
-    training = backbone.training
-    backbone.eval()
-    try:
-        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-            inputs = images.detach().float().requires_grad_()
-            features = backbone(inputs)
-            chosen = positions if positions is not None else [(features.shape[2] // 2, features.shape[3] // 2)]
-            rows = torch.tensor([row for row, _ in chosen], device=features.device)
-            columns = torch.tensor([column for _, column in chosen], device=features.device)
-            total = features[:, :, rows, columns].sum()
-            (gradient,) = torch.autograd.grad(total, inputs)
-    finally:
-        backbone.train(training)
+    with eval_mode(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        inputs = images.detach().float().requires_grad_()
+        features = backbone(inputs)
+        chosen = positions if positions is not None else [(features.shape[2] // 2, features.shape[3] // 2)]
+        rows = torch.tensor([row for row, _ in chosen], device=features.device)
+        columns = torch.tensor([column for _, column in chosen], device=features.device)
+        total = features[:, :, rows, columns].sum()
+        (gradient,) = torch.autograd.grad(total, inputs)
     mass = gradient.abs().sum(dim=1).mean(dim=0)
     whole = mass.sum()
     return mass / whole if whole > 0 else mass
@@ -167,17 +153,17 @@ def region_masses(
 ) -> Tensor:
     """The mass of each position's effective receptive field in each region: float32 [4, h, w] on the images' device.
 
-    ``out[i, j, k] = mean over images of sum over colours and pixels of region i of |d sum_c X[c, j, k] / d image|``.
+    ``out[i, j, k] = mean over images of sum over channels and pixels of region i of |d sum_c X[c, j, k] / d image|``.
 
     backbone: maps [n, 3, H, W] to [n, C, h, w]; run in eval mode, which is undone afterwards; its parameters' gradients
-    are not touched. images: normalised, [n, 3, H, W], any number of colours (float64 stays float64, with a float64
+    are not touched. images: normalised, [n, 3, H, W], any number of channels (float64 stays float64, with a float64
     backbone and result). region_map: int [h, w], 0 to 3; a pixel belongs to the region of its nearest position.
     at_once: images in memory at a time, at most IMAGES_AT_ONCE. grid: the positions to measure, the rest being filled
     in from them; None measures all.
     Raises ValueError where the backbone's map is not of the region map's size or there are no images.
     """
     if images.dim() != 4 or images.shape[0] == 0:
-        raise ValueError(f"images of shape {list(images.shape)}: region masses need [n, colours, H, W] with n > 0")
+        raise ValueError(f"images of shape {list(images.shape)}: region masses need [n, channels, H, W] with n > 0")
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
     regions = torch.as_tensor(region_map, device=images.device)
     height, width = regions.shape

@@ -14,7 +14,7 @@ def test_annotations_are_labelled_in_order_of_category_ids_and_cut_to_the_image(
     found = [{"id": i, "image_id": 1, "category_id": 9, "bbox": box} for i, box in enumerate(boxes)]
     read = read_ground_truth(write_annotations(tmp_path / "a.json", found))
     assert read.classes == ["a", "b"] and read.unusable == 3
-    assert read.photos[0].boxes.tolist() == [[90, 10, 100, 30]] and read.photos[0].labels.tolist() == [1]
+    assert read.images[0].boxes.tolist() == [[90, 10, 100, 30]] and read.images[0].labels.tolist() == [1]
     assert [one["id"] for one in read.truth["annotations"]] == [1, 2, 3]
 
 

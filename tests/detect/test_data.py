@@ -11,13 +11,13 @@ from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import (
     Order,
     ResizeCrop,
-    drawn_view,
-    fitted,
+    evaluation_transform,
+    fit_size,
     load_sample,
     object_mask,
-    still_view,
-    view_boxes,
-    view_pixels,
+    training_transform,
+    transform_boxes,
+    transform_pixels,
 )
 from jigsaw_pretrain.detect.recipe import (
     ScaledRecipe,
@@ -29,69 +29,69 @@ PLAN = ScaledRecipe(100, 0, (), 0.02, 80, 133, 0.1, 1.0)
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5))
 def test_an_epoch_draws_no_image_twice(count: int, batch: int, seed: int) -> None:
-    lying = np.arange(count) % 3 == 0
-    order = Order(lying, batch, seed)
+    landscape = np.arange(count) % 3 == 0
+    order = Order(landscape, batch, seed)
     drawn = np.concatenate([order.batch(step) for step in range(order.per_epoch)])
     if count >= batch:
         assert len(set(drawn.tolist())) == len(drawn) == count // batch * batch
-    again = Order(lying, batch, seed)
+    again = Order(landscape, batch, seed)
     assert (again.batch(order.per_epoch + 1) == order.batch(order.per_epoch + 1)).all()
 
 
 def test_batches_are_of_one_orientation_where_they_can_be() -> None:
-    lying = np.arange(1000) % 2 == 0
-    order = Order(lying, 10, 0)
-    mixed = [lying[order.batch(step)].sum() not in (0, 10) for step in range(order.per_epoch)]
+    landscape = np.arange(1000) % 2 == 0
+    order = Order(landscape, 10, 0)
+    mixed = [landscape[order.batch(step)].sum() not in (0, 10) for step in range(order.per_epoch)]
     assert sum(mixed) <= 1
     assert (order.batch(0) != order.batch(100)).any()
 
 
 @given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 2**40), st.booleans())
 def test_boxes_follow_their_pixels(width: int, height: int, key: int, jitter: bool) -> None:
-    view = drawn_view(width, height, PLAN, 0.5, (0.3, 2.0) if jitter else (0.0, 0.0), key)
+    transform = training_transform(width, height, PLAN, 0.5, (0.3, 2.0) if jitter else (0.0, 0.0), key)
     pixels = np.zeros((height, width), dtype=np.uint8)
     box = np.array([[width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2]], dtype=np.float64)
     pixels[int(box[0, 1]) : int(box[0, 3]), int(box[0, 0]) : int(box[0, 2])] = 255
-    drawn = view_pixels(pixels, view)
-    assert drawn.shape == (view.out_height, view.out_width)
-    moved, kept = view_boxes(box, (width, height), view)
+    drawn = transform_pixels(pixels, transform)
+    assert drawn.shape == (transform.out_height, transform.out_width)
+    moved, kept = transform_boxes(box, (width, height), transform)
     if not kept[0]:
         return
     ys, xs = np.nonzero(drawn > 127)
     if len(xs):
-        tolerance = 1.5 + 0.02 * max(view.width, view.height)
+        tolerance = 1.5 + 0.02 * max(transform.width, transform.height)
         assert np.abs(moved[0] - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).max() <= tolerance
 
 
 def test_resizing_keeps_to_both_limits() -> None:
-    assert fitted(640, 480, 800, 1333) == (1067, 800)
-    assert fitted(1000, 200, 800, 1333) == (1333, 267)
-    assert still_view(200, 1000, PLAN) == ResizeCrop(27, 133, 0, 0, 27, 133, False)
+    assert fit_size(640, 480, 800, 1333) == (1067, 800)
+    assert fit_size(1000, 200, 800, 1333) == (1333, 267)
+    assert evaluation_transform(200, 1000, PLAN) == ResizeCrop(27, 133, 0, 0, 27, 133, False)
 
 
 def test_masks_and_crowds(tiny_data: Path) -> None:
     read = read_ground_truth(tiny_data / "train" / "annotations.json")
-    photo = read.photos[0]
-    left, top, right, bottom = (int(one) for one in photo.boxes[0])
-    mask = object_mask(photo, 0)
+    record = read.images[0]
+    left, top, right, bottom = (int(one) for one in record.boxes[0])
+    mask = object_mask(record, 0)
     assert mask[top:bottom, left:right].all() and mask.sum() == (right - left) * (bottom - top)
-    view = ResizeCrop(photo.width, photo.height, 0, 0, photo.width, photo.height, True)
-    sample = load_sample(tiny_data / "train" / "images", photo, 0, view, True)
-    assert sample.masks is not None and sample.masks.shape == (2, photo.height, photo.width)
+    transform = ResizeCrop(record.width, record.height, 0, 0, record.width, record.height, True)
+    sample = load_sample(tiny_data / "train" / "images", record, 0, transform, True)
+    assert sample.masks is not None and sample.masks.shape == (2, record.height, record.width)
     assert (sample.masks[0].numpy() == mask[:, ::-1]).all()
-    assert sample.image.shape == (3, photo.height, photo.width)
-    crowded = type(photo)(**{**vars(photo), "crowd": np.array([True, False])})
-    assert len(load_sample(tiny_data / "train" / "images", crowded, 0, view, False).boxes) == 1
+    assert sample.image.shape == (3, record.height, record.width)
+    crowded = type(record)(**{**vars(record), "crowd": np.array([True, False])})
+    assert len(load_sample(tiny_data / "train" / "images", crowded, 0, transform, False).boxes) == 1
 
 
 def test_images_that_do_not_fit_their_annotations_are_named(tiny_data: Path, tmp_path: Path) -> None:
-    photo = read_ground_truth(tiny_data / "train" / "annotations.json").photos[0]
-    view = still_view(photo.width, photo.height, PLAN)
+    record = read_ground_truth(tiny_data / "train" / "annotations.json").images[0]
+    transform = evaluation_transform(record.width, record.height, PLAN)
     with pytest.raises(UserError, match="cannot be read"):
-        load_sample(tmp_path, photo, 0, view, False)
-    (tmp_path / photo.file_name).write_bytes(b"no image")
+        load_sample(tmp_path, record, 0, transform, False)
+    (tmp_path / record.file_name).write_bytes(b"no image")
     with pytest.raises(UserError, match="decoded"):
-        load_sample(tmp_path, photo, 0, view, False)
-    wrong = type(photo)(**{**vars(photo), "width": 5})
+        load_sample(tmp_path, record, 0, transform, False)
+    wrong = type(record)(**{**vars(record), "width": 5})
     with pytest.raises(UserError, match="another picture"):
-        load_sample(tiny_data / "train" / "images", wrong, 0, view, False)
+        load_sample(tiny_data / "train" / "images", wrong, 0, transform, False)

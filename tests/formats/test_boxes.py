@@ -25,7 +25,7 @@ def test_enlarged_boxes(box: tuple[float, ...], shifts: tuple[float, ...]) -> No
     assert usable == (w > 0 and h > 0 and x < min(x + w, WIDTH) and y < min(y + h, HEIGHT) and x + w > 0 and y + h > 0)
     if not usable:
         return
-    left, top, right, bottom = boxes.enlarge_in_image(one(box), one(shifts), 2.0, *SIZE)[0]
+    left, top, right, bottom = boxes.enlarge(one(box), one(shifts), 2.0, boxes.image_edges(*SIZE))[0]
     expected = (
         max(0, math.floor(x - 0.5 * shifts[0] * w)),
         max(0, math.floor(y - 0.5 * shifts[1] * h)),
@@ -45,11 +45,11 @@ def test_any_numbers_are_sorted_out_without_a_warning(box: tuple[float, ...]) ->
         finite = boxes.finite(one(box))[0]
         with_area = boxes.with_area(one(box))[0]
         if finite and with_area and boxes.inside(one(box), *SIZE)[0]:
-            left, top, right, bottom = boxes.enlarge_in_image(one(box), np.full((1, 4), 0.999), 10.0, *SIZE)[0]
+            left, top, right, bottom = boxes.enlarge(one(box), 0.999, 10.0, boxes.image_edges(*SIZE))[0]
             assert 0 <= left < right <= WIDTH and 0 <= top < bottom <= HEIGHT
     assert finite == all(math.isfinite(value) for value in (*box, box[0] + box[2], box[1] + box[3]))
 
 
 def test_context_one_leaves_boxes_as_they_are() -> None:
-    found = boxes.enlarge_in_image(one((10, 20, 30, 40)), np.full((1, 4), 0.9), 1.0, *SIZE)
+    found = boxes.enlarge(one((10, 20, 30, 40)), 0.9, 1.0, boxes.image_edges(*SIZE))
     assert found.tolist() == [[10, 20, 40, 60]]

@@ -90,11 +90,13 @@ def scenes(folder: Path) -> None:
     accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "BACKEND", "aot_eager")
-        _execute(replace(accumulated, machine=MachineOptions(compile="on")))
+        _execute(replace(accumulated, machine_options=MachineOptions(compile="on")))
     expect_user_error(ranks, folder, lambda: ranks.run_on_rank_zero(lambda: _refuse("rank 0")))
     expect_user_error(ranks, folder, lambda: ranks.run_on_all(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
     # Memory runs out on one of them: all learn of it before they wait for each other.
-    crowded = replace(small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine=MachineOptions(compile="on"))
+    crowded = replace(
+        small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine_options=MachineOptions(compile="on")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "BACKEND", "eager")
         if ranks.rank == 1:

@@ -10,7 +10,7 @@ import pytest
 
 from jigsaw_pretrain import storage
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import Storage, StoreError, redacted, sweep, temporary_beside, with_retries
+from jigsaw_pretrain.storage import Storage, StoreError, atomic_write, redacted, sweep, temporary_beside, with_retries
 from tests.helpers.prepped import tree
 
 
@@ -39,6 +39,35 @@ def test_failed_publish_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest
         storage.publish("x", b"new")
     assert storage.read("x") == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_file_written_atomically_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x"
+    with atomic_write(path) as file:
+        file.write(b"old")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["x"]
+
+
+def test_retries_end_where_the_caller_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    seen: list[tuple[str, bool]] = []
+
+    def failure(error: Exception, what: str, is_last: bool) -> Exception | None:
+        seen.append((what, is_last))
+        return KeyError("gone") if is_last else None
+
+    def fail() -> None:
+        raise OSError("down")
+
+    with pytest.raises(KeyError, match="gone"):
+        with_retries(fail, "x", 4, waits=(1.0, 2.0, 0.5), failure=failure)
+    assert seen == [("x", False), ("x", False), ("x", False), ("x", True)]
+    assert [low <= wait <= 2 * low for low, wait in zip((0.5, 1.0, 1.0), waits, strict=True)] == [True] * 3
 
 
 def test_unknown_scheme_names_the_remedy() -> None:

@@ -1,20 +1,18 @@
-"""Augmentation draws: what chance decides for each crop of a jigsaw, keyed by (seed, lane, position, region).
+"""Decides by chance how each crop is augmented, and resamples only the part of it that lands in its region.
 
-One call draws for a whole chunk, about 60 us however many crops; a crop's draws depend on nothing but its key, so no
-worker, batch size or earlier position can change them. What the draws mean in pixels is window.py's business.
+Draws are keyed by (seed, lane, position, region): a crop's depend on nothing but its key, so no worker, batch size or
+earlier position can change them. One call draws for a whole step: about 60 us however many crops, and 70 us plus 0.6 us
+per jigsaw where the trainer draws the context.
 
-Windows: where a crop lands in its region, and resampling only the part that lands (section 4.1 and Table 1).
+Windows (section 4.1 and Table 1): scale the crop by one ratio to the nearest whole size with pixel centres at half,
+flip it, then per axis cut a window out of it or lay it into the region, the rest of the region staying zero. Only the
+window is computed: by cv2.resize where most of the scaled crop lands (three crops of four; within 1 level of the exact
+bilinear value), by cv2.warpAffine where the window is a small part (its 1/32 pixel steps are within 5 levels at a hard
+edge, 0.3 on average). On COCO crops that takes 24 us per crop; either alone takes 33 and 46, decoding the crop 198.
 
-The convention: scale the crop by one ratio to the nearest whole size with pixel centres at half, flip it, then per axis
-cut a window out of it or lay it into the region, the rest of the region staying zero. Only the window is computed: by
-cv2.resize where most of the scaled crop lands (three crops of four; within 1 level of the exact bilinear value), by
-cv2.warpAffine where the window is a small part (its 1/32 pixel steps are within 5 levels at a hard edge, 0.3 on
-average). On COCO crops that takes 24 us a crop; either alone takes 33 and 46, decoding the crop 198.
-
-Context drawn by the trainer: how far each crop reaches beyond its object, anew each time it is drawn.
-
-Of datasets prepped with ``--context-at train``, whose members hold all the context there may be. The formula is prep's
-(formats.context). Vectorised: 70 us a step and 0.6 us a jigsaw; decoding the larger members costs 0.3 ms a jigsaw.
+Context: in datasets prepped with ``--context-at train`` members hold all the context there may be, and how far each
+crop reaches beyond its object is drawn anew each time, by prep's formula (formats/boxes.py). Decoding the larger
+members costs 0.3 ms per jigsaw.
 """
 
 from dataclasses import dataclass, fields
@@ -32,7 +30,7 @@ from jigsaw_pretrain.train.recipe import StreamOptions
 
 I64 = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
-"""Of an image: uint8 [height, width, 3], or as another sensor has them (formats.pixels)."""
+"""Of an image: uint8 [height, width, 3], or as another sensor has them (formats/pixels.py)."""
 
 AREA_BELOW = 0.5
 """Below this scale bilinear samples skip pixels altogether, so ``crop`` averages areas as well."""
@@ -120,7 +118,7 @@ def _along(scaled: I64, room: I64, word: U64 | None) -> tuple[I64, I64, I64]:
 
 
 def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit: str) -> Windows:
-    """Where crops of ``width`` x ``height`` pixels (int64 [n, 4] by region) land, by ``fit`` (streams.FITS)."""
+    """Where crops of ``width`` x ``height`` pixels (int64 [n, 4] by region) land, by ``fit``."""
     left, top, room_x, room_y = np.array([(r.left, r.top, r.width, r.height) for r in template.regions]).T
     if fit == "crop":
         scaled_x = np.maximum(1, np.floor(width * draws.ratio + 0.5).astype(np.int64))

@@ -24,9 +24,9 @@ class Batch:
     """One rank's share of global batch ``step``, in lane order.
 
     images: uint8 [n, size, size, 3], rows of RGB pixels (NHWC), or of the channels and type that the dataset has
-    (formats.pixels): valid until the next batch but one is drawn.
-    labels: int64 [n, 4], the class of each region (template.REGIONS), the background being class C.
-    groups: uint8 [n, 4], the aspect group each region's crop came from (an index into formats.groups.GROUPS).
+    (formats/pixels.py): valid until the next batch but one is drawn.
+    labels: int64 [n, 4], the class of each region (formats.jigsaw.REGIONS), the background being class C.
+    groups: uint8 [n, 4], the aspect group each region's crop came from (an index into formats.jigsaw.GROUPS).
     replaced: how many of these crops stand in for one that could not be decoded.
     digests: per jigsaw the (identity, pixels) sha256 digests of 32 bytes each, where asked for.
     left_out: name and reason of every shard that the rank's workers go on without.

@@ -82,7 +82,7 @@ class Assembler:
             skip_bad=access.on_bad_shard == "skip",
             left_out=left_out,
         )
-        self._picks = CropSampler(dataset, slots, options, self._lanes, self._reader)
+        self._sampler = CropSampler(dataset, slots, options, self._lanes, self._reader)
         self._with_digests = with_digests
 
     def step(self, step: int, out: Sequence[Pixels] | Pixels) -> LaneBatch:
@@ -92,20 +92,20 @@ class Assembler:
         """
         count = self._options.chunk
         if not self._begun:
-            self._picks.begin(step * count)
+            self._sampler.begin(step * count)
             self._begun = True
         lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
         positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
         draws = draw(self._options, lanes, positions, with_shifts=self._reader.context is not None)
         drawn = np.concatenate(
             [
-                self._picks.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
+                self._sampler.chunk(lane, step * count, count, draws.substitute[nth * count : (nth + 1) * count])
                 for nth, lane in enumerate(self._lanes)
             ]
         )
         crops, windows = self._arrange(drawn, draws)
         broken = self._render(range(len(drawn)), crops, windows, out)
-        replaced = sum(self._mend(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
+        replaced = sum(self._replace_undecodable(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
         if broken:
             crops, windows = self._arrange(drawn, draws)
             for nth in broken:
@@ -149,13 +149,13 @@ class Assembler:
                 land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
         return broken
 
-    def _mend(self, lane: int, position: int, drawn: CropArray) -> int:
+    def _replace_undecodable(self, lane: int, position: int, drawn: CropArray) -> int:
         """Replace the unreadable of a jigsaw's crops, CROP [4] by slot, in place; how many could not be decoded."""
         replaced = 0
         for slot in range(len(REGIONS)):
             if self._readable(drawn[slot]):
                 continue
-            for other in self._picks.replacements(lane, position, slot, drawn[slot]):
+            for other in self._sampler.replacements(lane, position, slot, drawn[slot]):
                 if self._readable(other):
                     replaced += int(drawn[slot]["shard"]) not in self._reader.left_out
                     drawn[slot] = other

@@ -1,26 +1,21 @@
-"""Lanes: which crops of an aspect group a lane draws, and in which order, by arithmetic on counts (design, idea 4).
+"""Says which crops of an aspect group a lane draws, and in which order, by arithmetic on counts.
 
 A group's shards are its units, cut into equal slices where there are fewer shards than lanes; empty units make their
 number a multiple of the lanes. In every pass over the group the units are dealt out in a keyed order, lane ``l`` taking
 every ``L``-th, and the crops within a unit are drawn in a keyed order of their own, so each pass draws every crop
-exactly once over all lanes. ``L`` passes make a cycle: the units are shuffled once a cycle, and its passes shift
+exactly once over all lanes. ``L`` passes make a cycle: the units are shuffled once per cycle, and its passes shift
 the deal by every offset from 0 to L - 1 once, in a keyed order. So a cycle gives every lane every crop exactly once,
 its length is the group's count of crops for each lane whatever the shards' sizes, and any position is found from the
 counts alone, in one division and one short sort: about 60 us at 128 shards, at position 0 as at position 10**12.
-
 Prefer a shuffle buffer only where shards cannot be indexed; it promises neither a pass nor a resume.
 
-Class balance: rare classes drawn more often, by taking some crops of a unit repeatedly and others less (--balance).
-
-A unit keeps its length, so positions, passes and resuming are as without; within it a crop is taken in proportion to
-its class's weight, evenly (each floor or ceiling of its expected times), decided by the pass and the unit alone. With
-weights 1 / f for a class of frequency f (uniform) every class is drawn about equally often, with 1 / sqrt(f) (sqrt)
-rare ones gain half of that on a logarithmic scale; no crop weighs more than max_repeat times another. The background is
-a class like any other. Balanced is each shard within itself: what a shard lacks no weight brings, and a shard of a few
-classes stays one. About 0.2 ms a unit of 4,000 crops.
-
-None is the paper's way, and better where the frequencies are those that detection will meet; prefer sqrt for
-long-tailed datasets.
+Class balance (--balance) draws rare classes more often. A unit keeps its length, so positions, passes and resuming are
+as without it; within the unit a crop is taken in proportion to its class's weight, evenly (each floor or ceiling of its
+expected times), decided by the pass and the unit alone. With weights 1 / f for a class of frequency f (uniform) every
+class is drawn about equally often, with 1 / sqrt(f) (sqrt) rare ones gain half of that on a logarithmic scale; no crop
+weighs more than max_repeat times another. The background is a class like any other. Balancing works within each shard:
+a class that a shard lacks cannot be drawn from it. About 0.2 ms per unit of 4,000 crops. No balance is the paper's way,
+and better where the frequencies are those that detection will meet; prefer sqrt for long-tailed datasets.
 """
 
 from collections.abc import Sequence

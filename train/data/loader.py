@@ -1,15 +1,14 @@
-"""Batches of jigsaws for one rank: lanes dealt to worker processes, their chunks put together in lane order.
+"""Loads one rank's batches of jigsaws: lanes dealt to worker processes, their parts put together in lane order.
 
 Lane ``l`` belongs to rank ``l % world`` and there to worker ``(l // world) % workers``, and global batch ``b`` is, for
 every lane in order, its jigsaws ``[b * k, (b + 1) * k)``. So neither the rank nor the worker count decides what a batch
 holds, and the whole state of the data is the step. Workers write their lanes' jigsaws where they belong in batches of
 shared memory, so the rank's process copies nothing, but for a GPU: there to page-locked memory.
 
+Before workers start, /dev/shm is checked to hold the batches in flight: containers give it 64 MB unless told otherwise,
+and what does not fit ends a worker by SIGBUS, which names nothing.
+
 Prefer torch's DataLoader over a map-style dataset where every sample is a file of its own and order does not matter.
-
-Shared memory: whether /dev/shm holds the batches in flight, found out before a worker dies of it.
-
-Containers give it 64 MB unless told otherwise, and what does not fit ends a worker by SIGBUS, which names nothing.
 """
 
 import contextlib
@@ -129,7 +128,7 @@ def _as_sent(sent: Any) -> Any:
 
 
 class JigsawLoader:
-    """One rank's batches (train.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
+    """One rank's batches (data.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
 
     workers: processes, at most one a lane; 0 assembles in this process. with_digests: compute digests as well.
     pin_memory: keep batches in page-locked memory, for copies to a GPU that do not wait. start_method: "fork", "spawn"

@@ -1,9 +1,10 @@
-"""Crops where they lie: a shard's rows from the manifest and its bytes memory-mapped, never a tar parsed.
+"""Reads crops where they lie: a shard's rows from the manifest, its bytes memory-mapped, never a tar parsed.
 
-A shard costs about 3 ms to open (its row group of crops.parquet) and a microsecond a crop from then on; pages of a
+A shard costs about 3 ms to open (its row group of crops.parquet) and a microsecond per crop from then on; pages of a
 mapped shard are shared by all lanes, workers and ranks of the host. Everything is built in the process that reads.
-Where shards are files of another machine, remote.py fetches them: a shard is always opened as a local file. One that
-is left out (a bad one, where the run goes on without it) keeps its rows and has no bytes: its crops are unreadable.
+Where shards are files of another machine, data/remote.py fetches them: a shard is always opened as a local file. One
+that is left out (a bad one, where the run goes on without it) keeps its rows and has no bytes: its crops are
+unreadable.
 """
 
 import mmap
@@ -41,7 +42,7 @@ CROP = np.dtype(
 stored member and that one's size, label, group's code. Where the member has no margins it is the crop."""
 
 IN_CONTEXT = np.dtype([*CROP.descr, ("left", "<i4"), ("top", "<i4"), ("box", "<f8", 4)])
-"""A crop whose context the trainer draws (train.context): as CROP, and its left and top edge in the image, and the
+"""A crop whose context the trainer draws (data/augment.py): as CROP, and its left and top edge in the image, and the
 ground-truth box there (x, y, width, height; NaN for background). As read, the crop is the box in whole pixels."""
 
 SOURCE = ["shard", "offset", "size", "width", "height", "x", "y", "stored_width", "stored_height"]
@@ -58,7 +59,7 @@ class ShardFiles(Protocol):
         ...
 
     def ask(self, shard: ShardRow, urgency: int) -> None:
-        """Say that a shard will be opened (urgency: train.remote.FIRST or NEXT)."""
+        """Say that a shard will be opened (urgency: data.remote.FIRST or NEXT)."""
         ...
 
     def open(self, shard: ShardRow) -> BinaryIO:
@@ -163,7 +164,7 @@ class CropReader:
         self.left_out = {shard.index: "left out before" for shard in dataset.shards if shard.name in before}
 
     def ask(self, shard: int, urgency: int) -> None:
-        """Say that a shard will be read (urgency: train.remote.FIRST or NEXT)."""
+        """Say that a shard will be read (urgency: data.remote.FIRST or NEXT)."""
         if shard not in self._open and shard not in self.left_out:
             self._files.ask(self._dataset.shards[shard], urgency)
 
@@ -211,7 +212,7 @@ class CropReader:
     def decode(
         self, shard: int, offset: int, size: int, width: int, height: int, x: int, y: int, stored: int, high: int
     ) -> npt.NDArray[Any] | None:
-        """A crop's RGB pixels, uint8 [height, width, 3], or as formats.pixels has them, from the fields of SOURCE.
+        """A crop's RGB pixels, uint8 [height, width, 3], or as formats/pixels.py has them, from the fields of SOURCE.
 
         They are a view into its member, of ``stored`` x ``high`` pixels, from ``x``, ``y`` on. None where the bytes are
         no whole member of that size.

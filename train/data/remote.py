@@ -1,21 +1,21 @@
-"""The host's cache of remote files: each fetched once, whole and verified, then shared by every rank and run.
+"""Fetches shards of an object store ahead of their use, and keeps them as local files in a cache of the host.
 
-A file lies under its content's key, so datasets that hold the same shard share it. Whoever lacks a file fills a
-temporary one beside it under the key's lock and renames it, so a kill at any moment leaves the whole file or none; what
-a killed process left is removed by the next one that makes room. Readers hold a shared lock on what they have mapped,
-and only files on which an exclusive lock can be had are evicted, the one opened longest ago first. Opening a cached
-file takes about 50 us; making room looks at every file of the folder (10,000 in 50 ms).
-
-fsspec's own caches (simplecache, filecache) neither verify, share between processes nor evict by size; prefer them for
-a few files of one process. The locks are flock(2): a folder on a local disk, or on an NFS that supports them.
-
-Shards of an object store as local files, fetched ahead of their use by threads.
-
-Each lane's stream says which shard it draws from next; four threads a group fetch them, so the three groups come in
-parallel and a slow one holds up no other. A fetch is mostly waiting, so that more threads cost little: 7 ms of
+Fetching: each lane's stream says which shard it draws from next; four threads per group fetch them, so the three groups
+come in parallel and a slow one holds up no other. A fetch is mostly waiting, so that more threads cost little: 7 ms of
 CPU time in 35 for a shard of 130 KB. What a lane waits for goes first, then what lanes begin with, then what they
 draw from next. A fetched file is held (and so kept in the cache) until its lane takes it. Build it in the process that
 reads; its threads end with the process whatever they are doing.
+
+The cache: each file is fetched once, whole and verified, then shared by every rank and run. It lies under its content's
+key, so datasets that hold the same shard share it. Whoever lacks a file fills a temporary one beside it under the key's
+lock and renames it, so a kill at any moment leaves the whole file or none; what a killed process left is removed by the
+next one that makes room. Readers hold a shared lock on what they have mapped, and only files on which an exclusive lock
+can be had are evicted, the one opened longest ago first. Opening a cached file takes about 50 us; making room looks at
+every file of the folder (10,000 in 50 ms). The locks are flock(2): a folder on a local disk, or on an NFS that supports
+them.
+
+Prefer fsspec's own caches (simplecache, filecache) for a few files of one process: they neither verify, share between
+processes nor evict by size.
 """
 
 import contextlib
@@ -256,7 +256,7 @@ class ReadOptions:
             raise UserError(f"on-bad-shard {self.on_bad_shard!r} is not one of {', '.join(BAD_SHARD)}")
 
     def open_dataset(self, url: str) -> Dataset:
-        """formats.dataset.open_dataset, tried again where the store fails."""
+        """formats.dataset.dataset.open_dataset, tried again where the store fails."""
         options = driver_options(url, self.read_timeout, 16)
         open_store(url, self.read_timeout)
         return fetch_with_retries(
@@ -298,7 +298,7 @@ class _Request:
 
 
 class RemoteShards:
-    """The shards of a dataset at a URL; a train.crops.ShardFiles. Used by one thread."""
+    """The shards of a dataset at a URL; a data.reader.ShardFiles. Used by one thread."""
 
     def __init__(self, dataset: Dataset, access: ReadOptions) -> None:
         self._dataset = dataset

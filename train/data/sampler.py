@@ -1,8 +1,8 @@
-"""Picks: which crops the jigsaws of a set of lanes are made of, before any pixel is read.
+"""Chooses the four crops of each jigsaw from counts alone, before any pixel is read.
 
-The arithmetic of lanes.py and slots.py applied to a dataset's shards. About 5 us a jigsaw as long as lanes stay in
-their units; opening a unit sorts its crops, about 0.1 ms, and the first of a shard reads its rows, about 3 ms.
-Positions may be asked for in any order; ascending order is what is fast.
+The arithmetic of data/lanes.py and formats/jigsaw.py applied to a dataset's shards. About 5 us per jigsaw as long as
+lanes stay in their units; opening a unit sorts its crops, about 0.1 ms, and the first of a shard reads its rows, about
+3 ms. Positions may be asked for in any order; ascending order is what is fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class CropSampler:
         self, dataset: Dataset, slots: SlotPlan, options: StreamOptions, lanes: Sequence[int], reader: CropReader
     ) -> None:
         self._slots, self._count = slots, options.lane_count
-        self._mend_key = key_of_text(options.seed, "unreadable")
+        self._replacement_key = key_of_text(options.seed, "unreadable")
         self._reader = reader
         self._groups: dict[str, GroupLanes] = {}
         self._shards: dict[str, list[int]] = {}
@@ -98,7 +98,7 @@ class CropSampler:
     def chunk(self, lane: int, first: int, count: int, substitute: U64) -> CropArray:
         """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
 
-        substitute: words [count, 4], one a slot. The two S slots are in drawing order, not yet in order of area.
+        substitute: words [count, 4], one per slot. The two S slots are in drawing order, not yet in order of area.
         """
         out = np.empty((count, len(REGIONS)), dtype=self._reader.dtype)
         for feed in self._slots.feeds:
@@ -138,13 +138,14 @@ class CropSampler:
         group = GROUPS[int(crop["group"])]
         shards = self._shards[group]
         home = shards.index(int(crop["shard"]))
-        key = derive_key(self._mend_key, lane, position, slot)
+        key = derive_key(self._replacement_key, lane, position, slot)
 
         def shuffled(crops: CropArray, purpose: int) -> CropArray:
             return crops[permutation(derive_key(key, purpose), len(crops))]
 
         gone = shards[home] in self._reader.left_out
-        order = permutation(derive_key(self._mend_key, shards[home]) if gone else derive_key(key, 2), len(shards))
+        order_key = derive_key(self._replacement_key, shards[home]) if gone else derive_key(key, 2)
+        order = permutation(order_key, len(shards))
         others = [shards[nth] for nth in order.tolist()]
         if gone:
             others += [shard for name in by_aspect(group, self._slots.counts) for shard in self._shards.get(name, [])]

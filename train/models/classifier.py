@@ -1,9 +1,9 @@
 """The dense classifier: normalisation, backbone, and a 1 x 1 convolution to C + 1 classes at every position.
 
-With a neck (train.neck) there are several maps, and a convolution for each.
+With a neck (models.layers.Neck) there are several maps, and a convolution for each.
 
-Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats.pixels), and normalises them on the
-device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
+Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats/pixels.py), and normalises them on
+the device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
 beside a backbone (0.2 % of ResNet-50's arithmetic at 81 classes).
 """
 
@@ -49,11 +49,11 @@ class DenseClassifier(nn.Module):
         self.register_buffer("std", pixels.full_scale * torch.tensor(std).view(shape), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """``(x / full scale - mean) / std``: [n, H, W, colours] to float32 [n, colours, H, W], channels_last."""
+        """``(x / full scale - mean) / std``: [n, H, W, channels] to float32 [n, channels, H, W], channels_last."""
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits [n, classes, h, w] of uint8 images [n, H, W, colours]: of each level, finest first, or the one map."""
+        """Logits [n, classes, h, w] of uint8 images [n, H, W, channels]: of each level, finest first, or of one map."""
         found = self.backbone(self.normalise(images))
         if self.neck is None:
             return (self.head(found),)

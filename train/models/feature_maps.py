@@ -1,13 +1,16 @@
-"""Feature maps: where a network is cut, and the part of it up to there.
+"""Finds where a network of torchvision is cut: its last feature map, and the maps that a neck stands on.
 
-The graph is traced once without data (meta tensors, about a second); see models/backbones.py for networks by name.
+The model is traced by torchvision's feature extraction and run on two input sizes without data (meta tensors, about a
+second). The last 4-D value whose height and width grow with the input and whose consumers do not is what the final
+pooling pools. Squeeze-and-excite branches are 1 x 1 and VGG's 7 x 7 pool does not grow, so neither is taken; Swin's map
+is the one after its last permute. The stages of a neck (strides 4, 8, 16, 32) are the last map of each stride.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torchvision.models import feature_extraction
 
 from jigsaw_pretrain.errors import UserError
@@ -40,10 +43,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A module that maps [n, ``colours``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
+    """A module that maps [n, ``in_channels``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
     head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
-    train.norms.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
+    models.layers.NORMS. stages: where the module gives a tuple of several maps instead (for a neck), what they are,
     finest first; the last is the map above.
     """
 
@@ -54,7 +57,7 @@ class Backbone:
     head: frozenset[str]
     norm: str = "bn"
     stages: tuple[Stage, ...] = ()
-    colours: int = 3
+    in_channels: int = 3
 
     @property
     def maps(self) -> tuple[Stage, ...]:
@@ -70,32 +73,29 @@ class _Map(Stage):
     alone: bool
 
 
-def _find_maps(name: str, whole: nn.Module, colours: int) -> list[_Map]:
+def _find_maps(name: str, whole: nn.Module, in_channels: int) -> list[_Map]:
     """Every feature map up to the last before the final pooling, in the order they are made."""
-    mode = whole.training
-    whole.eval()
     try:
+        meta = copy.deepcopy(whole).to("meta").eval()
         tracer = feature_extraction.NodePathTracer()
-        graph = tracer.trace(whole)
-        small, large = (_shapes(fx.GraphModule(whole, graph), size, colours) for size in SIZES)
+        graph = tracer.trace(meta)
+        small, large = (_ShapeRecorder(fx.GraphModule(meta, graph)).shapes_at(size, in_channels) for size in SIZES)
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"backbone {name} cannot be traced at {SIZES[0]} and {SIZES[1]} pixels ({reason}): it has no feature map "
             "that follows the input's size. Choose a convolutional network or Swin."
         ) from error
-    finally:
-        whole.train(mode)
     maps: list[_Map] = []
     last = 0
     of_image: set[fx.Node] = set()
     used_until = 0  # the place of the last node that takes something made before this one
-    places = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: nth for nth, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        alone = used_until <= places[node]
+        alone = used_until <= order[node]
         if node.op == "placeholder" or of_image & {*node.all_input_nodes}:
             of_image.add(node)
-            used_until = max([used_until, *(places[user] for user in node.users)])
+            used_until = max([used_until, *(order[user] for user in node.users)])
         shape, larger = small.get(node), large.get(node)
         if shape is None or larger is None or not is_map(shape, larger):
             continue
@@ -123,41 +123,23 @@ def is_map(small: torch.Size, large: torch.Size) -> bool:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
+    """Runs a graph without data and notes the shape of every tensor.
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, torch.Size] = {}
+    torch's own ShapeProp prints a traceback where a network refuses the size; here that is an answer.
+    """
+
+    def shapes_at(self, size: int, in_channels: int) -> dict[fx.Node, torch.Size]:
+        """The shape of every tensor of the graph for one image of that size."""
+        self._shapes: dict[fx.Node, torch.Size] = {}
+        self.run(torch.empty(1, in_channels, size, size, device="meta"))
+        return self._shapes
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node."""
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.shapes[n] = result.shape
+            self._shapes[n] = result.shape
         return result
-
-
-class _Recorded(nn.Module):
-    """Lets functional_call put meta tensors in the place of a traced model's parameters while it is recorded."""
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__()
-        self.traced = traced
-
-    def forward(self, image: Tensor) -> dict[fx.Node, torch.Size]:
-        recorder = _ShapeRecorder(self.traced)
-        recorder.run(image)
-        return recorder.shapes
-
-
-def _shapes(traced: fx.GraphModule, size: int, colours: int) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor of the graph for one image of that size, computed without data."""
-    recorded = _Recorded(traced)
-    state = {**dict(recorded.named_parameters()), **dict(recorded.named_buffers())}
-    meta = {name: value.detach().to("meta") for name, value in state.items()}
-    image = torch.empty(1, colours, size, size, device="meta")
-    shapes: dict[fx.Node, torch.Size] = functional_call(recorded, meta, (image,))
-    return shapes
 
 
 def _up_to(whole: nn.Module, nodes: str | list[str]) -> nn.Module:
@@ -182,22 +164,22 @@ def _up_to(whole: nn.Module, nodes: str | list[str]) -> nn.Module:
     return feature_extraction.DualGraphModule(whole.train(), *graphs, class_name=type(whole).__name__)
 
 
-def cut(name: str, whole: nn.Module, norm: str = "bn", staged: bool = False, colours: int = 3) -> Backbone:
+def cut(name: str, whole: nn.Module, norm: str = "bn", multi_level: bool = False, in_channels: int = 3) -> Backbone:
     """A classification model without what lies behind its last feature map; the parameters are shared, not copied.
 
-    staged: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
+    multi_level: its module gives the maps of all STAGES. Raises UserError where there is no map that can be cut into
     regions, or not all stages; ``name`` is for the message.
     """
-    maps = _find_maps(name, whole, colours)
+    maps = _find_maps(name, whole, in_channels)
     found = maps[-1]
     # A block that halves the map may begin with a convolution at the full one, beside its shortcut: not yet a stage.
     ends = {one.stride: one for one in maps if one.alone}
-    stages = [ends.get(stride) for stride in STAGES] if staged else [found]
+    stages = [ends.get(stride) for stride in STAGES] if multi_level else [found]
     nodes = [one.node for one in stages if one is not None]
     if len(nodes) < len(stages):
         strides = sorted(ends)
         raise UserError(f"backbone {name} has maps of strides {', '.join(map(str, strides))} and {_NO_STAGES}")
-    module = _up_to(whole, nodes if staged else nodes[0])
+    module = _up_to(whole, nodes if multi_level else nodes[0])
     head = frozenset(whole.state_dict()) - frozenset(module.state_dict())
-    kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if staged else ()
-    return Backbone(name, module, found.channels, found.stride, head, norm, kept, colours)
+    kept = tuple(Stage(one.channels, one.stride) for one in stages if one is not None) if multi_level else ()
+    return Backbone(name, module, found.channels, found.stride, head, norm, kept, in_channels)

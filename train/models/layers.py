@@ -1,28 +1,28 @@
-"""Normalisation of a backbone: batch norm as its library builds it, or GN(32) in its place (`norm` in a recipe).
+"""Changes a backbone's norm, builds the neck on its stages, and rebuilds its first convolution for other images.
 
-Group norm needs no statistics, so it is the choice where a detector is to be fine-tuned with small batches and without
-frozen batch norm ("Rethinking ImageNet Pre-training", section 3.1): weights trained under one norm are worth little
-under another. It costs some 10 to 20 % of a step. Prefer `bn` where the detector freezes it, as this paper's does.
+Norm (`norm` in a recipe): batch norm as the backbone's library builds it, or GN(32) in its place. Group norm needs no
+statistics, so it is the choice where a detector is to be fine-tuned with small batches and without frozen batch norm
+("Rethinking ImageNet Pre-training", section 3.1): weights trained under one norm are worth little under another. It
+costs some 10 to 20 % of a step. Prefer `bn` where the detector freezes it, as this paper's does.
 
-The neck: torchvision's feature pyramid on a backbone's four stages, pre-trained with it (the paper's future work).
-
-Levels P2 to P5 (strides 4 to 32), each with a classification head and an ERF table of its own; the loss is the mean of
-the levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
+Neck: torchvision's feature pyramid on four stages, pre-trained with the backbone (the paper's future work). Levels P2
+to P5 (strides 4 to 32), each with a classification head and an ERF table of its own; the loss is the mean of the
+levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
 P6 and P7 are the detector's. Beside a ResNet-18 at 128 pixels a step costs 1.1 times as much with 64 channels and 1.7
 times with 256, a refresh of the four tables 4 and 7 times as much as of one (docs/lab-notebook.md). Prefer
 `neck = "none"`, the paper's, for a detector without a pyramid (C4).
 
-Stems: a network's first convolution rebuilt for other than three input channels.
-
-Which convolutions see the input is found by running the network once without data (meta tensors). Their new weights are
-drawn from torch's global generator, normal with the spread of the weights that the library itself drew: what follows is
-a norm nearly everywhere, and He's initialisation by fan-out, as torchvision's residual networks have it, is exactly
-that. Prefer a network that takes the number of channels itself: timm's do, and so may one's own (train.outside).
+First convolution, for other than three input channels: which convolutions see the input is found by running the network
+once without data (meta tensors). Their new weights are drawn from torch's global generator, normal with the spread of
+the weights that the library itself drew: what follows is a norm nearly everywhere, and He's initialisation by fan-out,
+as torchvision's residual networks have it, is exactly that. Prefer a network that takes the number of channels itself:
+timm's do, and so may one's own (models/backbones.py).
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.func import functional_call
 from torchvision.ops import FeaturePyramidNetwork
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.erf import eval_mode
 
 NORM_GROUPS = 32
 
@@ -87,45 +88,55 @@ class Neck(FeaturePyramidNetwork):
 
 
 class Level(nn.Module):
-    """One level's map of normalised images, for what takes a backbone of a single map (train.erf, train.field)."""
+    """One level's map of normalised images, for what takes a backbone of a single map (train/erf.py)."""
 
     def __init__(self, backbone: nn.Module, neck: Neck, level: int) -> None:
         super().__init__()
         self.backbone, self.neck, self._level = backbone, neck, level
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, colours, H, W] to [n, channels, h, w]."""
+        """[n, in_channels, H, W] to [n, channels, h, w]."""
         found: tuple[Tensor, ...] = self.neck(self.backbone(images))
         return found[self._level]
 
 
-def input_convolutions(module: nn.Module, colours: int) -> dict[str, nn.Conv2d]:
-    """The convolutions over the input image of ``colours`` channels by name; raises what the module raises."""
+def meta_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's parameters and buffers by name, without data (meta tensors)."""
+    return {key: value.detach().to("meta") for key, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def run_on_meta(module: nn.Module, state: dict[str, Tensor], in_channels: int, size: int) -> Any:
+    """What the module returns in eval mode for one image of that size, with ``state`` (meta_state) for its own."""
+    with eval_mode(module):
+        return functional_call(module, state, (torch.empty(1, in_channels, size, size, device="meta"),))
+
+
+def input_convolutions(module: nn.Module, in_channels: int) -> dict[str, nn.Conv2d]:
+    """The convolutions over the input image of ``in_channels`` channels by name; raises what the module raises."""
     seen: dict[str, nn.Conv2d] = {}
-    shape = (1, colours, STEM_SIZE, STEM_SIZE)
+    shape = (1, in_channels, STEM_SIZE, STEM_SIZE)
 
     def watch(name: str, convolution: nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].shape == shape:
                 seen[name] = convolution
 
-        return convolution.register_forward_pre_hook(look)
+        return convolution.register_forward_pre_hook(note)
 
     handles = [watch(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
-    state = {key: value.detach().to("meta") for key, value in [*module.named_parameters(), *module.named_buffers()]}
-    mode = module.training
-    module.eval()
     try:
-        functional_call(module, state, (torch.empty(shape, device="meta"),))
+        run_on_meta(module, meta_state(module), in_channels, STEM_SIZE)
     finally:
-        module.train(mode)
         for handle in handles:
             handle.remove()
     return seen
 
 
-def set_input_channels(name: str, module: nn.Module, colours: int) -> None:
-    """Have a module over three channels take ``colours``; raises UserError where none of its convolutions sees them."""
+def set_input_channels(name: str, module: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution so that a module over three channels takes ``in_channels``.
+
+    Raises UserError where none of its convolutions sees the image.
+    """
     try:
         found = input_convolutions(module, 3)
     except Exception as error:
@@ -136,11 +147,11 @@ def set_input_channels(name: str, module: nn.Module, colours: int) -> None:
     plain = [one for one in found.values() if one.groups == 1]
     if not plain or len(plain) < len(found):
         raise UserError(
-            f"backbone {name} has no plain convolution over its input that could take {colours} channels: give one of "
-            "your own (module:callable) that takes in_channels"
+            f"backbone {name} has no plain convolution over its input that could take {in_channels} channels: give one "
+            "of your own (module:callable) that takes in_channels"
         )
     for convolution in plain:
         old = convolution.weight
-        weight = torch.empty(old.shape[0], colours, *old.shape[2:], dtype=old.dtype)
-        convolution.in_channels = colours
+        weight = torch.empty(old.shape[0], in_channels, *old.shape[2:], dtype=old.dtype)
+        convolution.in_channels = in_channels
         convolution.weight = nn.Parameter(weight.normal_(0, float(old.detach().std())))

@@ -75,11 +75,11 @@ def load_weights(backbone: Backbone, file: str) -> Match:
     wrong = [f"{len(keys)} {what} (such as {keys[0]})" for what, keys in problems.items() if keys]
     if wrong:
         taken = len(set(own) & set(kept)) - len(problems["of another shape"])
-        stems = [key for key in problems["of another shape"] if own[key].shape[1:2] == (backbone.colours,)]
+        stems = [key for key in problems["of another shape"] if own[key].shape[1:2] == (backbone.in_channels,)]
         if len(wrong) == 1 and len(stems) == len(problems["of another shape"]) > 0:
             raise UserError(
                 f"{file} is of a {backbone.name} over {kept[stems[0]].shape[1]} input channels ({stems[0]}), and the "
-                f"crops have {backbone.colours}: begin from weights of as many, or without init"
+                f"crops have {backbone.in_channels}: begin from weights of as many, or without init"
             )
         raise UserError(
             f"{file} is not of a {backbone.name}: {' and '.join(wrong)} entries; {taken} of {len(own)} would match"

@@ -37,8 +37,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(found[0].backbone)
         return found
 
-    detector = train.detector
-    monkeypatch.setattr(train, "detector", peek)
+    detector = train.detector_from_config
+    monkeypatch.setattr(train, "detector_from_config", peek)
     monkeypatch.setattr(train, "train_steps", lambda *_: False)
     return seen
 

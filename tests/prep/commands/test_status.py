@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.prep.commands.status import progress, status
-from jigsaw_pretrain.prep.pipeline import plan_of
-from jigsaw_pretrain.prep.records import mark_begun, mark_failed
+from jigsaw_pretrain.prep.records import mark_begun, mark_failed, require_plan
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import invoke
 
 
 def test_status_of_a_run_under_way(made: Path) -> None:
     out = Storage(str(made))
-    plan = plan_of(out)
+    plan = require_plan(out)
     (made / "manifests" / "dataset.json").unlink()
     records = sorted((made / "manifests" / "parts").glob("[0-9]*.json"))
     now = time.time()

@@ -12,7 +12,7 @@ import pytest
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import inspect, verify
 from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.pipeline import plan_of
+from jigsaw_pretrain.prep.records import require_plan
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
 
@@ -80,7 +80,7 @@ def test_random_bits(small: Small, tmp_path: Path, made: Path) -> None:
         data = bytearray(whole)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        found = inspect(Storage(str(made)), plan_of(Storage(str(made))), 1)
+        found = inspect(Storage(str(made)), require_plan(Storage(str(made))), 1)
         assert [damage.file for damage in found] == [f"shards/{path.name}"]
         path.write_bytes(whole)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from jigsaw_pretrain.formats.pixels import RGB8, decode_member, lossless, named
-from jigsaw_pretrain.prep.images.decode import ImageError, decode, decode_raster, raster_head, size_and_orientation
+from jigsaw_pretrain.prep.images.decode import ImageError, decode, decode_raster, raster_header, size_and_orientation
 from tests.helpers.prepped import ramp
 from tests.helpers.sensors import noise
 
@@ -53,7 +53,7 @@ def test_npy(
     stored = stored.astype(pixels.dtype.newbyteorder(">")) if swapped else stored
     raw = npy(stored[..., 0] if channels == 1 and swapped else stored, version)
     assert size_and_orientation(raw) == (width, height, 1)
-    assert raster_head(raw).form == (channels, dtype)
+    assert raster_header(raw).form == (channels, dtype)
     found = decode_raster(raw, width, height, "ignore", lossless(channels, dtype))
     assert found.dtype == pixels.dtype and np.array_equal(found, pixels)
 
@@ -69,7 +69,7 @@ def test_tiff(height: int, width: int, channels: int, dtype: str, layout: str, d
     else:
         more = {"planarconfig": "separate"} if layout == "separate" else {}
         raw = tiff(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), **more, **options)
-    form = raster_head(raw).form
+    form = raster_header(raw).form
     assert form == (channels, dtype)
     assert size_and_orientation(raw) == (width, height, 1)
     assert np.array_equal(decode_raster(raw, width, height, "ignore", lossless(*form)), pixels)
@@ -80,7 +80,7 @@ def test_png_of_16_bits(channels: int) -> None:
     pixels = noise(21, 34, channels, "uint16")
     raw = png(pixels)
     kept = min(channels, 3)
-    assert raster_head(raw).form == (kept, "uint16")
+    assert raster_header(raw).form == (kept, "uint16")
     assert np.array_equal(decode_raster(raw, 34, 21, "ignore", lossless(kept, "uint16")), pixels[..., :kept])
     # A fourth channel that the file calls alpha is kept where it is asked for.
     assert channels < 4 or np.array_equal(decode_raster(raw, 34, 21, "ignore", named("4xuint16")), pixels)
@@ -103,7 +103,7 @@ def test_ordinary_pictures_are_what_they_always_were(mode: str, kind: str) -> No
     Image.fromarray(noise(21, 34, 3, "uint8")).convert(mode).save(sink, kind)
     raw = sink.getvalue()
     grey = mode in ("L", "1")
-    assert raster_head(raw).form == (1 if grey else 3, "uint8")
+    assert raster_header(raw).form == (1 if grey else 3, "uint8")
     assert np.array_equal(decode_raster(raw, 34, 21, "ignore", RGB8), decode(raw, 34, 21))
     if grey:
         one = decode_raster(raw, 34, 21, "ignore", lossless(1, "uint8"))
@@ -127,7 +127,7 @@ def test_exif_turns_16_bits_as_it_turns_8(orientation: int) -> None:
 
 def test_an_npy_of_8_bit_rgb_is_an_ordinary_picture() -> None:
     pixels = noise(9, 12, 3, "uint8")
-    assert raster_head(npy(pixels)).form == (3, "uint8")
+    assert raster_header(npy(pixels)).form == (3, "uint8")
     assert np.array_equal(decode_raster(npy(pixels), 12, 9, "ignore", RGB8), pixels)
 
 

@@ -109,7 +109,7 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
     weights = tmp_path / "rgb.pth"
     torch.save(backbones.build("shufflenet_v2_x0_5").module.state_dict(), weights)
     with pytest.raises(UserError, match=f"over 3 input channels .* and the crops have {channels}"):
-        load_weights(backbones.build("shufflenet_v2_x0_5", colours=channels), str(weights))
+        load_weights(backbones.build("shufflenet_v2_x0_5", in_channels=channels), str(weights))
     assert Recipe().resolved(other).mean == Recipe().normalisation[0]
 
 

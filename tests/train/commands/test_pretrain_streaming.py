@@ -67,7 +67,7 @@ def test_a_run_in_a_store_is_the_one_in_a_folder(store: Store, tmp_path: Path) -
     ]
     # The machine is lost, and with it what was staged there and the cache.
     folder = open_run(run)
-    assert folder.mirror is not None
+    assert folder.remote is not None
     (folder.path / "checkpoints" / "step-00000099.pt").write_bytes(b"left by another run")
     taken = call(*start, *BASE)
     assert taken.exit_code == 2 and f"{run} already holds a run: add --resume" in taken.output

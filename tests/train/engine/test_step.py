@@ -33,7 +33,7 @@ def newest(job: TrainingJob) -> dict[str, Any]:
 def run(
     folder: Path, *settings: str, machine: MachineOptions = MACHINE, stop_after: int | None = None
 ) -> dict[str, Any]:
-    job = replace(small_job(folder, *PLAIN, *settings), machine=machine)
+    job = replace(small_job(folder, *PLAIN, *settings), machine_options=machine)
     execute(job, synthetic(job), stop_after=stop_after)
     return newest(job)
 
@@ -70,7 +70,7 @@ def test_average_compile_accumulation_and_resume_compose(
     exported = torch.load(tmp_path / "whole" / "backbone.pth", weights_only=True)
     assert same(exported, {key[9:]: one for key, one in whole["average"].items() if key.startswith("backbone.")})
     printed = capsys.readouterr().out
-    assert "bf16, 2 micro-batches of 2 a step and process" in printed and "does not work" not in printed
+    assert "bf16, 2 micro-batches of 2 per step and process" in printed and "does not work" not in printed
 
 
 def test_fp16_keeps_its_loss_scale_over_a_restart(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError) as refusal:
         run(tmp_path, machine=MachineOptions(compile=compiling))
     assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 1 fit" in refusal.value.message
-    assert "--set micro_batch=1: 4 micro-batches a step and process keep the batch of 4" in refusal.value.message
+    assert "--set micro_batch=1: 4 micro-batches per step and process keep the batch of 4" in refusal.value.message
     assert not (tmp_path / "run.json").exists()
     assert run(tmp_path, "micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
 

@@ -37,7 +37,7 @@ def begun(folder: Path, *settings: str) -> tuple[Trainer, State]:
 def test_stages_are_the_ends_of_the_four_scales() -> None:
     # A bottleneck halves the map in its second convolution; the first is no stage, though it is of the finer stride.
     for name, channels in (("tinybottleneck", (32, 64, 128, 256)), (TINY, (8, 16, 32, 64))):
-        found = backbones.build(name, staged=True)
+        found = backbones.build(name, multi_level=True)
         assert [(one.level, one.stride) for one in found.maps] == [("P2", 4), ("P3", 8), ("P4", 16), ("P5", 32)]
         assert tuple(one.channels for one in found.maps) == channels
         plain = backbones.build(name)
@@ -128,7 +128,7 @@ def test_the_other_strategies_train_every_level(tmp_path: Path, strategy: str) -
 def test_what_has_no_stages_is_refused() -> None:
     for name in ("swin_t", "tests.helpers.own:plain", "timm:resnet18"):
         with pytest.raises(UserError, match="stages of strides 4, 8, 16 and 32"):
-            backbones.build(name, staged=True)
+            backbones.build(name, multi_level=True)
     with pytest.raises(UserError, match="recipe: neck = fpm must be one of none, fpn"):
         load_recipe(None, ["neck=fpm"])
     assert load_recipe(None, ["neck=none"]).neck == "none"

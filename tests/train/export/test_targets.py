@@ -142,7 +142,7 @@ def test_what_a_library_does_not_have_is_refused(tmp_path: Path) -> None:
     other = call("export", "--run", run, "--to", "mmdet", "--backbone", "resnet50", "--out", tmp_path / "x.pkl")
     assert other.exit_code == 2 and "own:plain, not of resnet50" in other.output
     name = call("export", "--run", run, "--to", "safetensors", "--out", tmp_path / "x.pth")
-    assert name.exit_code == 2 and "end it with .safetensors" in name.output
+    assert name.exit_code == 2 and "end the name with .safetensors" in name.output
     options = ("--run", run, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
     unmeasured = call("export", *options, "--recalibrate-bn", 8)
     assert unmeasured.exit_code == 2 and "add --data OUT" in unmeasured.output

@@ -48,8 +48,13 @@ def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
     torch.manual_seed(0)
     rgb = backbones.build(name)
     torch.manual_seed(0)
-    found = backbones.build(name, colours=channels)
-    assert (found.channels, found.stride, found.head, found.colours) == (rgb.channels, rgb.stride, rgb.head, channels)
+    found = backbones.build(name, in_channels=channels)
+    assert (found.channels, found.stride, found.head, found.in_channels) == (
+        rgb.channels,
+        rgb.stride,
+        rgb.head,
+        channels,
+    )
     size = 2 * found.stride
     assert found.module.eval()(torch.rand(1, channels, size, size)).shape == (1, found.channels, 2, 2)
     (stem,) = input_convolutions(found.module, channels).values()
@@ -60,7 +65,7 @@ def test_stems_of_any_number_of_channels(name: str, channels: int) -> None:
 
 
 def test_ones_own_backbone_is_told_or_rebuilt() -> None:
-    found = backbones.build("tests.helpers.own:takes_any", colours=5)
+    found = backbones.build("tests.helpers.own:takes_any", in_channels=5)
     assert found.module(torch.rand(1, 5, 16, 16)).shape == (1, 8, 2, 2)
     with pytest.raises(UserError, match="no plain convolution over its input that could take 5 channels"):
-        backbones.build("tests.helpers.own:sees_nothing", colours=5)
+        backbones.build("tests.helpers.own:sees_nothing", in_channels=5)
