@@ -162,8 +162,8 @@ def test_two_forked_workers_then_export_and_a_detector(installed: Installed) -> 
     export = ("export", "--run", "resnet", "--to", "torchvision", "--out", "weights.pth")
     tiny = ("batch=2", "steps=1", "short_side=64", "width=16", "fc=16", "rois=8", "proposals=16", "backbone=resnet18")
     recipe = str(REPOSITORY / "recipes" / "detect-sample.toml")
-    detector = ("train", "--annotations", "sample/annotations.json", "--images", "sample/images", "--run", "detector")
-    detector += ("--init", "weights.pth", "--recipe", recipe, "--workers", "1")
+    detector: tuple[str, ...] = ("train", "--annotations", "sample/annotations.json", "--images", "sample/images")
+    detector += ("--run", "detector", "--init", "weights.pth", "--recipe", recipe, "--workers", "1")
     detector += tuple(part for setting in tiny for part in ("--set", setting))
     begun = ("train", *pretrain, *TOY, "--set", "backbone=resnet18")
     done = installed.run("python", "train.py", "fork", *begun, ";", "train", *export, ";", "detect", *detector)
@@ -173,12 +173,13 @@ def test_two_forked_workers_then_export_and_a_detector(installed: Installed) -> 
     assert only_the_wheel(installed, done)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize(
     "form", [("-m", "jigsaw_pretrain.train"), ("--no-python", "jigsaw-train")], ids=["module", "script"]
 )
 def test_two_ranks_under_torchrun(installed: Installed, form: tuple[str, str]) -> None:
-    run = f"ranks-{len(form[1])}"
+    option, program = form
+    run = f"ranks-{len(program)}"
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
     base = (option, "--", program, "pretrain", "--data", "data", "--run", run, "--workers", "1", "--no-page")

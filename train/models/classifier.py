@@ -2,8 +2,8 @@
 
 With a neck (models.layers.Neck) there are several maps, and a convolution for each.
 
-Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats/pixels.py), and normalises them on the
-device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
+Takes batches as they travel, uint8 rows of RGB pixels (or another sensor's: formats/pixels.py), and normalises them on
+the device; a permuted view of such rows is channels_last already, so nothing is copied. The convolution costs nothing
 beside a backbone (0.2 % of ResNet-50's arithmetic at 81 classes).
 """
 
