@@ -1,4 +1,4 @@
-"""What test_distributed.py lets two ranks do, in one launch: scenes in FOLDER, then a `pretrain` command."""
+"""What test_distributed_torchrun.py lets two ranks do, in one launch: scenes in FOLDER, then a `pretrain` command."""
 
 import os
 import signal

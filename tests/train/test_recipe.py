@@ -7,8 +7,9 @@ import pytest
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import named
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from, scaled_rate
+from tests.helpers.settings import REPOSITORY
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = REPOSITORY / "recipes"
 
 
 def test_no_recipe_is_the_papers_and_so_is_the_papers_file() -> None:

@@ -35,6 +35,7 @@ def test_checkpoints_come_back_as_they_were_and_the_oldest_go(tmp_path: Path) ->
     assert content["step"] == 10 and content["text"] == ["a"] and torch.equal(content["value"], torch.arange(3))
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_kill_between_writing_and_renaming_leaves_the_former_one_the_newest(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"model": torch.ones(3)}, keep=2)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

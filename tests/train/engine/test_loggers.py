@@ -11,6 +11,7 @@ from tests.helpers.jobs import SMALL, metrics_row
 from tests.helpers.tiny import make_dataset
 
 
+@pytest.mark.slow(seconds=9)
 def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     make_dataset(tmp_path / "data", {"S": [20], "T": [8], "W": [8]})

@@ -52,6 +52,7 @@ def test_micro_batches_are_what_batch_statistics_are_of(tmp_path: Path) -> None:
     assert counters == {6}
 
 
+@pytest.mark.slow(seconds=8)
 def test_average_compile_accumulation_and_resume_compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def failing_backend(graph: object, inputs: object) -> Callable[..., object]:
     raise RuntimeError("no compiler here\nand a long explanation")
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_failing_compiler_is_said_and_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

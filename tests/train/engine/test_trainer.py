@@ -16,6 +16,7 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_check
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
+from tests.helpers.settings import REPOSITORY
 from tests.helpers.sources import SyntheticSource
 
 
@@ -23,6 +24,7 @@ def newest(folder: Path) -> dict[str, object]:
     return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
 
 
+@pytest.mark.slow(seconds=11)
 def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
     # It has batch statistics and stochastic depth.
     settings = ("backbone=efficientnet_b0", "steps=20", "checkpoint_every=7", "log_every=3")
@@ -47,6 +49,7 @@ def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
     assert isinstance(erf, dict) and erf["step"] == 16 and erf["weights"].shape == (4, 2, 2)
 
 
+@pytest.mark.slow(seconds=18)
 def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("backbone=resnet18", "batch=16", "lanes=4", "steps=30", "warmup_steps=3", "lr_batch=16", "lr_peak=0.05")
     job = small_job(tmp_path, *settings)
@@ -75,6 +78,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
     assert same(own, {name: value.contiguous() for name, value in state.model.backbone.state_dict().items()})
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: str) -> None:
     job = small_job(tmp_path, f"strategy={strategy}", "steps=2", "warmup_steps=1")
@@ -97,6 +101,7 @@ def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
     return Interrupted(recipe.template, recipe.batch, recipe.stream.lane_count, first, end)
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_signal_saves_and_the_resumed_run_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, cut = small_job(tmp_path / "whole"), small_job(tmp_path / "cut")
     execute(whole, synthetic(whole))
@@ -125,6 +130,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: P
     assert content["step"] != 6
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = small_job(tmp_path, "steps=2", "warmup_steps=1")
     execute(job, synthetic(job))
@@ -146,7 +152,7 @@ def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another recipe .*tau = 0.5, was 0.7"):
         choose_recipe(job.folder, None, ("tau=0.5",), resume=True)
     with pytest.raises(UserError, match="another recipe .*backbone = resnet50, was shufflenet"):
-        choose_recipe(job.folder, Path(__file__).parents[2] / "recipes" / "paper-r50.toml", (), resume=True)
+        choose_recipe(job.folder, REPOSITORY / "recipes" / "paper-r50.toml", (), resume=True)
     renamed = replace(job, origin=Origin(("other", *ORIGIN.classes[1:]), ORIGIN.fingerprint))
     with pytest.raises(UserError, match="label 0 is 'class 0' there and 'other' here"):
         execute(renamed, synthetic(job))

@@ -22,6 +22,7 @@ FAMILIES = (
 )
 
 
+@pytest.mark.slow(seconds=34)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_and_an_export(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name.startswith("vgg"):

@@ -144,6 +144,7 @@ def make_run(folder: Path, *settings: str) -> Any:
     return model.eval()
 
 
+@pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_the_exported_neck_loads_strictly_into_torchvisions_detectors(tmp_path: Path, norm: str) -> None:
     mean, std = "mean=[0.4, 0.5, 0.6]", "std=[0.2, 0.25, 0.3]"
@@ -164,6 +165,7 @@ def test_the_exported_neck_loads_strictly_into_torchvisions_detectors(tmp_path: 
         detector.backbone.load_state_dict(torch.load(tmp_path / "fpn.pth", weights_only=True), strict=True)
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_plain_backbone_is_exported_from_a_neck_run_and_no_neck_from_a_plain_one(tmp_path: Path) -> None:
     make_run(tmp_path / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8")
     said = call("export", "--run", tmp_path / "neck", "--to", "torchvision", "--out", tmp_path / "b.pth").output
@@ -178,6 +180,7 @@ def test_a_plain_backbone_is_exported_from_a_neck_run_and_no_neck_from_a_plain_o
     assert refused.exit_code == 2 and "feature pyramids on ResNets" in refused.output
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_commands_take_a_neck_run(tmp_path: Path) -> None:
     from tests.helpers.tiny import make_dataset
 
