@@ -114,7 +114,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: | $(READY)  ## the tests, on two cores below 8 minutes
 	$(PYTEST)
 
-test-fast: | $(READY)  ## the tests that are not marked slow, below two minutes
+test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on two cores
 	$(PYTEST) -m "not slow"
 
 soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)

@@ -12,6 +12,7 @@ from jigsaw_pretrain.errors import UserError
 from tests.helpers.detection import as_predictions, write_annotations
 
 
+@pytest.mark.slow(seconds=3)
 def test_ap_is_pycocotools_own(real_data: Path) -> None:
     annotations = real_data / "coco_small_val" / "annotations.json"
     read = read_ground_truth(annotations)

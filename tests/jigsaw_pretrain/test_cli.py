@@ -13,7 +13,7 @@ def refuse() -> None:
     raise UserError("x.json is missing: name another")
 
 
-group = LazyGroup(package="tests", help="", lazy={"refuse": ("test_cli:refuse", "")})
+group = LazyGroup(package="tests.jigsaw_pretrain", help="", lazy={"refuse": ("test_cli:refuse", "")})
 
 
 @pytest.mark.parametrize(("command", "arguments"), [(refuse, []), (group, ["refuse"])])

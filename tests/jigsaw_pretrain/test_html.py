@@ -94,6 +94,7 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert "No checkpoint has been written yet" in text
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
     run = tmp_path / "empty"
     run.mkdir()

@@ -138,6 +138,7 @@ def test_training_sees_the_sources_pixels_and_the_identities_of_the_encoded_data
     assert lines[0] == lines[1] and len(lines[0]) == 3
 
 
+@pytest.mark.slow(seconds=3)
 @needs_turbojpeg
 def test_the_other_commands_hold(mixed: Drawn) -> None:
     images, out = mixed.folder / "images", mixed.folder / "out"

@@ -11,6 +11,7 @@ from jigsaw_pretrain.detect.cli import main
 from tests.helpers.detection import as_predictions
 
 
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("name", ["coco_small_val", "bccd", "voc2007_224/val"])
 def test_ground_truth_given_as_predictions_has_an_ap_of_one(real_data: Path, tmp_path: Path, name: str) -> None:
     annotations = real_data / name / "annotations.json"

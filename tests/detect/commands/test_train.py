@@ -55,6 +55,7 @@ def test_every_model_norm_and_freeze_trains_resumes_and_evaluates(
         assert not any("bn" in name or "downsample.1" in name for name in changed)
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(
     tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
 ) -> None:

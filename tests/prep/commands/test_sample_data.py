@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from PIL import Image
 
@@ -18,6 +19,7 @@ def _draw(out: Path, *arguments: str) -> dict[str, list[dict[str, Any]]]:
     return document
 
 
+@pytest.mark.slow(seconds=3)
 def test_scenes_are_a_function_of_the_seed(tmp_path: Path) -> None:
     first, again = _draw(tmp_path / "a"), _draw(tmp_path / "b")
     assert first == again

@@ -130,6 +130,7 @@ def test_files_of_about_the_right_shape(lists: dict[str, Any], turn: int) -> Non
             assert examined.exit_code in (0, 1, 2) and json.loads(examined.output)["exit_code"] == examined.exit_code
 
 
+@pytest.mark.slow(seconds=3)
 @fuzz
 @given(files, st.data())
 def test_files_with_bytes_changed(lists: dict[str, Any], data: st.DataObject) -> None:
@@ -182,6 +183,7 @@ def test_xml(roots: list[Any], extra: bytes) -> None:
 lines = st.lists(st.lists(number.map(str) | plain_text, max_size=8).map(" ".join), max_size=6).map("\n".join)
 
 
+@pytest.mark.slow(seconds=3)
 @fuzz
 @given(lines, junk, st.binary(max_size=20))
 def test_yolo(label: str, names: Any, extra: bytes) -> None:

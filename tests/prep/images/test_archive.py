@@ -16,6 +16,7 @@ from tests.helpers.prepped import Drawn, Small, rows, run_shards, tree
 from tests.helpers.servers import file_server
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize("kind", ["zip", "stored zip", "tar", "remote zip", "remote tar", "remote tar without ranges"])
 def test_archives(small: Small, tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("train2017.zip" if "zip" in kind else "train2017.tar")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
@@ -17,6 +18,7 @@ def test_sizes_are_upright_where_exif_is_applied(drawn: Drawn) -> None:
     assert source.size("a.jpg", "ignore") == (80, 40) and source.size("a.jpg", "apply") == (40, 80)
 
 
+@pytest.mark.slow(seconds=2)
 def test_images_from_the_web_are_fetched_ahead(small: Small, tmp_path: Path) -> None:
     with file_server(small.images.parent) as url, FaultyProxy(url, latency=0.05) as proxy:
         source = ImageSource(f"{proxy.url}/pictures")

@@ -34,6 +34,7 @@ def test_statistics_are_measured_anew(tmp_path: Path) -> None:
     assert first.momentum == 0.1 and same(before, dict(model.named_parameters()))
 
 
+@pytest.mark.slow(seconds=2)
 def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "backbone.pth"
     result = call("export", "--run", finished, "--to", "torchvision", "--out", out)
@@ -59,6 +60,7 @@ def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path
         check_own("shufflenet_v2_x0_5", state)
 
 
+@pytest.mark.slow(seconds=3)
 def test_an_export_with_statistics_measured_anew(data: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "anew.pth"
     options = ("--run", finished, "--to", "torchvision", "--out", out, "--data", data, "--workers", 0)

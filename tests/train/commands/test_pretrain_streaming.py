@@ -112,6 +112,7 @@ def test_validation_is_in_the_metrics_and_changes_nothing(tmp_path: Path) -> Non
     assert report["jigsaws"] == 8 and report["overall"]["count"] == 32
 
 
+@pytest.mark.slow(seconds=3)
 def test_another_dataset_is_refused_with_what_differs(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", SHARDS)
     make_dataset(tmp_path / "other", {"S": [20, 13], "T": [10], "W": [12]}, seed=4)
@@ -125,6 +126,7 @@ def test_another_dataset_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert shares == {"S": 0.5, "T": 0.25, "W": 0.25}
 
 
+@pytest.mark.slow(seconds=3)
 def test_too_many_undecodable_crops_stop_the_run(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", SHARDS)
     for key in list(all_crops(dataset))[:5]:

@@ -79,6 +79,7 @@ def reference(pixels: Pixels, scaled: tuple[int, int], flip: bool, smooth: bool)
     return image[:, ::-1] if flip else image
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("fit", ["crop", "warp", "resize"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_windows_are_those_of_the_whole_resized_crop(fit: str, flip: bool) -> None:

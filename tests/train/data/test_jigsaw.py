@@ -83,6 +83,7 @@ def test_each_lane_cycle_draws_every_crop_equally_often(tmp_path: Path, shards: 
         assert drawn[key] == 24 * 8 * slots / of_group
 
 
+@pytest.mark.slow(seconds=3)
 @settings(max_examples=12, deadline=None)
 @given(
     shards=st.fixed_dictionaries({group: st.lists(st.integers(1, 9), max_size=5) for group in "STW"}).filter(

@@ -119,6 +119,7 @@ while True:
 """
 
 
+@pytest.mark.slow(seconds=8)
 def test_two_processes_under_kills_never_serve_a_wrong_byte(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 

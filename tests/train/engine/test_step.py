@@ -94,6 +94,7 @@ def failing_backend(graph: object, inputs: object) -> Callable[..., object]:
     raise RuntimeError("no compiler here\nand a long explanation")
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_failing_compiler_is_said_and_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
     assert same(own, {name: value.contiguous() for name, value in state.model.backbone.state_dict().items()})
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: str) -> None:
     job = small_job(tmp_path, f"strategy={strategy}", "steps=2", "warmup_steps=1")
@@ -129,6 +130,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: P
     assert content["step"] != 6
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = small_job(tmp_path, "steps=2", "warmup_steps=1")
     execute(job, synthetic(job))

@@ -27,6 +27,7 @@ def test_there_is_a_prediction_at_every_position() -> None:
     assert list(model.state_dict()) == ["backbone.weight", "backbone.bias", "head.weight", "head.bias"]
 
 
+@pytest.mark.slow(seconds=3)
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     recipe = load_recipe(None, ["backbone=shufflenet_v2_x0_5", "template_size=64", "template_split=32"])
     torch.manual_seed(1)
