@@ -162,16 +162,8 @@ def test_two_forked_workers_then_export_and_a_detector(installed: Installed) -> 
     export = ("export", "--run", "resnet", "--to", "torchvision", "--out", "weights.pth")
     tiny = ("batch=2", "steps=1", "short_side=64", "width=16", "fc=16", "rois=8", "proposals=16", "backbone=resnet18")
     recipe = str(REPOSITORY / "recipes" / "detect-sample.toml")
-    detector: tuple[str, ...] = (
-        "train",
-        "--annotations",
-        "sample/annotations.json",
-        "--images",
-        "sample/images",
-        "--run",
-        "detector",
-    )
-    detector += ("--init", "weights.pth", "--recipe", recipe, "--workers", "1")
+    detector: tuple[str, ...] = ("train", "--annotations", "sample/annotations.json", "--images", "sample/images")
+    detector += ("--run", "detector", "--init", "weights.pth", "--recipe", recipe, "--workers", "1")
     detector += tuple(part for setting in tiny for part in ("--set", setting))
     begun = ("train", *pretrain, *TOY, "--set", "backbone=resnet18")
     done = installed.run("python", "train.py", "fork", *begun, ";", "train", *export, ";", "detect", *detector)

@@ -3,6 +3,8 @@
 The text lies in templates/, one file per target. It states what a detector must agree with (pixel mean and deviation,
 channel order, where the stride lies) and what section 4.1 of the paper did there: batch norm frozen, the library's
 usual first stages frozen.
+
+A module of its own: it changes with other libraries' documentation, the command does not.
 """
 
 from collections.abc import Mapping, Sequence
