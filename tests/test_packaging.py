@@ -1,7 +1,7 @@
 """The wheel is complete and runs anywhere, also beside a user's own train.py, prep/ and formats.py.
 
 The environment it is installed into is a fresh one. Its libraries are this one's, by a line in a .pth file, which does
-not pull in the finder of the editable installation. Marked slow: what starts ranks under torchrun, 15 s a launch.
+not pull in the finder of the editable installation.
 """
 
 import os
@@ -150,6 +150,7 @@ def only_the_wheel(installed: Installed, printed: str) -> bool:
     return len(files) > 40 and all(name.startswith(str(installed.bin.parent)) for name in files)
 
 
+@pytest.mark.slow(seconds=35)
 def test_a_backbone_of_ones_own_is_pretrained_by_two_spawned_workers(installed: Installed) -> None:
     command = ("pretrain", "--data", "data", "--run", "own", "--workers", "2", "--no-page", "--log", "none")
     done = installed.run("python", "train.py", "spawn", "train", *command, *TOY, "--set", "backbone=mymodel:small")
@@ -157,6 +158,7 @@ def test_a_backbone_of_ones_own_is_pretrained_by_two_spawned_workers(installed: 
     assert only_the_wheel(installed, done)
 
 
+@pytest.mark.slow(seconds=15)
 def test_two_forked_workers_then_export_and_a_detector(installed: Installed) -> None:
     pretrain = ("pretrain", "--data", "data", "--run", "resnet", "--workers", "2", "--no-page", "--log", "none")
     export = ("export", "--run", "resnet", "--to", "torchvision", "--out", "weights.pth")
@@ -202,6 +204,7 @@ print(*(origin for origin, count in origins.items() if count > 1 and str(origin)
 """
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_stages_run_in_the_checkout_and_no_module_is_there_twice() -> None:
     command = [sys.executable, "-c", RUN_THE_STAGES]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
