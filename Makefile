@@ -27,12 +27,12 @@ LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-pe
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock shards pretrain evaluate preview export detect compare test soak lint bench clean
+.PHONY: help venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "variables: ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE; of bench: BENCH_SOURCE BENCH_DATA"
 	@echo "without ANNOTATIONS a sample dataset is drawn; RUN is $(RUN), RECIPE is $(RECIPE), OUT is $(OUT)"
@@ -108,22 +108,30 @@ compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-t
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
 		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set norm=gn --workers $(WORKERS) --gpus $(GPUS)
 
+# Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: | $(READY)  ## the tests, on two cores below 8 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on two cores
+	$(PYTEST) -m "not slow"
 
 soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases (an hour or more)
-	JIGSAW_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	JIGSAW_SOAK=1 $(PYTEST)
 
-# As installed, the stages lie inside jigsaw_pretrain/: mypy and import-linter read folders, so they are shown one like that.
+# As installed, the stages lie inside jigsaw_pretrain/. mypy and import-linter read folders, so they get one made of links;
+# without it they would see nothing but jigsaw_pretrain/ itself, and find no fault (tests/test_lint.py).
 VIEW := build/view
 
 lint: | $(READY)  ## ruff (lint and format), mypy, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
-	@ln -s $(addprefix $(CURDIR)/,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
-	@ln -s $(CURDIR)/bench $(CURDIR)/tests $(VIEW)/
-	cd $(VIEW) && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p jigsaw_pretrain -p bench -p tests
+	@ln -s $(addprefix ../../../,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
+	@ln -s ../../bench ../../tests ../../pyproject.toml $(VIEW)/
+	cd $(VIEW) && "$(abspath $(BIN))/python" -m mypy --cache-dir ../../.mypy_cache -p jigsaw_pretrain -p bench -p tests
+	cd $(VIEW) && "$(abspath $(BIN))/lint-imports" --cache-dir ../../.import_linter_cache
 
 # What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
 # given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without

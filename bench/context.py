@@ -3,15 +3,14 @@
     python bench/context.py [--seeds 3] [--recipe recipes/sample.toml] [--set KEY=VALUE ...] [--workers 1]
 
 Draws the sample dataset (240 images, seed 0), preps it both ways, pre-trains the recipe on each over the seeds, and
-evaluates every run on the same held-out images (120, seed 1, context at prep). A seed's two runs begin with the same
-weights; the difference is taken within the seed. Prints a table and writes bench/results/context.json. What is finished
-stays in --out and is not done again, so a call that was cut short is continued by the same call. About 80 s a run of
-the sample recipe on two cores.
+evaluates every run on the same held-out images (120, seed 1, context at prep). The two runs of a seed begin with the
+same weights; the difference is taken within the seed. Prints a table and writes bench/results/context.json. What is
+finished stays in --out and is not done again, so a call that was cut short is continued by the same call. About 80 s
+per run of the sample recipe on two cores.
 """
 
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,39 +21,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from bench.sample import ROOT, command, draw, prep
 from bench.timing import RESULTS, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 
-ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("prep", "train")
 
 
-def run(*arguments: object) -> None:
-    """A command of the project; its output goes to standard error."""
-    subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True, cwd=ROOT, stdout=sys.stderr)
-
-
-def prepped(folder: Path, drawn: Path, context_at: str) -> Path:
-    """The drawn images in ``drawn``, prepped into ``folder``."""
-    if not (folder / "manifests" / "dataset.json").exists():
-        source = ("--annotations", drawn / "annotations.json", "--images", drawn / "images")
-        run("prep", "shards", *source, "--out", folder, "--context-at", context_at, "--workers", 1)
-    return folder
-
-
-def sample(folder: Path, images: int, seed: int) -> Path:
-    """The sample dataset of that many images."""
-    if not (folder / "annotations.json").exists():
-        run("prep", "sample-data", "--out", folder, "--images", images, "--seed", seed)
-    return folder
-
-
 def accuracy(folder: Path, data: Path, held_out: Path, settings: list[str], machine: tuple[object, ...]) -> Any:
-    """What ``train evaluate`` says of a run, which is made or gone on with first."""
+    """What ``train evaluate`` reports of a run, which is made or continued first."""
     report = folder / "held-out.json"
     if not report.exists():
-        run("train", "pretrain", "--data", data, "--run", folder, *settings, *machine, "--resume")
-        run("train", "evaluate", "--run", folder, "--data", held_out, "--json", report, *machine)
+        command("train", "pretrain", "--data", data, "--run", folder, *settings, *machine, "--resume")
+        command("train", "evaluate", "--run", folder, "--data", held_out, "--json", report, *machine)
     return json.loads(report.read_text())
 
 
@@ -78,7 +58,7 @@ def table(found: dict[str, list[Any]], differences: list[float]) -> Table:
     return shown
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "context", help="Where all is kept.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--recipe", type=click.Path(path_type=Path, exists=True), default=ROOT / "recipes" / "sample.toml")
@@ -88,14 +68,14 @@ def table(found: dict[str, list[Any]], differences: list[float]) -> Table:
 def main(out: Path, seeds: int, recipe: Path, settings: tuple[str, ...], workers: int, device: str) -> None:
     """Print the table and write bench/results/context.json."""
     out = out.resolve()
-    drawn, other = sample(out / "drawn", 240, 0), sample(out / "drawn-held-out", 120, 1)
-    held_out = prepped(out / "held-out", other, "prep")
+    drawn, other = draw(out / "drawn", 240), draw(out / "drawn-held-out", 120, seed=1)
+    held_out = prep(other, out / "held-out", "--context-at", "prep", "--workers", 1)
     machine = ("--workers", workers, "--device", device)
     found: dict[str, list[Any]] = {way: [] for way in WAYS}
     for seed in range(seeds):
         chosen = ["--recipe", str(recipe), *(part for one in (*settings, f"seed={seed}") for part in ("--set", one))]
         for way in WAYS:
-            data = prepped(out / f"at-{way}", drawn, way)
+            data = prep(drawn, out / f"at-{way}", "--context-at", way, "--workers", 1)
             found[way].append(accuracy(out / f"{way}-{seed}", data, held_out, chosen, machine))
     pairs = zip(*(found[way] for way in WAYS), strict=True)
     differences = [after["overall"]["accuracy"] - before["overall"]["accuracy"] for before, after in pairs]

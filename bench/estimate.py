@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 import torch
 
-from bench.sample import prepped
+from bench.sample import ROOT, prepped
 from bench.timing import Goal, judged, write
 
 TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=8", "lr_batch=8", "lr_peak=0.05")
@@ -31,7 +31,7 @@ def command(name: str, data: str, settings: tuple[str, ...], steps: int, *more: 
     options = [part for one in (*settings, f"steps={steps}", "warmup_steps=1") for part in ("--set", one)]
     begun = time.perf_counter()
     line = [sys.executable, "-m", "train", name, "--data", data, *options, *more]
-    subprocess.run(line, check=True, cwd=Path(__file__).parents[1])
+    subprocess.run(line, check=True, cwd=ROOT)
     return time.perf_counter() - begun
 
 

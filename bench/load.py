@@ -22,6 +22,7 @@ import simplejpeg
 
 from bench import peers
 from bench.timing import Goal, interleaved, judged, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
@@ -88,7 +89,7 @@ def received(dataset: Dataset, template: Template, options: StreamOptions, steps
         loader.close()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", help="A prepped dataset; the sample dataset where none is given.")
 @click.option("--jigsaws", default=1024, show_default=True, help="In a repeat.")
 @click.option("--repeats", default=5, show_default=True)

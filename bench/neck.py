@@ -2,10 +2,10 @@
 
     python bench/neck.py [--data OUT] [--steps 30] [--drawn 7]
 
-ResNet-18 at 128 px, 16 jigsaws a batch, one process on the CPU; OUT is a prepped dataset (the sample dataset is drawn
+ResNet-18 at 128 px, 16 jigsaws per batch, one process on the CPU; OUT is a prepped dataset (the sample dataset is drawn
 and prepped where none is given). CPU seconds of a step and of a refresh without a neck, with one of 64 channels and of
 256; then, after ``--steps`` steps with 64, equation 2's weights at 49 positions drawn from each finer level: measured
-there, on four jigsaws, against interpolated (train/grid.py). Three minutes on two cores.
+there, on four jigsaws, against interpolated (train/erf.py, measuring_grid). Three minutes on two cores.
 """
 
 import sys
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bench.sample import prepped
 from bench.timing import interleaved, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -43,15 +44,15 @@ CASES = {
 IMAGES = 4
 
 
-def loop_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> Trainer:
-    """A loop at its first step, with tables of random weights in force."""
+def trainer_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> Trainer:
+    """A trainer at its first step, with tables of random weights in force."""
     job = TrainingJob(recipe, Origin(classes, "0" * 64), RunFolder(folder), Ranks())
     return Trainer(job, build_state(recipe, len(classes) + 1, Ranks()))
 
 
-def errors(loop: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
+def errors(trainer: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
     """By finer level: mean and largest difference of the weights, and of the masses' own shares (tau = 0)."""
-    state, recipe = loop.state, loop.job.recipe
+    state, recipe = trainer.state, trainer.job.recipe
     images = state.model.normalise(batch.images[:IMAGES])
     words = torch.Generator().manual_seed(0)
     maps = region_maps(recipe, state.backbone, torch.device("cpu"))
@@ -73,7 +74,7 @@ def errors(loop: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float
     return found
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", help="A prepped dataset.")
 @click.option(
     "--steps", default=30, show_default=True, type=click.IntRange(2), help="With a neck, before tables are compared."
@@ -90,30 +91,31 @@ def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
         batches = iter(source)
         first = next(batches)
         first = Batch(first.step, first.images.clone(), first.labels.clone(), first.groups.clone(), 0)
-        loops = {name: loop_of(one, tuple(dataset.classes), Path(scratch) / name) for name, one in recipes.items()}
+        classes = tuple(dataset.classes)
+        trainers = {name: trainer_of(one, classes, Path(scratch) / name) for name, one in recipes.items()}
         refreshed = {}
-        for name, loop in loops.items():
+        for name, trainer in trainers.items():
             begun = time.process_time()
-            loop.refresh(first.images)
+            trainer.refresh(first.images)
             refreshed[f"refresh, {name}"] = [time.process_time() - begun] * repeats
         taken = {
-            f"step, {name}": partial(loop._stepper.take, first.images, first.labels) for name, loop in loops.items()
+            f"step, {name}": partial(one._stepper.take, first.images, first.labels) for name, one in trainers.items()
         }
         times = {**interleaved(taken, repeats), **refreshed}
         rows = show("CPU time of one process", times, "step, no neck", 1, "call")
-        loop = loop_of(recipes["fpn of 64"], tuple(dataset.classes), Path(scratch) / "trained")
+        trainer = trainer_of(recipes["fpn of 64"], classes, Path(scratch) / "trained")
         for batch in batches:
             # The first of them refreshes the tables.
-            loop.step(batch, plain.stream.lane_count, 0.0)
+            trainer.step(batch, plain.stream.lane_count, 0.0)
         source.close()
-        apart = errors(loop, first, drawn)
-    table = Table(title=f"interpolated from measured weights of labels, after {loop.state.step} steps")
+        apart = errors(trainer, first, drawn)
+    table = Table(title=f"interpolated from measured weights of labels, after {trainer.state.step} steps")
     for head in ("level", *next(iter(apart.values()))):
         table.add_column(head)
     for level, one in apart.items():
         table.add_row(level, *(f"{value:.4f}" for value in one.values()))
     Console().print(table)
-    write("neck", {"times": rows, "steps": loop.state.step, "apart": apart})
+    write("neck", {"times": rows, "steps": trainer.state.step, "apart": apart})
 
 
 if __name__ == "__main__":

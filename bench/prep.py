@@ -1,4 +1,4 @@
-"""Prep against its floor: CPU time an image, where decoding each image once is 1.
+"""Prep against its floor: CPU time per image, where decoding each image once is 1.
 
     python bench/prep.py [--data FOLDER] [--images 60] [--repeats 5] [--boxes 1000000] [--growth 250,500,1000,2000]
 
@@ -27,7 +27,9 @@ import simplejpeg
 
 from bench.prep_peers import opencv_sample, pillow_image, pillow_sample, work_of, write_tar
 from bench.prep_scaling import growth, processes
+from bench.sample import ROOT, draw
 from bench.timing import Goal, interleaved, judged, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.prep import crops
@@ -87,7 +89,7 @@ def cutting(task: PartTask, raw: list[bytes], subsampling: str | None) -> Callab
 
 
 def synthetic(folder: Path, boxes: int) -> Path:
-    """COCO JSON of that many boxes, ten an image."""
+    """COCO JSON of that many boxes, ten per image."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 500, (boxes, 2)).round(2)
     size = rng.uniform(8, 140, (boxes, 2)).round(2)
@@ -108,10 +110,10 @@ def plan_alone(file: Path) -> tuple[float, float]:
     """Seconds and GB of a plan in a process of its own, reading the file included."""
     begun = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    code = "import sys; from prep.cli import main; main(sys.argv[1:])"
+    code = "import sys; from jigsaw_pretrain.prep.cli import main; main(sys.argv[1:])"
     arguments = ["shards", "--annotations", file, "--images", file.parent, "--out", file.parent / "out", "--dry-run"]
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     return time.perf_counter() - begun, peak / 1e6
 
@@ -127,7 +129,7 @@ def each(items: Iterable[Item], action: Callable[[Item], object]) -> Callable[[]
     return case
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with annotations.json and images/.")
 @click.option("--images", default=60, show_default=True, help="How many of its images.")
 @click.option("--repeats", default=5, show_default=True)
@@ -137,9 +139,7 @@ def main(data: Path | None, images: int, repeats: int, boxes: int, sizes: str) -
     """Print the tables and write bench/results/prep.json."""
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
-            data = Path(scratch) / "sample"
-            sample = ["-m", "prep", "sample-data", "--out", str(data), "--images", str(images)]
-            subprocess.run([sys.executable, *sample], check=True, cwd=Path(__file__).parents[1])
+            data = draw(Path(scratch) / "sample", images)
         task = replace(part_of(data, images), out=str(Path(scratch) / "out"))
         work = work_of(task)
         samples = [(file, box) for file, boxes in work for box in boxes]

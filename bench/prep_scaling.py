@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.prep_peers import pillow_pool, work_of
 from bench.timing import RESULTS, Goal
-from jigsaw_pretrain.prep.commands.shards import RunOptions, run
+from jigsaw_pretrain.prep.commands.shards import run
 from jigsaw_pretrain.prep.executors import run_tasks
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
 from jigsaw_pretrain.prep.pipeline import PrepJob
@@ -138,12 +138,11 @@ def growth(data: Path, sizes: Sequence[int], repeats: int) -> list[dict[str, flo
         with tempfile.TemporaryDirectory() as scratch:
             annotations, images = copies(data, count, Path(scratch) / "data")
             job = PrepJob(str(annotations), str(images), str(Path(scratch) / "out"), 0, PlanOptions())
-            manner = RunOptions(1, None, None, 1.0, overwrite=True, dry_run=False)
             times = []
             for _ in range(repeats):
                 begun = time.process_time()
                 with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                    run(job, manner)
+                    run(job, overwrite=True)
                 times.append(time.process_time() - begun)
             rows.append({"images": count, "seconds": statistics.median(times)})
     slope, intercept = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)

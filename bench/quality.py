@@ -17,9 +17,13 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.sample import ROOT, prep
+from bench.timing import RESULTS
+
 ARMS = (
     "scratch,jigsaw,jigsaw-frozen,jigsaw-cascade,global,block-wise,warp,resize,tau-0.5,tau-0.6,tau-0.8,tau-0.9,tau-1.0"
 )
@@ -103,7 +107,7 @@ def main() -> None:
     """Prep, then compare within the budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of voc2007_224")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "quality")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality")
     parser.add_argument("--budget", type=float, help="seconds; the same command continues")
     parser.add_argument("--arms", help=f"default: {ARMS}; at toy size scratch,jigsaw")
     parser.add_argument("--seeds", type=int, help="default 3; at toy size 1")
@@ -113,15 +117,11 @@ def main() -> None:
     began = time.monotonic()
     toy = options.toy or not torch.cuda.is_available()
     size = TOY if toy else FULL
-    out = options.out / ("toy" if toy else "full")
-    data = find_data(options.data)
+    out = options.out.resolve() / ("toy" if toy else "full")
+    data = find_data(options.data).resolve()
     if toy:
         data = shrunk(data, out / "data", 24)
-    shards = out / "shards-of-train"
-    if not (shards / "manifests" / "dataset.json").exists():
-        prep = [sys.executable, "-m", "prep", "shards", "--annotations", str(data / "train" / "annotations.json")]
-        prep += ["--images", str(data / "train" / "images"), "--out", str(shards), "--workers", str(options.workers)]
-        subprocess.run(prep, check=True, cwd=ROOT)
+    shards = prep(data / "train", out / "shards-of-train", "--workers", options.workers)
     command = [sys.executable, "-m", "detect", "compare", "--out", str(out / "comparison"), "--data", str(shards)]
     for prefix, part in (("", "train"), ("val-", "val")):
         command += [f"--{prefix}annotations", str(data / part / "annotations.json")]
@@ -136,8 +136,8 @@ def main() -> None:
     result = out / "comparison" / "comparison.json"
     if result.exists():
         report = {"date": time.strftime("%Y-%m-%d"), "toy": toy, **json.loads(result.read_text())}
-        (ROOT / "bench" / "results").mkdir(parents=True, exist_ok=True)
-        (ROOT / "bench" / "results" / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

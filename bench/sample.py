@@ -1,16 +1,32 @@
-"""The dataset that measurements use where none is given: the project's own sample, prepped."""
+"""The project's own sample dataset, drawn and prepped: what measurements use where no data is given."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments: object) -> None:
+    """A command of the project, such as ``prep shards ...``; its output goes to standard error."""
+    subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True, cwd=ROOT, stdout=sys.stderr)
+
+
+def draw(folder: Path, images: int, seed: int = 0) -> Path:
+    """Draw that many images with their annotations.json into ``folder``, unless they are there; returns it."""
+    if not (folder / "annotations.json").exists():
+        command("prep", "sample-data", "--out", folder, "--images", images, "--seed", seed)
+    return folder
+
+
+def prep(source: Path, out: Path, *options: object) -> Path:
+    """Prep annotations.json and images/ of ``source`` into ``out``, unless that is done; returns ``out``."""
+    if not (out / "manifests" / "dataset.json").exists():
+        given = ("--annotations", source / "annotations.json", "--images", source / "images", "--out", out)
+        command("prep", "shards", *given, *options)
+    return out
+
 
 def prepped(folder: Path, images: int) -> str:
     """Draw and prep that many images under ``folder``; returns what to give as --data."""
-    root = Path(__file__).parents[1]
-    drawn, out = folder / "drawn", folder / "out"
-    sample = ["sample-data", "--out", str(drawn), "--images", str(images)]
-    shards = ["shards", "--annotations", str(drawn / "annotations.json"), "--images", str(drawn / "images")]
-    for arguments in (sample, [*shards, "--out", str(out), "--workers", "1"]):
-        subprocess.run([sys.executable, "-m", "prep", *arguments], check=True, cwd=root, stdout=subprocess.DEVNULL)
-    return str(out)
+    return str(prep(draw(folder / "drawn", images), folder / "out", "--workers", 1))

@@ -3,10 +3,10 @@
     python bench/scaling.py [--shards 100,1000,10000] [--lanes 4,16,64] [--crops 25,100,400]
 
 Datasets of tiny crops are drawn for it; --data adds the start on one that is there. Every figure is of a fresh process.
-"Opening" is formats.dataset.open_dataset; "first batch" is from there to the loader's first batch, the workers' start
-included. A worker's own memory is what only it has; the shards it has mapped are pages of files, one copy for all
-workers of the host, and the kernel's to take back. Prints two tables, writes bench/results/scaling.json and
-scaling.svg. Three minutes, most of them for drawing 10,000 shards.
+"Opening" is open_dataset of formats/dataset/dataset.py; "first batch" is from there to the loader's first batch, the
+workers' start included. A worker's own memory is what only it has; the shards it has mapped are pages of files, one
+copy for all workers of the host, and the kernel's to take back. Prints two tables, writes bench/results/scaling.json
+and scaling.svg. Three minutes, most of them for drawing 10,000 shards.
 """
 
 import json
@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import RESULTS, Goal, judged, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 OPENING = Goal(3.0)
 """Seconds for 10,000 shards (issue 7)."""
@@ -113,7 +114,7 @@ def starts(folder: Path, counts: Sequence[int], repeats: int) -> list[Row]:
 
 
 def memories(folder: Path, lanes: Sequence[int], sizes: Sequence[int]) -> list[Row]:
-    """A row for each number of lanes and crops a shard; the datasets have a shard for each of the lanes' streams."""
+    """A row for each number of lanes and crops per shard; the datasets have a shard for each of the lanes' streams."""
     rows = []
     for crops in sizes:
         groups = {group: [crops] * max(lanes) for group in "STW"}
@@ -155,7 +156,7 @@ def plot(starts: Sequence[Row], memories: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--shards", type=Numbers(), default="100,1000,10000", show_default=True)
 @click.option("--lanes", type=Numbers(), default="4,16,64", show_default=True, help="Of one worker.")
 @click.option("--crops", type=Numbers(), default="25,100,400", show_default=True, help="A shard.")

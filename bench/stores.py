@@ -1,8 +1,8 @@
 """S3 servers for measurements, in processes of their own, behind a relay that can make every request late.
 
 rclone's server where it is installed (compiled, serves the folder as it lies), else moto (Python, copies the folder
-into its memory first). The relay holds back what the client sends, not what it receives, so it adds its latency once a
-request, however long the answer, and reads nothing of what it passes on.
+into its memory first). The relay holds back what the client sends, not what it receives, so it adds its latency once
+per request, however long the answer, and reads nothing of what it passes on.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.servers import Store, s3_server
-from tests.train.stores import upload
+from tests.helpers.servers import Store, s3_server
+from tests.helpers.stores import upload
 
 SERVERS = ("rclone", "moto")
 

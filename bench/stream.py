@@ -26,11 +26,12 @@ from rich.table import Table
 
 from bench.stores import SERVERS, found_server, served
 from bench.timing import Goal, judged, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions, ShardCache
 from jigsaw_pretrain.train.recipe import StreamOptions
-from tests.train.tiny import make_dataset
+from tests.helpers.tiny import make_dataset
 
 LATENCY = 0.05
 
@@ -101,7 +102,7 @@ def report(rounds: list[dict[str, Run]], megabytes: float) -> dict[str, dict[str
     return rows
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(path_type=Path), help="A prepped dataset in a folder.")
 @click.option("--server", type=click.Choice(SERVERS), help="Default: rclone where it is installed, else moto.")
 @click.option("--rounds", default=3, show_default=True)

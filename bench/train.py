@@ -2,9 +2,9 @@
 
     python bench/train.py [--data OUT] [--set KEY=VALUE ...] [--workers N] [--device auto] [--repeats 5] [--block 10]
 
-On a GPU by default the paper's ResNet-50 at 224 pixels in bf16, 256 jigsaws a step, with one worker less than the
+On a GPU by default the paper's ResNet-50 at 224 pixels in bf16, 256 jigsaws per step, with one worker less than the
 machine has cores; on a CPU a toy. The three steps take turns in blocks: (1) jigsaws from shards through the loader, (2)
-one batch that stays on the device, (3) torchvision's own classifier on that batch with one label an image, in the same
+one batch that stays on the device, (3) torchvision's own classifier on that batch with one label per image, in the same
 precision, memory format, optimizer and compilation. The results are the speed of (1) as a share of (2)'s and of (2) as
 a share of (3)'s; then what a refresh of the ERF table costs spread over 5,000 steps, and the peak of memory. Workers
 needed are the jigsaws a second of (2) over one worker's, measured with the device idle; on a GPU, (1) is then timed
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
@@ -124,14 +125,14 @@ def worker_speed(open_source: OpenSource, batch: int, seconds: float = 8.0) -> f
         source.close()
 
 
-def fed_by(source: BatchSource, loop: Trainer) -> Callable[[], None]:
+def fed_by(source: BatchSource, trainer: Trainer) -> Callable[[], None]:
     """A step on the next of a source's batches."""
     batches = iter(source)
 
     def step() -> None:
         began = time.perf_counter()
         batch = next(batches)
-        loop.step(batch, source.lanes_per_rank, time.perf_counter() - began)
+        trainer.step(batch, source.lanes_per_rank, time.perf_counter() - began)
 
     return step
 
@@ -141,7 +142,7 @@ def share(times: dict[str, list[float]], of: str, base: str) -> float:
     return statistics.median(b / a for a, b in zip(times[of], times[base], strict=True))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", help="A prepped dataset; the sample where none is given.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the recipe; the paper's or a toy one.")
 @click.option("--workers", type=click.IntRange(min=0), help="Data processes; default one less than there are cores.")
@@ -168,8 +169,10 @@ def main(
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 240))
         origin = Origin(tuple(dataset.classes), dataset.fingerprint)
         # No refresh falls among the timed steps; it is timed apart.
-        job = TrainingJob(replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine=machine)
-        loop = Trainer(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
+        job = TrainingJob(
+            replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine_options=machine
+        )
+        trainer = Trainer(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
         one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.batch)
         source = loader_source(job, dataset, workers, False)(0, 10**6)
         try:
@@ -178,17 +181,17 @@ def main(
                 first, images=first.images.clone().to(ranks.device), labels=first.labels.to(ranks.device)
             )
             now, lanes = clock(ranks), source.lanes_per_rank
-            loop.step(resident, lanes, 0.0)
+            trainer.step(resident, lanes, 0.0)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            steps = {SHARDS: fed_by(source, loop), DEVICE: lambda: loop.step(resident, lanes, 0.0)}
+            steps = {SHARDS: fed_by(source, trainer), DEVICE: lambda: trainer.step(resident, lanes, 0.0)}
             block_of(steps[DEVICE], 3)()
             peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else _resident_peak()
             plain = classification(recipe, ranks, machine, resident)
             cases = {name: block_of(step, block) for name, step in {**steps, CLASSES: plain}.items()}
             times = interleaved(cases, repeats, now)
             picked = resident.images[:: len(resident.images) // lanes]
-            refresh = min(interleaved({"refresh": lambda: loop.refresh(picked)}, 2, now)["refresh"])
+            refresh = min(interleaved({"refresh": lambda: trainer.refresh(picked)}, 2, now)["refresh"])
         finally:
             source.close()
         per, step_time = block * recipe.batch, statistics.median(times[DEVICE]) / block
@@ -197,7 +200,7 @@ def main(
         if on_gpu and needed < (os.cpu_count() or 1):
             with_needed = loader_source(job, dataset, needed, False)(0, 10**6)
             try:
-                pair = {SHARDS: block_of(fed_by(with_needed, loop), block), DEVICE: cases[DEVICE]}
+                pair = {SHARDS: block_of(fed_by(with_needed, trainer), block), DEVICE: cases[DEVICE]}
                 fed = share(interleaved(pair, repeats, now), SHARDS, DEVICE)
             finally:
                 with_needed.close()

@@ -1,4 +1,4 @@
-"""COCO JSON as the detector needs it: photos with their boxes, labels, crowd flags and segmentations.
+"""COCO JSON as the detector needs it: images with their boxes, labels, crowd flags and segmentations.
 
 Decoded with msgspec into typed records, so an error names the place in the file; files with NaN tokens, which msgspec
 refuses whole, go through the standard library. A million boxes take seconds. Labels are 0..C-1 in ascending category
@@ -51,7 +51,7 @@ class ImageRecord:
     """One image and what can be trained on in it.
 
     boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1.
-    crowd: bool [n]. segmentations: a polygon list or RLE each, None where there is none.
+    crowd: bool [n]. segmentations: one polygon list or RLE per box, None where there is none.
     """
 
     id: int | str
@@ -73,7 +73,7 @@ class GroundTruth:
     """
 
     path: Path
-    photos: tuple[ImageRecord, ...]
+    images: tuple[ImageRecord, ...]
     categories: tuple[tuple[int, str], ...]
     truth: dict[str, Any]
     unusable: int
@@ -86,7 +86,7 @@ class GroundTruth:
     @property
     def segmented(self) -> float:
         """The share of the trainable boxes that come with a segmentation, 0 to 1 (1 where there is no box)."""
-        given = [one is not None for photo in self.photos for one in photo.segmentations]
+        given = [one is not None for record in self.images for one in record.segmentations]
         return sum(given) / len(given) if given else 1.0
 
 
@@ -111,9 +111,9 @@ def read_ground_truth(path: Path) -> GroundTruth:
                 "bbox that the file does not define: correct or remove it"
             )
         by_image[one.image_id].append(one)
-    photos = tuple(_photo(image, by_image[image.id], label_of) for image in document.images)
-    unusable = len(document.annotations) - sum(len(photo.labels) for photo in photos)
-    return GroundTruth(path, photos, categories, _truth(document), unusable)
+    images = tuple(_image_record(image, by_image[image.id], label_of) for image in document.images)
+    unusable = len(document.annotations) - sum(len(record.labels) for record in images)
+    return GroundTruth(path, images, categories, _truth(document), unusable)
 
 
 def _decode(path: Path) -> _Document:
@@ -132,8 +132,8 @@ def _decode(path: Path) -> _Document:
             raise UserError(f"{path} is not a COCO detection file ({error})") from error
 
 
-def _photo(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> ImageRecord:
-    """The photo with the boxes that have an area inside it."""
+def _image_record(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> ImageRecord:
+    """The image with the boxes that have an area inside it."""
     raw = np.array([one.bbox for one in found], dtype=np.float64).reshape(-1, 4)
     finite = np.isfinite(raw.sum(axis=1))
     corners = np.concatenate((raw[:, :2], raw[:, :2] + raw[:, 2:]), axis=1)

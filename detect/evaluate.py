@@ -1,18 +1,10 @@
-"""Detections of a model on a set of images, as a COCO results list.
+"""AP of a model on a validation set, or of a COCO results file, by pycocotools' COCOeval.
 
-The ranks share the images; each keeps a running list on the host, gathered once. Boxes are brought back to the stored
-image's pixels and rounded to 1/100 pixel, scores to 6 digits, before they are evaluated, so the file holds exactly
-what was evaluated.
-
-AP by pycocotools' COCOeval: overall, by size and by class, with precision-recall curves.
-
-The detections are evaluated as the results file holds them, so running COCOeval by hand on that file gives the same
-numbers. COCOeval takes about 10 s for COCO's 5,000 validation images; its printing is kept quiet.
-
-Evaluating a model on the validation set: the ranks predict, rank 0 scores; files of a run's evaluation.
-
-``results.json`` (COCO), ``ap.json`` (what detect/ap.py found) and ``page.html`` (detect/page.py) lie in the run's
-folder. With segmentations for every validation box and a mask model, masks are scored too.
+The ranks share the images; each keeps its detections on the host, gathered once for rank 0 to score. Boxes are brought
+back to the stored image's pixels and rounded to 1/100 pixel, scores to 6 digits, before they are scored, so that
+running COCOeval by hand on ``results.json`` gives the numbers of ``ap.json``: AP overall, by size and by class, and
+precision-recall curves. Masks are scored too where the model has them and every box of the validation set has a
+segmentation. COCOeval takes about 10 s for COCO's 5,000 validation images; what it prints is discarded.
 """
 
 import contextlib
@@ -34,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
-from jigsaw_pretrain.detect.data import DetectionDataset, Sample, validation_batches
+from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, validation_batches
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
@@ -44,19 +36,71 @@ from jigsaw_pretrain.train.engine.distributed import Ranks
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """Names of COCOeval's twelve numbers; -1 where a size has no ground truth."""
 
+RESULTS_FILE = "results.json"
+AP_FILE = "ap.json"
 Detection = dict[str, Any]
 
-RESULTS = "results.json"
-AP = "ap.json"
+
+@dataclass(frozen=True)
+class Score:
+    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class name.
+
+    curves: mean precision over classes at recall 0, 0.01, ... 1 by IoU threshold.
+    """
+
+    stats: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    curves: dict[str, list[float]]
 
 
-def to_device(sample: Sample, device: torch.device, offset: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """A sample as torchvision's models take it: image float [3, h, w] in 0..1, and its target."""
-    image = sample.image.to(device, non_blocking=True).float() / 255
-    target = {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device) + offset}
-    if sample.masks is not None:
-        target["masks"] = sample.masks.to(device)
-    return image, target
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    boxes: AP of boxes; masks: of masks, or None. results: the detections that were scored. seconds: what it took, all
+    told.
+    """
+
+    boxes: Score
+    masks: Score | None
+    results: list[Detection]
+    seconds: float
+
+
+def evaluate_model(
+    model: nn.Module,
+    recipe: DetectorRecipe,
+    plan: ScaledRecipe,
+    annotations: GroundTruth,
+    images: Path,
+    ranks: Ranks,
+    workers: int,
+    batch: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Score a model on ``annotations``; None where any rank was stopped before it was through. Ends in eval mode."""
+    began = time.perf_counter()
+    dataset = DetectionDataset(annotations, images, plan, None, masks=False)
+    mine = list(range(ranks.rank, len(annotations.images), ranks.world))
+    batches = validation_batches(dataset, mine, batch, workers)
+    autocast = recipe.precision == "bf16"
+
+    def predict() -> list[Detection]:
+        return detections(model, recipe.model, batches, annotations, ranks.device, autocast, stopped)
+
+    found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
+    if ranks.all_reduce_max(int(stopped())):
+        return None
+    masks_too = recipe.model == "mask-rcnn-fpn" and annotations.segmented == 1
+
+    def scored() -> tuple[Score, Score | None]:
+        boxes = score(annotations.truth, [{k: v for k, v in one.items() if k != "segmentation"} for one in found])
+        return boxes, score(annotations.truth, found, "segm") if masks_too else None
+
+    box_score, mask_score = ranks.run_on_rank_zero(scored)
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    return Evaluation(box_score, mask_score, found, time.perf_counter() - began)
 
 
 @torch.no_grad()
@@ -80,35 +124,35 @@ def detections(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             results = model(images)
         for sample, image, result in zip(batch, images, results, strict=True):
-            photo = annotations.photos[sample.index]
-            found += _records(result, photo, image.shape, annotations, offset)
+            record = annotations.images[sample.index]
+            found += _detections_of(result, record, image.shape, annotations, offset)
     return found
 
 
-def _records(
-    result: dict[str, Tensor], photo: ImageRecord, shape: torch.Size, annotations: GroundTruth, offset: int
+def _detections_of(
+    result: dict[str, Tensor], record: ImageRecord, shape: torch.Size, annotations: GroundTruth, offset: int
 ) -> list[Detection]:
     """One image's detections in the stored image's coordinates."""
-    factor = result["boxes"].new_tensor([photo.width / shape[2], photo.height / shape[1]] * 2)
+    factor = result["boxes"].new_tensor([record.width / shape[2], record.height / shape[1]] * 2)
     boxes = result["boxes"].float() * factor
     masks: list[Any] = [None] * len(boxes)
     if "masks" in result and len(boxes):
-        pasted = paste_masks_in_image(result["masks"].float(), boxes, (photo.height, photo.width))
+        pasted = paste_masks_in_image(result["masks"].float(), boxes, (record.height, record.width))
         masks = [_encoded(one) for one in (pasted[:, 0] > 0.5).cpu().numpy()]
     corners = boxes.cpu().double().numpy()
     scores, labels = result["scores"].float().cpu().tolist(), (result["labels"] - offset).cpu().tolist()
-    records = []
+    found = []
     for (left, top, right, bottom), score, label, mask in zip(corners, scores, labels, masks, strict=True):
-        record: Detection = {
-            "image_id": photo.id,
+        detection: Detection = {
+            "image_id": record.id,
             "category_id": annotations.categories[label][0],
             "bbox": [round(float(one), 2) for one in (left, top, right - left, bottom - top)],
             "score": round(score, 6),
         }
         if mask is not None:
-            record["segmentation"] = mask
-        records.append(record)
-    return records
+            detection["segmentation"] = mask
+        found.append(detection)
+    return found
 
 
 def _encoded(mask: Any) -> dict[str, Any]:
@@ -117,36 +161,8 @@ def _encoded(mask: Any) -> dict[str, Any]:
     return {"size": [int(one) for one in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
-@dataclass(frozen=True)
-class Score:
-    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class name.
-
-    curves: mean precision over classes at recall 0, 0.01, ... 1 by IoU threshold.
-    """
-
-    stats: dict[str, float]
-    classes: dict[str, dict[str, float]]
-    curves: dict[str, list[float]]
-
-
-def read_results(path: Path) -> list[Detection]:
-    """A COCO results file: [{image_id, category_id, bbox [x, y, w, h], score}]; raises UserError for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a COCO results file") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    if not isinstance(found, list):
-        raise UserError(f"{path} is not a COCO results file: it holds no list of detections")
-    for index, one in enumerate(found):
-        if not isinstance(one, dict) or not {"image_id", "category_id", "bbox", "score"} <= one.keys():
-            raise UserError(f"{path}: detection {index} lacks one of image_id, category_id, bbox, score")
-    return found
-
-
 def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox") -> Score:
-    """AP of detections against ``truth`` (detect.annotations.Annotations.truth); ``kind`` "bbox" or "segm".
+    """AP of detections against ``truth`` (GroundTruth.truth); ``kind`` "bbox" or "segm".
 
     Without any detection AP is 0. Raises UserError for detections of images or categories the truth does not have.
     """
@@ -209,59 +225,29 @@ def _counts(truth: dict[str, Any]) -> dict[int, int]:
     return counts
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """boxes: AP of boxes; masks: of masks, or None. results: what was scored. seconds: it took, all told."""
-
-    boxes: Score
-    masks: Score | None
-    results: list[Detection]
-    seconds: float
-
-
-def evaluate_model(
-    model: nn.Module,
-    recipe: DetectorRecipe,
-    plan: ScaledRecipe,
-    annotations: GroundTruth,
-    images: Path,
-    ranks: Ranks,
-    workers: int,
-    batch: int,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
-    """Score a model on ``annotations``; None where any rank was stopped before it was through. Ends in eval mode."""
-    began = time.perf_counter()
-    views = DetectionDataset(annotations, images, plan, None, masks=False)
-    mine = list(range(ranks.rank, len(annotations.photos), ranks.world))
-    batches = validation_batches(views, mine, batch, workers)
-    autocast = recipe.precision == "bf16"
-
-    def predict() -> list[Detection]:
-        return detections(model, recipe.model, batches, annotations, ranks.device, autocast, stopped)
-
-    found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
-    if ranks.all_reduce_max(int(stopped())):
-        return None
-    masks_too = recipe.model == "mask-rcnn-fpn" and annotations.segmented == 1
-
-    def scored() -> tuple[Score, Score | None]:
-        boxes = score(annotations.truth, [{k: v for k, v in one.items() if k != "segmentation"} for one in found])
-        return boxes, score(annotations.truth, found, "segm") if masks_too else None
-
-    box_score, mask_score = ranks.run_on_rank_zero(scored)
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize()
-    return Evaluation(box_score, mask_score, found, time.perf_counter() - began)
-
-
 def save_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write results.json and ap.json, each whole or not at all."""
     storage = Storage(folder)
-    storage.publish(RESULTS, json.dumps(evaluation.results).encode())
-    storage.publish(AP, json.dumps(ap_document(evaluation), indent=2).encode() + b"\n")
+    storage.publish(RESULTS_FILE, json.dumps(evaluation.results).encode())
+    storage.publish(AP_FILE, json.dumps(ap_document(evaluation), indent=2).encode() + b"\n")
 
 
 def ap_document(evaluation: Evaluation) -> dict[str, object]:
     """ap.json's contents."""
     return {"bbox": asdict(evaluation.boxes), "segm": evaluation.masks and asdict(evaluation.masks)}
+
+
+def read_results(path: Path) -> list[Detection]:
+    """A COCO results file: [{image_id, category_id, bbox [x, y, w, h], score}]; raises UserError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a COCO results file") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    if not isinstance(found, list):
+        raise UserError(f"{path} is not a COCO results file: it holds no list of detections")
+    for index, one in enumerate(found):
+        if not isinstance(one, dict) or not {"image_id", "category_id", "bbox", "score"} <= one.keys():
+            raise UserError(f"{path}: detection {index} lacks one of image_id, category_id, bbox, score")
+    return found

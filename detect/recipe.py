@@ -1,12 +1,10 @@
-"""What a detector run is made of: one frozen record, read from TOML, `--set key=value` and the command's own options.
+"""What decides a detector run's result, and how a recipe written for COCO is fitted to another dataset.
 
-The defaults are the Jigsaw paper's (section 4.1). Keys no recipe has are refused with the nearest one that exists.
-How a recipe written for COCO is fitted to another dataset is one rule, in detect/scaling.py.
-
-The one rule that fits a recipe written for COCO to another dataset.
+A recipe is one frozen record, read from TOML, ``--set key=value`` and the command's own options. The defaults are the
+Jigsaw paper's (section 4.1). Unknown keys are refused with the nearest one that exists.
 
 A recipe states what its paper did on COCO train2017: 118,287 images with a median short side of 480 pixels, resized to
-800, at batch 16. For a dataset of n images with a median short side of s pixels:
+800, at batch 16. For a dataset of n images with a median short side of s pixels (the scaling rule):
 
 - *Length.* The images seen are the paper's times sqrt(n / 118,287): half way (on a logarithmic scale) between the
   paper's epochs, which starve a small dataset of steps, and the paper's steps, which overfit it. So 13 epochs become
@@ -50,19 +48,17 @@ _CHOICES = {
     "drops_from": ("start", "end"),
 }
 
-
-_WRONG = object()
-
 COCO_IMAGES = 118_287
 COCO_SHORT_SIDE = 480
 COCO_BATCH = 16
+
 SQUARE = 1024
 """Side of the square that large-scale jitter fills, pixels, on COCO."""
 
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """Every option that decides a run's result; ``None`` leaves a value to the scaling rule (detect/scaling.py).
+    """Every option that decides a run's result; ``None`` leaves a value to the scaling rule (above).
 
     model, backbone, norm, freeze, schedule: as on the command line. freeze "stem" is the first convolution and its
     norm; "backbone" is everything that weights can bring, layer4 in a C4 head included.
@@ -76,7 +72,7 @@ class DetectorRecipe:
     eval_every: steps between evaluations on the validation set, 0 for only at the end; save_every: checkpoints.
     anchor_scale: size of anchors against COCO's at 800 pixels; None takes short side / 800.
     partial: take weights that match the backbone only in part. neck: "auto" starts the pyramid from the neck that the
-    weights come with, where they do; "none" leaves it out (detect/neck.py).
+    weights come with, where they do; "none" leaves it out.
     """
 
     model: str = "faster-rcnn-c4"
@@ -151,9 +147,6 @@ class DetectorRecipe:
         return int(self.schedule.rstrip("x"))
 
 
-_TYPES = {field.name: field.type for field in fields(DetectorRecipe)}
-
-
 def read_recipe(
     path: Path | None, sets: Iterable[str] = (), overrides: Mapping[str, Any] | None = None
 ) -> DetectorRecipe:
@@ -189,12 +182,8 @@ def from_mapping(values: Mapping[str, Any], source: str) -> DetectorRecipe:
     return DetectorRecipe(**checked)
 
 
-def _parse(text: str) -> Any:
-    """A TOML value, or else the bare string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+_TYPES = {field.name: field.type for field in fields(DetectorRecipe)}
+_WRONG = object()
 
 
 def _checked(key: str, value: Any, source: str) -> Any:
@@ -219,6 +208,14 @@ def _checked(key: str, value: Any, source: str) -> Any:
     if good is _WRONG:
         raise UserError(f"{source}: {key} = {value!r} is not of type {wanted}")
     return good
+
+
+def _parse(text: str) -> Any:
+    """A TOML value, or else the bare string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A run's page: one HTML file with everything inline, readable without a network.
+"""A detector run's page: one HTML file with everything inline, readable without a network.
 
 AP by size and class, precision-recall curves, AP and loss over time, and predictions beside the ground truth on a few
 validation images. About 1 MB and 3 s; matplotlib draws without a display.
@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
-from jigsaw_pretrain.detect.data import read_photo
-from jigsaw_pretrain.detect.evaluate import AP, RESULTS, STATS, Detection
+from jigsaw_pretrain.detect.data import read_image
+from jigsaw_pretrain.detect.evaluate import AP_FILE, RESULTS_FILE, STATS, Detection
 from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
@@ -36,25 +36,24 @@ def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
     """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
     values: dict[str, Any] = {
         name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
-        for name in (CONFIG, AP, RESULTS, SUMMARY)
+        for name in (CONFIG, AP_FILE, RESULTS_FILE, SUMMARY)
     }
     rows = read_rows(folder)
     tables, figures = [], []
     if values[SUMMARY]:
         summary = values[SUMMARY]
-        facts = [[key.replace("_", " "), str(summary[key])] for key in summary if key != "AP"]
-        tables.append(("Run", Table(["what", "value"], facts)))
-    if values[AP]:
-        tables += ap_tables(values[AP])
-        figures.append(curves_figure(values[AP]["bbox"]["curves"]))
+        facts = [[key.replace("_", " "), value] for key, value in summary.items() if key != "AP"]
+        tables.append(("Run", Table(["", "value"], facts)))
+    if values[AP_FILE]:
+        tables += ap_tables(values[AP_FILE])
+        figures.append(curves_figure(values[AP_FILE]["bbox"]["curves"]))
     figures += over_time(rows)
-    if values[RESULTS] is not None:
-        figures.append(pictures(annotations, images, values[RESULTS]))
-    settings = json.dumps(values[CONFIG], indent=1) if values[CONFIG] else ""
+    if values[RESULTS_FILE] is not None:
+        figures.append(pictures(annotations, images, values[RESULTS_FILE]))
     sections = [Section(caption, tables=[table]) for caption, table in tables]
     sections += [Section("Pictures", figures=figures)] if figures else []
-    if settings:
-        sections.append(Section("Settings", tables=[Table(["as in the run's files"], [[settings]])]))
+    if values[CONFIG]:
+        sections.append(Section("Settings", tables=[Table(["setting", "value"], settings_rows(values[CONFIG]))]))
     page = render(f"Detector {folder.name}", "Average precision on the validation images.", sections)
     Storage(folder).publish(PAGE, page.encode())
     return folder / PAGE
@@ -63,18 +62,25 @@ def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
 def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
     """Tables of AP by size and by class from ap.json's contents."""
     kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
-    sizes = [
-        [{"bbox": "boxes", "segm": "masks"}[kind], *(percent(found[kind]["stats"][name]) for name in STATS)]
-        for kind in kinds
-    ]
+    heads = [{"bbox": "boxes", "segm": "masks"}[kind] for kind in kinds]
+    sizes = [[name, *(percent(found[kind]["stats"][name]) for kind in kinds)] for name in STATS]
     classes = [
         [name, f"{one['boxes']:.0f}", percent(one["AP"]), percent(one["AP50"])]
         for name, one in found["bbox"]["classes"].items()
     ]
     return [
-        ("AP (hundredths; s, m, l: small, medium, large)", Table(["", *STATS], sizes)),
+        ("AP (hundredths; s, m, l: small, medium, large)", Table(["", *heads], sizes)),
         ("By class", Table(["class", "boxes", "AP", "AP50"], classes)),
     ]
+
+
+def settings_rows(config: dict[str, Any]) -> list[list[str]]:
+    """config.json as rows of names and values, its tables' keys after a dot."""
+    rows = []
+    for name, value in config.items():
+        inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        rows += [[key, one if isinstance(one, str) else json.dumps(one)] for key, one in inner.items()]
+    return rows
 
 
 def curves_figure(curves: dict[str, list[float]]) -> Figure:
@@ -85,7 +91,7 @@ def curves_figure(curves: dict[str, list[float]]) -> Figure:
             if threshold in ("0.50", "0.60", "0.70", "0.75", "0.80", "0.90"):
                 axes.plot(np.linspace(0, 1, len(values)), np.maximum(values, 0), label=f"IoU {threshold}")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend()
+        axes.legend(frameon=False)
 
     return chart(draw, *2 * ("Precision over recall, mean over classes",))
 
@@ -100,7 +106,7 @@ def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
         axes.plot(steps, [100 * one[1] for one in scored], "o-", label="AP")
         axes.plot(steps, [100 * one[2] for one in scored], "s--", label="AP50")
         axes.set(xlabel="step", ylabel="AP (hundredths)", ylim=(0, None))
-        axes.legend()
+        axes.legend(frameon=False)
 
     def draw_loss(axes: Any) -> None:
         axes.plot(*zip(*losses, strict=True))
@@ -112,19 +118,19 @@ def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
 
 def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -> Figure:
     """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
-    order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.photos))
-    chosen = [annotations.photos[int(index)] for index in order[:PICTURES]]
+    order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.images))
+    chosen = [annotations.images[int(index)] for index in order[:PICTURES]]
     by_image: dict[Any, list[Detection]] = {}
     for one in results:
         by_image.setdefault(one["image_id"], []).append(one)
     names = dict(annotations.categories)
     across = 4
     figure = matplotlib.figure.Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
-    for place, photo in enumerate(chosen):
+    for place, record in enumerate(chosen):
         axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
-        found = sorted(by_image.get(photo.id, []), key=lambda one: -one["score"])
+        found = sorted(by_image.get(record.id, []), key=lambda one: -one["score"])
         sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
-        _picture(axes, photo, images, sure or found[:3], names, annotations.classes)
+        _picture(axes, record, images, sure or found[:3], names, annotations.classes)
     figure.tight_layout()
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
@@ -134,11 +140,11 @@ def pictures(annotations: GroundTruth, images: Path, results: list[Detection]) -
 
 
 def _picture(
-    axes: Any, photo: ImageRecord, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
+    axes: Any, record: ImageRecord, images: Path, found: list[Detection], names: dict[int, str], classes: list[str]
 ) -> None:
-    axes.imshow(read_photo(images, photo))
+    axes.imshow(read_image(images, record))
     axes.axis("off")
-    for left, top, right, bottom in photo.boxes:
+    for left, top, right, bottom in record.boxes:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))
     colours = matplotlib.colormaps["tab20"]
     for one in found:

@@ -76,17 +76,29 @@ def read_config(folder: Path) -> DetectorConfig:
     )
 
 
-def empty_network(config: DetectorConfig, device: torch.device) -> ResNet:
+def backbone_from_config(config: DetectorConfig, device: torch.device) -> ResNet:
     """The backbone of a config, randomly initialised from torch's global generator."""
-    return backbone.build_trunk(config.recipe.backbone, config.norm_built, device)
+    return backbone.build_backbone(config.recipe.backbone, config.norm_built, device)
 
 
-def detector(config: DetectorConfig, network: ResNet, device: torch.device) -> tuple[nn.Module, list[nn.Module]]:
+def detector_from_config(
+    config: DetectorConfig, network: ResNet, device: torch.device
+) -> tuple[nn.Module, list[nn.Module]]:
     """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
-    held = backbone.freeze(network, config.recipe.freeze)
+    frozen = backbone.freeze(network, config.recipe.freeze)
     added = added_norm(config.norm_built if config.recipe.norm != "frozen-bn" else "frozen-bn", device)
-    model = detectors.build(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
-    return model.to(device), held
+    model = detectors.build_detector(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
+    return model.to(device), frozen
+
+
+def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> torch.nn.Module:
+    """The trained detector of a run's folder; raises UserError where it has not finished."""
+    path = run / DETECTOR
+    if not path.exists():
+        raise UserError(f"{path} is missing: the run has not finished; continue it with `detect train --resume`")
+    model, _ = detector_from_config(config, backbone_from_config(config, device), device)
+    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    return model
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,9 @@
-"""The training loop of a detector: steps, schedule, metrics, checkpoints, signals, evaluations on the way.
+"""Trains one detector, from its arguments to the files of a finished run.
 
-Every source of randomness is a function of (seed, step, rank): batches (detect/order.py), views (detect/views.py) and
-torch's own generator, which the sampling of anchors and regions draws from, is reseeded each step. So a resumed run
-equals an undisturbed one bit for bit on a CPU. Losses stay on the device between log lines.
-
-What a run ends with: evaluations on its way and at its end, its weights, its summary and its page.
-
-One run from its arguments to its end: data, weights, model, loop, and what the run says of itself.
-
-Refuses what does not fit (other classes, weights of another backbone, resuming as another run) before the first step.
+Every source of randomness is a function of (seed, step, rank): batches and transforms (detect/data.py), and torch's own
+generator, which the sampling of anchors and regions draws from, is reseeded at each step. So a resumed run equals an
+undisturbed one bit for bit on a CPU. What does not fit (other classes, weights of another backbone, resuming as another
+run) is refused before the first step. Losses stay on the device between the rows of metrics.jsonl.
 """
 
 import json
@@ -26,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
-from jigsaw_pretrain.detect.data import Augmentation, DetectionDataset, Order, Sample, training_batches
-from jigsaw_pretrain.detect.evaluate import AP, Evaluation, evaluate_model, save_evaluation, to_device
+from jigsaw_pretrain.detect.data import Augmentation, DetectionDataset, Order, Sample, to_device, training_batches
+from jigsaw_pretrain.detect.evaluate import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.backbone import is_norm
 from jigsaw_pretrain.detect.models.detectors import label_offset
@@ -47,8 +42,8 @@ from jigsaw_pretrain.detect.run import (
     METRICS,
     SUMMARY,
     DetectorConfig,
-    detector,
-    empty_network,
+    backbone_from_config,
+    detector_from_config,
     read_config,
     read_rows,
 )
@@ -67,21 +62,34 @@ from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file
 KEEP = 2
 """Checkpoints that stay."""
 
-
-_PLAIN_EVERY = 10.0
-_said = [0.0]
+LOG_SECONDS = 10.0
+"""Least time between two lines of progress."""
 
 WritePage = Callable[[Path, GroundTruth, Path], object]
 """Draws the page of a run: its folder, the validation set, and the folder of its images."""
+
+
+@dataclass(frozen=True)
+class DetectorJob:
+    """The command's arguments that are no part of the recipe."""
+
+    annotations: Path
+    images: Path
+    val_annotations: Path | None
+    val_images: Path | None
+    run: Path
+    init: str
+    workers: int
+    resume: bool
+    stop_after: int | None
 
 
 @dataclass
 class DetectorProgress:
     """Where a run is.
 
-    step: optimiser steps done. seconds: of the device (train.clock) so far, evaluations and checkpoints aside.
-
-    evaluation_seconds: of evaluations. evaluated: the steps after which there is one.
+    step: optimiser steps done. seconds: device-seconds so far (train/engine/metrics.py), without evaluations and
+    checkpoints. evaluation_seconds: those of evaluations. evaluated: the steps after which there is one.
     """
 
     step: int = 0
@@ -92,16 +100,21 @@ class DetectorProgress:
 
 @dataclass
 class DetectorTrainer:
-    """All that a loop works on. held: the frozen modules; evaluate: gives a row of AP, or None where it was stopped."""
+    """All that the training loop works on.
+
+    frozen: the modules that stay in eval mode. evaluate: None without a validation set. logged: when the last line of
+    progress was printed, by the monotonic clock.
+    """
 
     folder: Path
     config: DetectorConfig
     ranks: Ranks
     model: nn.Module
-    held: list[nn.Module]
+    frozen: list[nn.Module]
     optimizer: torch.optim.SGD
     progress: DetectorProgress
-    evaluate: Callable[[Callable[[], bool]], dict[str, Any] | None] | None
+    evaluate: "Evaluator | None"
+    logged: float = 0.0
 
     def save(self) -> None:
         """Publish a checkpoint of where the run is, on rank 0."""
@@ -132,6 +145,132 @@ class DetectorTrainer:
         return True
 
 
+def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: WritePage | None = None) -> None:
+    """Train as ``job`` says; every rank calls it. Raises UserError for what the user can put right.
+
+    write_page: draws the finished run's page, on rank 0, where there is a validation set.
+    """
+    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations))
+    validation = ranks.run_on_all(lambda: _validation(training, job))
+    with StopRequest() as stop:
+        trainer, fresh = _trainer(job, recipe, ranks, training, validation)
+        if fresh:
+            ranks.log_rank_zero(_described(trainer.config, training, ranks))
+        batches = _batches(trainer, training, job)
+        done = train_steps(trainer, batches, min(trainer.config.plan.steps, job.stop_after or 2**62), stop)
+        if stop.name or not done:
+            ranks.log_rank_zero(f"stopped at step {trainer.progress.step}, which --resume continues")
+            return
+        if trainer.progress.step < trainer.config.plan.steps:
+            ranks.log_rank_zero(f"ended at step {trainer.progress.step} as asked, which --resume continues")
+            return
+    finish(trainer, validation, job.val_images, write_page)
+
+
+def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
+    if job.val_annotations is None:
+        return None
+    found = read_ground_truth(job.val_annotations)
+    require_same_classes(training, found)
+    return found
+
+
+def _trainer(
+    job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, training: GroundTruth, validation: GroundTruth | None
+) -> tuple[DetectorTrainer, bool]:
+    """The trainer, and whether it is at its first step (else where the newest checkpoint is)."""
+    resuming = job.resume and ranks.run_on_rank_zero(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
+    state: dict[str, torch.Tensor] | None = None
+    if resuming:
+        config = ranks.run_on_all(lambda: read_config(job.run))
+        _require_same(config, recipe, training, job)
+    else:
+        ranks.run_on_rank_zero(lambda: _prepare_folder(job))
+        config, state = ranks.run_on_all(lambda: _config(job, recipe, training))
+    torch.manual_seed(int(rng.key_of_text(recipe.seed, "detector's initial weights")) >> 1)
+    network = backbone_from_config(config, ranks.device)
+    if not resuming and state is not None:
+        found, partial = state, recipe.partial
+        report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
+        for line in report.lines():
+            ranks.log_rank_zero(line)
+        config = replace(config, weights=asdict(report))
+    model, frozen = detector_from_config(config, network, ranks.device)
+    if not resuming:
+        settled = config = _with_neck(job, config, model, ranks)
+        ranks.run_on_rank_zero(lambda: settled.write(job.run))
+    evaluate = None
+    if validation is not None and job.val_images is not None:
+        evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
+    trainer = DetectorTrainer(
+        job.run, config, ranks, model, frozen, optimizer_of(model, config.recipe), DetectorProgress(), evaluate
+    )
+    return trainer, not (resuming and trainer.resume())
+
+
+def _prepare_folder(job: DetectorJob) -> None:
+    """Make the run's folder; refuse one that holds a run."""
+    if list_checkpoints(job.run / CHECKPOINTS) or (job.run / DETECTOR).exists():
+        raise UserError(f"{job.run} holds a run already: continue it with --resume, or name another folder")
+    try:
+        job.run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{job.run} cannot be made ({error.strerror}): name another folder") from error
+    remove_leftovers(job.run / CHECKPOINTS)
+    (job.run / METRICS).unlink(missing_ok=True)
+
+
+def _require_same(config: DetectorConfig, recipe: DetectorRecipe, training: GroundTruth, job: DetectorJob) -> None:
+    """Refuse to resume a run as another one."""
+    changed = [key for key, value in asdict(config.recipe).items() if getattr(recipe, key) != value]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{job.run} was begun with {key} = {getattr(config.recipe, key)!r}, not {getattr(recipe, key)!r}: resume "
+            "it with the options it was begun with, or name another folder"
+        )
+    if config.categories != training.categories:
+        raise UserError(f"{job.run} was begun with other categories than {job.annotations} has: name its own file")
+    if config.init != job.init:
+        raise UserError(f"{job.run} was begun with --init {config.init}, not {job.init}: name that, or another folder")
+
+
+def _config(
+    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth
+) -> tuple[DetectorConfig, dict[str, torch.Tensor] | None]:
+    """The run's config without the reports on weights, and the weights."""
+    short = float(np.median([min(record.width, record.height) for record in training.images]))
+    state = None if job.init == "scratch" else read_weights(Path(job.init))
+    built = recipe.norm
+    if recipe.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
+        built = "sync-bn"
+    data = {
+        "annotations": str(job.annotations),
+        "images": str(job.images),
+        "val_annotations": None if job.val_annotations is None else str(job.val_annotations),
+        "val_images": None if job.val_images is None else str(job.val_images),
+    }
+    plan = fit_to_dataset(recipe, len(training.images), short)
+    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None), state
+
+
+def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module, ranks: Ranks) -> DetectorConfig:
+    """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
+    neck = {} if job.init == "scratch" else ranks.run_on_all(lambda: read_neck(Path(job.init)))
+    if not neck:
+        return config
+    pyramid, recipe = pyramid_of(model), config.recipe
+    if pyramid is None or recipe.neck == "none":
+        ranks.log_rank_zero(
+            f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})"
+        )
+        return config
+    report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
+    for line in report.lines():
+        ranks.log_rank_zero(line)
+    return replace(config, neck=asdict(report))
+
+
 def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
     """SGD over what learns, norm layers with a weight decay of their own."""
     norms = {id(one) for module in model.modules() if is_norm(module) for one in module.parameters(recurse=False)}
@@ -143,12 +282,138 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
     return torch.optim.SGD([group for group in groups if group["params"]], lr=recipe.lr, momentum=recipe.momentum)
 
 
+def _batches(trainer: DetectorTrainer, training: GroundTruth, job: DetectorJob) -> Any:
+    recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
+    landscape = np.array([record.width >= record.height for record in training.images])
+    order = Order(landscape, recipe.batch, recipe.seed)
+    key = rng.key_of_text(recipe.seed, "detector's augmentation")
+    augmentation = Augmentation(recipe.flip, (recipe.jitter_low, recipe.jitter_high), key)
+    dataset = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
+    steps = range(trainer.progress.step, plan.steps)
+    return training_batches(dataset, order, steps, ranks.rank, recipe.batch // ranks.world, job.workers)
+
+
+def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> str:
+    """What the run is about to do, with warnings, in a few lines."""
+    recipe, plan = config.recipe, config.plan
+    lines = [
+        f"{recipe.model}, {recipe.backbone}, {config.norm_built}, freeze {recipe.freeze}, from {config.init}; "
+        f"{len(training.images)} images, {len(training.categories)} classes, {ranks.world} rank(s) on {ranks.device}",
+        f"fitted to this dataset: {plan.steps} steps of {recipe.batch} ({plan.epochs:.1f} epochs), rate {plan.lr:.4g}, "
+        f"warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, images "
+        f"{plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}",
+    ]
+    if config.norm_built != recipe.norm:
+        lines.append(
+            "warning: frozen-bn needs weights that bring batch statistics, and these bring none: batch norm that "
+            "learns (sync-bn) is built in its place"
+        )
+    if recipe.freeze == "backbone" and config.init == "scratch":
+        lines.append("warning: a frozen backbone from scratch stays random: give --init weights")
+    if training.unusable:
+        lines.append(f"warning: {training.unusable} boxes have no area inside their image and are left out of training")
+    if recipe.model == "mask-rcnn-fpn" and training.segmented < 1:
+        lines.append(
+            f"warning: {1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole "
+            "boxes, so the mask head learns rectangles from them"
+        )
+    return "\n".join(lines)
+
+
+def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopRequest) -> bool:
+    """Train to step ``last`` (of the schedule's plan); False where a signal ended it, after a checkpoint."""
+    recipe, ranks, progress = trainer.config.recipe, trainer.ranks, trainer.progress
+    stepped = parallel(trainer.model, ranks)
+    metrics = metrics_file(trainer.folder / METRICS)
+    iterator = iter(batches)
+    window = _LossWindow(ranks.device)
+
+    def write(row: dict[str, Any]) -> None:
+        if ranks.first:
+            metrics.append([json.dumps(row)])
+
+    while True:
+        due = _due(recipe, progress.step) or progress.step == trainer.config.plan.steps
+        if trainer.evaluate and due and progress.step not in progress.evaluated:
+            if not _evaluated(trainer, stop, write):
+                return False
+            window = _LossWindow(ranks.device)
+        if progress.step >= last:
+            return True
+        _set_mode(trainer)
+        began = time.perf_counter()
+        samples = next(iterator)
+        waited = time.perf_counter() - began
+        losses = one_step(trainer, stepped, samples)
+        window.add(losses, waited)
+        progress.step += 1
+        stopping = ranks.all_reduce_max(int(stop.name is not None)) > 0
+        saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
+        # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
+        if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
+            row = window.row(trainer)
+            write(row)
+            _log_progress(trainer, row)
+            window = _LossWindow(ranks.device)
+        if saving:
+            trainer.save()
+            window = _LossWindow(ranks.device)
+        if stopping:
+            return False
+
+
+def one_step(trainer: DetectorTrainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
+    """One optimiser step on this rank's samples; returns its losses by name."""
+    recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
+    key = rng.derive_key(rng.key_of_text(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
+    torch.manual_seed(int(key[0]) >> 1)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)
+    pairs = [to_device(sample, device, label_offset(recipe.model)) for sample in samples]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        losses: dict[str, Tensor] = stepped([image for image, _ in pairs], [target for _, target in pairs])
+    total: Tensor = sum(losses.values())  # type: ignore[assignment]
+    trainer.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    if recipe.clip:
+        nn.utils.clip_grad_norm_([one for one in trainer.model.parameters() if one.requires_grad], recipe.clip)
+    trainer.optimizer.step()
+    return losses
+
+
 def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """The model as the step calls it: itself, or under DDP."""
     if ranks.world == 1:
         return model
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def _set_mode(trainer: DetectorTrainer) -> None:
+    if not trainer.model.training:
+        trainer.model.train()
+    for module in trainer.frozen:
+        module.eval()
+
+
+def _due(recipe: DetectorRecipe, step: int) -> bool:
+    """Whether an evaluation on the way belongs after ``step`` steps."""
+    return bool(recipe.eval_every and step and step % recipe.eval_every == 0)
+
+
+def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
+    """Evaluate and write the row; False where a signal came in between, after a checkpoint."""
+    assert trainer.evaluate is not None
+    progress = trainer.progress
+    row = trainer.evaluate(lambda: stop.name is not None)
+    if row is None:
+        trainer.save()
+        return False
+    progress.evaluated.add(progress.step)
+    progress.evaluation_seconds += row["evaluation_seconds"]
+    write({"step": progress.step - 1, "seconds": round(progress.seconds, 3), **row})
+    trainer.ranks.log_rank_zero(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
+    return True
 
 
 class _LossWindow:
@@ -196,100 +461,12 @@ class _LossWindow:
         }
 
 
-def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopRequest) -> bool:
-    """Train to step ``last`` (of the schedule's plan); False where a signal ended it, after a checkpoint."""
-    recipe, ranks, progress = trainer.config.recipe, trainer.ranks, trainer.progress
-    stepped = parallel(trainer.model, ranks)
-    metrics = metrics_file(trainer.folder / METRICS)
-    iterator = iter(batches)
-    window = _LossWindow(ranks.device)
-
-    def write(row: dict[str, Any]) -> None:
-        if ranks.first:
-            metrics.append([json.dumps(row)])
-
-    while True:
-        due = _due(recipe, progress.step) or progress.step == trainer.config.plan.steps
-        if trainer.evaluate and due and progress.step not in progress.evaluated:
-            if not _evaluated(trainer, stop, write):
-                return False
-            window = _LossWindow(ranks.device)
-        if progress.step >= last:
-            return True
-        _set_mode(trainer)
-        began = time.perf_counter()
-        samples = next(iterator)
-        waited = time.perf_counter() - began
-        losses = one_step(trainer, stepped, samples)
-        window.add(losses, waited)
-        progress.step += 1
-        stopping = ranks.all_reduce_max(int(stop.name is not None)) > 0
-        saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
-        # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
-        if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
-            row = window.row(trainer)
-            write(row)
-            _say(trainer, row)
-            window = _LossWindow(ranks.device)
-        if saving:
-            trainer.save()
-            window = _LossWindow(ranks.device)
-        if stopping:
-            return False
-
-
-def _due(recipe: DetectorRecipe, step: int) -> bool:
-    """Whether an evaluation on the way belongs after ``step`` steps."""
-    return bool(recipe.eval_every and step and step % recipe.eval_every == 0)
-
-
-def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
-    """Evaluate and write the row; False where a signal came in between, after a checkpoint."""
-    assert trainer.evaluate is not None
-    progress = trainer.progress
-    row = trainer.evaluate(lambda: stop.name is not None)
-    if row is None:
-        trainer.save()
-        return False
-    progress.evaluated.add(progress.step)
-    progress.evaluation_seconds += row["evaluation_seconds"]
-    write({"step": progress.step - 1, "seconds": round(progress.seconds, 3), **row})
-    trainer.ranks.log_rank_zero(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
-    return True
-
-
-def _set_mode(trainer: DetectorTrainer) -> None:
-    if not trainer.model.training:
-        trainer.model.train()
-    for module in trainer.held:
-        module.eval()
-
-
-def one_step(trainer: DetectorTrainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
-    """One optimiser step on this rank's samples; returns its losses by name."""
-    recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
-    key = rng.derive_key(rng.key_of_text(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
-    torch.manual_seed(int(key[0]) >> 1)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)
-    pairs = [to_device(sample, device, label_offset(recipe.model)) for sample in samples]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
-        losses: dict[str, Tensor] = stepped([image for image, _ in pairs], [target for _, target in pairs])
-    total: Tensor = sum(losses.values())  # type: ignore[assignment]
-    trainer.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    if recipe.clip:
-        nn.utils.clip_grad_norm_([one for one in trainer.model.parameters() if one.requires_grad], recipe.clip)
-    trainer.optimizer.step()
-    return losses
-
-
-def _say(trainer: DetectorTrainer, row: dict[str, Any]) -> None:
-    """A line on rank 0 now and then."""
+def _log_progress(trainer: DetectorTrainer, row: dict[str, Any]) -> None:
+    """Print a line on rank 0, at most one in LOG_SECONDS."""
     last = trainer.progress.step >= trainer.config.plan.steps
-    if time.monotonic() - _said[0] < _PLAIN_EVERY and not last:
+    if time.monotonic() - trainer.logged < LOG_SECONDS and not last:
         return
-    _said[0] = time.monotonic()
+    trainer.logged = time.monotonic()
     trainer.ranks.log_rank_zero(
         f"step {trainer.progress.step}/{trainer.config.plan.steps}  loss {row['loss']:.3f}  lr {row['lr']:.4g}  "
         f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.0%}"
@@ -339,8 +516,11 @@ def finish(
 ) -> None:
     """Write the weights, the evaluation's files, the summary and the page."""
     ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate
-    assert evaluator is None or isinstance(evaluator, Evaluator)
-    if evaluator is not None and evaluator.last is None and not ranks.run_on_rank_zero(lambda: (folder / AP).exists()):
+    if (
+        evaluator is not None
+        and evaluator.last is None
+        and not ranks.run_on_rank_zero(lambda: (folder / AP_FILE).exists())
+    ):
         evaluator(lambda: False)
 
     def write() -> None:
@@ -378,182 +558,3 @@ def summarise(trainer: DetectorTrainer) -> dict[str, Any]:
         "parameters_learned": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
         "AP": {key: scored[-1][key] for key in scored[-1] if "AP" in key} if scored else None,
     }
-
-
-@dataclass(frozen=True)
-class DetectorJob:
-    """The command's arguments that are no part of the recipe."""
-
-    annotations: Path
-    images: Path
-    val_annotations: Path | None
-    val_images: Path | None
-    run: Path
-    init: str
-    workers: int
-    resume: bool
-    stop_after: int | None
-
-
-def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: WritePage | None = None) -> None:
-    """Train as ``job`` says; every rank calls it. Raises UserError for what the user can mend.
-
-    write_page: what draws the finished run's page, on rank 0, where there is a validation set.
-    """
-    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations))
-    validation = ranks.run_on_all(lambda: _validation(training, job))
-    with StopRequest() as stop:
-        trainer, fresh = _trainer(job, recipe, ranks, training, validation)
-        if fresh:
-            ranks.log_rank_zero(_described(trainer.config, training, ranks))
-        batches = _batches(trainer, training, job)
-        done = train_steps(trainer, batches, min(trainer.config.plan.steps, job.stop_after or 2**62), stop)
-        if stop.name or not done:
-            ranks.log_rank_zero(f"stopped at step {trainer.progress.step}, which --resume continues")
-            return
-        if trainer.progress.step < trainer.config.plan.steps:
-            ranks.log_rank_zero(f"ended at step {trainer.progress.step} as asked, which --resume continues")
-            return
-    finish(trainer, validation, job.val_images, write_page)
-
-
-def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
-    if job.val_annotations is None:
-        return None
-    found = read_ground_truth(job.val_annotations)
-    require_same_classes(training, found)
-    return found
-
-
-def _config(
-    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth
-) -> tuple[DetectorConfig, dict[str, torch.Tensor] | None]:
-    """The run's config but for the weights report, and the weights."""
-    short = float(np.median([min(photo.width, photo.height) for photo in training.photos]))
-    state = None if job.init == "scratch" else read_weights(Path(job.init))
-    built = recipe.norm
-    if recipe.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
-        built = "sync-bn"
-    data = {
-        "annotations": str(job.annotations),
-        "images": str(job.images),
-        "val_annotations": None if job.val_annotations is None else str(job.val_annotations),
-        "val_images": None if job.val_images is None else str(job.val_images),
-    }
-    plan = fit_to_dataset(recipe, len(training.photos), short)
-    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None), state
-
-
-def _trainer(
-    job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, training: GroundTruth, validation: GroundTruth | None
-) -> tuple[DetectorTrainer, bool]:
-    """A trainer at its first step or where the newest checkpoint is, and whether it is the former."""
-    resuming = job.resume and ranks.run_on_rank_zero(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
-    state: dict[str, torch.Tensor] | None = None
-    if resuming:
-        config = ranks.run_on_all(lambda: read_config(job.run))
-        _require_same(config, recipe, training, job)
-    else:
-        ranks.run_on_rank_zero(lambda: _prepare_folder(job))
-        config, state = ranks.run_on_all(lambda: _config(job, recipe, training))
-    torch.manual_seed(int(rng.key_of_text(recipe.seed, "detector's initial weights")) >> 1)
-    network = empty_network(config, ranks.device)
-    if not resuming and state is not None:
-        found, partial = state, recipe.partial
-        report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
-        for line in report.lines():
-            ranks.log_rank_zero(line)
-        config = replace(config, weights=asdict(report))
-    model, held = detector(config, network, ranks.device)
-    if not resuming:
-        settled = config = _with_neck(job, config, model, ranks)
-        ranks.run_on_rank_zero(lambda: settled.write(job.run))
-    evaluate = None
-    if validation is not None and job.val_images is not None:
-        evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
-    trainer = DetectorTrainer(
-        job.run, config, ranks, model, held, optimizer_of(model, config.recipe), DetectorProgress(), evaluate
-    )
-    return trainer, not (resuming and trainer.resume())
-
-
-def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module, ranks: Ranks) -> DetectorConfig:
-    """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
-    neck = {} if job.init == "scratch" else ranks.run_on_all(lambda: read_neck(Path(job.init)))
-    if not neck:
-        return config
-    pyramid, recipe = pyramid_of(model), config.recipe
-    if pyramid is None or recipe.neck == "none":
-        ranks.log_rank_zero(
-            f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})"
-        )
-        return config
-    report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
-    for line in report.lines():
-        ranks.log_rank_zero(line)
-    return replace(config, neck=asdict(report))
-
-
-def _prepare_folder(job: DetectorJob) -> None:
-    """Make the run's folder; refuse one that holds a run."""
-    if list_checkpoints(job.run / CHECKPOINTS) or (job.run / DETECTOR).exists():
-        raise UserError(f"{job.run} holds a run already: continue it with --resume, or name another folder")
-    try:
-        job.run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{job.run} cannot be made ({error.strerror}): name another folder") from error
-    remove_leftovers(job.run / CHECKPOINTS)
-    (job.run / METRICS).unlink(missing_ok=True)
-
-
-def _require_same(config: DetectorConfig, recipe: DetectorRecipe, training: GroundTruth, job: DetectorJob) -> None:
-    """Refuse to resume a run as another one."""
-    changed = [key for key, value in asdict(config.recipe).items() if getattr(recipe, key) != value]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{job.run} was begun with {key} = {getattr(config.recipe, key)!r}, not {getattr(recipe, key)!r}: resume "
-            "it with the options it was begun with, or name another folder"
-        )
-    if config.categories != training.categories:
-        raise UserError(f"{job.run} was begun with other categories than {job.annotations} has: name its own file")
-    if config.init != job.init:
-        raise UserError(f"{job.run} was begun with --init {config.init}, not {job.init}: name that, or another folder")
-
-
-def _batches(trainer: DetectorTrainer, training: GroundTruth, job: DetectorJob) -> Any:
-    recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
-    lying = np.array([photo.width >= photo.height for photo in training.photos])
-    order = Order(lying, recipe.batch, recipe.seed)
-    key = rng.key_of_text(recipe.seed, "detector's augmentation")
-    augmentation = Augmentation(recipe.flip, (recipe.jitter_low, recipe.jitter_high), key)
-    views = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
-    steps = range(trainer.progress.step, plan.steps)
-    return training_batches(views, order, steps, ranks.rank, recipe.batch // ranks.world, job.workers)
-
-
-def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> str:
-    """What the run is about to do, in a few lines."""
-    recipe, plan = config.recipe, config.plan
-    lines = [
-        f"{recipe.model}, {recipe.backbone}, {config.norm_built}, freeze {recipe.freeze}, from {config.init}; "
-        f"{len(training.photos)} images, {len(training.categories)} classes, {ranks.world} rank(s) on {ranks.device}",
-        f"fitted to this dataset: {plan.steps} steps of {recipe.batch} ({plan.epochs:.1f} epochs), rate {plan.lr:.4g}, "
-        f"warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, images "
-        f"{plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}",
-    ]
-    if config.norm_built != recipe.norm:
-        lines.append(
-            "warning: frozen-bn needs weights that bring batch statistics, and these bring none: batch norm that "
-            "learns (sync-bn) is built in its place"
-        )
-    if recipe.freeze == "backbone" and config.init == "scratch":
-        lines.append("warning: a frozen backbone from scratch stays random: give --init weights")
-    if training.unusable:
-        lines.append(f"warning: {training.unusable} boxes have no area inside their image and are left out of training")
-    if recipe.model == "mask-rcnn-fpn" and training.segmented < 1:
-        lines.append(
-            f"warning: {1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole "
-            "boxes, so the mask head learns rectangles from them"
-        )
-    return "\n".join(lines)

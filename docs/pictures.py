@@ -15,6 +15,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
@@ -31,7 +32,7 @@ PAPER = (251, 251, 249)
 
 
 def jigsaws(data: str, run: Path) -> Image.Image:
-    """Eight jigsaws as the run's trainer saw them at its first steps."""
+    """Nine jigsaws as the run's trainer saw them at its first steps."""
     _, recipe, _ = open_trained(RunFolder(run))
     dataset = open_dataset(data)
     loader = JigsawLoader(dataset, recipe.template, recipe.stream, workers=0, stop_step=1)
@@ -75,10 +76,10 @@ def fields(run: Path) -> bytes:
     steps = spread(list(found), 2)
     figure, grid = pyplot.subplots(len(steps), 4, figsize=(8, 4.3), layout="constrained", squeeze=False)
     for row, step in enumerate(steps):
-        look = load_snapshot(found[step], ErfSnapshot)
+        snapshot = load_snapshot(found[step], ErfSnapshot)
         for region, name in enumerate(REGIONS):
             axes = grid[row][region]
-            axes.imshow(brightness(np.asarray(look.fields[region])), cmap=MAP, vmin=0, vmax=1)
+            axes.imshow(brightness(np.asarray(snapshot.fields[region])), cmap=MAP, vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[], title=name if row == 0 else "")
         grid[row][0].set_ylabel(f"step {step}")
     sink = io.BytesIO()
@@ -86,7 +87,7 @@ def fields(run: Path) -> bytes:
     return sink.getvalue()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, help="A prepped dataset.")
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="A run on it.")
 def main(data: str, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What prep and train agree on: aspect groups, keyed draws, names, manifests, storage, errors.
+"""What files look like, for all stages: annotations, the dataset on disk, boxes, jigsaws, pixels.
 
-Neither stage is imported here, so the files of one release can be read by the other stage alone.
+No stage is imported here, so the files of one release can be read by the other stage alone.
 """

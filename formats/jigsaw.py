@@ -1,19 +1,17 @@
-"""Aspect groups S, T and W (section 3.2): which slot of the jigsaw a crop can fill.
+"""The jigsaw (section 3.2): aspect groups S, T and W, the template of figure 4b, and which group fills which slot.
 
-A crop's own width and height decide, after enlargement and truncation; where the trainer draws the enlargement, its
-object's box. Vectorised over a million crops in milliseconds; the scalar form is for one crop at a time.
+Groups: a crop's own width and height decide, after enlargement and truncation; where the trainer draws the
+enlargement, its object's box.
 
-The jigsaw's template (figure 4b): which part of the image each of the four crops fills.
+Template: which part of the image each of the four crops fills. Regions are numbered 0 to 3: S-small top left, W top
+right, T bottom left, S-large bottom right; labels, masks and weights use that order everywhere.
 
-Pure geometry, a few microseconds. Regions are numbered 0 to 3: S-small top left, W top right, T bottom left, S-large
-bottom right; labels, masks and weights use that order everywhere.
+Slots: decided once from the groups' counts, as exact fractions. A slot whose group is empty belongs to the next group
+by aspect for good and advances that group's stream. A thin group, whose crops would be drawn more than ``max_repeat``
+times as often as those of the best-supplied group, feeds its slots only as often as that allows, spread evenly over the
+positions; a substitute from the next group by aspect fills the rest, advancing nothing.
 
-Slots: which aspect group feeds which region of a jigsaw, also where a group is empty or thin (3.2 and the design).
-
-Decided once from the groups' counts, as exact fractions; then a few integer operations a crop. A slot whose group is
-empty belongs to the next group by aspect for good and advances that group's stream. A thin group, whose crops would be
-drawn more than ``max_repeat`` times as often as those of the best-supplied group, feeds its slots only as often as that
-allows, spread evenly over the positions; a substitute from the next group by aspect fills the rest, advancing nothing.
+Pure arithmetic: milliseconds for the groups of a million crops, a few integer operations per crop for the slots.
 """
 
 from collections.abc import Mapping
@@ -117,9 +115,10 @@ class SlotSource:
     topped_up_from: str | None = None
 
     def drawn_before(self, slot: int, lane: int, lanes: int) -> int:
-        """How many crops a lane's stream has given before its ``slot``-th slot (position x len(regions) + ordinal).
+        """Number of crops that the lane has drawn from this group before slot number ``slot``.
 
-        The lanes are out of step with each other, so that each batch holds about its share of the group.
+        A slot's number is position x len(regions) + ordinal. The lanes are out of step with each other, so that each
+        batch holds about its share of the group.
         """
         top, bottom = self.share.numerator, self.share.denominator
         return (slot * top + lane * bottom // lanes) // bottom
@@ -127,7 +126,7 @@ class SlotSource:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The feeds of a dataset (one a group that is drawn from) and the counts of crops by group they follow from."""
+    """The feeds of a dataset, one per group that is drawn from, and the counts of crops by group they follow from."""
 
     feeds: tuple[SlotSource, ...]
     counts: Mapping[str, int]
@@ -147,7 +146,7 @@ class SlotPlan:
         return {group: float(value / len(REGION_GROUPS)) for group, value in drawn.items()}
 
     def notes(self) -> list[str]:
-        """What a user should know before the run, in plain words: a line for each empty and each thin group."""
+        """What a user should know before the run, in plain words: one line for each empty and each thin group."""
         lines = []
         for group in GROUPS:
             if not self.counts.get(group):

@@ -1,11 +1,12 @@
-"""A click group whose commands are imported when they are called.
+"""What the command lines of all stages share: groups, commands, types of options, errors in one line.
 
-`train digest` must not pay for what `train pretrain` imports (torch takes two seconds), and `--help` for neither.
-
-What the system or a store says, as one line for the user.
+A group imports a command when it is called, and no command for its own ``--help``: `train digest` must not pay for
+what `train pretrain` imports (torch takes two seconds). A UserError that leaves a command is printed without a
+traceback, whether the command is called by itself or through its group.
 """
 
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,21 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import redacted
 
 
-class LazyGroup(click.Group):
+class Command(click.Command):
+    """A click command that ends a UserError with ``Error: ...`` on standard error: ``@click.command(cls=Command)``."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
+        try:
+            return super().main(*args, **extra)
+        except UserError as error:
+            if not extra.get("standalone_mode", True):
+                raise
+            click.echo(f"Error: {error.message}", err=True)
+            sys.exit(error.exit_code)
+
+
+class LazyGroup(Command, click.Group):
     """A group over ``{"name": ("module:attribute", "one line of help")}``, the modules being those of ``package``."""
 
     def __init__(self, *, package: str, lazy: Mapping[str, tuple[str, str]], help: str) -> None:
@@ -45,14 +60,14 @@ class LazyGroup(click.Group):
 
 @contextmanager
 def one_line_errors(out: str) -> Iterator[None]:
-    """Turn what the system says (no space, no permission, a store that is down) into one line for the user."""
+    """Turn what the system says (no space, no permission, a store that is down) into a UserError of one line."""
     try:
         yield
     except OSError as error:
         where = redacted(str(error.filename or out))
         reason = error.strerror or str(error) or type(error).__name__
         raise UserError(
-            f"{where}: {redacted(reason)}. Mend that and run the same command again: it goes on with what is done."
+            f"{where}: {redacted(reason)}. Fix this and run the same command again; finished parts are kept."
         ) from error
 
 

@@ -1,16 +1,16 @@
 """The one exception for a user's mistake.
 
-Costs nothing; raise it wherever the cause lies outside the program (a file, an option, a machine). Anything else
-that is raised is a defect of this project and keeps its traceback.
+Raise it wherever the cause lies outside the program: a file, an option, a machine. Commands print its message and no
+traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its traceback.
 """
 
-import click
 
-
-class UserError(click.ClickException):
-    """A mistake the user can mend: one line that names the file, the thing and the remedy.
-
-    Click prints it as ``Error: ...`` on standard error and exits with status 2, without a traceback.
-    """
+class UserError(Exception):
+    """A mistake that the user can fix: one line that names the file, the thing and the remedy."""
 
     exit_code = 2
+    """The exit status of a command that ends with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message

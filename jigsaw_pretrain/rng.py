@@ -1,9 +1,9 @@
 """Randomness as a pure function of (seed, identity): keyed splitmix64 words.
 
 Every random choice of prep and train is a word of a stream that is keyed by what the choice is for (an image and a
-box, a lane and a position), so it depends on no worker, process, host or order of work. The arithmetic is 64-bit
-integer only and the same on every machine; numpy promises less for its Generator methods.
-A million words take about 30 ms. Not for cryptography.
+box, a lane and a position), so it depends on no worker, process, host or order of work. The arithmetic uses 64-bit
+integers only and is the same on every machine; numpy promises less for its Generator methods. A million words take
+about 30 ms. Not for cryptography.
 """
 
 import hashlib
@@ -34,7 +34,8 @@ def _as_words(value: Words) -> U64:
 def derive_key(key: Words, *values: Words) -> U64:
     """Keys for ``values`` within the stream of ``key``: an array of uint64 as the broadcast of all arguments.
 
-    ``fold(fold(k, a), b)`` equals ``fold(k, a, b)``; the order of the values matters. Scalars give one element.
+    ``derive_key(derive_key(k, a), b)`` equals ``derive_key(k, a, b)``; the order of the values matters. Scalars
+    give one element.
     """
     state = _as_words(key)
     for value in values:
@@ -49,7 +50,7 @@ def key_of_text(seed: int, text: str) -> int:
 
 
 def keys_of_texts(seed: int, texts: Sequence[str]) -> U64:
-    """``text_key`` of each text, at once: uint64 [len(texts)], a million in about a second."""
+    """``key_of_text`` of each text, at once: uint64 [len(texts)], a million in about a second."""
     hashed = b"".join(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
     return derive_key(seed, np.frombuffer(hashed, dtype="<u8"))
 

@@ -1,26 +1,15 @@
 """Where files lie: a folder of this machine or a prefix of an object store, through fsspec.
 
-A file is published whole or not at all: locally as a temporary file that is synced and renamed, in a store as one put
-of bytes that are complete. Nothing is ever written through an open remote stream, whose block publishes what it has
-when an exception leaves it. Requests to a store are tried again (formats.retry); listings are never cached, and nothing
-but hints is taken from them. Credentials and endpoints come from the drivers' own environment and configuration, and
-are left out of all messages. Build a Storage in the process that uses it: drivers do not survive a fork.
+A file is published whole or not at all: locally by ``atomic_write``, in a store as one put of bytes that are complete.
+Nothing is ever written through an open remote stream, whose block publishes what it has when an exception leaves it.
+Listings are never cached, and nothing but hints is taken from them. Credentials and endpoints come from the drivers'
+own environment and configuration, and are left out of all messages. Build a Storage in the process that uses it:
+drivers do not survive a fork.
 
-Asking again: requests to object stores fail now and then, and most failures pass.
-
-Waits are exponential with full jitter, so that a thousand workers that failed together do not come back together.
-Costs nothing where the first try succeeds; a store that is down costs about half a minute before it is said.
-
-Temporary files that a killed process left behind: telling them from those being written, and removing them.
-
-A writer holds an exclusive lock (flock) on its temporary file for as long as it writes; the system takes the lock away
-when the process dies, on whatever machine of a shared file system. So what can be locked is litter. Where a file system
-knows no locks, files untouched for an hour are. Object stores have none: a put is whole or did not happen.
-
-Doing things ahead of their use: a function over a sequence by threads, results in order, few of them waiting.
-
-For calls that wait (requests, disks); a thousand requests of 20 ms take a second or two. Work that computes goes to
-processes (prep.executors).
+Requests to a store are tried again, as most failures pass, with waits that grow and are drawn at random, so that a
+thousand workers that failed together do not come back together. This costs nothing where the first try succeeds; a
+store that is down costs about half a minute before that is reported. Many small requests go through ``map_ahead``: a
+thousand of 20 ms take a second or two. Work that computes goes to processes (prep/executors.py).
 """
 
 import asyncio
@@ -40,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec.config
 from fsspec import AbstractFileSystem
@@ -50,44 +39,47 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jigsaw_pretrain.errors import UserError
 
-Answer = TypeVar("Answer")
-
-CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 30.0
-"""How long a web server may take to answer, and to go on, before the request is made again."""
-
-_PUBLISH_TRIES = 5
-
-TRIES = 8
-FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
-"""Seconds: the first wait is drawn from 0 to FIRST_WAIT, each next one from a range twice as long."""
-
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_FINAL += (UserError, NotImplementedError, ImportError, MemoryError)  # type: ignore[assignment]
-_CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "ProfileNotFound")
-
 try:
     import fcntl
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-STALE_SECONDS = 3600.0
-
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
-
+Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 30.0
+"""How long a web server may take to answer, and to go on, before the request is made again."""
+
+TRIES = 8
+"""How often a request of a Storage is made before its failure is raised."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
+"""Seconds before a second try of ``with_retries``, and the most before any."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 20.0
+"""The same of ``fetch_with_retries``."""
+
+PUBLISH_TRIES = 5
+"""How often a local file is written again after a sweep took its temporary file away."""
+
+STALE_SECONDS = 3600.0
+"""Age of a temporary file that a dead process left, where the file system knows no locks."""
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
 """How many things are asked for at the same time: the latency of a store is hidden by width."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 20.0
-"""Seconds before the first retry, and the most before any."""
-
-_HOPELESS = (FileNotFoundError, PermissionError, UserError, ImportError, TypeError, AttributeError, NotImplementedError)
+_FINAL = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError),
+    *(UserError, NotImplementedError, ImportError, MemoryError),
+)
+_HOPELESS = (FileNotFoundError, UserError, ImportError, TypeError, AttributeError, NotImplementedError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "ProfileNotFound")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
-
-_inherited: list[Any] = []
+# Not the module's own generator: a forked worker inherits its state, and workers must not wait alike.
+_RANDOM = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -197,47 +189,9 @@ class Storage:
 
     def sweep(self, *folders: str) -> None:
         """Remove what killed processes left in these folders; other processes' unfinished files stay."""
+        # Object stores have none: a put is whole or did not happen.
         for folder in folders if self.is_local else ():
             sweep(self.local_path(folder))
-
-
-def publish_locally(final: Path, data: bytes) -> None:
-    """Write a temporary file beside ``final``, sync and rename it; another's sweep may cost it a second try."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for turn in range(_PUBLISH_TRIES):
-        temporary = temporary_beside(final)
-        try:
-            with temporary.open("xb") as file:
-                _lock(file.fileno())
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(final)
-            break
-        except FileNotFoundError:
-            if turn + 1 == _PUBLISH_TRIES:
-                raise
-            final.parent.mkdir(parents=True, exist_ok=True)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    sync_folder(final.parent)
-
-
-def temporary_beside(final: Path) -> Path:
-    """A fresh name in the same folder (rename is atomic only within one file system)."""
-    return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable, where the platform can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _driver_options(url: str) -> dict[str, Any]:
@@ -272,27 +226,52 @@ class StoreError(OSError):
     """A request that failed for good, in words without credentials."""
 
 
-def with_retries(action: Callable[[], Answer], what: str, tries: int = TRIES) -> Answer:
+class WrongContent(Exception):
+    """What was fetched is not what the manifest says; the message says how."""
+
+
+def with_retries(
+    action: Callable[[], Answer],
+    what: str,
+    tries: int = TRIES,
+    *,
+    waits: tuple[float, float, float] | None = None,
+    failure: "Callable[[Exception, str, bool], Exception | None] | None" = None,
+) -> Answer:
     """What ``action`` returns, tried up to ``tries`` times; ``what`` names the thing in messages.
 
     FileNotFoundError and the like are raised at once; StoreError after the last try; UserError without credentials.
+    Callers may decide otherwise. failure: gives what to raise for an exception of the action, told ``what`` and whether
+    this was the last try; None to try again. waits: seconds before the second try at most, before any try at most, and
+    the least share of these that is waited; each wait may be twice as long as the one before.
     """
-    for turn in range(tries):
+    first, longest, least = waits or (FIRST_WAIT, LONGEST_WAIT, 0.0)
+    for attempt in range(tries):
         try:
             return action()
-        except _FINAL:
-            raise
         except Exception as error:
-            name = type(error).__name__
-            if any(word in name for word in _CREDENTIALS):
-                raise UserError(
-                    f"{redacted(what)}: the driver found no credentials ({name}). Give them in its usual way, such as "
-                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-                ) from error
-            if turn + 1 == tries or not is_transient(error):
-                raise StoreError(f"{redacted(what)}: {name} {redacted(_first_words(error))}".rstrip()) from error
-            time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**turn)))
+            raised = (failure or _store_failure)(error, what, attempt + 1 == tries)
+            if raised is error:
+                raise
+            if raised is not None:
+                raise raised from error
+        time.sleep(min(longest, first * 2**attempt) * _RANDOM.uniform(least, 1.0))
     raise AssertionError("unreachable")
+
+
+def _store_failure(error: Exception, what: str, is_last: bool) -> Exception | None:
+    """What a request of a Storage raises for a failure; None where it is made again."""
+    if isinstance(error, _FINAL):
+        return error
+    name = type(error).__name__
+    if any(word in name for word in _CREDENTIALS):
+        return UserError(
+            f"{redacted(what)}: the driver found no credentials ({name}). Give them in its usual way, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    if is_last or not is_transient(error):
+        return StoreError(f"{redacted(what)}: {name} {redacted(' '.join(str(error).split())[:200])}".rstrip())
+    return None
 
 
 def is_transient(error: Exception) -> bool:
@@ -303,35 +282,109 @@ def is_transient(error: Exception) -> bool:
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429))
 
 
+def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, verb: str = "read") -> Answer:
+    """The result of ``action``, tried again up to ``retries`` times, whatever fails: for files that training needs.
+
+    Raises UserError naming ``what`` where the store keeps failing or cannot be asked, WrongContent where its content
+    keeps being wrong, FileNotFoundError where there is none.
+    """
+
+    def failure(error: Exception, what: str, is_last: bool) -> Exception | None:
+        if isinstance(error, PermissionError):
+            return UserError(f"{what} may not be {verb} ({_first_line(error)}): check the credentials")
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or isinstance(error, _HOPELESS) or (is_last and isinstance(error, WrongContent)):
+            return error
+        if is_last:
+            return UserError(
+                f"{what} cannot be {verb} after {retries + 1} attempts ({_first_line(error)}): check the store and the "
+                "network, then run the command again (pretrain: with --resume); --read-retries and --read-timeout "
+                "allow for a worse one"
+            )
+        return None
+
+    # Half of each wait is certain: a training run has few readers, and a store that is down needs time.
+    return with_retries(action, what, retries + 1, waits=(FIRST_PAUSE, LONGEST_PAUSE, 0.5), failure=failure)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 def redacted(text: str) -> str:
     """A URL or a message without what follows a question mark (signatures) and without user names and passwords."""
     return re.sub(r"\?[^\s'\")>]+", "?...", re.sub(r"://[^/@\s]+@", "://", text))
 
 
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+@contextlib.contextmanager
+def atomic_write(final: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under ``final`` whole or not at all, and durably, replacing what was there.
 
-
-def is_temporary(name: str) -> bool:
-    """Whether a file's name is one that formats.storage.temporary_beside makes."""
-    return _TEMPORARY.fullmatch(name) is not None
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file that is being written until it is closed; does nothing where that is not known."""
-    if fcntl is not None:
+    It is a temporary file in the same folder, locked while it is written, then synced and renamed.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(final)
+    try:
+        with temporary.open("xb") as file:
+            _lock(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(final)
+    except BaseException:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            temporary.unlink()
+        raise
+    sync_folder(final.parent)
+
+
+def publish_locally(final: Path, data: bytes) -> None:
+    """``atomic_write`` of bytes; a sweep that took the temporary file away costs another try."""
+    for attempt in range(PUBLISH_TRIES):
+        try:
+            with atomic_write(final) as file:
+                file.write(data)
+            return
+        except FileNotFoundError:
+            if attempt + 1 == PUBLISH_TRIES:
+                raise
+
+
+def temporary_beside(final: Path) -> Path:
+    """A fresh name in the same folder (rename is atomic only within one file system)."""
+    return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable, where the platform can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sweep(folder: Path) -> int:
-    """Remove the litter directly in ``folder``; returns how many files went. Those being written stay."""
-    return sum(_remove_if_left(path) for path in _temporaries(folder))
+    """Remove the temporary files that dead processes left in ``folder``; returns how many.
+
+    A writer holds a lock (flock) on its temporary file; the system takes the lock away when the process dies, on
+    whatever machine of a shared file system. A temporary file that nobody has locked was left by a dead process. Where
+    the file system knows no locks, files that nobody touched for an hour count as left.
+    """
+    try:
+        left = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+    except OSError:
+        return 0
+    return sum(_remove_if_left(path) for path in left)
 
 
-def _temporaries(folder: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from (path for path in list(folder.iterdir()) if is_temporary(path.name))
+def _lock(descriptor: int) -> None:
+    """Lock a file that is being written until it is closed; does nothing where locks are not known."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _remove_if_left(path: Path) -> bool:
@@ -340,7 +393,7 @@ def _remove_if_left(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # A writer that has its file open but not yet locked loses it here, and publishes once more (formats.storage).
+        # A writer that has its file open but not yet locked loses it here, and publish_locally writes once more.
         if not _is_free(descriptor, path):
             return False
         path.unlink(missing_ok=True)
@@ -374,7 +427,7 @@ def _age(path: Path) -> float:
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """``function`` of each item in order, up to twice ``threads`` of them begun before they are taken."""
+    """Map a function over items with threads; results in order, at most twice ``threads`` computed ahead."""
     coming = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(coming, 2 * threads))
@@ -386,26 +439,6 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
                 yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _keep_inherited() -> None:
-    """In a forked child, keep the parent's drivers from being finalised.
-
-    A finaliser closes their connections by way of the parent's selector, which parent and child share, so the parent's
-    next request would be heard of only when it times out.
-    """
-    classes = [AbstractFileSystem]
-    for kind in classes:
-        classes += kind.__subclasses__()
-        _inherited.extend(getattr(kind, "_cache", {}).values())
-    gc.freeze()
-
-
-os.register_at_fork(after_in_child=_keep_inherited)
-
-
-class WrongContent(Exception):
-    """What was fetched is not what the manifest says; the message says how."""
 
 
 def driver_options(url: str, timeout: float, connections: int) -> dict[str, Any]:
@@ -431,38 +464,6 @@ def open_store(url: str, timeout: float, connections: int = 16) -> Storage:
     return storage
 
 
-def pause_before(attempt: int) -> float:
-    """Seconds to wait before retry ``attempt`` (from 1)."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.SystemRandom().uniform(0.5, 1.0)
-
-
-def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, verb: str = "read") -> Answer:
-    """The result of ``action``, tried again up to ``retries`` times.
-
-    Raises UserError naming ``what`` where the store keeps failing or cannot be asked, WrongContent where its content
-    keeps being wrong, FileNotFoundError where there is none.
-    """
-    for attempt in range(retries + 1):
-        if attempt:
-            time.sleep(pause_before(attempt))
-        try:
-            return action()
-        except PermissionError as error:
-            raise UserError(f"{what} may not be {verb} ({_first_line(error)}): check the credentials") from error
-        except _HOPELESS:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise
-            last = error
-    if isinstance(last, WrongContent):
-        raise last
-    raise UserError(
-        f"{what} cannot be {verb} after {retries + 1} attempts ({_first_line(last)}): check the store and the network, "
-        "then run the command again (pretrain: with --resume); --read-retries and --read-timeout allow for a worse one"
-    ) from last
-
-
 class Fetcher:
     """Fetches files below a URL. timeout: seconds of silence after which an attempt is given up."""
 
@@ -475,7 +476,10 @@ class Fetcher:
         return self._storage.describe(name)
 
     def fetch(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
-        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
+        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be.
+
+        The path must exist already, as an empty file: it is watched for growth from the start.
+        """
 
         def attempt() -> None:
             self._get(name, path)
@@ -512,6 +516,20 @@ class Fetcher:
                 raise TimeoutError(f"no byte for {self._timeout:g} s")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+_inherited: list[Any] = []
+
+
+def _keep_inherited() -> None:
+    """In a forked child, keep the parent's drivers from being finalised.
+
+    A finaliser closes their connections by way of the parent's selector, which parent and child share, so the parent's
+    next request would be heard of only when it times out.
+    """
+    classes = [AbstractFileSystem]
+    for kind in classes:
+        classes += kind.__subclasses__()
+        _inherited.extend(getattr(kind, "_cache", {}).values())
+    gc.freeze()
+
+
+os.register_at_fork(after_in_child=_keep_inherited)

@@ -1,22 +1,19 @@
-"""Cutting and encoding: the pixels of a box as a JPEG of its own.
+"""Cuts crops out of an image and encodes them: as JPEG, as PNG or npy, or out of the source JPEG's own blocks.
 
-About 0.15 ms and 6.5 ns a pixel. At the default quality 95 without subsampled colour the crops of photographs stay
-within 40 dB of their source on average; 4:2:0 saves a fifth of the bytes and costs 4 dB, most on small objects.
+``encode_crops``: the pixels of a box as a JPEG of its own, about 0.15 ms and 6.5 ns per pixel. At the default quality
+95 without subsampled colour the crops of photographs stay within 40 dB of their source on average; 4:2:0 saves a fifth
+of the bytes and costs 4 dB, most on small objects.
 
-Members of other pixels than 8-bit RGB JPEG: the pixels of a box as a PNG or npy of their own, measured on the way.
+``encode_members``: pixels other than 8-bit RGB as PNG or npy, measured on the way. About 60 ns per byte for PNG, which
+halves smooth pictures and leaves noise as it is; npy costs next to nothing.
 
-About 60 ns a byte for PNG, which halves smooth pictures and leaves noise as it is; npy costs next to nothing.
-
-Cutting without decoding: crops made of the source JPEG's own blocks, by the turbojpeg library of the system.
-
-A crop is grown outwards to the grid of the source's blocks; how far is its margin, which the trainer cuts off. The
-pixels are exactly the source's: no second compression. About two thirds of decoding the image for its coefficients,
-and 130 us a crop of COCO. Prefer it for large datasets of JPEGs that are good already; crops are then as good, and as
-large, as their source. What is no plain JPEG (YCbCr or grey) or is refused by the library is for the caller to decode
-and encode.
-
-The binding is four functions by ctypes: PyTurboJPEG's ``crop_multiple`` takes a quarter of an image's decoding longer,
-since it makes a new ctypes type for every crop, and lets damaged images pass with a warning.
+``cut_lossless``: no decoding, by the turbojpeg library of the system. A crop is grown outwards to the grid of the
+source's blocks; how far is its margin, which the trainer cuts off. The pixels are exactly the source's: no second
+compression. It takes about two thirds of decoding the image for its coefficients, and 130 us per crop of COCO. Prefer
+it for large datasets of JPEGs that are good already; crops are then as good, and as large, as their source. What is no
+plain JPEG (YCbCr or grey) or is refused by the library is for the caller to decode and encode. The binding is four
+functions by ctypes: PyTurboJPEG's ``crop_multiple`` takes a quarter of an image's decoding longer, since it makes a new
+ctypes type for every crop, and lets damaged images pass with a warning.
 """
 
 import ctypes
@@ -32,7 +29,7 @@ import simplejpeg
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
-from jigsaw_pretrain.prep.images.decode import ImageError, Pixels, head
+from jigsaw_pretrain.prep.images.decode import ImageError, Pixels, header
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
@@ -47,7 +44,7 @@ TURNED = "image is turned by its EXIF orientation"
 REFUSED = "image is refused by the turbojpeg library"
 
 MOST_PIXELS = 32 << 20
-"""Pixels of crops that are cut in one pass over an image: they are held as coefficients, six bytes a pixel."""
+"""Pixels of crops that are cut in one pass over an image: they are held as coefficients, six bytes per pixel."""
 
 MOST_CROPS = 64
 
@@ -120,7 +117,7 @@ class LosslessCut:
 def cut_lossless(raw: bytes, boxes: CropBoxes, width: int, height: int, exif: str) -> LosslessCut:
     """Cut boxes (int32 [n, 4]: left, top, right, bottom) out of an image file that should have that size.
 
-    exif: as in prep.images.decode. Raises UserError where the library is missing.
+    exif: as in prep/images/decode.py. Raises UserError where the library is missing.
     """
     library = load_turbojpeg()
     none = np.zeros((0, 4), dtype=np.int32)
@@ -229,6 +226,6 @@ def _passes(members: CropBoxes) -> Iterator[list[list[int]]]:
 
 def _is_turned(raw: bytes) -> bool:
     try:
-        return head(raw)[2] in range(2, 9)
+        return header(raw)[2] in range(2, 9)
     except ImageError:
         return True

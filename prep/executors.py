@@ -1,18 +1,15 @@
-"""Where part tasks run: concurrent.futures executors, and the one loop that feeds them.
+"""Where part tasks run: in this process, in local processes, on a Dask cluster, or as tasks of an array job.
 
 Local processes by default. Anything that offers ``submit`` will do, as a task is a picklable function of a picklable
-description. Tasks are handed over as places fall free, so a million crops never wait in a queue at once.
+description. ``run_tasks`` hands tasks over as executors become free, so a million crops never wait in a queue at once.
 
-A Dask cluster as an executor: ``--scheduler tcp://host:port``.
+Dask (``--scheduler tcp://host:port``): the cluster's workers must have this package and its lock installed (a part
+refuses other versions, naming them), and reach images and output under the same names. docs/prep-cluster.md shows how
+clusters are started on Slurm, PBS and Kubernetes. Prefer local processes on one machine.
 
-The cluster's workers must have this package and its lock installed (a part refuses other versions, naming them), and
-reach images and output under the same names. docs/cluster.md shows how clusters are started on Slurm, PBS and
-Kubernetes. Local processes do for one machine.
-
-Array jobs: which parts are a task's, where a scheduler starts N copies of a command and nothing coordinates them.
-
-Task I of N takes the parts I, I + N, I + 2N, ...: parts weigh alike, so tasks take alike long. Index and count come
-from the scheduler's own variables where it sets them. Any task may be run again, at any time, on any machine.
+Array jobs, where a scheduler starts N copies of a command and nothing coordinates them: task I of N takes the parts I,
+I + N, I + 2N, ...; parts take about the same time, so tasks do too. Index and count come from the scheduler's own
+variables where it sets them. Any task may be run again, at any time, on any machine.
 """
 
 import multiprocessing
@@ -39,6 +36,11 @@ RETRIES = 3
 _AWS, _KUBERNETES, _SLURM = "AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID"
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class InlineExecutor(Executor):
     """Runs each task at once in this process: for one worker, where a second process would only cost its start."""
 
@@ -59,17 +61,6 @@ def local_executor(workers: int) -> Executor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
 
-@contextmanager
-def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
-    """An executor, of a Dask cluster where one is named, and how many tasks to hand it at once."""
-    if scheduler is not None:
-        with dask_executor(scheduler) as found:
-            yield found
-    else:
-        with local_executor(workers) as executor:
-            yield executor, 2 * workers
-
-
 def _begin_worker() -> None:
     """Leave interrupts to the parent, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,6 +72,44 @@ def _begin_worker() -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """An executor over a running cluster, and how many tasks keep it busy; raises UserError."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise UserError("--scheduler needs Dask. Install it: pip install 'jigsaw-pretrain[dask]'.") from error
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
+    try:
+        threads = sum(client.nthreads().values())
+        executor = client.get_executor(pure=False, retries=RETRIES)
+        try:
+            yield executor, 2 * max(1, threads)
+        finally:
+            executor.shutdown(wait=True)
+    except KilledWorker as error:
+        raise UserError(
+            "A part was given to several Dask workers and each of them died, most likely for want of memory. Give them "
+            "more, or fewer threads each, and run the same command again: it goes on where it stopped."
+        ) from error
+    finally:
+        client.close()
+
+
+@contextmanager
+def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
+    """An executor, of a Dask cluster where one is named, and how many tasks to hand it at once."""
+    if scheduler is not None:
+        with dask_executor(scheduler) as found:
+            yield found
+    else:
+        with local_executor(workers) as executor:
+            yield executor, 2 * workers
 
 
 def run_tasks(
@@ -111,38 +140,6 @@ def run_tasks(
     finally:
         for future in pending:
             future.cancel()
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    """An executor over a running cluster, and how many tasks keep it busy; raises UserError."""
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError as error:
-        raise UserError("--scheduler needs Dask. Install it: pip install 'jigsaw-pretrain[dask]'.") from error
-    try:
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
-    try:
-        threads = sum(client.nthreads().values())
-        executor = client.get_executor(pure=False, retries=RETRIES)
-        try:
-            yield executor, 2 * max(1, threads)
-        finally:
-            executor.shutdown(wait=True)
-    except KilledWorker as error:
-        raise UserError(
-            "A part was given to several Dask workers and each of them died, most likely for want of memory. Give them "
-            "more, or fewer threads each, and run the same command again: it goes on where it stopped."
-        ) from error
-    finally:
-        client.close()
 
 
 @dataclass(frozen=True)

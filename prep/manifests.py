@@ -1,7 +1,7 @@
 """Finishing: the parts' rows become the dataset's manifests, last of all dataset.json.
 
-Needs the output alone, in any process. Reads every part's record and rows once a group: a second for a million crops,
-which are held as one compressed file (about 50 MB) in memory.
+Needs the output alone, in any process. Reads every part's record, and its rows once per group: a second for a million
+crops, which are held as one compressed file (about 50 MB) in memory.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from jigsaw_pretrain.prep.records import (
     PlanRecord,
     check_agreement,
     read_parts,
-    read_plan,
+    require_plan,
     shaping_versions,
     skip_limit,
 )
@@ -40,11 +40,7 @@ def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
     Raises UserError where no plan or not every part is there, a record is of another plan or other versions, or more
     than the share ``max_skipped`` of the images could not be used.
     """
-    plan = read_plan(out)
-    if plan is None:
-        raise UserError(
-            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
-        )
+    plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)
     allowed = skip_limit(max_skipped, out, plan.images_listed)
@@ -68,8 +64,8 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
         for shard in record.shards
         if shard.group == group
     ]
-    seen, schema = _Seen(drawn_context(plan.options)), crops_schema(plan.format_version)
-    crops = table_bytes(schema, seen.watch(_crop_tables(out, records, schema)))
+    statistics, schema = _RowStatistics(drawn_context(plan.options)), crops_schema(plan.format_version)
+    crops = table_bytes(schema, statistics.watch(_crop_tables(out, records, schema)))
     shards = pa.Table.from_pylist(shard_rows, schema=SHARDS)
     skipped = pa.concat_tables(
         [
@@ -77,7 +73,7 @@ def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tupl
             *(skipped_table(record.skipped) for record in records if record.skipped),
         ]
     )
-    summary = seen.summary(plan, records, skipped)
+    summary = statistics.summary(plan, records, skipped)
     made = {
         layout.CROPS: crops,
         layout.SHARD_TABLE: table_bytes(SHARDS, [shards]),
@@ -130,23 +126,24 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
 
 
 def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of each shard: all of S by part, then T, then W. Parts keep one row group a shard, in that order."""
-    places = [
-        (record.part, place)
+    """The rows of each shard: all of S by part, then T, then W. Parts keep one row group per shard, in that order."""
+    row_groups = [
+        (record.part, index)
         for group in GROUPS
         for record in records
-        for place, shard in enumerate(record.shards)
+        for index, shard in enumerate(record.shards)
         if shard.group == group
     ]
 
-    def read(place: tuple[int, int]) -> pa.Table:
-        rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(place[0]))))
-        return rows.read_row_group(place[1], use_threads=False).cast(schema)
+    def read(row_group: tuple[int, int]) -> pa.Table:
+        part, index = row_group
+        rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(part))))
+        return rows.read_row_group(index, use_threads=False).cast(schema)
 
-    return map_ahead(read, places, 1 if out.is_local else REMOTE_THREADS)
+    return map_ahead(read, row_groups, 1 if out.is_local else REMOTE_THREADS)
 
 
-class _Seen:
+class _RowStatistics:
     """Gathers labels, groups and sizes of the rows that pass through ``watch``."""
 
     def __init__(self, context: float | None) -> None:

@@ -1,4 +1,4 @@
-"""The part task: decode a part's images once, publish its shards, then its rows, last its done record.
+"""The part task decodes a part's images once, publishes its shards, then its rows, last its done record.
 
 The unit of work, publishing and retry. The task is a picklable function of a picklable description, the same under
 every executor; it may die at any moment, be retried or run twice: it writes the same bytes, whole files only, and what
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from jigsaw_pretrain.formats.annotations.skipped import Skipped
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION
+from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION, json_bytes
 from jigsaw_pretrain.formats.dataset.shard import tar_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
@@ -28,7 +28,7 @@ from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, member_boxes
 from jigsaw_pretrain.prep.plan.crop_table import margins as beyond
-from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, encode, read_part, shaping_versions
+from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, read_part, shaping_versions
 from jigsaw_pretrain.storage import Storage
 
 
@@ -49,7 +49,7 @@ class PartTask:
     format_version: int
     images: ImageTable
     crops: CropTable
-    places: dict[str, Member] | None = None
+    member_offsets: dict[str, Member] | None = None
     drawn_context: float | None = None
     pixels: PixelFormat = RGB8
 
@@ -115,7 +115,7 @@ def publish_part(task: PartTask, out: Storage) -> PartRecord:
         encoded=dict(sorted(made.encoded.items())) if task.encode == "lossless" else None,
         pixels=None if measure is None else measure.total(),
     )
-    out.publish(layout.part_record(task.number), encode(record))
+    out.publish(layout.part_record(task.number), json_bytes(record))
     return record
 
 
@@ -139,7 +139,7 @@ def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutI
 
     measure: what takes in the members' pixels, of all formats but RGB8.
     """
-    source = ImageSource(task.source, task.places)
+    source = ImageSource(task.source, task.member_offsets)
     members: list[bytes | None] = []
     skipped: list[Skipped] = []
     encoded: Counter[str] = Counter()
@@ -200,9 +200,8 @@ def crop_table(
         "offset": np.array(offsets, dtype=np.int64),
         "size": np.array([len(member) for member in stored], dtype=np.int64),
     }
-    columns |= {name: crops.boxes[:, i] for i, name in enumerate(("left", "top", "right", "bottom"))}
-    boxes = ("box_x", "box_y", "box_width", "box_height")
-    columns |= {name: pa.array(crops.xywh[:, i], mask=empty) for i, name in enumerate(boxes)}
+    columns |= {name: crops.boxes[:, i] for i, name in enumerate(schema.EDGES)}
+    columns |= {name: pa.array(crops.xywh[:, i], mask=empty) for i, name in enumerate(schema.BOX)}
     return pa.table({field.name: columns[field.name] for field in schema.CROPS}, schema=schema.CROPS)
 
 

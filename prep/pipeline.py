@@ -1,7 +1,8 @@
-"""A run of prep: from the names of annotations and images to parts that are cut.
+"""A run of prep: plan -> parts -> manifests, for every command that cuts (shards, retry-skipped, verify --repair).
 
-What the commands share (shards, retry-skipped, verify --repair): making the plan, agreeing with what an output was
-begun as, cutting parts on an executor.
+Makes the plan, checks it against what the output was begun as, and cuts parts on an executor. Where parts are cut again
+(``recut``), dataset.json goes first, so that nobody reads a dataset in change, then the parts' done records, so that a
+run that is cut short leaves parts to be cut, which the same command, or ``shards``, then does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import open_executor, run_tasks
-from jigsaw_pretrain.prep.images.pixel_format import found_pixels
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.inputs import Inputs, remember
 from jigsaw_pretrain.prep.manifests import finish
@@ -27,11 +28,12 @@ from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
     check_agreement,
-    mend_plan_rows,
     publish_plan,
     read_parts,
     read_plan,
     recorded_options,
+    repair_plan_rows,
+    require_plan,
     shaping_versions,
     skip_limit,
 )
@@ -57,7 +59,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
     """
     annotations, options = listed(raw, source, job.options.exif), job.options
     if options.pixels is None:
-        found = found_pixels(annotations, source)
+        found = choose_pixels(annotations, source)
         options = replace(options, pixels=found.pixels)
         if found.note:
             Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
@@ -113,12 +115,12 @@ def begin(plan: Plan, out: Storage) -> None:
         publish_plan(out, plan)
     elif begun.plan != plan.digest:
         raise UserError(
-            f"{out.describe(layout.PLAN)} was made otherwise: plan was {begun.plan[:12]}…, now {plan.digest[:12]}…, "
-            "with the same options and annotations: other images, or sizes that the annotations do not tell. "
-            "Give the same --images to go on with it, or start anew with --overwrite or another --out."
+            f"{out.describe(layout.PLAN)} holds another plan ({begun.plan[:12]}…; this command makes "
+            f"{plan.digest[:12]}…). Options and annotations agree, so the images differ. Give the same --images to go "
+            "on with it, or start anew with --overwrite or another --out."
         )
     else:
-        mend_plan_rows(out, plan)
+        repair_plan_rows(out, plan)
 
 
 def cut(
@@ -166,19 +168,9 @@ def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartT
         pixels=plan.options.stored,
         images=images,
         crops=crops,
-        places=source.places(images.files),
+        member_offsets=source.member_offsets(images.files),
         drawn_context=plan.options.drawn_context,
     )
-
-
-def plan_of(out: Storage) -> PlanRecord:
-    """The plan that ``out`` was begun with; raises UserError where there is none."""
-    plan = read_plan(out)
-    if plan is None:
-        raise UserError(
-            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
-        )
-    return plan
 
 
 def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
@@ -187,12 +179,12 @@ def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
     return {number: record for number, record in found if record is not None}
 
 
-def redo(
+def recut(
     out: str, inputs: Inputs, parts: Iterable[int], workers: int, scheduler: str | None, max_skipped: float
 ) -> Summary:
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
     storage = Storage(out)
-    plan_record = plan_of(storage)
+    plan_record = require_plan(storage)
     options = options_of(plan_record.options, storage.describe(layout.PLAN))
     job = PrepJob(inputs.annotations, inputs.images, out, plan_record.seed, options)
     check_means(options)

@@ -1,23 +1,17 @@
-"""The state of a run on disk: the plan's record and the parts' done records, and what must agree between them.
+"""The state of a run on disk: the plan's record, the parts' done records, markers, and the limit of skipped images.
 
 ``manifests/plan.json`` is written before the first part and says what the dataset will be; every part's done record
 carries the plan's digest and the versions of what shapes bytes. Whoever meets a record of another plan or of other
-versions refuses it and says what differs: parts of two plans never mix.
+versions refuses it and says what differs: parts of two plans never mix. ``remove_dataset`` (``--overwrite``) starts
+anew.
 
-What ``prep status`` sees of unfinished parts: a marker while a part is being cut, another when its task failed.
+Markers are what ``prep status`` sees of unfinished parts: one while a part is being cut, another when its task failed.
+They are hints for people: nothing is decided by them, and a finished dataset has none. They cost two small requests per
+part.
 
-Hints only, for people: nothing is decided by them, and a finished dataset has none. Two small requests a part.
-
-Starting anew in an output that holds another dataset: ``--overwrite``.
-
-Removes what prep wrote there and nothing else, by the names that the old plan tells, so that a listing that lags behind
-leaves nothing; dataset.json first, the plan last, so that it can be cut short and begun again at any point.
-
-How many images may be unusable before a run ends: ``--max-skipped``, a share of all images that are listed.
-
-A dataset of which a tenth is missing is a mistake in the command, not in the data; one of which a thousandth is broken
-is normal. What was done when the share is passed is kept. The share shapes no bytes and is not recorded: it may be
-another one when the run goes on.
+``SkipLimit`` (``--max-skipped``) ends a run of which too many images are unusable: a dataset of which a tenth is
+missing is a mistake in the command, not in the data; one of which a thousandth is broken is normal. What was done when
+the limit is passed is kept. The limit shapes no bytes and is not recorded: it may be another one when the run goes on.
 """
 
 import contextlib
@@ -33,6 +27,7 @@ import msgspec
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset.dataset import json_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
@@ -124,11 +119,6 @@ def recorded_options(options: dict[str, Any], annotations_sha256: str) -> dict[s
     return {**options, "annotations_sha256": annotations_sha256}
 
 
-def encode(record: msgspec.Struct) -> bytes:
-    """A record's bytes: keys sorted, two spaces of indent, a final newline."""
-    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
-
-
 def read_plan(out: Storage) -> PlanRecord | None:
     """The plan that ``out`` was begun with; None where none was. Raises UserError for a damaged record."""
     try:
@@ -141,13 +131,23 @@ def read_plan(out: Storage) -> PlanRecord | None:
         ) from error
 
 
+def require_plan(out: Storage) -> PlanRecord:
+    """The plan that ``out`` was begun with; raises UserError where there is none."""
+    plan = read_plan(out)
+    if plan is None:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
+        )
+    return plan
+
+
 def publish_plan(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped, then its record: where the record is, the rest is too."""
     out.publish(layout.PLAN_SKIPPED, _plan_rows(plan))
-    out.publish(layout.PLAN, encode(plan_record(plan)))
+    out.publish(layout.PLAN, json_bytes(plan_record(plan)))
 
 
-def mend_plan_rows(out: Storage, plan: Plan) -> None:
+def repair_plan_rows(out: Storage, plan: Plan) -> None:
     """Write what the plan skipped once more, where it was lost or damaged."""
     rows = _plan_rows(plan)
     try:
@@ -258,7 +258,11 @@ def _quietly(action: Callable[[], None]) -> None:
 
 
 def remove_dataset(out: Storage) -> None:
-    """Remove a dataset, finished or not, from ``out``."""
+    """Remove a dataset, finished or not, from ``out``: what prep wrote there and nothing else.
+
+    The names come from the old plan too, so that a listing that lags behind leaves nothing; dataset.json goes first and
+    the plan last, so that a removal that was cut short can be done again.
+    """
     out.remove(layout.DATASET)
     try:
         plan = read_plan(out)
@@ -325,7 +329,7 @@ class SkipLimit:
 
 
 def skip_limit(share: float, out: Storage, usable: int) -> SkipLimit:
-    """The allowance of an output that has a plan; usable: images that the plan could use."""
+    """The limit of an output that has a plan; usable: images that the plan could use."""
     table = schema.read_rows(out.read(layout.PLAN_SKIPPED))
     rows = table.select(["image_file", "annotation_id", "ordinal", "reason"]).to_pylist()
     reasons = [

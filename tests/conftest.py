@@ -12,15 +12,12 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="jigsaw-tests-")
 import pytest
 from hypothesis import HealthCheck, settings
 
-SOAK = os.environ.get("JIGSAW_SOAK") == "1"
-"""Set by `make soak`: the same tests, with hundreds of kills and thousands of cases."""
+from tests.helpers.prepped import Drawn
+from tests.helpers.settings import REAL_DATA, SOAK
 
 settings.register_profile("short", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("soak", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("soak" if SOAK else "short")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-REAL_DATA = Path(os.environ.get("JIGSAW_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +28,22 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-LONGEST = (
-    "test_killed_ranks",
-    "test_torchrun",
-    "test_compare",
-    "test_ranks",
-    "test_remote",
-    "test_resume",
-    "test_loop",
-)
-"""The longest files, longest first: begun first, so that none is left for one of two processes at the end."""
+@pytest.fixture
+def drawn(tmp_path: Path) -> Drawn:
+    """An empty dataset to draw into."""
+    (tmp_path / "images").mkdir()
+    return Drawn(tmp_path)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the order within a file stays."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Put the files of slow tests first, longest first, so that none is left for one of two processes at the end.
+
+    A file takes what its marks say, each counted once: ``pytestmark`` for the file, a mark on a test for that test.
+    The order within a file stays.
+    """
+    marks: dict[Path, dict[int, float]] = {}
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            marks.setdefault(item.path, {})[id(mark)] = mark.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -sum(marks.get(item.path, {}).values()))

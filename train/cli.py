@@ -31,7 +31,7 @@ main = LazyGroup(
         "report": ("commands.report:report", "one HTML page about a run, or several side by side"),
         "digest": (
             "commands.digest:digest",
-            "one line a step that says which crops and pixels a batch holds",
+            "one line per step that says which crops and pixels a batch holds",
         ),
     },
 )

@@ -1,17 +1,11 @@
-"""`python -m train evaluate`: how well a run's model names the regions of jigsaws, of this or another dataset.
+"""How well a model names the regions of jigsaws, of this or another dataset: by region, class and group.
 
 Jigsaws are made without augmentation (ratio 1, no flip, centred). A region's prediction is the class with the largest
 logit after averaging the logits over the region's positions, whatever the run's strategy, and with a neck over its
 levels, each counting alike. Beside every accuracy stands the majority share: what always naming the commonest class of
 those crops would reach. Where the dataset leaves the context to the trainer (``--context-at train``) it is drawn here
-as in training, by the recipe's seed and the position: the same crops each time. Costs a forward pass a jigsaw.
-It measures the pre-training task, not detection: compare runs of one dataset by it, and backbones by a detector's AP.
-
-Validation while training: accuracy on a held-out dataset's jigsaws, by region, class and group, every so often.
-
-The same jigsaws every time (unaugmented, from the first position of every lane), each rank judging its own lanes, so
-the figures depend on no number of ranks. It leaves no trace in the run: weights, statistics and randomness after it
-are those of a run without. Costs a forward pass a jigsaw (at most MOST_JIGSAWS) and the start of the workers.
+as in training, by the recipe's seed and the position: the same crops each time. Costs a forward pass per jigsaw. It
+measures the pre-training task, not detection: compare runs of one dataset by it, and backbones by a detector's AP.
 """
 
 from collections.abc import Sequence
@@ -26,6 +20,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.state import State, region_maps
 from jigsaw_pretrain.train.engine.trainer import TrainingJob, Validate
@@ -47,7 +42,7 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(model: torch.nn.Module, source: BatchSource, region_maps: Sequence[torch.Tensor]) -> Predictions:
-    """The model's answer for every region of every jigsaw of the source; the model is put in eval mode.
+    """The model's prediction for every region of every jigsaw of the source; the model is put in eval mode.
 
     region_maps: of each map that the model gives logits of.
     """
@@ -63,7 +58,7 @@ def predict(model: torch.nn.Module, source: BatchSource, region_maps: Sequence[t
 
 
 def score(predictions: Labels, labels: Labels) -> dict[str, Any]:
-    """Count, accuracy and majority share of some answers; the latter two None where there are none."""
+    """Count, accuracy and majority share of some predictions; the latter two None where there are none."""
     count = labels.size
     if not count:
         return {"count": 0, "accuracy": None, "majority_share": None}
@@ -74,20 +69,20 @@ def score(predictions: Labels, labels: Labels) -> dict[str, Any]:
     }
 
 
-def summarise(answers: Predictions, classes: list[str]) -> dict[str, Any]:
+def summarise(found: Predictions, classes: list[str]) -> dict[str, Any]:
     """Scores overall, by region, by group and by class (label order, the background last).
 
     A class's ``share`` is its part of all crops; its majority share would be 1 and is not given.
     """
-    predictions, labels = answers.predictions, answers.labels
+    predictions, labels = found.predictions, found.labels
     by_class = []
     for label, name in enumerate([*classes, "background"]):
         mine = labels == label
-        found = score(predictions[mine], labels[mine])
+        scores = score(predictions[mine], labels[mine])
         by_class.append(
-            {"class": name, "count": found["count"], "accuracy": found["accuracy"], "share": float(mine.mean())}
+            {"class": name, "count": scores["count"], "accuracy": scores["accuracy"], "share": float(mine.mean())}
         )
-    by_group = {group: answers.groups == code for code, group in enumerate(GROUPS)}
+    by_group = {group: found.groups == code for code, group in enumerate(GROUPS)}
     return {
         "jigsaws": len(labels),
         "overall": score(predictions, labels),
@@ -104,9 +99,13 @@ def one_pass(dataset: Dataset) -> int:
 
 
 def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOptions) -> Validate:
-    """What judges a state of the job's run on ``dataset``, which has the run's classes; call it on all ranks."""
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
+    """A function that evaluates a state of the job's run on ``dataset``, which has the run's classes.
 
+    Call it on all ranks, every so often. It takes the same jigsaws every time (unaugmented, from the first position of
+    every lane), each rank its own lanes, so the figures depend on no number of ranks. It leaves no trace in the run:
+    weights, statistics and randomness after it are those of a run without. Costs a forward pass per jigsaw (at most
+    MOST_JIGSAWS) and the start of the workers.
+    """
     recipe, ranks = job.recipe, job.ranks
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
     stream = replace(recipe.stream, augment=False, balance="none")
@@ -130,8 +129,8 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
         finally:
             source.close()
         shares = ranks.all_gather((found.predictions, found.labels, found.groups))
-        answers = Predictions(*(np.concatenate(parts) for parts in zip(*shares, strict=True)))
-        report = summarise(answers, dataset.classes)
+        gathered = Predictions(*(np.concatenate(parts) for parts in zip(*shares, strict=True)))
+        report = summarise(gathered, dataset.classes)
         overall = report["overall"]
         ranks.log_rank_zero(
             f"step {state.step}: validation accuracy {overall['accuracy']:.1%} on {report['jigsaws']} jigsaws "

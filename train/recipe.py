@@ -1,10 +1,10 @@
-"""What is streamed and how it is augmented: the options that decide every batch (section 4.1's augmentation).
-
-Recipes: everything that decides a run's result, as one flat TOML file of typed keys.
+"""Recipes: everything that decides a run's result, as one flat TOML file of typed keys.
 
 A key that is not given has the paper's value, so an empty recipe is the paper's. What does not change the result
 (workers, folders, GPUs) is on the command line instead. A recipe is checked whole before anything is loaded: unknown
 keys are refused with the nearest known one, wrong types and impossible values by name.
+
+StreamOptions are the part of it that decides every batch: what is streamed and how it is augmented (section 4.1).
 """
 
 import difflib
@@ -51,7 +51,7 @@ class StreamOptions:
     largest divisor of the batch not above 64. fit: how a crop meets its region (Table 1). resize_low, resize_high:
     the range of the one resize ratio. flip: the probability of a horizontal flip. augment: False for evaluation
     (ratio 1, no flip, centred). max_repeat: how many times as often as a crop of the best-supplied group one of a thin
-    group may be drawn. balance: which classes are drawn more often than they occur (train.balance).
+    group may be drawn. balance: which classes are drawn more often than they occur (data/lanes.py).
     """
 
     seed: int = 0
@@ -100,23 +100,25 @@ class StreamOptions:
 class Recipe:
     """One run's settings; the defaults are the paper's (section 4.1).
 
-    backbone: a torchvision classification model, timm:NAME, or module:callable (train.outside). norm: bn, or gn in its
-    place, for detectors that are fine-tuned with it (train.norms). init: a weights file to begin from (train.weights).
-    neck: one of train.neck.NECKS, with neck_channels on every level. template_size, template_split: pixels (figure 4b).
-    batch: jigsaws over all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64.
-    fit, resize_low, resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (train.streams).
-    strategy: one of train.losses.STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of
-    its table. steps:
-    optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and scaled
-    linearly to others. mean, std: of pixels in 0..1; none takes ImageNet's for 8-bit RGB, else the dataset's own.
-    checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
-    looks at the device for metrics (every step has its row all the same).
+    backbone: a torchvision classification model, timm:NAME, or module:callable (models/backbones.py). norm: bn, or gn
+    in its place, for detectors that are fine-tuned with it. init: a weights file to begin from (models/weights.py).
+    neck: one of NECKS, with neck_channels on every level. template_size, template_split: pixels (figure 4b). batch:
+    jigsaws over all ranks. lanes: streams of the run; none takes the largest divisor of the batch not above 64. fit,
+    resize_low, resize_high, flip, max_repeat, balance: what the jigsaws are made of and how (StreamOptions). mean, std:
+    of pixels in 0..1; none takes ImageNet's for 8-bit RGB, else the dataset's own.
+
+    strategy: one of STRATEGIES; tau, erf_every: equation 2's threshold and the steps between refreshes of its table.
+    steps: optimizer steps. lr_start, lr_peak, warmup_steps: the schedule, its rates being for a batch of lr_batch and
+    scaled linearly to others.
 
     micro_batch: jigsaws a GPU takes at once, which is what batch norm's statistics are made of; none takes its whole
     share of the batch, else gradients are accumulated over its share. sync_bn: statistics over all GPUs. precision: one
-    of train.precision.PRECISIONS; tf32: whether float32 products on a GPU may be rounded to it. ema: the decay of an
-    average of the weights over steps, which is then what is exported; 0 keeps none. clip_norm: the gradient's largest
-    norm; 0 leaves it as it is.
+    of PRECISIONS; tf32: whether float32 products on a GPU may be rounded to it. ema: the decay of an exponential moving
+    average of the weights, which is then what is exported; 0 keeps none. clip_norm: the gradient's largest norm; 0
+    leaves it as it is.
+
+    checkpoint_every: steps between checkpoints, of which the newest keep_checkpoints stay. log_every: steps between
+    fetches of metrics from the device (every step has its row all the same).
     """
 
     backbone: str = "resnet50"

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.compare.arms import ARMS, choose
 from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
 from jigsaw_pretrain.detect.compare.report import markdown, tables, write_report
-from jigsaw_pretrain.detect.compare.results import outcome
+from jigsaw_pretrain.detect.compare.results import read_result
 from jigsaw_pretrain.detect.compare.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the comparison: tables, curves, all its runs")
 @click.option("--annotations", help="COCO JSON to fine-tune on")
@@ -61,7 +62,7 @@ def compare(
 ) -> None:
     """Tabulate RUNs, or (with --out and the data's options) run and tabulate a whole comparison."""
     if runs:
-        found = [outcome(run) for run in runs]
+        found = [read_result(run) for run in runs]
         if out is not None:
             click.echo(write_report(out, found))
         else:

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 import click
-import torch
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth
 from jigsaw_pretrain.detect.evaluate import (
-    AP,
+    AP_FILE,
     STATS,
     Evaluation,
     Score,
@@ -23,13 +23,13 @@ from jigsaw_pretrain.detect.evaluate import (
     score,
 )
 from jigsaw_pretrain.detect.report import percent, write_page
-from jigsaw_pretrain.detect.run import DETECTOR, DetectorConfig, detector, empty_network, read_config
+from jigsaw_pretrain.detect.run import DetectorConfig, load_detector, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.option("--run", type=click.Path(path_type=Path), help="a finished run of `detect train`")
 @click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
 @click.option("--annotations", type=click.Path(path_type=Path), help="COCO JSON; a run's own validation set otherwise")
@@ -61,12 +61,12 @@ def evaluate(
 
 def _evaluate_results(results: Path, annotations: Path | None, out: Path | None, kind: str) -> None:
     if annotations is None:
-        raise UserError(f"{results} is judged against ground truth: give --annotations FILE")
+        raise UserError(f"{results} is scored against ground truth: give --annotations FILE")
     found = score(read_ground_truth(annotations).truth, read_results(results), kind)
     click.echo(table(found))
     if out is not None:
         document = ap_document(Evaluation(found, None, [], 0.0)) if kind == "bbox" else {"bbox": None, "segm": found}
-        Storage(out).publish(AP, json.dumps(document, indent=2, default=vars).encode() + b"\n")
+        Storage(out).publish(AP_FILE, json.dumps(document, indent=2, default=vars).encode() + b"\n")
 
 
 def _evaluate_run(
@@ -101,16 +101,6 @@ def _validation(
     if found.categories != config.categories:
         raise UserError(f"{chosen} does not define the categories that {run} was trained on: give both the same list")
     return found, Path(folder)
-
-
-def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> torch.nn.Module:
-    """The trained detector of a run's folder; raises UserError where it has not finished."""
-    path = run / DETECTOR
-    if not path.exists():
-        raise UserError(f"{path} is missing: the run has not finished; continue it with `detect train --resume`")
-    model, _ = detector(config, empty_network(config, device), device)
-    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-    return model
 
 
 def table(found: Score) -> str:

@@ -1,7 +1,7 @@
 """`detect train`: fine-tune a detector from scratch, from a weights file or from a pre-training run.
 
 A run is resumed with --resume and is then bit for bit the undisturbed one on a CPU; under torchrun all ranks stop at
-the same step. What a run of a dataset's size comes to is printed before its first step (detect/scaling.py).
+the same step. How the recipe was fitted to the dataset is printed before the first step (detect/recipe.py).
 """
 
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
 from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.train import DetectorJob, run_job
@@ -17,7 +18,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--annotations", required=True, type=click.Path(path_type=Path), help="COCO JSON to train on")
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="folder of its images")
 @click.option("--val-annotations", type=click.Path(path_type=Path), help="COCO JSON to report AP on")

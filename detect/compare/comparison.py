@@ -1,8 +1,8 @@
 """A comparison from its settings to its report: pre-train, sweep the learning rate, fine-tune over seeds, tabulate.
 
-Each arm: one pre-training a seed; the sweep (the same rates for every arm) on a seed of its own, judged by AP on the
+Each arm: one pre-training per seed; the sweep (the same rates for every arm) on a seed of its own, judged by AP on the
 validation images; then the seeds at the best rate. Then the rival at equal total cost: scratch, trained longer by what
-the pre-training took, measured. The order puts scratch and jigsaw first, so a campaign cut short has the main answer.
+the pre-training took, measured. The order puts scratch and jigsaw first, so a comparison cut short has the main answer.
 """
 
 import json
@@ -14,7 +14,7 @@ import click
 
 from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
 from jigsaw_pretrain.detect.compare.report import write_report
-from jigsaw_pretrain.detect.compare.results import RunResult, outcome, spread
+from jigsaw_pretrain.detect.compare.results import RunResult, read_result, spread
 from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, read_recipe
@@ -81,26 +81,26 @@ class Comparison:
         self.folder.mkdir(parents=True, exist_ok=True)
         Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
 
-    def run(self, campaign: TaskRunner) -> bool:
-        """Run what is not done; False where the campaign ran out of time. The report is written in either case."""
+    def run(self, runner: TaskRunner) -> bool:
+        """Run what is not done; False where time ran out. The report is written in either case."""
         finished = True
         try:
             rates = {}
             for arm in self.arms:
-                rates[arm.name] = self._sweep(campaign, arm)
+                rates[arm.name] = self._sweep(runner, arm)
                 for seed in self.settings.seeds:
-                    campaign.run(self._detect(campaign, arm, seed, rates[arm.name]))
+                    runner.run(self._detect(runner, arm, seed, rates[arm.name]))
                 if arm.name == JIGSAW and SCRATCH in rates:
-                    self._equal_cost(campaign, rates[SCRATCH])
+                    self._equal_cost(runner, rates[SCRATCH])
         except OutOfTime:
             finished = False
-        found = self.outcomes()
+        found = self.results()
         if found:
             click.echo(write_report(self.folder, found, self.notes()))
         return finished
 
     def notes(self) -> list[str]:
-        """What a reader of the tables must know."""
+        """What readers of the tables must know."""
         rates = ", ".join(f"{rate:g}" for rate in self.settings.rates)
         sweep = f"the best of {rates} (for batch 16) on the validation images, with a seed that is not reported"
         return [
@@ -110,7 +110,7 @@ class Comparison:
             "Intervals: Student's t at 95 % on differences paired by seed.",
         ]
 
-    def outcomes(self) -> list[RunResult]:
+    def results(self) -> list[RunResult]:
         """The finished runs that are reported."""
         names = [arm.name for arm in self.arms]
         if SCRATCH in names:
@@ -120,22 +120,22 @@ class Comparison:
             for seed in self.settings.seeds:
                 run = self.folder / "detect" / name / f"seed-{seed}"
                 if (run / SUMMARY).exists():
-                    found.append(outcome(run, name))
+                    found.append(read_result(run, name))
         return found
 
-    def _sweep(self, campaign: TaskRunner, arm: Arm) -> float:
+    def _sweep(self, runner: TaskRunner, arm: Arm) -> float:
         """The best learning rate of an arm by AP on the validation images (the only one needs no sweep)."""
         rates = self.settings.rates
         if len(rates) == 1:
             return rates[0]
         best = (-1.0, rates[0])
         for rate in rates:
-            task = self._detect(campaign, arm, SWEEP_SEED, rate, folder=f"sweep-{rate:g}")
-            campaign.run(task)
-            best = max(best, (outcome(task.folder, arm.name).ap["AP"], rate), key=lambda one: one[0])
+            task = self._detect(runner, arm, SWEEP_SEED, rate, folder=f"sweep-{rate:g}")
+            runner.run(task)
+            best = max(best, (read_result(task.folder, arm.name).ap["AP"], rate), key=lambda one: one[0])
         return best[1]
 
-    def _pretrained(self, campaign: TaskRunner, arm: Arm, seed: int) -> str:
+    def _pretrained(self, runner: TaskRunner, arm: Arm, seed: int) -> str:
         """Where an arm starts: scratch, its weights, or its pre-training run of a seed, run if need be."""
         settings = self.settings
         if arm.weights is not None:
@@ -153,7 +153,7 @@ class Comparison:
         for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
-        campaign.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
+        runner.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
         return str(folder)
 
     def _detector(self, arm: Arm) -> DetectorRecipe:
@@ -163,7 +163,7 @@ class Comparison:
 
     def _detect(
         self,
-        campaign: TaskRunner,
+        runner: TaskRunner,
         arm: Arm,
         seed: int,
         rate: float,
@@ -174,7 +174,7 @@ class Comparison:
         """The fine-tuning of an arm with a seed and a rate, its pre-training done first."""
         settings = self.settings
         place = self.folder / "detect" / (name or arm.name) / (folder or f"seed-{seed}")
-        arguments = ["train", "--run", str(place), "--init", self._pretrained(campaign, arm, seed), "--resume"]
+        arguments = ["train", "--run", str(place), "--init", self._pretrained(runner, arm, seed), "--resume"]
         for option in ("annotations", "images", "val_annotations", "val_images"):
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
         if settings.recipe:
@@ -185,9 +185,9 @@ class Comparison:
         what = f"{name or arm.name}, {folder or f'seed {seed}'}, lr {rate:g}"
         return Task(what, "detect", tuple(arguments), place, SUMMARY)
 
-    def _equal_cost(self, campaign: TaskRunner, rate: float) -> None:
+    def _equal_cost(self, runner: TaskRunner, rate: float) -> None:
         """Scratch, trained longer by what the pre-training took."""
-        scratch, jigsaw = ([one for one in self.outcomes() if one.arm == name] for name in (SCRATCH, JIGSAW))
+        scratch, jigsaw = ([one for one in self.results() if one.arm == name] for name in (SCRATCH, JIGSAW))
         extra = spread([one.pretrain_seconds for one in jigsaw])[0]
         own = spread([one.detect_seconds for one in scratch])[0]
         steps = round(scratch[0].steps * (1 + extra / own))
@@ -199,4 +199,4 @@ class Comparison:
         Storage(noted.parent).publish(noted.name, json.dumps(steps).encode())
         arm = next(one for one in self.arms if one.name == SCRATCH)
         for seed in self.settings.seeds:
-            campaign.run(self._detect(campaign, arm, seed, rate, name=EQUAL_COST, more=(f"steps={steps}",)))
+            runner.run(self._detect(runner, arm, seed, rate, name=EQUAL_COST, more=(f"steps={steps}",)))

@@ -60,7 +60,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
         "pre-training s",
         "detector s",
         "in all s",
-        "s a step",
+        "s per step",
         "GPU memory",
         f"AP minus {EQUAL_COST}'s, 95 %",
     ]
@@ -83,9 +83,9 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
     return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
 
 
-def tables(outcomes: Sequence[RunResult]) -> list[Table]:
-    """Both tables of some outcomes."""
-    arms = by_arm(outcomes)
+def tables(results: Sequence[RunResult]) -> list[Table]:
+    """Both tables of some results."""
+    arms = by_arm(results)
     return [main_table(arms), cost_table(arms)]
 
 
@@ -111,23 +111,23 @@ def cost_figure(arms: dict[str, list[RunResult]]) -> Figure:
             heights = [100 * spread([one[1] for one in at])[0] for at in points]
             axes.plot(seconds, heights, "o-", label=name)
         axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
-        axes.legend()
+        axes.legend(frameon=False)
 
     return chart(draw, *2 * ("AP over cost, mean over seeds",), size=(7, 4.5))
 
 
-def write_report(folder: Path, outcomes: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
+def write_report(folder: Path, results: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
     """Write comparison.md, .html and .json; returns the Markdown."""
-    arms, made = by_arm(outcomes), tables(outcomes)
-    devices = sorted({one.device for one in outcomes})
+    arms, made = by_arm(results), tables(results)
+    devices = sorted({one.device for one in results})
     lines = [f"Device: {', '.join(devices)}.", *notes]
     text = markdown(made) + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
     storage = Storage(folder)
     storage.publish(MARKDOWN, text.encode())
     sections = [Section(one["caption"], tables=[html.Table(one["head"], one["rows"])]) for one in made]
     sections.append(Section("Pictures", figures=[cost_figure(arms)]))
-    sections.append(Section("Settings", tables=[html.Table(["as in the run's files"], [["\n".join(lines)]])]))
+    sections.append(Section("Notes", tables=[html.Table(["of the measurement"], [[line] for line in lines])]))
     page = render("Does the pre-training pay?", "Average precision on the validation images.", sections)
     storage.publish(HTML, page.encode())
-    storage.publish(JSON, json.dumps({"runs": to_json(outcomes), "notes": lines}, indent=2).encode() + b"\n")
+    storage.publish(JSON, json.dumps({"runs": to_json(results), "notes": lines}, indent=2).encode() + b"\n")
     return text

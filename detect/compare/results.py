@@ -1,4 +1,4 @@
-"""What finished runs came to: AP and cost by seed, means, spreads, paired differences with their intervals.
+"""The results of finished runs: AP and cost by seed, means, spreads, paired differences with their intervals.
 
 Intervals are Student's t at 95 % over the seeds' paired differences; with one seed there is none. Three seeds make wide
 ones, and that is what three seeds are worth.
@@ -58,8 +58,8 @@ def pretrain_seconds(source: Path) -> float:
     return float(sum(row["device_seconds"] for row in rows))
 
 
-def outcome(run: Path, arm: str | None = None) -> RunResult:
-    """The outcome of a finished run; ``arm`` is derived from its settings where it is not given.
+def read_result(run: Path, arm: str | None = None) -> RunResult:
+    """The result of a finished run; ``arm`` is derived from its settings where it is not given.
 
     Raises UserError for a run that has not finished, or was trained without a validation set.
     """
@@ -94,10 +94,10 @@ def arm_name(config: DetectorConfig) -> str:
     return f"{start}, {recipe.model}, {config.norm_built}, freeze {recipe.freeze}, lr {recipe.lr:g}, {recipe.schedule}"
 
 
-def by_arm(outcomes: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """Outcomes by arm, in the order of their first run, each in the order of seeds."""
+def by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Results by arm, in the order of their first run, each in the order of seeds."""
     found: dict[str, list[RunResult]] = {}
-    for one in outcomes:
+    for one in results:
         found.setdefault(one.arm, []).append(one)
     return {arm: sorted(runs, key=lambda one: one.seed) for arm, runs in found.items()}
 
@@ -120,6 +120,6 @@ def difference(runs: Sequence[RunResult], rivals: Sequence[RunResult], name: str
     return Difference(len(pairs), mean, quantile * deviation / math.sqrt(len(pairs)))
 
 
-def to_json(outcomes: Sequence[RunResult]) -> list[dict[str, Any]]:
+def to_json(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Plain values."""
-    return [asdict(one) for one in outcomes]
+    return [asdict(one) for one in results]

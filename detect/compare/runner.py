@@ -1,8 +1,8 @@
 """Running a comparison's trainings one after the other, in processes of their own, within a budget of seconds.
 
-Every training is a command that resumes, so a campaign that is stopped (by its budget, a signal, a crash) is continued
-by calling it again: what is done is known by the file that a training writes last. One training has the machine to
-itself, for its seconds are part of the result.
+Every training is a command that resumes, so a comparison that is stopped (by its budget, a signal, a crash) is
+continued by calling it again: a training is done when the file that it writes last exists. Trainings never overlap,
+since their seconds are part of the result.
 """
 
 import subprocess
@@ -67,7 +67,7 @@ class TaskRunner:
             raise OutOfTime
         if process.returncode or not task.done:
             lines = Path(log.name).read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no word'}): see {log.name}")
+            raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no output'}): see {log.name}")
 
     def _command(self, task: Task) -> list[str]:
         command = [sys.executable, "-m"]

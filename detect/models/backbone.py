@@ -1,16 +1,14 @@
-"""The detector's backbone: a residual network of torchvision under a chosen norm, and what of it is frozen.
+"""The detector's backbone: a residual network of torchvision under a chosen norm, and which part of it is frozen.
 
 Parameter names are torchvision's own (conv1, bn1, layer1 to layer4), so weights that `train export` writes, and
-torchvision's own files, fit without renaming. Every model registered with torchvision that is a ResNet will do:
-resnet18 to 152, resnext*, wide_resnet*. Prefer mmdetection or detectron2 (`train export --to ...`) for other families.
-
-The three normalisations of a detector: frozen-bn, sync-bn, gn.
+torchvision's own files, fit without renaming. Every ResNet registered with torchvision will do: resnet18 to 152,
+resnext*, wide_resnet*. Prefer mmdetection or detectron2 (`train export --to ...`) for other families. The norms:
 
 - ``frozen-bn``: statistics and affine of the weights stay as they are (the Jigsaw paper's). Only for weights that bring
   statistics; barely trained ones hurt, and random ones are no normalisation at all.
 - ``sync-bn``: batch statistics over all ranks (the scratch paper's choice for large batches). On GPUs torch's own, on
   CPUs the same arithmetic by an all-reduce; one rank alone is plain batch normalisation.
-- ``gn``: 32 groups (the scratch paper's choice), independent of the batch, so the one for one or two images a GPU.
+- ``gn``: 32 groups (the scratch paper's choice), independent of the batch, so the one for one or two images per GPU.
   Layers of other channel counts than multiples of 32 take as many groups as 32 and the count have in common.
 """
 
@@ -34,7 +32,7 @@ STEM = ("conv1", "bn1")
 NormLayer = Callable[[int], nn.Module]
 
 
-def build_trunk(name: str, norm: str, device: torch.device) -> ResNet:
+def build_backbone(name: str, norm: str, device: torch.device) -> ResNet:
     """The randomly initialised network (He normal, from torch's global generator), without its classifier.
 
     Raises UserError for a name torchvision does not have, or one that is no ResNet.
@@ -73,13 +71,13 @@ def freeze(network: ResNet, what: str) -> list[nn.Module]:
     stays bit-identical.
     """
     names = {"none": (), "stem": STEM, "backbone": STEM + STAGES}[what]
-    held = [getattr(network, name) for name in names]
-    for module in held:
+    frozen = [getattr(network, name) for name in names]
+    for module in frozen:
         module.requires_grad_(False)
-    return held
+    return frozen
 
 
-def network_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def backbone_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of the backbone's parts within a detector, under the backbone's own names."""
     body = model.get_submodule("backbone.body")
     for name in STEM + STAGES:
@@ -93,7 +91,7 @@ def backbone_state(model: nn.Module) -> dict[str, Tensor]:
     """The backbone's weights and statistics within a detector, under torchvision's names, on the CPU."""
     return {
         f"{name}.{key}": value.detach().cpu().contiguous().clone()
-        for name, module in network_of(model)
+        for name, module in backbone_modules(model)
         for key, value in module.state_dict().items()
     }
 

@@ -1,11 +1,11 @@
-"""The five detectors, built on torchvision's detection parts around a backbone of detect/trunk.py.
+"""The five detectors, built on torchvision's detection parts around a residual backbone.
 
 - ``faster-rcnn-c4``: the original Faster R-CNN, RPN on layer3 and the RoI head from layer4. Most of it is transferred,
-  so it is the one to judge a pre-training by.
+  so it is the one to judge pre-training by.
 - ``faster-rcnn-fpn``: torchvision's, its state dict's names too. The common baseline.
 - ``mask-rcnn-fpn``: the same with a mask head, where there are segmentations.
 - ``retinanet``: one stage with focal loss, the fastest at inference.
-- ``cascade-rcnn-fpn``: three box heads in a row (detect/cascade.py), for a frozen backbone.
+- ``cascade-rcnn-fpn``: three box heads in a row (detect/models/cascade.py), for a frozen backbone.
 
 Under bf16 only convolutions and matrices run in bfloat16: its 8 bits would move a box at pixel 800 by 4, so features
 and predictions are brought back to float32 before torchvision makes anchors and boxes of them.
@@ -37,43 +37,18 @@ RATIOS = (0.5, 1.0, 2.0)
 LEVELS = ["0", "1", "2", "3"]
 
 
-class IdentityTransform(GeneralizedRCNNTransform):
-    """torchvision's transform for images that come resized: normalises and batches, resizes nothing back or forth."""
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The image and target as they are."""
-        return image, target
-
-    def postprocess(self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any) -> Any:
-        """The detections as they are: boxes in the resized image, masks of 28 x 28 in their boxes."""
-        return result
-
-
-class RegionHead(nn.Module):
-    """C4's box head: the backbone's layer4 on 14 x 14 regions, averaged: [n, C3, 14, 14] -> [n, C4]."""
-
-    def __init__(self, layer4: nn.Module) -> None:
-        super().__init__()
-        self.layer4 = layer4
-
-    def forward(self, regions: Tensor) -> Tensor:
-        """One vector a region."""
-        features: Tensor = self.layer4(regions)
-        return features.mean((2, 3))
-
-
 def label_offset(model: str) -> int:
     """What is added to labels 0..C-1 for the model: 1 where class 0 is the background."""
     return 0 if model == "retinanet" else 1
 
 
-def build(
+def build_detector(
     recipe: DetectorRecipe, network: ResNet, classes: int, anchor_scale: float, added: NormLayer | None
 ) -> nn.Module:
     """A detector of ``classes`` foreground classes around ``network``.
 
-    ``added``: the norm of the layers that the detector adds (detect/norms.py). Takes images as a list of float
-    [3, h, w] in 0..1 and targets as torchvision's models do.
+    ``added``: the norm of the layers that the detector adds (see added_norm). Takes images as a list of float [3, h, w]
+    in 0..1 and targets as torchvision's models do.
     """
     if recipe.model == "faster-rcnn-c4":
         model: nn.Module = _c4(recipe, network, classes, anchor_scale)
@@ -93,18 +68,6 @@ def build(
     return model
 
 
-_PREDICT = (FastRCNNPredictor, MaskRCNNPredictor, CascadePredictor)
-
-
-def _as_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """A forward hook: every floating tensor of the output in float32."""
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, dict):
-        return {key: _as_float32(module, inputs, value) for key, value in output.items()}
-    return type(output)(_as_float32(module, inputs, value) for value in output)
-
-
 def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> FasterRCNN:
     channels = stage_channels(network)
     layer4 = network.layer4
@@ -121,40 +84,6 @@ def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> 
         box_predictor=FastRCNNPredictor(channels[3], classes + 1),
         **_box_options(recipe),
     )
-
-
-class _Body(nn.Module):
-    """A body without a pyramid, as FasterRCNN wants it: a dict of one map, and its channel count."""
-
-    def __init__(self, body: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.out_channels = channels
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """{"0": [n, C, h / 16, w / 16]}."""
-        maps: dict[str, Tensor] = self.body(images)
-        return maps
-
-
-def _box_options(recipe: DetectorRecipe) -> dict[str, Any]:
-    return {
-        "box_batch_size_per_image": recipe.rois,
-        "box_score_thresh": recipe.score_threshold,
-        "box_detections_per_img": recipe.detections,
-    }
-
-
-def _pyramid_backbone(network: ResNet, width: int, added: NormLayer | None, first: int, extra: Any) -> BackboneWithFPN:
-    """The network with a pyramid on its stages from ``first`` (0 is layer1)."""
-    layers = {stage: str(level) for level, stage in enumerate(STAGES[first:])}
-    return BackboneWithFPN(network, layers, stage_channels(network)[first:], width, extra, added)
-
-
-def _box_head(recipe: DetectorRecipe, added: NormLayer | None) -> nn.Module:
-    if recipe.head == "4conv1fc":
-        return FastRCNNConvFCHead((recipe.width, 7, 7), [recipe.width] * 4, [recipe.fc], added)
-    return TwoMLPHead(recipe.width * 49, recipe.fc)
 
 
 def _pyramid(
@@ -208,3 +137,74 @@ def _retinanet(
         score_thresh=recipe.score_threshold,
         detections_per_img=recipe.detections,
     )
+
+
+def _pyramid_backbone(network: ResNet, width: int, added: NormLayer | None, first: int, extra: Any) -> BackboneWithFPN:
+    """The network with a pyramid on its stages from ``first`` (0 is layer1)."""
+    layers = {stage: str(level) for level, stage in enumerate(STAGES[first:])}
+    return BackboneWithFPN(network, layers, stage_channels(network)[first:], width, extra, added)
+
+
+def _box_head(recipe: DetectorRecipe, added: NormLayer | None) -> nn.Module:
+    if recipe.head == "4conv1fc":
+        return FastRCNNConvFCHead((recipe.width, 7, 7), [recipe.width] * 4, [recipe.fc], added)
+    return TwoMLPHead(recipe.width * 49, recipe.fc)
+
+
+def _box_options(recipe: DetectorRecipe) -> dict[str, Any]:
+    return {
+        "box_batch_size_per_image": recipe.rois,
+        "box_score_thresh": recipe.score_threshold,
+        "box_detections_per_img": recipe.detections,
+    }
+
+
+class IdentityTransform(GeneralizedRCNNTransform):
+    """torchvision's transform for images that come resized: normalises and batches, resizes nothing back or forth."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The image and target as they are."""
+        return image, target
+
+    def postprocess(self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any) -> Any:
+        """The detections as they are: boxes in the resized image, masks of 28 x 28 in their boxes."""
+        return result
+
+
+class RegionHead(nn.Module):
+    """C4's box head: the backbone's layer4 on 14 x 14 regions, averaged: [n, C3, 14, 14] -> [n, C4]."""
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """One vector per region."""
+        features: Tensor = self.layer4(regions)
+        return features.mean((2, 3))
+
+
+class _Body(nn.Module):
+    """A body without a pyramid, as FasterRCNN wants it: a dict of one map, and its channel count."""
+
+    def __init__(self, body: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """{"0": [n, C, h / 16, w / 16]}."""
+        maps: dict[str, Tensor] = self.body(images)
+        return maps
+
+
+_PREDICT = (FastRCNNPredictor, MaskRCNNPredictor, CascadePredictor)
+
+
+def _as_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A forward hook: every floating tensor of the output in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {key: _as_float32(module, inputs, value) for key, value in output.items()}
+    return type(output)(_as_float32(module, inputs, value) for value in output)

@@ -1,19 +1,17 @@
-"""Weights for the backbone: read, matched name by name, reported, and refused where they do not fit.
+"""Weights for the backbone and the neck: read, matched name by name, reported, and refused where they do not fit.
 
-A source is a state-dict file under torchvision's names or a run's folder (its backbone.pth, else its newest
-checkpoint); of a file with a neck too (detect/neck.py) the backbone's part is taken. Files are read with
-``weights_only=True``: they cannot run code. Nothing is matched silently: every tensor is counted as matched, missing,
-unexpected or of another shape, and what is missing or odd is refused unless the recipe
-says ``partial = true``. Two differences are no mistakes and are said in words: the classifier's tensors, and batch
-statistics that a group norm has no use for.
+A source is a state-dict file under torchvision's names or a run's folder. Files are read with ``weights_only=True``:
+they cannot run code. Nothing is matched silently: every tensor is counted as matched, missing, unexpected or of another
+shape.
 
-A pre-trained neck in a detector's pyramid: read, matched name by name, reported, and refused where it does not fit.
-
-A neck comes with a pre-training run (`neck = "fpn"`, train.neck), in its folder or in the file that
-`train export --to torchvision-fpn` writes. It has four levels; RetinaNet's pyramid begins at the second, and its P6 and
-P7 are its own. Four differences are no mistakes and are said in words: these two, a norm that the detector's pyramid
-has and the neck was trained without, and the biases which that norm replaces. Everything else is refused. Leave a neck
-out with `neck = "none"`, to compare.
+- *Backbone.* From a run's backbone.pth, else its newest checkpoint; of a file with a neck too, the backbone's part.
+  What is missing or odd is refused unless the recipe says ``partial = true``. Two differences are no mistakes and are
+  reported in words: the classifier's tensors, and batch statistics that a group norm has no use for.
+- *Neck.* It comes with a pre-training run (``neck = "fpn"``), in its folder or in the file that `train export --to
+  torchvision-fpn` writes. It has four levels; RetinaNet's pyramid begins at the second, and its P6 and P7 are its own.
+  Four differences are no mistakes and are reported in words: these two, a norm that the detector's pyramid has and the
+  neck was trained without, and the biases which that norm replaces. All others are refused. Leave a neck out with
+  ``neck = "none"``, to compare.
 """
 
 import re
@@ -37,13 +35,12 @@ from jigsaw_pretrain.train.engine.checkpoint import (
 )
 
 BACKBONE_FILE = "backbone.pth"
+PYRAMID_FILE = "backbone-fpn.pth"
 CHECKPOINTS = "checkpoints"
+LEVELS = 4
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What the names of a batch norm's statistics end with."""
-
-PYRAMID_FILE = "backbone-fpn.pth"
-LEVELS = 4
 
 _NECK_NAME = re.compile(r"(inner_blocks|layer_blocks)\.(\d+)\.(.+)")
 
@@ -96,14 +93,37 @@ class MatchReport(Compared):
         return lines
 
 
+@dataclass(frozen=True)
+class NeckReport(Compared):
+    """How a neck's tensors met the pyramid's.
+
+    finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of the norm of
+    the detector's pyramid, as far as the neck has none. biases: which it replaces.
+    """
+
+    finer: tuple[str, ...]
+    own: tuple[str, ...]
+    norms: tuple[str, ...]
+    biases: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What a person is shown."""
+        lines = self.counted("neck")
+        if self.finer:
+            lines.append(f"  not used: {len(self.finer)} tensors of finer levels than this detector has")
+        if self.own:
+            lines.append(f"  begun at random: {len(self.own)} tensors of levels that only the detector has (P6, P7)")
+        if self.norms:
+            lines.append(
+                f"  of the pyramid's norm {len(self.norms)} tensors are not in the neck and begin as built; "
+                f"{len(self.biases)} biases that it replaces are left out"
+            )
+        return lines
+
+
 def few(names: tuple[str, ...], most: int = 6) -> str:
     """The first of some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def source_file(source: Path) -> Path:
-    """The file a source means: itself, or a run folder's backbone.pth where there is one."""
-    return source / BACKBONE_FILE if source.is_dir() and (source / BACKBONE_FILE).exists() else source
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
@@ -123,6 +143,27 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     if any(name.startswith(BODY) for name in state):
         return {name.removeprefix(BODY): one for name, one in state.items() if name.startswith(BODY)}
     return state
+
+
+def read_neck(source: Path) -> dict[str, Tensor]:
+    """The neck of a run's folder or of a weights file, in the names of a FeaturePyramidNetwork; empty without one.
+
+    Raises UserError where the file cannot be read safely.
+    """
+    if source.is_dir() and (source / PYRAMID_FILE).exists():
+        source = source / PYRAMID_FILE
+    if not source.is_dir():
+        state = read_file(source)
+        return {name.removeprefix(PYRAMID): one for name, one in state.items() if name.startswith(PYRAMID)}
+    if (source / BACKBONE_FILE).exists():
+        return {}
+    found = newest_checkpoint(source / CHECKPOINTS, lambda _: None)
+    return neck_state(trained_state(found[1])) if found is not None else {}
+
+
+def source_file(source: Path) -> Path:
+    """The file a source means: itself, or a run folder's backbone.pth where there is one."""
+    return source / BACKBONE_FILE if source.is_dir() and (source / BACKBONE_FILE).exists() else source
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -192,56 +233,6 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
     return report
 
 
-@dataclass(frozen=True)
-class NeckReport(Compared):
-    """How a neck's tensors met the pyramid's.
-
-    finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of the norm of
-    the detector's pyramid, as far as the neck has none. biases: which it replaces.
-    """
-
-    finer: tuple[str, ...]
-    own: tuple[str, ...]
-    norms: tuple[str, ...]
-    biases: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """What a person is shown."""
-        lines = self.counted("neck")
-        if self.finer:
-            lines.append(f"  not used: {len(self.finer)} tensors of finer levels than this detector has")
-        if self.own:
-            lines.append(f"  begun at random: {len(self.own)} tensors of levels that only the detector has (P6, P7)")
-        if self.norms:
-            lines.append(
-                f"  of the pyramid's norm {len(self.norms)} tensors are not in the neck and begin as built; "
-                f"{len(self.biases)} biases that it replaces are left out"
-            )
-        return lines
-
-
-def _is_norm(name: str) -> bool:
-    """Whether an entry is of the layer after a convolution."""
-    match = _NECK_NAME.fullmatch(name)
-    return match is not None and match[3].startswith("1.")
-
-
-def read_neck(source: Path) -> dict[str, Tensor]:
-    """The neck of a run's folder or of a weights file, in the names of a FeaturePyramidNetwork; empty without one.
-
-    Raises UserError where the file cannot be read safely.
-    """
-    if source.is_dir() and (source / PYRAMID_FILE).exists():
-        source = source / PYRAMID_FILE
-    if not source.is_dir():
-        state = read_file(source)
-        return {name.removeprefix(PYRAMID): one for name, one in state.items() if name.startswith(PYRAMID)}
-    if (source / BACKBONE_FILE).exists():
-        return {}
-    found = newest_checkpoint(source / CHECKPOINTS, lambda _: None)
-    return neck_state(trained_state(found[1])) if found is not None else {}
-
-
 def pyramid_of(model: nn.Module) -> FeaturePyramidNetwork | None:
     """The detector's pyramid; None where it has none."""
     found = getattr(model.get_submodule("backbone"), "fpn", None)
@@ -290,6 +281,12 @@ def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source
         raise UserError("\n".join(report.lines()) + f"\n{_remedy(placed, ours)}, or --set neck=none to leave it out.")
     pyramid.load_state_dict({name: placed[name] for name in matched}, strict=False)
     return report
+
+
+def _is_norm(name: str) -> bool:
+    """Whether an entry is of the layer after a convolution."""
+    match = _NECK_NAME.fullmatch(name)
+    return match is not None and match[3].startswith("1.")
 
 
 def _remedy(neck: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Reading COCO JSON: images, boxes and categories, straight into typed records.
+"""Reads COCO JSON: images, boxes and categories, straight into typed records.
 
 msgspec skips polygons and everything else that is not asked for: a million boxes of a 600 MB file take about 3 s and
 1 GB, and its errors carry the JSON path. A file with NaN, Infinity or out-of-range numbers, which JSON does not know

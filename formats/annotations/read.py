@@ -1,7 +1,8 @@
-"""Which kind of annotations a path or URL holds, read whole: COCO JSON, Pascal VOC XML, YOLO txt with data.yaml.
+"""Reads annotations of any kind from a path or URL: COCO JSON, Pascal VOC XML, YOLO txt with data.yaml.
 
-Decided by content, never by name. The files are read and hashed once; ``listed`` then turns them into Annotations,
-opening images only for sizes that the annotations do not tell (YOLO never does).
+The content decides which kind it is, never the name. The files are read and hashed once;
+``listed`` then turns them into Annotations, opening images only for sizes that the annotations do not tell (YOLO never
+does).
 """
 
 import hashlib
@@ -84,7 +85,7 @@ def listed(raw: RawAnnotations, images: ImageFiles, exif: str) -> Annotations:
 
 
 def with_sizes(entries: Sequence[ImageEntry], images: ImageFiles, exif: str) -> list[ImageEntry]:
-    """The entries, those without width and height measured in their files' heads."""
+    """The entries, those without width and height measured in their files' headers."""
     wanted = [
         index
         for index, entry in enumerate(entries)

@@ -1,4 +1,4 @@
-"""Why a thing was not used: the reasons, and the rows of skipped.parquet.
+"""Why an image or annotation was not used: the reasons, and the rows of skipped.parquet.
 
 Reasons are short and fixed, so that a table can count them; what is particular to one case follows a colon.
 """
@@ -67,7 +67,7 @@ class Skipped:
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:
-    """The rows as a table of manifest.SKIPPED, in the order given."""
+    """The rows as a table of schema.SKIPPED, in the order given."""
     listed = list(rows)
     return pa.table(
         {field.name: [getattr(row, field.name) for row in listed] for field in schema.SKIPPED},

@@ -1,15 +1,14 @@
-"""Annotations as columns: what every reader hands to the plan.
+"""Annotations as columns: the table that every reader fills and the plan is made from.
 
-A reader (prep/coco.py, prep/voc.py, prep/yolo.py) turns files into image entries and box columns; ``assemble``
-does what all kinds of annotations need: file names are checked and brought to one form, entries that name one file
-become one image, every image gets its identity and every box its ordinal. About a second for a million boxes.
+A reader (coco.py, voc.py, yolo.py) turns files into image entries and box columns; ``assemble`` does what all kinds of
+annotations need: file names are checked and brought to one form, entries that name one file become one image, every
+image gets its identity and every box its ordinal. About a second for a million boxes. Readers of formats that hold
+boxes in many small files gather them one by one in a BoxList.
 
 Identity. An image's identity is its relative path without suffix. Where two files of a dataset differ in their suffix
 only (``a/x.jpg`` and ``a/x.png``), the identity of each of them is its whole path, so that both are used and their
 crops' keys differ. One file that is named by several entries of the same size is one image: its boxes are those of all
 entries, in the order of the file. An entry that repeats a file with another size loses its boxes to skipped.parquet.
-
-Boxes gathered one by one, for readers of formats that hold them in many small files.
 """
 
 from collections import defaultdict
@@ -63,6 +62,37 @@ class BoxColumns:
     has_id: npt.NDArray[np.bool_]
     crowd: npt.NDArray[np.bool_]
     reason: npt.NDArray[np.uint8]
+
+
+class BoxList:
+    """Collects boxes in order and turns them into columns; such boxes have no annotation ids."""
+
+    def __init__(self) -> None:
+        self._entry: list[int] = []
+        self._xywh: list[tuple[float, float, float, float]] = []
+        self._label: list[int] = []
+        self._crowd: list[bool] = []
+
+    def add(self, entry: int, xywh: tuple[float, float, float, float], label: int, crowd: bool = False) -> None:
+        """Add a box of an image entry; label -1: of an unknown category."""
+        self._entry.append(entry)
+        self._xywh.append(xywh)
+        self._label.append(label)
+        self._crowd.append(crowd)
+
+    def columns(self) -> BoxColumns:
+        """All boxes."""
+        count = len(self._entry)
+        label = np.array(self._label, dtype=np.int64)
+        return BoxColumns(
+            entry=np.array(self._entry, dtype=np.int64),
+            xywh=np.array(self._xywh, dtype=np.float64).reshape(count, 4),
+            label=label,
+            annotation_id=np.zeros(count, dtype=np.int64),
+            has_id=np.zeros(count, dtype=bool),
+            crowd=np.array(self._crowd, dtype=bool),
+            reason=np.where(label < 0, BoxReason.UNKNOWN_CATEGORY, BoxReason.USABLE).astype(np.uint8),
+        )
 
 
 @dataclass(frozen=True)
@@ -195,34 +225,3 @@ def ordinals(image: Ints) -> Ints:
     result = np.empty(len(image), dtype=np.int64)
     result[order] = np.arange(len(grouped)) - run
     return result
-
-
-class BoxList:
-    """Collects boxes in order and turns them into columns; such boxes have no annotation ids."""
-
-    def __init__(self) -> None:
-        self._entry: list[int] = []
-        self._xywh: list[tuple[float, float, float, float]] = []
-        self._label: list[int] = []
-        self._crowd: list[bool] = []
-
-    def add(self, entry: int, xywh: tuple[float, float, float, float], label: int, crowd: bool = False) -> None:
-        """Add a box of an image entry; label -1: of an unknown category."""
-        self._entry.append(entry)
-        self._xywh.append(xywh)
-        self._label.append(label)
-        self._crowd.append(crowd)
-
-    def columns(self) -> BoxColumns:
-        """All boxes."""
-        count = len(self._entry)
-        label = np.array(self._label, dtype=np.int64)
-        return BoxColumns(
-            entry=np.array(self._entry, dtype=np.int64),
-            xywh=np.array(self._xywh, dtype=np.float64).reshape(count, 4),
-            label=label,
-            annotation_id=np.zeros(count, dtype=np.int64),
-            has_id=np.zeros(count, dtype=bool),
-            crowd=np.array(self._crowd, dtype=bool),
-            reason=np.where(label < 0, BoxReason.UNKNOWN_CATEGORY, BoxReason.USABLE).astype(np.uint8),
-        )

@@ -1,6 +1,6 @@
-"""Reading Pascal VOC: a folder of XML files, one an image.
+"""Reads Pascal VOC: a folder of XML files, one per image.
 
-About 0.1 ms a file. Classes are the names in use, sorted, or the lines of ``classes.txt`` beside the files. Boxes are
+About 0.1 ms per file. Classes are the names in use, sorted, or the lines of ``classes.txt`` beside the files. Boxes are
 xmin, ymin, xmax, ymax: counted from 1 with both ends included, as VOC's own are, unless a 0 occurs among all files'
 xmin and ymin, which no such file can hold: then they are edges counted from 0, as many exporters write them. An
 object's parts are no objects. Files that declare entities are refused, so that none can grow beyond its size.
@@ -102,7 +102,7 @@ def _classes(files: Mapping[str, bytes], objects: list[list[_Object]], source: s
     try:
         names = [line.strip() for line in files[CLASSES_FILE].decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}/{CLASSES_FILE} is not UTF-8 text. Write one class name a line.") from error
+        raise UserError(f"{source}/{CLASSES_FILE} is not UTF-8 text. Write one class name per line.") from error
     if len(set(names)) < len(names):
         raise UserError(f"{source}/{CLASSES_FILE} names a class twice. Write each class name once.")
     return names

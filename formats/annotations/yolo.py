@@ -1,7 +1,7 @@
-"""Reading YOLO: a txt file an image, lines of ``class x y width height`` as shares of the image; data.yaml has names.
+"""Reads YOLO labels: one txt file per image, lines of ``class x y width height`` as shares of it; data.yaml has names.
 
 A label file belongs to the image of the same path and stem; an image without one is background, where its folder has
-label files at all. Sizes come from the images' heads (0.2 ms each locally). Lines of more than five numbers are
+label files at all. Sizes come from the images' headers (0.2 ms each locally). Lines of more than five numbers are
 polygons; their bounds are taken, as YOLO's own trainers do. Numbers that lie within a thousandth of a whole pixel are
 whole: six or ten decimals cannot say it better, and whole boxes then give the very crops of the COCO file.
 """
@@ -52,7 +52,8 @@ def read_yolo(
 ) -> tuple[list[str], list[ImageEntry], BoxColumns]:
     """Class names, image entries and boxes.
 
-    labels: label files by path below their folder; images: files below the image folder; measure: see prep.source.
+    labels: label files by path below their folder; images: files below the image folder; measure: gives the
+    width and height of each file, or the reason why it has none.
     """
     text_of = {_stem(path): raw for path, raw in labels.items()}
     labelled = {str(PurePosixPath(stem).parent) for stem in text_of}

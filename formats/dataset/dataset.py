@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 """Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""
 
 EXTENDED = 2
-"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of manifest.MARGINS."""
+"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of schema.MARGINS."""
 
 READABLE = (FORMAT_VERSION, EXTENDED)
 
@@ -41,8 +41,13 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     totals: dict[str, Any]
 
     def to_json(self) -> bytes:
-        """The file's bytes: keys sorted, two spaces of indent, a final newline."""
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2) + b"\n"
+        """The file's bytes."""
+        return json_bytes(self)
+
+
+def json_bytes(record: msgspec.Struct) -> bytes:
+    """A record as a JSON file: keys sorted, two spaces of indent, a final newline."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
 
 
 class ShardRow(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Names of shards, members and records: the only place that builds or reads them."""
+"""Names of shards, members and records in a dataset: this is the only module that builds or reads them."""
 
 import hashlib
 import re

@@ -1,9 +1,9 @@
 """The Parquet tables of ``OUT/manifests``: their columns, and how they are written.
 
-``crops.parquet`` has a row a crop, sorted by shard, with one row group a shard in shards.parquet's order, so that it
-is the shards' index as well: row group ``i`` belongs to row ``i`` of ``shards.parquet`` and its rows stand in the
+``crops.parquet`` has one row per crop, sorted by shard, and one row group per shard in shards.parquet's order, so that
+it is the shards' index as well: row group ``i`` belongs to row ``i`` of ``shards.parquet`` and its rows stand in the
 order of the shard's members. Reading one row group of 4,000 crops takes about 3 ms.
-manifests/README.md defines every column in words; a change of a schema is a change of FORMAT_VERSION.
+manifests/README.md defines every column in words; a change of a schema is a change of dataset.FORMAT_VERSION.
 """
 
 import io
@@ -76,7 +76,7 @@ def crops_schema(format_version: int) -> pa.Schema:
 
 
 def table_bytes(schema: pa.Schema, row_groups: Iterable[pa.Table]) -> bytes:
-    """A Parquet file with one row group a table, in order; empty tables give none.
+    """A Parquet file with one row group per table, in order; empty tables give none.
 
     The bytes depend on the rows and pyarrow's version alone.
     """

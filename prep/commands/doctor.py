@@ -1,16 +1,9 @@
-"""What ``prep doctor`` looks for in annotations: each check gives findings, in words, with counts and examples.
+"""``prep doctor`` tells what is wrong with a dataset before any work is done on it; it writes nothing.
 
-Pure functions of what was read; the images' own checks are in prep.checkup. A second for a million boxes.
-
-What ``prep doctor`` looks for in image files: all heads, and with ``--deep`` all pixels.
-
-About 0.2 ms an image for its head, 5 ms for its pixels, read ahead by threads. From a store a head is one request.
-
-``prep doctor``: what is wrong with a dataset, before any work is done on it; nothing is written.
-
-Reads the annotations and every image's head (0.2 ms each locally), with ``--deep`` every pixel (5 ms each). Exit 0:
-clean; 1: warnings, things that prep leaves out or that are likely mistakes; 2: it cannot be prepped. ``shards
---dry-run`` is quicker where only the plan is wanted.
+Reads the annotations (a second for a million boxes) and every image's header (0.2 ms each locally, one request each
+from a store), with ``--deep`` every pixel (5 ms each), ahead by threads. Each check gives findings in words, with
+counts and examples. Exit 0: clean; 1: warnings, things that prep leaves out or that are likely mistakes; 2: it cannot
+be prepped. Prefer ``shards --dry-run``, which is quicker, where only the plan is wanted.
 """
 
 import json
@@ -24,16 +17,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.pixels import PixelFormat
-from jigsaw_pretrain.prep.commands.shards import ANNOTATIONS_HELP, IMAGES_HELP
+from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.images.decode import ImageError, decode_raster
-from jigsaw_pretrain.prep.images.pixel_format import found_pixels
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.plan.forecast import Summary, planned
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
@@ -43,12 +36,11 @@ from jigsaw_pretrain.storage import map_ahead
 NOTE, WARNING, ERROR = "note", "warning", "error"
 """A fact; something that costs data or is likely a mistake; something that prevents prep."""
 
+STATES = ("clean", "warnings", "cannot be prepped")
+"""What is said for each exit status."""
+
 EXAMPLES = 3
 MUCH_CROWD = 0.1
-
-Head = tuple[int, int, int] | ImageError
-
-STATES = ("clean", "warnings", "cannot be prepped")
 SKIPPED_SHARE = 0.01
 
 
@@ -61,6 +53,62 @@ class Finding:
     count: int
     text: str
     examples: list[str] = field(default_factory=list)
+
+
+@click.command(cls=Command)
+@options.annotations
+@options.images
+@click.option(
+    "--exif",
+    type=click.Choice(("ignore", "apply")),
+    default="ignore",
+    show_default=True,
+    help="How EXIF rotation is treated, as in `shards`.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
+@click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
+def doctor(annotations: str, images: str, exif: str, seed: int, deep: bool, as_json: bool) -> None:
+    """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
+    findings: list[Finding] = []
+    summary: Summary | None = None
+    try:
+        with one_line_errors(annotations):
+            for found in examine(annotations, images, PlanOptions(exif=exif), seed, deep):
+                if isinstance(found, Summary):
+                    summary = found
+                else:
+                    findings.append(found)
+    except UserError as error:
+        findings.append(Finding(ERROR, "cannot be prepped", 1, error.message))
+    levels = {finding.level for finding in findings}
+    state = 2 if ERROR in levels else 1 if WARNING in levels else 0
+    if as_json:
+        click.echo(json.dumps(report(state, findings, summary), indent=2))
+    else:
+        _print(Console(), state, findings, summary)
+    sys.exit(state)
+
+
+def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) -> Iterator[Finding | Summary]:
+    """All findings, and the plan's figures; raises UserError where it cannot be prepped."""
+    raw = read_annotations(url, images)
+    source = ImageSource(images)
+    source.check()
+    if raw.kind == "coco":
+        yield from coco_findings(decode(raw.files[""], raw.source))
+    annotations = listed(raw, source, options.exif)
+    decided = choose_pixels(annotations, source)
+    if decided.note:
+        yield Finding(NOTE, "pixels", 1, decided.note)
+    plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
+    yield from box_findings(annotations, plan)
+    found = check_images(annotations, source, options.exif, decided.pixels, deep)
+    yield from image_findings(found, options.exif)
+    yield from _usable(plan, set(found.trouble))
+    summary = planned(plan)
+    yield from plan_findings(summary)
+    yield summary
 
 
 def coco_findings(coco: CocoFile) -> Iterator[Finding]:
@@ -100,44 +148,31 @@ def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:
         share = len(crowd) / max(1, len(annotations.image))
         level = WARNING if share > MUCH_CROWD else NOTE
         yield Finding(level, "crowd share", len(crowd), f"{share:.1%} of the boxes are crowd regions, never cut out")
-    for reason, places in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for reason, boxes in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         if reason != BoxReason.UNKNOWN_CATEGORY.text:
-            yield Finding(WARNING, reason, len(places), "not used", places[:EXAMPLES])
+            yield Finding(WARNING, reason, len(boxes), "not used", boxes[:EXAMPLES])
     used = set(plan.crops.label.tolist())
     empty = [name for label, name in enumerate(plan.classes) if label not in used]
     if empty:
         yield Finding(WARNING, "categories without boxes", len(empty), "labels that no crop has", empty[:EXAMPLES])
 
 
-def plan_findings(summary: Summary) -> Iterator[Finding]:
-    """What the plan's figures warn of: thin and empty groups, small objects, missing background."""
-    for text in summary.warnings():
-        yield Finding(WARNING, "groups" if "group" in text else "plan", 1, text)
-
-
-def _repeated(values: Iterable[Hashable]) -> Counter[Hashable]:
-    return Counter({value: count for value, count in Counter(values).items() if count > 1})
-
-
-def _warn(check: str, found: Counter[Hashable] | Counter[int | float], text: str, count: int | None = None) -> Finding:
-    some: Sequence[tuple[Hashable, int]] = found.most_common(EXAMPLES)
-    return Finding(WARNING, check, len(found) if count is None else count, text, [str(value) for value, _ in some])
-
-
 @dataclass(frozen=True)
-class Checkup:
+class ImageCheck:
     """trouble: what is wrong with each image that cannot be used, by file. rotated: files that EXIF turns."""
 
     trouble: dict[str, str]
     rotated: list[str]
 
 
-def check_images(annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool) -> Checkup:
+def check_images(
+    annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool
+) -> ImageCheck:
     """Look at every image that is listed with a usable size; pixels: the dataset's. Raises StoreError."""
     trouble: dict[str, str] = {}
     rotated = []
     sizes = list(zip(annotations.widths.tolist(), annotations.heights.tolist(), strict=True))
-    for file, size, found in zip(annotations.files, sizes, _heads(source, annotations.files), strict=True):
+    for file, size, found in zip(annotations.files, sizes, _headers(source, annotations.files), strict=True):
         if isinstance(found, ImageError):
             trouble[file] = str(found)
             continue
@@ -159,11 +194,21 @@ def check_images(annotations: Annotations, source: ImageSource, exif: str, pixel
                 decode_raster(raw, *expected[file], exif, pixels)
             except ImageError as error:
                 trouble[file] = str(error)
-    return Checkup(trouble, rotated)
+    return ImageCheck(trouble, rotated)
 
 
-def image_findings(found: Checkup, exif: str) -> Iterator[Finding]:
-    """The checkup in findings, by reason."""
+def _headers(source: ImageSource, files: Sequence[str]) -> list[tuple[int, int, int] | ImageError]:
+    def of_one(file: str) -> tuple[int, int, int] | ImageError:
+        try:
+            return source.header(file)
+        except ImageError as trouble:
+            return trouble
+
+    return list(map_ahead(of_one, files, source.threads))
+
+
+def image_findings(found: ImageCheck, exif: str) -> Iterator[Finding]:
+    """What the images' check found, by reason."""
     by_reason: dict[str, list[str]] = {}
     for file, reason in found.trouble.items():
         kind, _, detail = reason.partition(": ")
@@ -175,68 +220,6 @@ def image_findings(found: Checkup, exif: str) -> Iterator[Finding]:
         yield Finding(WARNING, "EXIF-rotated files", len(found.rotated), text, found.rotated[:EXAMPLES])
 
 
-def _heads(source: ImageSource, files: Sequence[str]) -> list[Head]:
-    def of_one(file: str) -> Head:
-        try:
-            return source.head(file)
-        except ImageError as trouble:
-            return trouble
-
-    return list(map_ahead(of_one, files, source.threads))
-
-
-@click.command()
-@click.option("--annotations", "annotation_file", required=True, metavar="FILE", help=ANNOTATIONS_HELP)
-@click.option("--images", required=True, metavar="DIR", help=IMAGES_HELP)
-@click.option(
-    "--exif", type=click.Choice(("ignore", "apply")), default="ignore", show_default=True, help="As of shards."
-)
-@click.option("--seed", default=0, show_default=True, help="Of the plan whose totals are told.")
-@click.option("--deep", is_flag=True, help="Decode every image, not only its head.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
-def doctor(annotation_file: str, images: str, exif: str, seed: int, deep: bool, as_json: bool) -> None:
-    """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
-    findings: list[Finding] = []
-    summary: Summary | None = None
-    try:
-        with one_line_errors(annotation_file):
-            for found in examine(annotation_file, images, PlanOptions(exif=exif), seed, deep):
-                if isinstance(found, Summary):
-                    summary = found
-                else:
-                    findings.append(found)
-    except UserError as error:
-        findings.append(Finding(ERROR, "cannot be prepped", 1, error.message))
-    levels = {finding.level for finding in findings}
-    state = 2 if ERROR in levels else 1 if WARNING in levels else 0
-    if as_json:
-        click.echo(json.dumps(report(state, findings, summary), indent=2))
-    else:
-        _print(Console(), state, findings, summary)
-    sys.exit(state)
-
-
-def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) -> Iterator[Finding | Summary]:
-    """All findings, and the plan's figures; raises UserError where it cannot be prepped."""
-    raw = read_annotations(url, images)
-    source = ImageSource(images)
-    source.check()
-    if raw.kind == "coco":
-        yield from coco_findings(decode(raw.files[""], raw.source))
-    annotations = listed(raw, source, options.exif)
-    decided = found_pixels(annotations, source)
-    if decided.note:
-        yield Finding(NOTE, "pixels", 1, decided.note)
-    plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
-    yield from box_findings(annotations, plan)
-    found = check_images(annotations, source, options.exif, decided.pixels, deep)
-    yield from image_findings(found, options.exif)
-    yield from _usable(plan, set(found.trouble))
-    summary = planned(plan)
-    yield from plan_findings(summary)
-    yield summary
-
-
 def _usable(plan: Plan, trouble: set[str]) -> Iterator[Finding]:
     left_out = sum(row.image_file is not None and row.ordinal is None for row in plan.skipped)
     share = (len(trouble) + left_out) / max(1, plan.listed_images + left_out)
@@ -245,6 +228,21 @@ def _usable(plan: Plan, trouble: set[str]) -> Iterator[Finding]:
     elif share > SKIPPED_SHARE:
         text = f"{share:.1%} of the images cannot be used: prep stops unless allowed more, with --max-skipped"
         yield Finding(WARNING, "share of unusable images", len(trouble) + left_out, text)
+
+
+def plan_findings(summary: Summary) -> Iterator[Finding]:
+    """What the plan's figures warn of: thin and empty groups, small objects, missing background."""
+    for text in summary.warnings():
+        yield Finding(WARNING, "groups" if "group" in text else "plan", 1, text)
+
+
+def _repeated(values: Iterable[Hashable]) -> Counter[Hashable]:
+    return Counter({value: count for value, count in Counter(values).items() if count > 1})
+
+
+def _warn(check: str, found: Counter[Hashable] | Counter[int | float], text: str, count: int | None = None) -> Finding:
+    some: Sequence[tuple[Hashable, int]] = found.most_common(EXAMPLES)
+    return Finding(WARNING, check, len(found) if count is None else count, text, [str(value) for value, _ in some])
 
 
 def report(state: int, findings: list[Finding], summary: Summary | None) -> dict[str, Any]:

@@ -1,22 +1,20 @@
-"""`finish`: the manifests, after the tasks of an array job."""
+"""``prep finish`` makes the manifests, after the tasks of an array job."""
 
 import time
 
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.records import MAX_SKIPPED
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
 
-@click.command("finish")
+@click.command("finish", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
-@click.option(
-    "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."
-)
+@options.max_skipped
 def finish_command(out: str, max_skipped: float) -> None:
     """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
     begun = time.monotonic()

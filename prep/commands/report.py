@@ -1,12 +1,13 @@
-"""`report`: one HTML page that shows whether the crops are right."""
+"""``prep report`` writes one HTML page that shows whether the crops are right."""
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.prep.report.page import page
 from jigsaw_pretrain.storage import Storage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, help="the dataset: a folder or an fsspec URL, as given to `shards`")
 @click.option("--file", "name", default="report.html", show_default=True, help="the page, below OUT")
 def report(out: str, name: str) -> None:

@@ -1,7 +1,6 @@
-"""Cutting parts again: after a cause of skipped images was mended (``retry-skipped``), or a shard was damaged (verify).
+"""``prep retry-skipped`` cuts the parts of skipped images again, once the cause is fixed.
 
-dataset.json goes first, so that nobody reads a dataset in change; then the parts' done records, so that a run that is
-cut short leaves parts to be cut, which the same command, or ``shards``, then does. Costs what cutting them costs.
+Costs what cutting these parts costs (``recut`` of prep/pipeline.py).
 """
 
 import time
@@ -9,25 +8,24 @@ import time
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Share, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import usable_cores
 from jigsaw_pretrain.prep.inputs import recall
-from jigsaw_pretrain.prep.pipeline import done_records, plan_of, redo
-from jigsaw_pretrain.prep.records import MAX_SKIPPED
+from jigsaw_pretrain.prep.pipeline import done_records, recut
+from jigsaw_pretrain.prep.records import require_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
 
-@click.command("retry-skipped")
+@click.command("retry-skipped", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output, finished or not.")
-@click.option("--annotations", metavar="FILE", help="Where they are, if not where this machine last read them.")
-@click.option("--images", metavar="DIR", help="Likewise.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
-@click.option(
-    "--max-skipped", type=Share(), default=MAX_SKIPPED, show_default=True, help="The most images that may be unusable."
-)
+@options.remembered_annotations
+@options.remembered_images
+@options.workers
+@options.scheduler
+@options.max_skipped
 def retry_skipped(
     out: str,
     annotations: str | None,
@@ -36,22 +34,22 @@ def retry_skipped(
     scheduler: str | None,
     max_skipped: float,
 ) -> None:
-    """Try images again that could not be used, once the cause is mended; their parts are cut again."""
+    """Try images again that could not be used, once the cause is fixed; their parts are cut again."""
     begun = time.monotonic()
     console = Console()
     shown = plain(redacted(out))
     with one_line_errors(out):
         storage = Storage(out)
-        records = done_records(storage, plan_of(storage))
+        records = done_records(storage, require_plan(storage))
         before = {row.image_file for record in records.values() for row in record.skipped}
         parts = [number for number, record in records.items() if record.skipped]
         if not parts and storage.exists(layout.DATASET):
             console.print(f"{shown} has no image that was skipped when cutting: nothing to do.", soft_wrap=True)
             return
         inputs = recall(out, annotations, images)
-        found = redo(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped)
+        found = recut(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped)
         after = {
-            row.image_file for record in done_records(storage, plan_of(storage)).values() for row in record.skipped
+            row.image_file for record in done_records(storage, require_plan(storage)).values() for row in record.skipped
         }
     title = f"dataset in {shown}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)

@@ -1,4 +1,4 @@
-"""`sample-data`: draw a small detection dataset to try everything on."""
+"""``prep sample-data`` draws a small detection dataset to try everything on."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import track
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.sample.scenes import draw_scene
 from jigsaw_pretrain.prep.sample.sprites import SPRITES
 from jigsaw_pretrain.storage import Storage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to fill: images/, annotations.json")
 @click.option("--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="how many images")
 @click.option("--seed", default=0, show_default=True, type=int, help="another seed draws other images")

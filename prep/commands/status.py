@@ -1,7 +1,7 @@
-"""``prep status``: how far a run is, from its output alone, on any machine that can read it.
+"""``prep status`` tells how far a run is, from its output alone, on any machine that can read it.
 
-Parts done are their records; running and failed ones are told by small markers (prep.markers) and are hints. Speed is
-that of the last hundred parts, by the store's own times of writing. One listing and a few small reads.
+Parts done are their records; running and failed ones are told by small markers (prep/records.py) and are hints. Speed
+is that of the last hundred parts, by the store's own times of writing. One listing and a few small reads.
 """
 
 import time
@@ -11,11 +11,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import records
-from jigsaw_pretrain.prep.pipeline import plan_of
-from jigsaw_pretrain.prep.records import PlanRecord
+from jigsaw_pretrain.prep.records import PlanRecord, require_plan
 from jigsaw_pretrain.prep.report.console import plain, readable_time
 from jigsaw_pretrain.storage import Entry, Storage, redacted
 
@@ -48,13 +47,13 @@ class Progress:
         return (self.parts - self.done) / self.parts_per_second if self.parts_per_second else None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output: a folder or a URL.")
 def status(out: str) -> None:
     """How far a run is: parts done, running and failed, speed, time left."""
     with one_line_errors(out):
         storage = Storage(out)
-        plan = plan_of(storage)
+        plan = require_plan(storage)
         found = progress(storage, plan, time.time())
     listing = Table(title=plain(redacted(out)), show_header=False, title_justify="left")
     listing.add_column()
@@ -102,7 +101,7 @@ def _marked(entries: dict[str, Entry], kind: str, done: set[int]) -> dict[int, E
 
 
 def _speed(moments: list[float]) -> float | None:
-    """Parts a second since the last pause; None where fewer than two tell."""
+    """Parts per second since the last pause; None where fewer than two tell."""
     recent = moments[-RECENT_PARTS:]
     start = len(recent) - 1
     while start > 0 and recent[start] - recent[start - 1] < PAUSE_SECONDS:
@@ -116,4 +115,4 @@ def _state(found: Progress) -> str:
         return "finished"
     if found.done == found.parts:
         return "all parts are done: jigsaw-prep finish"
-    return "running" if found.running else "not finished: the shards command goes on with it"
+    return "running" if found.running else "stopped; run `jigsaw-prep shards` again to resume"

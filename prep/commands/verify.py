@@ -1,8 +1,8 @@
-"""``prep verify``: is every byte of a dataset what its records say, and every crop readable?
+"""``prep verify`` checks that every byte of a dataset is what its records say, and that every crop can be read.
 
 Reads all of it: shards are hashed, their members compared with the rows, every JPEG decoded and measured, and the
-manifests made again in memory and compared. About 1 ms a crop on one core. ``--repair`` cuts damaged parts again from
-annotations and images; manifests alone are made again without them. Exit 0: whole, or mended; 1: damaged.
+manifests made again in memory and compared. About 1 ms per crop on one core. ``--repair`` cuts damaged parts again from
+annotations and images; manifests alone are made again without them. Exit 0: whole, or repaired; 1: damaged.
 """
 
 import hashlib
@@ -19,17 +19,18 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import memory_file
 from jigsaw_pretrain.formats.dataset.schema import crops_schema
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, pixel_format
+from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.manifests import finish, manifests, read_records
-from jigsaw_pretrain.prep.pipeline import plan_of, redo
-from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, shaping_versions
+from jigsaw_pretrain.prep.pipeline import recut
+from jigsaw_pretrain.prep.records import PlanRecord, ShardRecord, read_part, require_plan, shaping_versions
 from jigsaw_pretrain.prep.report.console import plain
 from jigsaw_pretrain.storage import Storage, redacted
 
@@ -43,12 +44,12 @@ class Damage:
     what: str
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The dataset: a folder or a URL.")
 @click.option("--repair", is_flag=True, help="Cut damaged parts again, and make the manifests again.")
-@click.option("--annotations", metavar="FILE", help="For --repair, if not where this machine last read them.")
-@click.option("--images", metavar="DIR", help="Likewise.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default.")
+@options.remembered_annotations
+@options.remembered_images
+@options.workers
 def verify(out: str, repair: bool, annotations: str | None, images: str | None, workers: int | None) -> None:
     """Hash every shard, decode every crop, and compare the manifests. Exit 0: whole; 1: damaged."""
     console = Console()
@@ -56,14 +57,14 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
     count = workers or usable_cores()
     with one_line_errors(out):
         storage = Storage(out)
-        plan = plan_of(storage)
+        plan = require_plan(storage)
         found = inspect(storage, plan, count)
         if not found:
             console.print(f"{shown} is whole: {plan.parts:,} parts.", highlight=False, soft_wrap=True)
             return
         _print(console, shown, found)
         if repair:
-            mend(storage, plan, found, annotations, images, count)
+            repair_dataset(storage, plan, found, annotations, images, count)
             console.print(f"{shown} is mended.", highlight=False, soft_wrap=True)
             return
     redone = sorted({damage.part for damage in found if damage.part is not None})
@@ -72,7 +73,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
     sys.exit(1)
 
 
-def mend(
+def repair_dataset(
     out: Storage, plan: PlanRecord, found: list[Damage], annotations: str | None, images: str | None, workers: int
 ) -> None:
     """Cut the damaged parts again and finish; what is no part's shard is removed. Raises UserError."""
@@ -84,7 +85,7 @@ def mend(
         out.remove(f"{layout.SHARDS}/{name}")
     if inputs is not None:
         # What was allowed to be skipped was decided when the parts were cut first.
-        redo(out.url, inputs, parts, workers, None, 1.0)
+        recut(out.url, inputs, parts, workers, None, 1.0)
     else:
         finish(out)
 

@@ -1,6 +1,6 @@
-"""Images inside a zip or tar archive, the form in which COCO is downloaded: where each member lies.
+"""Images inside a zip or tar archive, the form in which COCO is downloaded: the offset of each member.
 
-The archive is indexed once, by the process that plans; part tasks take along the places of their images and read each
+The archive is indexed once, by the process that plans; part tasks take along the offsets of their images and read each
 by one range, so members are fetched concurrently from a store as files are. A zip's index is its last few megabytes; a
 tar has none and is read from front to back (19 GB of COCO: a minute from a local disk, the time of a download from a
 store): copy a remote tar to a zip or a folder if prep is run on it more than once. Compressed tars cannot be read from
@@ -87,7 +87,7 @@ def top_folder(index: Mapping[str, Member]) -> str | None:
 
 
 def read_member(storage: Storage, name: str, member: Member) -> bytes:
-    """The bytes of one image of an archive; raises ImageTrouble, StoreError, OSError."""
+    """The bytes of one image of an archive; raises ImageError, StoreError, OSError."""
     if member.method == -2:
         raise ImageError("image is encrypted in its archive")
     if member.method not in (-1, 0, 8):

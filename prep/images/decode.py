@@ -1,17 +1,17 @@
-"""Decoding: bytes of an image file -> RGB pixels, never rotated unless asked, never more pixels than planned.
+"""Decode image files: bytes -> pixels in the dataset's format, never rotated unless asked, never more than planned.
 
-simplejpeg for plain JPEG (YCbCr or grey; 1 ms for 640 x 480), Pillow for all else and for JPEG that simplejpeg is too
-strict for (three times slower). Alpha is dropped, as detectors drop it; 16-bit grey is scaled by 255 / 65535, over its
-whole range, so that all images of a sensor stay comparable. The size in the file's head is compared with the expected
-one before anything is decoded, which is also the guard against decompression bombs.
+``decode`` gives 8-bit RGB: simplejpeg for plain JPEG (YCbCr or grey; 1 ms for 640 x 480), Pillow for all else and for
+JPEG that simplejpeg is too strict for (three times slower). Alpha is dropped, as detectors drop it; 16-bit grey is
+scaled by 255 / 65535, over its whole range, so that all images of a sensor stay comparable. The size in the file's
+header is compared with the expected one before anything is decoded, which is also the guard against decompression
+bombs.
 
-Rasters: image files whose pixels are kept as they are, of any number of channels, from PNG, TIFF and npy.
-
-``raster_head`` tells what an image file holds, ``read`` its pixels in the dataset's format (formats.pixels). Nothing
-is scaled or rounded but for one step that loses nothing: 8 bits in a dataset of 16 are multiplied by 257. Other
-integers that a float32 holds exactly (int8, int16) and float16 become float32. Ordinary 8-bit pictures go through
-prep.images, 16-bit PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits
-and Zstandard; OpenCV reads LZW of one or three channels; with imagecodecs installed all of them are read).
+``raster_header`` tells what an image file holds, ``decode_raster`` gives its pixels in the dataset's format
+(formats/pixels.py), with any number of channels, from PNG, TIFF, npy and ordinary pictures. Nothing is scaled or
+rounded but for one step that loses nothing: 8 bits in a dataset of 16 are multiplied by 257. Other integers that a
+float32 holds exactly (int8, int16) and float16 become float32. Ordinary 8-bit pictures go through ``decode``, 16-bit
+PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits and Zstandard; OpenCV
+reads LZW of one or three channels; with imagecodecs installed all of them are read).
 
 An npy is [height, width] or [height, width, channels], or [channels, height, width] where the first axis alone is no
 longer than the two others; the annotations' width and height then tell whether that was right. Of a TIFF the first page
@@ -39,7 +39,7 @@ from jigsaw_pretrain.formats.pixels import (
     BadArray,
     PixelFormat,
     npy_array,
-    npy_head,
+    npy_header,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -78,7 +78,7 @@ class PixelBuffer:
 
 
 def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: PixelBuffer | None = None) -> Pixels:
-    """Pixels uint8 [height, width, 3] of an image file that must have that size; raises ImageTrouble.
+    """Pixels uint8 [height, width, 3] of an image file that must have that size; raises ImageError.
 
     exif: ``ignore`` leaves pixels as they are stored (COCO's boxes refer to them); ``apply`` turns them upright, and
     ``width`` and ``height`` are then the upright picture's. buffer: where the pixels may be put; they are good until
@@ -131,8 +131,8 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
         return None
 
 
-def head(raw: bytes) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
+def header(raw: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation (1: upright) in an image file's header; raises ImageError."""
     if not raw:
         raise ImageError("image file is empty")
     try:
@@ -149,7 +149,7 @@ def head(raw: bytes) -> tuple[int, int, int]:
 
 
 def check_size(found: tuple[int, int], width: int, height: int) -> None:
-    """Raise ImageTrouble where a file's width and height are too many pixels or not the expected ones."""
+    """Raise ImageError where a file's width and height are too many pixels or not the expected ones."""
     if found[0] * found[1] > MAX_PIXELS:
         raise ImageError(f"image has too many pixels: {found[0]}x{found[1]}, at most {MAX_PIXELS:,}")
     if found != (width, height):
@@ -159,7 +159,7 @@ def check_size(found: tuple[int, int], width: int, height: int) -> None:
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Pixels:
-    """Load an opened image as RGB; raises ImageTrouble for modes that have no sensible 8-bit form."""
+    """Load an opened image as RGB; raises ImageError for modes that have no sensible 8-bit form."""
     if image.mode in _DIRECT_MODES:
         return np.asarray(image.convert("RGB"))
     if image.mode.startswith("I"):
@@ -189,8 +189,8 @@ def one_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class RasterHead:
-    """What an image file holds; dtype is the file's own. plain: prep.images reads it without loss, as 8-bit RGB.
+class RasterHeader:
+    """What an image file holds; dtype is the file's own. plain: ``decode`` reads it without loss, as 8-bit RGB.
 
     alpha: whether one more channel follows, of transparency. narrow: whether its 32-bit integers should be of 16 bits.
     planes: whether the array's first axis is its channels.
@@ -208,56 +208,56 @@ class RasterHead:
 
     @property
     def form(self) -> tuple[int, str]:
-        """Channels and the type that stores them without loss; raises ImageTrouble where none does."""
+        """Channels and the type that stores them without loss; raises ImageError where none does."""
         if self.channels > MOST_CHANNELS:
             raise ImageError(f"pixel format is not supported: {self.channels} channels, at most {MOST_CHANNELS}")
         return self.channels, "uint16" if self.narrow else _stored_values(self.dtype)
 
 
 def is_tiff(raw: bytes) -> bool:
-    """Whether a file is a TIFF, whose head may lie at its end."""
+    """Whether a file is a TIFF, whose header may lie at its end."""
     return raw.startswith(_TIFF_MAGICS)
 
 
-def raster_head(raw: bytes) -> RasterHead:
-    """The head of an image file of any kind; raises ImageTrouble."""
+def raster_header(raw: bytes) -> RasterHeader:
+    """The header of an image file of any kind; raises ImageError."""
     if raw.startswith(NPY_MAGIC):
         try:
-            shape, _, dtype, _ = npy_head(raw)
+            shape, _, dtype, _ = npy_header(raw)
         except BadArray as error:
             raise ImageError(f"image is damaged: {error}") from error
         return _npy_raster(shape, dtype)
-    return (_tiff_head(raw) if is_tiff(raw) else None) or _picture_head(raw)
+    return (_tiff_header(raw) if is_tiff(raw) else None) or _picture_header(raw)
 
 
 def size_and_orientation(raw: bytes) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation (1: upright) in an image file's head; raises ImageTrouble."""
+    """Width, height and EXIF orientation (1: upright) in an image file's header; raises ImageError."""
     if not raw.startswith(NPY_MAGIC):
         try:
-            return head(raw)
+            return header(raw)
         except ImageError:
             # Pillow knows no TIFF of five channels.
             if not is_tiff(raw):
                 raise
-    found = raster_head(raw)
+    found = raster_header(raw)
     return found.width, found.height, found.orientation
 
 
 def decode_raster(
     raw: bytes, width: int, height: int, exif: str, form: PixelFormat, buffer: PixelBuffer | None = None
 ) -> Array:
-    """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageTrouble.
+    """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageError.
 
-    width, height, exif, buffer: as of prep.images.decode.
+    width, height, exif, buffer: as of ``decode``.
     """
     if not raw:
         raise ImageError("image file is empty")
     found = None
     if form.is_rgb8 and not raw.startswith(NPY_MAGIC):
-        found = _tiff_head(raw) if is_tiff(raw) else None
+        found = _tiff_header(raw) if is_tiff(raw) else None
         if found is None or found.plain or (found.channels, found.dtype) != (3, "uint8"):
             return decode(raw, width, height, exif, buffer)
-    found = found or raster_head(raw)
+    found = found or raster_header(raw)
     own = found.form
     if found.alpha and form.channels == found.channels + 1:
         own = (form.channels, own[1])
@@ -293,7 +293,7 @@ def _stored_values(dtype: str) -> str:
     raise ImageError(f"pixel format is not supported: {dtype}")
 
 
-def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHead:
+def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHeader:
     said = "x".join(map(str, shape))
     if len(shape) not in (2, 3):
         raise ImageError(f"array is not height x width x channels: {said}")
@@ -305,30 +305,30 @@ def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHe
     channels, height, width = shape if planes else (shape[2] if len(shape) == 3 else 1, shape[0], shape[1])
     if height * width > MAX_PIXELS:
         raise ImageError(f"image has too many pixels: {said}, at most {MAX_PIXELS:,}")
-    return RasterHead(width, height, 1, channels, dtype.newbyteorder("=").name, planes=planes)
+    return RasterHeader(width, height, 1, channels, dtype.newbyteorder("=").name, planes=planes)
 
 
-def _picture_head(raw: bytes) -> RasterHead:
+def _picture_header(raw: bytes) -> RasterHeader:
     """Of what Pillow reads."""
-    width, height, orientation = head(raw)
+    width, height, orientation = header(raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(raw)) as image:
             mode = image.mode
     deep = raw.startswith(PNG_MAGIC) and raw[24] == 16
     if deep and raw[25] in (2, 4, 6):
-        return RasterHead(width, height, orientation, 1 if raw[25] == 4 else 3, "uint16", alpha=raw[25] == 6)
+        return RasterHeader(width, height, orientation, 1 if raw[25] == 4 else 3, "uint16", alpha=raw[25] == 6)
     if mode.startswith("I;16"):
-        return RasterHead(width, height, orientation, 1, "uint16")
+        return RasterHeader(width, height, orientation, 1, "uint16")
     if mode == "I":
-        return RasterHead(width, height, orientation, 1, "int32", narrow=True)
+        return RasterHeader(width, height, orientation, 1, "int32", narrow=True)
     if mode == "F":
-        return RasterHead(width, height, orientation, 1, "float32")
+        return RasterHeader(width, height, orientation, 1, "float32")
     grey = mode in ("1", "L")
-    return RasterHead(width, height, orientation, 1 if grey else 3, "uint8", plain=True, alpha=mode == "RGBA")
+    return RasterHeader(width, height, orientation, 1 if grey else 3, "uint8", plain=True, alpha=mode == "RGBA")
 
 
-def _tiff_head(raw: bytes) -> RasterHead | None:
+def _tiff_header(raw: bytes) -> RasterHeader | None:
     """Of a TIFF by tifffile; None where it is better left to Pillow (ordinary pictures, and what tifffile refuses)."""
     try:
         with _open_tiff(raw) as tiff:
@@ -344,17 +344,17 @@ def _tiff_head(raw: bytes) -> RasterHead | None:
     except Exception:
         return None
     if bands:
-        return RasterHead(*size, bands, name)
+        return RasterHeader(*size, bands, name)
     alpha = (photometric, channels) in ((_BLACK, 2), (_RGB, 4)) and extra[:1] in ((1,), (2,))
     if name == "uint8" and channels in (3, 4) and photometric != _BLACK and (channels, photometric) != (4, _RGB):
-        return RasterHead(*size, 3, name, plain=True)
+        return RasterHeader(*size, 3, name, plain=True)
     if name in ("uint8", "bool") and channels <= 2 and (alpha or photometric not in (_BLACK, _RGB)):
         return None  # palettes, grey that begins at white, and grey with alpha
     if name == "bool" or (name == "uint8" and channels == 1):
-        return RasterHead(*size, 1, "uint8", plain=True)
+        return RasterHeader(*size, 1, "uint8", plain=True)
     if alpha:
-        return RasterHead(*size, channels - 1, name, plain=name == "uint8", alpha=True)
-    return RasterHead(*size, channels, name)
+        return RasterHeader(*size, channels - 1, name, plain=name == "uint8", alpha=True)
+    return RasterHeader(*size, channels, name)
 
 
 def _open_tiff(raw: bytes) -> Any:
@@ -375,8 +375,8 @@ def _bands(tiff: Any) -> int:
     return count
 
 
-def _values(raw: bytes, found: RasterHead, channels: int) -> Array:
-    """The first channels of an image of that head, as they are stored; raises ImageTrouble."""
+def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
+    """The first channels of an image of that header, as they are stored; raises ImageError."""
     try:
         if raw.startswith(NPY_MAGIC):
             whole = np.moveaxis(npy_array(raw), 0, 2) if found.planes else npy_array(raw)
@@ -405,7 +405,7 @@ def _values(raw: bytes, found: RasterHead, channels: int) -> Array:
     return np.ascontiguousarray(whole[..., :channels], dtype=whole.dtype.newbyteorder("="))
 
 
-def _tiff_values(raw: bytes, found: RasterHead) -> Array | None:
+def _tiff_values(raw: bytes, found: RasterHeader) -> Array | None:
     """Pixels [height, width, samples] of a TIFF; None where Pillow is to read it."""
     with _open_tiff(raw) as tiff:
         pages = list(tiff.pages) if _bands(tiff) else [tiff.pages[0]]
@@ -435,7 +435,7 @@ def _plane(page: Any) -> Array:
 
 
 def _by_opencv(raw: bytes) -> Array:
-    """Pixels as OpenCV reads them, in red, green and blue; raises ImageTrouble."""
+    """Pixels as OpenCV reads them, in red, green and blue; raises ImageError."""
     found = cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None:
         raise ImageError("image is damaged: OpenCV reads no pixels")

@@ -1,7 +1,7 @@
-"""``--pixels``: which pixel format a dataset gets, decided once, at the plan, from the heads of its images.
+"""``--pixels``: which pixel format a dataset gets, decided once, at the plan, from the headers of its images.
 
 ``auto`` looks at up to SAMPLE images that have boxes, drawn by keys of their identities, so every task of an array job
-looks at the same ones; it ends at the first ordinary colour picture, so a dataset of them costs a few heads (0.2 ms
+looks at the same ones; it ends at the first ordinary colour picture, so a dataset of them costs a few headers (0.2 ms
 each locally, a request each from a store). What was decided is in plan.json; a run that goes on takes it from there.
 """
 
@@ -25,7 +25,7 @@ Form = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class Found:
+class PixelChoice:
     """What auto decided, and what to tell of it: nothing for ordinary pictures."""
 
     pixels: PixelFormat
@@ -37,7 +37,7 @@ def wanted(text: str) -> PixelFormat | None:
     return None if text == AUTO else named(text)
 
 
-def found_pixels(annotations: Annotations, source: ImageSource) -> Found:
+def choose_pixels(annotations: Annotations, source: ImageSource) -> PixelChoice:
     """The format of a dataset's images by a sample of them; raises UserError where they do not agree, StoreError."""
     forms: Counter[Form] = Counter()
     for form in map_ahead(lambda file: _form(source, file), _sample(annotations), source.threads):
@@ -46,11 +46,11 @@ def found_pixels(annotations: Annotations, source: ImageSource) -> Found:
         if form == (3, "uint8"):
             break
     if not forms:
-        return Found(RGB8)
+        return PixelChoice(RGB8)
     if (3, "uint8") in forms:
         deep = [form for form in forms if form[1] != "uint8"]
         note = f"some images hold more than 8-bit RGB ({_said(deep)}) and lose it; --pixels names another format"
-        return Found(RGB8, note if deep else "")
+        return PixelChoice(RGB8, note if deep else "")
     chosen = max(forms, key=lambda form: (form[0], lossless(*form).itemsize))
     if set(forms) - {chosen} - ({(chosen[0], "uint8")} if chosen[1] == "uint16" else set()):
         counted = ", ".join(f"{_said([form])} ({count:,})" for form, count in forms.most_common(4))
@@ -62,7 +62,7 @@ def found_pixels(annotations: Annotations, source: ImageSource) -> Found:
     note = f"pixels are kept as the images have them: {pixels}, as {pixels.member}"
     if pixels.channels == 1 and pixels.dtype == "uint8":
         note += "; for 8-bit RGB, which networks with three input channels take, give --pixels rgb8"
-    return Found(pixels, note)
+    return PixelChoice(pixels, note)
 
 
 def _said(forms: list[Form]) -> str:

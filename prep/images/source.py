@@ -1,9 +1,9 @@
-"""Where images come from: a folder, an object store, or an archive in either; read ahead by threads.
+"""Reads images from a folder, an object store, or an archive in either, ahead of their use by threads.
 
-Nothing outside what the user named is read: names that climb out were refused before (prep.annotations), links that
-lead out of a folder are refused here, and so is all that is no regular file. What is wrong with one image is an
-ImageTrouble, a row of skipped.parquet; a store that does not answer, tried again and again, ends the run, which can go
-on later. Build it in the process that reads (see formats.storage).
+Nothing outside what the user named is read: names that climb out were refused before (formats/annotations/table.py),
+links that lead out of a folder are refused here, and so is all that is no regular file. What is wrong with one image is
+an ImageError, a row of skipped.parquet; a store that does not answer, tried again and again, ends the run, which can go
+on later. Build an ImageSource in the process that reads (see jigsaw_pretrain/storage.py).
 """
 
 import os
@@ -22,10 +22,10 @@ from jigsaw_pretrain.prep.images.archive import (
     read_member,
     top_folder,
 )
-from jigsaw_pretrain.prep.images.decode import ImageError, RasterHead, is_tiff, raster_head, size_and_orientation
+from jigsaw_pretrain.prep.images.decode import ImageError, RasterHeader, is_tiff, raster_header, size_and_orientation
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, StoreError, map_ahead
 
-HEAD_BYTES = 1 << 16
+HEADER_BYTES = 1 << 16
 
 TOGETHER = 4
 """How many files of a disk a thread reads for one handing over."""
@@ -37,10 +37,10 @@ Size = tuple[int, int]
 class ImageSource:
     """The images below one root; file names are relative to it.
 
-    places: of an archive, where the images that will be read lie; without it the archive is indexed when first asked.
+    member_offsets: of an archive, the members that will be read; without them the archive is indexed when first asked.
     """
 
-    def __init__(self, url: str, places: Mapping[str, Member] | None = None) -> None:
+    def __init__(self, url: str, member_offsets: Mapping[str, Member] | None = None) -> None:
         self.archive = ""
         folder = url
         if is_archive(url):
@@ -48,7 +48,7 @@ class ImageSource:
             folder = folder or ("/" if url.startswith("/") else ".")
         self._storage = Storage(folder)
         self._quoted = folder.startswith(("http://", "https://"))
-        self._places = places
+        self._member_offsets = member_offsets
         self._top: str | None = None
         self._real = os.path.realpath(self._storage.root) if self._storage.is_local else ""
         self.is_local = self._storage.is_local
@@ -70,13 +70,13 @@ class ImageSource:
 
     def index(self) -> Mapping[str, Member]:
         """The members of an archive by name."""
-        if self._places is None:
-            self._places = read_index(self._storage, self.archive)
-            self._top = top_folder(self._places)
-        return self._places
+        if self._member_offsets is None:
+            self._member_offsets = read_index(self._storage, self.archive)
+            self._top = top_folder(self._member_offsets)
+        return self._member_offsets
 
-    def places(self, files: Sequence[str]) -> dict[str, Member] | None:
-        """What a task must know to read these files: of an archive their places, else nothing."""
+    def member_offsets(self, files: Sequence[str]) -> dict[str, Member] | None:
+        """What a task must know to read these files: of an archive their members, else nothing."""
         if not self.archive:
             return None
         index = self.index()
@@ -92,7 +92,7 @@ class ImageSource:
         return tuple(sorted(name.removeprefix(start) for name in index))
 
     def read(self, file: str) -> bytes:
-        """The bytes of one image file; raises ImageTrouble, StoreError."""
+        """The bytes of one image file; raises ImageError, StoreError."""
         try:
             if self.archive:
                 member = find(self.index(), file, self._top)
@@ -135,33 +135,33 @@ class ImageSource:
         finally:
             os.close(descriptor)
 
-    def head(self, file: str) -> tuple[int, int, int]:
-        """Width, height and EXIF orientation of an image by its head; raises ImageTrouble, StoreError."""
+    def header(self, file: str) -> tuple[int, int, int]:
+        """Width, height and EXIF orientation of an image by its header; raises ImageError, StoreError."""
         if not self.archive and not self._storage.is_local:
             try:
                 return size_and_orientation(self._begin(file))
             except (ImageError, OSError):
-                # An empty file has no first bytes to a store, and some heads are longer: the whole file decides.
+                # An empty file has no first bytes to a store, and some headers are longer: the whole file decides.
                 pass
         return size_and_orientation(self.read(file))
 
-    def raster(self, file: str) -> RasterHead:
-        """What an image holds, by its head; raises ImageTrouble, StoreError."""
+    def raster(self, file: str) -> RasterHeader:
+        """What an image holds, by its header; raises ImageError, StoreError."""
         if not self.archive and not self._storage.is_local:
             try:
                 begin = self._begin(file)
                 if not is_tiff(begin):
-                    return raster_head(begin)
+                    return raster_header(begin)
             except (ImageError, OSError):
                 pass
-        return raster_head(self.read(file))
+        return raster_header(self.read(file))
 
     def _begin(self, file: str) -> bytes:
-        return self._storage.read_range(quote(file) if self._quoted else file, 0, HEAD_BYTES)
+        return self._storage.read_range(quote(file) if self._quoted else file, 0, HEADER_BYTES)
 
     def size(self, file: str, exif: str) -> Size:
-        """Width and height of an image by its head, upright where ``exif`` is ``apply``; raises as ``head`` does."""
-        width, height, orientation = self.head(file)
+        """Width and height of an image by its header, upright where ``exif`` is ``apply``; raises as ``header``."""
+        width, height, orientation = self.header(file)
         return (height, width) if exif == "apply" and orientation in (5, 6, 7, 8) else (width, height)
 
     def measure(self, files: Sequence[str], exif: str) -> list[Size | str]:

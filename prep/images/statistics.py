@@ -2,7 +2,7 @@
 
 A part's record carries counts and sums, which finishing adds up in the order of the parts. Sums of integers are exact.
 Those of floats are rounded to 12 digits, so that neither the number of workers nor the width of a processor's vectors
-shows in a file. About 1 ns a value.
+shows in a file. About 1 ns per value.
 """
 
 import math

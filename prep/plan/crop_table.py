@@ -1,12 +1,9 @@
 """Crops and images as columns: what a plan is made of, and what a part's task takes along.
 
-About 120 bytes a crop. Numpy columns rather than objects, so that a million crops are planned, hashed, sliced and sent
-to a worker in milliseconds.
-
-Members of a dataset whose context the trainer draws (``--context-at train``): all of it, where a row has the box.
-
-Follows from the plan's columns alone, so a part's task and the plan's totals compute it for themselves. Of a dataset of
-``--context-at prep`` (drawn_context None) members are the crops.
+About 120 bytes per crop. Numpy columns rather than objects, so that a million crops are planned, hashed, sliced and
+sent to a worker in milliseconds. What is stored of each crop (``member_boxes``) follows from the columns alone, so a
+part's task and the plan's totals compute it for themselves: the crop, or in a dataset of ``--context-at train`` the
+object with all the context that the trainer may draw.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -16,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.table import Annotations
-from jigsaw_pretrain.formats.boxes import MEAN_SHIFT, draw_crops
+from jigsaw_pretrain.formats.boxes import MEAN_SHIFT, Edges, Floats, draw_crops, image_edges
 from jigsaw_pretrain.formats.jigsaw import aspect_groups
 from jigsaw_pretrain.prep.plan.negatives import Ints, Negatives
 from jigsaw_pretrain.prep.plan.positives import Positives
@@ -58,10 +54,10 @@ class CropTable:
     ordinal: Ints
     label: Ints
     group: npt.NDArray[np.uint8]
-    boxes: npt.NDArray[np.int32]
+    boxes: Edges
     annotation_id: Ints
     has_id: npt.NDArray[np.bool_]
-    xywh: npt.NDArray[np.float64]
+    xywh: Floats
     member: rng.U64
 
     def __len__(self) -> int:
@@ -107,28 +103,27 @@ def join(annotations: Annotations, chosen: Positives, empty: Negatives, keys: rn
     return images, replace(crops, image=renumbered.astype(np.int64))
 
 
-def member_boxes(crops: CropTable, images: ImageTable, drawn_context: float | None) -> boxes.Edges:
-    """What is cut out for each crop, of pixels of its image: int32 [n, 4], left, top, right, bottom."""
+def member_boxes(crops: CropTable, images: ImageTable, drawn_context: float | None) -> Edges:
+    """What is cut out for each crop, of pixels of its image: int32 [n, 4], left, top, right, bottom.
+
+    drawn_context: the context that the trainer draws from; None where prep draws it, and members are the crops.
+    """
     if drawn_context is None:
         return crops.boxes
-    whole = np.zeros((len(crops), 4), dtype=np.int64)
-    whole[:, 2], whole[:, 3] = images.widths[crops.image], images.heights[crops.image]
-    return boxes.draw_crops(crops.boxes, crops.xywh, np.ones(crops.xywh.shape), drawn_context, whole)
+    whole = image_edges(images.widths[crops.image], images.heights[crops.image])
+    return draw_crops(crops.boxes, crops.xywh, 1.0, drawn_context, whole)
 
 
-def margins(boxes: boxes.Edges, outer: boxes.Edges) -> npt.NDArray[np.int32]:
+def margins(boxes: Edges, outer: Edges) -> Edges:
     """How far ``outer`` boxes extend beyond those that they hold, on each side: int32 [n, 4]."""
     return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
 
 
-def expected_sizes(
-    boxes: boxes.Edges, xywh: boxes.Floats, outer: boxes.Edges, drawn_context: float | None
-) -> npt.NDArray[np.int32]:
+def expected_sizes(boxes: Edges, xywh: Floats, outer: Edges, drawn_context: float | None) -> npt.NDArray[np.int32]:
     """Width and height of crops as the trainer draws them, those of the mean enlargement: int32 [n, 2].
 
     boxes: of the rows. xywh: the ground truth, NaN for background. outer: of the members.
     """
     if drawn_context is not None:
-        shifts = np.full(xywh.shape, MEAN_SHIFT)
-        boxes = draw_crops(boxes, xywh, shifts, drawn_context, outer)
+        boxes = draw_crops(boxes, xywh, MEAN_SHIFT, drawn_context, outer)
     return boxes[:, 2:] - boxes[:, :2]

@@ -1,13 +1,12 @@
-"""Slot fill: the share of each slot of the jigsaw that crops cover, the rest being padding, and what to say about it.
+"""What a dataset amounts to: counts, bytes, slot fill, what was not used, and what a user should know of it.
 
-Follows from the plan alone: a crop of w x h pixels, resized by r, covers min(r w, W) * min(r h, H) of a W x H slot. The
-mean over r in U[0.8, 1.5] is taken at a few fixed ratios, over all crops of the slot's group; of two S crops the
-smaller goes top left, so the crop of rank k among n (by area) is the larger of a pair with probability (2 k + 1) / n^2.
-A hundred milliseconds for a million crops. Template and ratios are training's defaults; training may use others.
+The same figures, of a plan or of what was cut, make the plan's table, the final table and the totals of dataset.json.
 
-What a dataset amounts to: counts, bytes, slot fill, what was not used. Of a plan, or of what was cut.
-
-The same figures make the plan's table, the final table and the totals of dataset.json.
+Slot fill is the share of each slot of the jigsaw that crops cover, the rest being padding. A crop of w x h pixels,
+resized by r, covers min(r w, W) * min(r h, H) of a W x H slot. The mean over r in U[0.8, 1.5] is taken at a few fixed
+ratios, over all crops of the slot's group; of two S crops the smaller goes top left, so the crop of rank k among n (by
+area) is the larger of a pair with probability (2 k + 1) / n^2. A hundred milliseconds for a million crops. Template and
+ratios are training's defaults; training may use others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from jigsaw_pretrain.prep.plan.plan import Plan
 TEMPLATE_SIZE, TEMPLATE_SPLIT = 224, 64
 RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
 LITTLE_FILL = 0.65
-"""A large slot filled less than this is worth a word about small objects."""
+"""Below this fill of the large slot the user is told that the objects are small."""
 
 HEAVY_REPETITION = 8.0
 """A group whose crops would be drawn this many times as often as the average crop is thin."""

@@ -30,7 +30,7 @@ PLAN_VERSION = 1
 BYTES_PER_PART = 64 << 20
 
 ENCODINGS = ("pixels", "lossless")
-"""How crops become JPEGs: see Options."""
+"""How crops become JPEGs: see PlanOptions."""
 
 CONTEXT_AT = ("prep", "train")
 """Who draws how far each box is enlarged."""
@@ -46,9 +46,10 @@ class PlanOptions:
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
     exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
-    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep.lossless).
+    images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep/crops.py).
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
-    pixels: of the crops; None has the images decide (prep.pixels), which must be done before a plan is made.
+    pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan
+    is made.
     """
 
     negatives_per_positive: float = 0.1
@@ -225,8 +226,8 @@ def digest(
     skipped: tuple[Skipped, ...],
 ) -> str:
     """SHA-256 of everything in the plan that shapes shards, rows or skipped things."""
-    head = {"plan_version": PLAN_VERSION, "options": options.to_dict(), "seed": seed, "classes": classes}
-    found = hashlib.sha256(msgspec.json.encode([head, images.ids, images.files, skipped], order="deterministic"))
+    choices = {"plan_version": PLAN_VERSION, "options": options.to_dict(), "seed": seed, "classes": classes}
+    found = hashlib.sha256(msgspec.json.encode([choices, images.ids, images.files, skipped], order="deterministic"))
     arrays = (images.widths, images.heights, first_crop, *(getattr(crops, column.name) for column in fields(crops)))
     for array in arrays:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)

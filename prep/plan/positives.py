@@ -48,6 +48,7 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
     """
     image, xywh = annotations.image, annotations.xywh
     widths, heights = annotations.widths[image], annotations.heights[image]
+    within = boxes.image_edges(widths, heights)
     finite = boxes.finite(xywh)
     with_area = finite & boxes.with_area(xywh)
     solid = with_area & boxes.inside(np.where(finite[:, None], xywh, 0), widths, heights)
@@ -59,15 +60,15 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
 
     rows = np.flatnonzero(reason == BoxReason.USABLE)
     shifts = rng.uniform(rng.random_u64(rng.derive_key(keys[image[rows]], annotations.ordinal[rows]), 4))
-    crops = reached = boxes.enlarge_in_image(xywh[rows], shifts, context, widths[rows], heights[rows])
+    crops = reached = boxes.enlarge(xywh[rows], shifts, context, within[rows])
     enlarged = crops[:, 2:] - crops[:, :2]
     sizes: npt.NDArray[Any] = enlarged
     if context_at == "train":
-        crops = boxes.whole_boxes(xywh[rows], widths[rows], heights[rows])
-        reached = boxes.enlarge_in_image(xywh[rows], np.ones_like(shifts), context, widths[rows], heights[rows])
+        crops = boxes.whole_boxes(xywh[rows], within[rows])
+        reached = boxes.enlarge(xywh[rows], 1.0, context, within[rows])
         sizes = boxes.visible_sizes(xywh[rows], widths[rows], heights[rows])
     extents = np.zeros((len(xywh), 4), dtype=np.int32)
-    extents[solid] = boxes.whole_boxes(xywh[solid], widths[solid], heights[solid])
+    extents[solid] = boxes.whole_boxes(xywh[solid], within[solid])
     extents[rows] = reached
     encodable = (reached[:, 2:] - reached[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
     reason[rows[~encodable]] = BoxReason.TOO_LONG

@@ -77,11 +77,11 @@ def _slots(summary: Summary) -> Table:
     return table
 
 
-def _listing(title: str, head: str, counts: Mapping[str, int]) -> Iterator[RenderableType]:
+def _listing(title: str, header: str, counts: Mapping[str, int]) -> Iterator[RenderableType]:
     """A table of counts by reason, the commonest first; none where nothing is to be told."""
     if counts:
         table = Table(title=title, title_justify="left")
-        table.add_column(head)
+        table.add_column(header)
         table.add_column("count", justify="right")
         for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             table.add_row(plain(reason), f"{count:,}")

@@ -2,8 +2,8 @@
 
 The picture's edge is the crop (the enlarged box; where the trainer draws the context, the member with all of it), the
 line within it the ground-truth box; a background crop has none.
-A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs a
-request a crop: fine for a page, not for reading a dataset.
+A sheet of 24 takes about 30 ms and 60 KB. Crops are fetched one range each, so a sheet of a remote dataset costs one
+request per crop: fine for a page, not for reading a dataset.
 """
 
 import io
@@ -43,13 +43,15 @@ class CropRow:
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: DisplayRange | None = None) -> Image.Image:
+def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, display: DisplayRange | None = None) -> Image.Image:
     """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read.
 
-    look: how members that are no JPEG are shown.
+    display: how members that are no JPEG are shown.
     """
     raw = storage.read_range(f"{layout.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    member = Image.open(io.BytesIO(raw)).convert("RGB") if look is None else Image.fromarray(_shown(raw, crop, look))
+    member = (
+        Image.open(io.BytesIO(raw)).convert("RGB") if display is None else Image.fromarray(_shown(raw, crop, display))
+    )
     margins = crop.margins
     image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
@@ -66,17 +68,17 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, look: DisplayRa
     return image
 
 
-def _shown(raw: bytes, crop: CropRow, look: DisplayRange) -> npt.NDArray[np.uint8]:
+def _shown(raw: bytes, crop: CropRow, display: DisplayRange) -> npt.NDArray[np.uint8]:
     left, top, right, bottom = crop.margins
     width, height = crop.right - crop.left + left + right, crop.bottom - crop.top + top + bottom
-    whole = decode_member(raw, look.pixels, width, height)
+    whole = decode_member(raw, display.pixels, width, height)
     if whole is None:
-        raise OSError(f"a crop in {crop.shard} is no {look.pixels.member} of {look.pixels}")
-    return displayed(whole, look.pixels, look.mean, look.std)
+        raise OSError(f"a crop in {crop.shard} is no {display.pixels.member} of {display.pixels}")
+    return displayed(whole, display.pixels, display.mean, display.std)
 
 
 def sheet(
-    storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL, look: DisplayRange | None = None
+    storage: Storage, crops: Sequence[CropRow], columns: int, cell: int = CELL, display: DisplayRange | None = None
 ) -> bytes:
     """A transparent WebP of the crops in rows of ``columns``, each centred in its cell."""
     columns = max(1, min(columns, len(crops)))
@@ -84,7 +86,7 @@ def sheet(
     pitch = cell + GAP
     page = Image.new("RGBA", (columns * pitch - GAP, max(1, rows) * pitch - GAP), (0, 0, 0, 0))
     for i, crop in enumerate(crops):
-        small = thumbnail(storage, crop, cell, look)
+        small = thumbnail(storage, crop, cell, display)
         at = (i % columns) * pitch + (cell - small.width) // 2, (i // columns) * pitch + (cell - small.height) // 2
         page.paste(small, at)
     sink = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`python -m prep report`: one HTML page that shows whether the crops are right.
+"""The HTML page of a dataset (`prep report`), which shows whether the crops are right.
 
 Contact sheets by group and by class, sizes and shapes against the group limits, class counts, what was skipped and
 why, and the options that shaped the data. Reads the manifests and about 300 single crops: 3 s for a small dataset, and
@@ -26,7 +26,7 @@ CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def look_of(dataset: Dataset) -> DisplayRange | None:
+def display_range(dataset: Dataset) -> DisplayRange | None:
     """How crops are shown that are no JPEG."""
     return None if dataset.pixels == RGB8 else DisplayRange(dataset.pixels, *dataset.measured)
 
@@ -83,7 +83,7 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
             alt = f"{len(some)} crops of group {group} with their objects' boxes"
             figures.append(
                 picture(
-                    sheet(storage, some, 6, look=look_of(dataset)),
+                    sheet(storage, some, 6, display=display_range(dataset)),
                     alt,
                     f"{GROUP_NAMES[group]}: {count:,} crops",
                     "webp",
@@ -152,7 +152,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         if counts[label]:
             some = choose(crops, crops["label"] == label, 5, dataset.description.seed)
             alt = f"{len(some)} crops of class {labels[label]}"
-            image = sheet(storage, some, 5, 72, look_of(dataset))
+            image = sheet(storage, some, 5, 72, display_range(dataset))
             figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,}", "webp"))
     text = f"{len(dataset.classes)} classes and the background."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])

@@ -1,6 +1,6 @@
-"""`python -m prep sample-data`: a small detection dataset that the project draws itself.
+"""Scenes of the sample dataset, a small detection dataset that the project draws itself (`prep sample-data`).
 
-Scenes of textured, occluding objects (prep/sprites.py) on cluttered backgrounds, with COCO JSON beside them: what
+Scenes of textured, occluding objects (sprites.py) on cluttered backgrounds, with COCO JSON beside them: what
 `make pretrain` runs on when it is given nothing. 240 images take about 15 s on one core. The same seed gives the same
 images under the same Pillow. Boxes bound what is visible of an object.
 """

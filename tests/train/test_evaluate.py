@@ -1,10 +1,12 @@
+"""Scores of predictions, by region, group and class."""
+
 import numpy as np
 import torch
 from torch import nn
 
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.evaluate import Predictions, predict, score, summarise
-from tests.train.sources import CLASSES, SyntheticSource
+from tests.helpers.sources import CLASSES, SyntheticSource
 
 
 def test_scores_count_hits_beside_the_commonest_label() -> None:

@@ -1,3 +1,5 @@
+"""Equation 1 and the other losses, against loops over positions."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import label_weights
 from jigsaw_pretrain.train.losses import block_wise_loss, erf_adaptive_loss, global_loss, region_logits
-from tests.train.references import block_wise_by_hand, erf_adaptive_by_hand, global_by_hand
+from tests.helpers.references import block_wise_by_hand, erf_adaptive_by_hand, global_by_hand
 
 
 @st.composite

@@ -1,11 +1,15 @@
+"""Recipes: keys, types and choices, and what a dataset resolves."""
+
 from pathlib import Path
 
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from
+from jigsaw_pretrain.formats.pixels import named
+from jigsaw_pretrain.train.recipe import Recipe, load_recipe, recipe_from, scaled_rate
+from tests.helpers.settings import REPOSITORY
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = REPOSITORY / "recipes"
 
 
 def test_no_recipe_is_the_papers_and_so_is_the_papers_file() -> None:
@@ -90,3 +94,14 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
     file.write_text("[data]\nbatch = 3")
     with pytest.raises(UserError, match="bad.toml: unknown key data"):
         load_recipe(file)
+
+
+def test_a_channel_that_never_changes_is_divided_by_one() -> None:
+    class Flat:
+        pixels, measured = named("2xuint16"), ((0.5, 0.25), (0.0, 0.125))
+
+    assert Recipe().resolved(Flat()).std == (1.0, 0.125)  # type: ignore[arg-type]
+
+
+def test_rates_scale_with_the_batch() -> None:
+    assert scaled_rate(0.8, 256, 512) == 0.4

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.data.digest import digest_lines
@@ -11,7 +12,7 @@ from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.recipe import BALANCES, FITS, StreamOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset: a folder or URL.")
 @click.option("--batch", default=64, show_default=True, help="Jigsaws in a global batch.")
 @click.option("--lanes", type=int, help="Streams of the run. [default: the largest divisor of the batch up to 64]")
@@ -23,8 +24,8 @@ from jigsaw_pretrain.train.recipe import BALANCES, FITS, StreamOptions
 @click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")
 @click.option("--split", default=64, show_default=True, help="Where the template is cut.")
 @click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How a crop meets its region.")
-@click.option("--resize-low", default=0.8, show_default=True, help="Least resize ratio.")
-@click.option("--resize-high", default=1.5, show_default=True, help="Greatest resize ratio.")
+@click.option("--resize-low", default=0.8, show_default=True, help="Smallest resize ratio.")
+@click.option("--resize-high", default=1.5, show_default=True, help="Largest resize ratio.")
 @click.option("--flip", default=0.5, show_default=True, help="Probability of a horizontal flip.")
 @click.option("--max-repeat", default=20, show_default=True, help="How often a thin group's crops may repeat.")
 @click.option("--balance", type=click.Choice(BALANCES), default="none", show_default=True, help="Favour rare classes.")

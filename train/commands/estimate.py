@@ -1,8 +1,8 @@
-"""`python -m train estimate`: what a recipe will cost on this machine, before it is paid for.
+"""`estimate`: what a recipe will cost on this machine, before it is paid for.
 
-Runs about 30 real steps in a folder of its own that is thrown away, and times apart what a run does now and then: start
-(compiling among it), a refresh of the ERF table, a checkpoint. The forecast is their sum over the full recipe. Also
-under torchrun, then for all its processes. A minute or two; prefer a longer `--steps` where steps vary much.
+It runs about 30 real steps in a temporary folder and times apart what a run does now and then: start (compiling
+included), a refresh of the ERF table, a checkpoint. The forecast is their sum over the full recipe; under torchrun it
+is for all processes. Costs a minute or two; prefer a larger `--steps` where steps vary much.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import torch
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.batch import Batch
@@ -36,8 +37,10 @@ SLOW = 0.1
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds on this machine: of the start, a step, in it of waiting for data and of copying a batch to the device, of
-    a refresh of the ERF table and of a checkpoint.
+    """Seconds on this machine.
+
+    start: compiling included. step: of which wait are spent waiting for data. copy: of a batch to the device. refresh:
+    of the ERF table. save: of a checkpoint.
     """
 
     start: float
@@ -50,7 +53,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The full recipe's hours and device_days (a device: a GPU or a CPU process). limit: data, copies or compute."""
+    """What the full recipe costs.
+
+    device_days: of GPUs, or of CPU processes. limit: what limits the speed: data, copies or compute.
+    """
 
     hours: float
     device_days: float
@@ -75,7 +81,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
     ranks = job.ranks
     began = _now(ranks)
     state = ranks.run_on_all(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
-    loop = Trainer(job, state)
+    trainer = Trainer(job, state)
     source = ranks.run_on_all(lambda: open_source(0, WARM + steps + 1))
     waits: list[float] = []
     try:
@@ -85,7 +91,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
             asked = time.perf_counter()
             batch = next(batches)
             waits.append(time.perf_counter() - asked)
-            loop.step(batch, source.lanes_per_rank, waits[-1])
+            trainer.step(batch, source.lanes_per_rank, waits[-1])
             return batch
 
         batch = step()
@@ -93,7 +99,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
         images = batch.images.to(ranks.device)
         refresh = 0.0
         if job.recipe.strategy == "erf-adaptive":
-            refresh = _timed(ranks, lambda: loop.refresh(images[:: len(images) // source.lanes_per_rank]))
+            refresh = _timed(ranks, lambda: trainer.refresh(images[:: len(images) // source.lanes_per_rank]))
         for _ in range(WARM - 1):
             step()
         waits.clear()
@@ -102,10 +108,10 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
         copy = _timed(ranks, lambda: batch.images.to(ranks.device)) if ranks.device.type != "cpu" else 0.0
 
         def save() -> None:
-            loop.flush()
-            loop.save()
+            trainer.flush()
+            trainer.save()
 
-        loop.describe()
+        trainer.describe()
         # The first one imports what draws the page.
         early = _timed(ranks, save)
         step()
@@ -129,12 +135,12 @@ def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
     return _now(ranks) - began
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
 @click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
 @click.option("--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="auto: on GPUs.")
 @click.option(
@@ -165,7 +171,7 @@ def estimate(
             RunFolder(Path(scratch)),
             ranks,
             (RunPage(Path(scratch), timed, origin),),
-            machine=MachineOptions(compiling),
+            machine_options=MachineOptions(compiling),
         )
         costs = measure(job, loader_source(job, dataset, workers, False), steps)
         found = forecast(chosen, costs, ranks.world)

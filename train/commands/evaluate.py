@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
+from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import DEVICES, start
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, open_run, open_trained, pixels_of
@@ -19,7 +21,7 @@ from jigsaw_pretrain.train.engine.state import build_model, region_maps
 from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS, one_pass, predict, summarise
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
 @click.option(
@@ -41,8 +43,6 @@ def evaluate(
     **access_settings: Any,
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
-
     access = read_options_from(**access_settings)
     folder = open_run(run)
     description, recipe, content = open_trained(folder)
@@ -62,10 +62,10 @@ def evaluate(
     for note in source.notes:
         click.echo(note, err=True)
     try:
-        answers = predict(model, source, maps)
+        predictions = predict(model, source, maps)
     finally:
         source.close()
-    report = {"step": content["step"], "backbone": recipe.backbone, **summarise(answers, dataset.classes)}
+    report = {"step": content["step"], "backbone": recipe.backbone, **summarise(predictions, dataset.classes)}
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

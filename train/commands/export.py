@@ -1,15 +1,14 @@
-"""`python -m train export`: a run's backbone for another library, with the configuration that must go with it.
+"""`export`: a run's backbone for another library, with the configuration that must go with it.
 
-Seconds: the newest checkpoint is read (its averaged weights where the recipe keeps an average), the weights are renamed
-and checked (train.targets) before anything is written, and a README beside the file says what to paste where. A key
-that finds no place or a swapped channel order is the classic way to lose a pre-training: the one is an error here, the
-other is spelt out there. With batch norm and small micro-batches, `--recalibrate-bn` measures running statistics anew.
+The newest checkpoint is read (its averaged weights where the recipe keeps an average), the weights are renamed and
+checked (export/targets.py) before anything is written, and a README beside the file says how to load it. A key that
+finds no place or a swapped channel order is the classic way to lose a pre-training: the one is an error here, the other
+is spelt out there. Costs seconds.
 
-Batch norm's running statistics measured anew, over jigsaws at the recipe's batch, weights untouched.
-
-The running statistics of a run come from one rank's micro-batches and lag behind the weights; averaged weights (`ema`)
-have their own only approximately. A detector that freezes batch norm lives with them, so measure again before an export
-where micro-batches were small. N forward passes without gradients; prefer the run's own where each GPU had 32 or more.
+`--recalibrate-bn N` first measures batch norm's running statistics anew over N jigsaws of the dataset, the weights left
+as they are: N forward passes without gradients. A run's own come from one rank's micro-batches and lag behind the
+weights, and averaged weights (`ema`) have theirs only approximately; a detector that freezes batch norm lives with
+them. Prefer the run's own where each GPU had 32 jigsaws or more at once.
 """
 
 from dataclasses import replace
@@ -19,6 +18,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
@@ -34,14 +34,14 @@ from jigsaw_pretrain.train.engine.run_folder import (
     read_description,
 )
 from jigsaw_pretrain.train.engine.state import build_model
-from jigsaw_pretrain.train.export import readme
+from jigsaw_pretrain.train.export.readme import ExportInfo, readme
 from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, stem
 from jigsaw_pretrain.train.recipe import Recipe
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
 @click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
@@ -58,7 +58,7 @@ def export(
     if backbone is not None and backbone != recipe.backbone:
         raise UserError(f"{run} is of {recipe.backbone}, not of {backbone}: name another --run or --backbone")
     if out.suffix != target.suffix and to in ("detectron2", "safetensors"):
-        raise UserError(f"--out {out}: {to} tells the form by the name: end it with {target.suffix}")
+        raise UserError(f"--out {out}: {to} picks its loader by the extension: end the name with {target.suffix}")
     state = trained_state(content)
     if jigsaws is not None:
         if data is None:
@@ -70,7 +70,7 @@ def export(
     pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
     found = check_own(recipe.backbone, weights, recipe.norm, pixels.channels)
     converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
-    facts = readme.ExportInfo(
+    info = ExportInfo(
         out.name,
         recipe.backbone,
         found.channels,
@@ -93,7 +93,7 @@ def export(
         about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
     publish_locally(out, target.pack(converted, about))
     note = out.with_suffix(".README.md")
-    publish_locally(note, readme.readme(facts, to, target.lines(facts), origin).encode())
+    publish_locally(note, readme(info, to, origin).encode())
     size = sum(value.numel() * value.element_size() for value in converted.values())
     click.echo(
         f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "

@@ -14,15 +14,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def read_options(command: F) -> F:
-    """Give a click command the options of Access, as the keyword arguments that ``access_from`` takes."""
+    """Give a click command the options of ReadOptions, as the keyword arguments that ``read_options_from`` takes."""
     retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)
     options = (
         click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache of shards, for --data URL."),
         click.option("--cache-bytes", type=ByteCount(), help="Its limit, such as 200G; default half of the free disk."),
         click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file of the process."),
         click.option("--read-retries", default=5, show_default=True, type=retries, help="Further attempts at a file."),
-        click.option("--read-timeout", default=30.0, show_default=True, type=timeout, help="Seconds of silence."),
-        click.option("--on-bad-shard", default="stop", show_default=True, type=bad, help="Or skip it."),
+        click.option(
+            "--read-timeout",
+            default=30.0,
+            show_default=True,
+            type=timeout,
+            help="Give up a read after this many seconds without data.",
+        ),
+        click.option(
+            "--on-bad-shard",
+            default="stop",
+            show_default=True,
+            type=bad,
+            help="What to do with a missing or corrupt shard.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -37,7 +49,7 @@ def read_options_from(
     read_timeout: float,
     on_bad_shard: str,
 ) -> ReadOptions:
-    """What the options of ``access_options`` say."""
+    """What the options of ``read_options`` say."""
     if no_cache and (cache or cache_bytes):
         raise UserError("--no-cache contradicts --cache and --cache-bytes: leave one out")
     folder = None if no_cache else cache or default_cache()

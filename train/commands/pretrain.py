@@ -1,7 +1,4 @@
-"""`python -m train pretrain`: from a prepped dataset to a backbone, alone or under torchrun.
-
-Glue: options, the dataset and its loader on one side, the run folder, state and loop on the other.
-"""
+"""`pretrain`: from a prepped dataset to a backbone, alone or under torchrun."""
 
 import os
 from dataclasses import replace
@@ -10,6 +7,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
@@ -21,7 +19,7 @@ from jigsaw_pretrain.train.recipe import BALANCES, NECKS
 from jigsaw_pretrain.train.report.page import RunPage
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
@@ -32,9 +30,15 @@ from jigsaw_pretrain.train.report.page import RunPage
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
 @click.option("--val-data", metavar="OUT2", help="Dataset to judge the model on, with the same classes.")
-@click.option("--val-every", default=0, metavar="STEPS", type=click.IntRange(min=0), help="Default: 20 times.")
+@click.option(
+    "--val-every",
+    default=0,
+    metavar="STEPS",
+    type=click.IntRange(min=0),
+    help="Validate every STEPS steps (default: 20 times per run).",
+)
 @read_options
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes a rank.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
 @click.option(
     "--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE), help="torch.compile."
@@ -80,16 +84,16 @@ def pretrain(
         settings += (f"balance={balance}",) if balance else ()
         settings += (f"neck={neck}",) if neck else ()
         folder = ranks.run_on_all(lambda: open_run(run))
-        if folder.mirror:
-            ranks.run_on_rank_zero(folder.mirror.pull)
+        if folder.remote:
+            ranks.run_on_rank_zero(folder.remote.pull)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         dataset = ranks.run_on_all(lambda: access.open_dataset(data))
         chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
-        machine, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
+        options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
         origin = origin_of(dataset, chosen.stream)
         callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, machine, keep)
+        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep)
         if val_data:
             held_out = ranks.run_on_all(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))

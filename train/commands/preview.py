@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.formats.pixels import display_note, displayed
@@ -14,7 +15,7 @@ from jigsaw_pretrain.train.recipe import FITS, StreamOptions
 from jigsaw_pretrain.train.report.sheet import sheet
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset: a folder or URL.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The picture to write.")
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, 400), help="How many jigsaws.")

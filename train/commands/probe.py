@@ -1,10 +1,10 @@
-"""`python -m train probe`: do a run's features tell crops apart better than the same backbone's at random?
+"""`probe`: do a run's features tell crops apart better than the same backbone's at random?
 
 The cheap check before a detector: a linear classifier on averaged features of held-out crops (another dataset than the
 run's, prepped with the same classes), beside one on the same backbone at its random initialisation. Images of that
 dataset are split in four: three parts to fit the classifier, one to judge it, so no image is on both sides. The random
 backbone's batch norms get statistics of the crops to fit (without any it would be no rival); all else is the same.
-Costs two forward passes a crop, and seconds to fit. Prefer `detect train` for what counts in the end.
+Costs two forward passes per crop, and seconds to fit. Prefer `detect train` for what counts in the end.
 """
 
 import json
@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.storage import publish_locally
@@ -42,9 +44,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ProbeCrops:
-    """pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C.
+    """Crops of a dataset, all of one size.
 
-    fold: 0 to 3 by image.
+    pixels: [n, side, side, channels] of the dataset's type. labels: int64 [n], the background being class C. fold: 0
+    to 3 by image.
     """
 
     pixels: npt.NDArray[Any]
@@ -54,7 +57,11 @@ class ProbeCrops:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """top1: share of crops named right. class_mean: the mean of that share over the classes judged."""
+    """How well a linear classifier does.
+
+    top1: share of crops named right. class_mean: the mean of that share over the classes judged. penalty: of the
+    classifier, one of PENALTIES.
+    """
 
     top1: float
     class_mean: float
@@ -102,19 +109,13 @@ def features(model: DenseClassifier, crops: ProbeCrops, device: torch.device) ->
     return torch.cat(found)
 
 
-@torch.no_grad()
 def gather_statistics(model: DenseClassifier, crops: ProbeCrops, device: torch.device) -> None:
-    """Give the batch norms the statistics of the crops to fit; nothing where there are none."""
-    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    if not norms:
-        return
-    model.train()
+    """Give the backbone's batch norms the statistics of the crops to fit; nothing where there are none."""
     fitting = crops.pixels[crops.fold != 0]
-    for begin in range(0, len(fitting) - 1, BATCH):
-        model.backbone(model.normalise(torch.from_numpy(fitting[begin : begin + BATCH]).to(device)))
+    # Batch norm takes no batch of one crop.
+    starts = range(0, len(fitting) - 1, BATCH)
+    batches = (torch.from_numpy(fitting[start : start + BATCH]).to(device) for start in starts)
+    update_bn((model.normalise(images) for images in batches), model.backbone)
 
 
 def fitted(values: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
@@ -153,7 +154,7 @@ def predicted(values: Tensor, weights: Tensor) -> Tensor:
     return (values @ weights[:-1] + weights[-1]).argmax(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--data", required=True, metavar="OUT2", help="Held-out dataset: other images than the run's, prepped.")
 @click.option(
@@ -176,7 +177,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{data} has too few images for a probe: prep a larger held-out dataset")
-    answers: dict[str, ProbeResult] = {}
+    results: dict[str, ProbeResult] = {}
     for name in ("run", "random"):
         _, model = build_model(recipe, dataset.label_count, dataset.pixels)
         if name == "run":
@@ -184,17 +185,17 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
         model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if name == "random":
             gather_statistics(model, found, chosen)
-        answers[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
-    report = summary(answers, found, recipe.backbone, content["step"])
+        results[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
+    report = summary(results, found, recipe.backbone, content["step"])
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
 
 
-def summary(answers: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
+def summary(results: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
     """The figures of a probe."""
     judging = crops.labels[torch.from_numpy(crops.fold == 0)]
-    run, random = answers["run"], answers["random"]
+    run, random = results["run"], results["random"]
     return {
         "backbone": backbone,
         "step": step,

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
+from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.report.page import page
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; again for more."
 )

@@ -1,7 +1,8 @@
-"""What listens to the training loop: hooks for pages and pictures, and the count of data errors over all ranks.
+"""Hooks that the trainer calls as a run goes, and the count of data errors over all ranks.
 
-Data errors (shards left out, crops replaced) are small notes per batch; ranks compare them when metrics are written
-(about 0.2 ms), so that all know the same, and the checkpoint says it to whoever continues the run.
+Pages and pictures listen by a Callback. Data errors (shards left out, crops replaced) are small notes per batch; ranks
+compare them when metrics are written (about 0.2 ms), so that all know the same, and the checkpoint says it to whoever
+continues the run.
 """
 
 from collections.abc import Mapping
@@ -27,9 +28,9 @@ Pictures = Mapping[str, npt.NDArray[Any]]
 
 
 class Callback:
-    """What is told of a run as it goes, on rank 0 alone; each hook does nothing unless it is overridden.
+    """Hooks that are called as a run goes, on rank 0 alone; each does nothing unless it is overridden.
 
-    Training neither reads what they keep nor changes by them. They run between steps, so their time is the run's.
+    Training neither reads what a callback keeps nor changes by it. Hooks run between steps, so their time is the run's.
     """
 
     def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
@@ -45,18 +46,18 @@ class Callback:
 
 
 class DataErrors:
-    """The data errors of one run; one per rank, its results kept in the run's state."""
+    """Counts the data errors of a run in its state. Create one per rank."""
 
     def __init__(self, state: State, ranks: Ranks) -> None:
         self._state, self._ranks = state, ranks
         self._left_out: dict[str, str] = {}
 
     def note(self, batch: Batch) -> None:
-        """Note what a batch came with."""
+        """Note the shards that a batch was made without."""
         self._left_out.update(batch.left_out)
 
     def settle(self, rows: list[Row]) -> list[Row]:
-        """Bring the state up to these rows, say what is new; the rows with what they should say of it."""
+        """Bring the state up to these rows and say what is new; returns the rows with their left_out filled in."""
         state = self._state
         for name, reason in sorted(
             {pair for found in self._ranks.all_gather(self._left_out) for pair in found.items()}

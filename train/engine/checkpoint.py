@@ -1,13 +1,11 @@
-"""Checkpoints: one file a checkpoint, whole or absent, read without unpickling code.
+"""Checkpoints: one file each, whole or absent, read without unpickling code.
 
 A checkpoint holds all that the rest of a run depends on: step, weights, buffers, optimizer state, the ERF table, and
 the recipe, classes and dataset it belongs to. The data state is the step; random states are keyed by the step. Writing
-is a temporary file, a sync, a rename, so a kill at any moment leaves the former one the newest. Twice the weights'
-bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
+is a temporary file, a sync, a rename, so a kill at any moment leaves the previous one the newest. Costs twice the
+weights' bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
 """
 
-import contextlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.storage import atomic_write
 
 FORMAT_VERSION = 1
 
@@ -42,19 +40,8 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def save_file(path: Path, value: Any) -> None:
     """``torch.save`` that makes ``value`` appear under ``path`` whole or not at all, and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    with atomic_write(path) as file:
+        torch.save(value, file)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

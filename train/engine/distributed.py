@@ -4,10 +4,9 @@ All that differs between one rank and many is here: set-up, sums, speaking once,
 (a signal, an error, a row of metrics) travel by gloo in host memory, so they never make the host wait for the GPU.
 Gradients are DDP's business, not this module's.
 
-SIGTERM and SIGINT as requests: noted when they come, served by the loop between two steps.
-
-A scheduler's SIGTERM and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits
-30 seconds before it kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
+SIGTERM and SIGINT are requests: noted when they come, served by the trainer between two steps. A scheduler's SIGTERM
+and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits 30 seconds before it
+kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
 """
 
 import os
@@ -179,7 +178,7 @@ def finish() -> None:
 
 @contextmanager
 def rank_zero_errors() -> Iterator[None]:
-    """Let rank 0 alone report a UserError; the others exit with the same status and no word."""
+    """Report a UserError on rank 0 only; other ranks exit silently with the same status."""
     try:
         yield
     except UserError as error:

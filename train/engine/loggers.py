@@ -1,10 +1,9 @@
-"""Loggers: a run's numbers and pictures in other people's viewers, beside metrics.jsonl and the page.
+"""Where a person follows a run: the progress line, and other people's viewers.
 
-TensorBoard is written where it is installed (RUN/tensorboard), wandb and mlflow when asked for by ``--log``; their
-servers, projects and credentials come from their own environment variables. A step costs about 0.2 ms with
-TensorBoard. Nothing is read back from any of them: what counts is in the run folder, and a resumed run goes on there.
-
-What a person sees of a run: one moving line in a terminal, a plain line now and then anywhere else.
+The progress is one moving line in a terminal, a plain line now and then anywhere else. TensorBoard is written where it
+is installed (RUN/tensorboard), wandb and mlflow when asked for by ``--log``; their servers, projects and credentials
+come from their own environment variables. A step costs about 0.2 ms with TensorBoard. Nothing is read back from any of
+them: what counts is in the run folder, and a resumed run goes on there.
 """
 
 import importlib.util

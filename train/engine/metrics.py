@@ -1,13 +1,12 @@
-"""Metrics of a run: one JSON row a step in ``metrics.jsonl``, and line files that can be cut back to a step.
+"""Metrics of a run: one JSON row per step in ``metrics.jsonl``, and line files that can be cut back to a step.
 
-Losses and hits stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once in
-`log_every` steps, not once a step; all rows of a window carry its images per second and waiting share. A row is about
-200 bytes (64,000 steps: 13 MB). TensorBoard reads the same numbers if you convert them; nothing here depends on it.
+Losses and hits stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once per
+`log_every` steps, not once per step; all rows of a window carry its images per second and waiting share. A row is about
+200 bytes (64,000 steps: 13 MB). Loggers get the same numbers; nothing here depends on them.
 
-What training costs: seconds of the device, which is what arms of a comparison are held against.
-
-On a GPU the wall clock, since a rank has its GPU to itself. On a CPU the seconds of computing that this process had:
-other programs on its cores then change how long a run takes, not what it cost.
+Rows also say what a step cost: seconds of the device, which is what arms of a comparison are held against. On a GPU
+they are the wall clock's, since a rank has its GPU to itself. On a CPU they are the seconds of computing that this
+process had: other programs on its cores then change how long a run takes, not what it cost.
 """
 
 import json
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
-from jigsaw_pretrain.storage import sync_folder, temporary_beside
+from jigsaw_pretrain.storage import atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
 
 class LineFile:
-    """A text file of one line a step that a resumed run cuts back to where it continues."""
+    """A text file of one line per step that a resumed run cuts back to where it continues."""
 
     def __init__(self, path: Path, step_of: Callable[[str], int]) -> None:
         self.path = path
@@ -36,21 +35,25 @@ class LineFile:
         """Keep whole lines of steps below ``step`` only, by atomic replacement."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            # The last line of a killed process may be half a line.
-            if line.endswith("\n") and self._step_of(line) < step:
-                kept.append(line)
-        temporary = temporary_beside(self.path)
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-        sync_folder(self.path.parent)
+        kept = [line for line in _whole_lines(self.path) if self._step_of(line) < step]
+        with atomic_write(self.path) as file:
+            file.write("".join(kept).encode())
 
     def append(self, lines: list[str]) -> None:
         """Add lines (without their ends) and hand them to the system."""
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file with their ends; the last line of a killed process may be half a line and is left out."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl as they were written; none where there is no file."""
+    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
 
 
 def metrics_file(path: Path) -> LineFile:
@@ -68,12 +71,12 @@ class Row:
     """One step's metrics over all ranks.
 
     step: the batch's number, from 0, as `digest` prints it. loss: mean over the global batch. accuracy: by region
-    (template.REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
+    (REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
     images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
     replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
-    device_seconds: of one rank's device for the step (train.clock). validation: what train.validate found after this
-    step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is the
-    mean.
+    device_seconds: of one rank's device for the step (device_clock). validation: what evaluate.validation found after
+    this step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is
+    the mean.
     """
 
     step: int
@@ -127,8 +130,8 @@ class MetricsWindow:
     def add(
         self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
     ) -> None:
-        """Note a step: losses are this rank's means over its ``images``, a scalar or one a level (their mean is the
-        loss); hits [4] its right predictions by region.
+        """Note a step: losses are this rank's means over its ``images``, a scalar or one per level (their mean is
+        the loss); hits [4] its right predictions by region.
         """
         self._steps.append((step, lr))
         losses = losses.detach().double().reshape(-1)

@@ -1,11 +1,9 @@
-"""The learning rate of every step: linear warm-up, then cosine to zero (section 4.1). Pure arithmetic.
+"""What an optimizer step is made of: the learning rate's schedule, the EMA of the weights, and the precision.
 
-The moving average of a model's weights and buffers over steps: what is exported where a recipe keeps one.
+The schedule is section 4.1's: linear warm-up, then cosine to zero.
 
-One pass over the weights a step (ResNet-50: 0.1 ms on a GPU) and their size once more in memory and in checkpoints. The
-decay grows with the first steps, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
-
-In which numbers a step is computed: autocast, loss scaling, TF32, and determinism.
+The exponential moving average of weights and buffers is what is exported where a recipe keeps one. It costs one pass
+over the weights per step (ResNet-50: 0.1 ms on a GPU) and their size once more in memory and in checkpoints.
 
 bf16 halves the memory of features and is two to four times as fast on GPUs that have it; fp16 needs its loss scaled,
 which costs nothing but a step skipped now and then. Weights, gradients' sums, the loss and the receptive fields stay
@@ -35,7 +33,11 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, start: float, pea
 
 
 class EMA:
-    """The average of ``model``, which begins as the model is; the model's tensors must stay the same objects."""
+    """The moving average of ``model``, which begins as the model is; the model's tensors must stay the same objects.
+
+    The decay grows with the first steps, min(decay, (1 + step) / (10 + step)), so that the random start is soon
+    forgotten.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay

@@ -1,25 +1,22 @@
-"""Run folders at a URL: staged in a folder of this machine, published at every checkpoint.
-
-A lost machine then loses the steps since the last checkpoint and nothing else. Files go up whole, in one put each, what
-has changed only: checkpoints first, then the rest, last a small pointer to the newest checkpoint, so that a run is
-never continued from a half-written one and needs no listing to be found. Costs the upload of a checkpoint (ResNet-50:
-190 MB) while the ranks wait, so choose checkpoint_every by it. The staged folder is made anew at every start.
-
-Prefer a local folder with a copying job beside it where the store is slow; a mounted network folder needs none of this.
-
-The run folder: what lies where, what the run is of, and when it may be begun or continued.
+"""The run folder: what lies where, what the run is of, and when it may be begun or continued.
 
     RUN/run.json         recipe, classes, dataset fingerprint, backbone, versions: written at the first step
     RUN/recipe.toml      the recipe in full, for the next run
     RUN/checkpoints/     step-NNNNNNNN.pt, the newest few
-    RUN/metrics.jsonl    a row a step; RUN/digest.txt, a line a step, with --log-digest
+    RUN/metrics.jsonl    one row per step; RUN/digest.txt, one line per step, with --log-digest
     RUN/backbone.pth     at the end of the schedule: the backbone under its library's names
     RUN/backbone-fpn.pth with a neck, backbone and neck under the names of torchvision's BackboneWithFPN
 
 The checks here keep a run one run: same recipe, same classes, same dataset from its first step to its last, whatever
 the machine, the number of ranks or of workers.
+
+A run folder at a URL is staged in a folder of this machine and published at every checkpoint. A lost machine then loses
+the steps since the last checkpoint and nothing else. It costs the upload of a checkpoint (ResNet-50: 190 MB) while the
+ranks wait, so choose checkpoint_every by it. Prefer a local folder with a copying job beside it where the store is
+slow; a mounted network folder needs none of this.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -34,129 +31,32 @@ from typing import Any
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, fetch_with_retries, open_store, temporary_beside
+from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, open_store
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from jigsaw_pretrain.train.recipe import Recipe, StreamOptions, load_recipe, recipe_from
 
-NEWEST = "checkpoints/newest"
-
-RUN_FILES = ("run.json", "recipe.toml", "metrics.jsonl", "digest.txt")
-"""What a run is continued with, beside its newest checkpoint."""
-
-MIRROR_RETRIES, MIRROR_TIMEOUT = 5, 60.0
-
 FORMAT_VERSION = 1
 
 PACKAGES = ("jigsaw-pretrain", "torch", "torchvision", "numpy")
 
+RUN_FILES = ("run.json", "recipe.toml", "metrics.jsonl", "digest.txt")
+"""What a run is continued with, beside its newest checkpoint."""
 
-class RemoteRunFolder:
-    """A run folder at ``url`` and the folder of this machine, ``path``, where its files are staged."""
+NEWEST = "checkpoints/newest"
+"""The pointer to the newest checkpoint of a run at a URL."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
-        self._storage = open_store(self.url, MIRROR_TIMEOUT)
-        self._fetcher = Fetcher(self.url, MIRROR_RETRIES, MIRROR_TIMEOUT)
-        self._pushed: dict[str, tuple[int, int]] = {}
-
-    def pull(self) -> None:
-        """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
-        for name in {*RUN_FILES, *self._listed()}:
-            self._fetch(name)
-        names = [pointer] if (pointer := self._pointer()) else []
-        names += sorted(
-            (name for name in self._checkpoints() if name.endswith(".pt") and name not in names), reverse=True
-        )
-        for name in names:
-            self.fetch_checkpoint(name)
-            try:
-                read_checkpoint(self.path / "checkpoints" / name)
-                break
-            except UserError:
-                # Passed over for the one before; what is damaged there is damaged here, and said by who reads it.
-                continue
-        self._pushed = {name: self._state(name) for name in self._staged()}
-
-    def fetch_checkpoint(self, name: str) -> None:
-        """Stage a checkpoint, unless it is (another rank of this host, or its first one, may have)."""
-        if not (self.path / "checkpoints" / name).exists():
-            self._fetch(f"checkpoints/{name}")
-
-    def push(self) -> None:
-        """Publish what has changed, then the pointer; remove checkpoints older than the staged ones."""
-        staged = self._staged()
-        for name in sorted(staged, key=lambda name: not name.startswith("checkpoints/")):
-            state = self._state(name)
-            if self._pushed.get(name) != state:
-                self._put(name, (self.path / name).read_bytes())
-                self._pushed[name] = state
-        kept = [path.name for _, path in list_checkpoints(self.path / "checkpoints")]
-        if not kept or self._pushed.get(NEWEST) == (int(kept[-1][5:-3]), 0):
-            return
-        self._put(NEWEST, kept[-1].encode())
-        self._pushed[NEWEST] = (int(kept[-1][5:-3]), 0)
-        for name in self._checkpoints():
-            if name.endswith(".pt") and name < kept[0]:
-                old = f"checkpoints/{name}"
-                fetch_with_retries(
-                    partial(self._storage.remove, old), MIRROR_RETRIES, self._storage.describe(old), "removed"
-                )
-
-    def _checkpoints(self) -> list[str]:
-        """What a listing shows of the checkpoints: a hint."""
-        return fetch_with_retries(
-            lambda: self._storage.list("checkpoints"), MIRROR_RETRIES, self._storage.describe("checkpoints")
-        )
-
-    def _listed(self) -> list[str]:
-        """Further files of the run (pages and what they are made of), as far as a listing shows them."""
-        root = self._storage.root.rstrip("/") + "/"
-        found = fetch_with_retries(lambda: list(self._storage.fs.find(root)), MIRROR_RETRIES, self.url)
-        named = (path.partition(root)[2] for path in found)
-        return [name for name in named if name and not name.startswith("checkpoints/")]
-
-    def _put(self, name: str, data: bytes) -> None:
-        fetch_with_retries(
-            lambda: self._storage.publish(name, data), MIRROR_RETRIES, self._storage.describe(name), "written"
-        )
-
-    def _pointer(self) -> str | None:
-        where = self._storage.describe(NEWEST)
-        try:
-            return fetch_with_retries(lambda: self._storage.read(NEWEST), MIRROR_RETRIES, where).decode().strip()
-        except FileNotFoundError:
-            return None
-
-    def _fetch(self, name: str) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
-        try:
-            self._fetcher.fetch(name, temporary, lambda fetched: None)
-            temporary.replace(path)
-        except FileNotFoundError:
-            temporary.unlink(missing_ok=True)
-
-    def _staged(self) -> list[str]:
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(name.as_posix() for name in found if not name.name.endswith(".tmp"))
-
-    def _state(self, name: str) -> tuple[int, int]:
-        status = (self.path / name).stat()
-        return status.st_mtime_ns, status.st_size
+RETRIES, TIMEOUT = 5, 60.0
+"""Of a request to the store of a run at a URL."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """The dataset of a run, as far as it shapes the weights: class names in label order, and the manifests' hash.
 
-    facts: what dataset.json says, to name what differs from another dataset. shares: the share of each group in the
-    crops drawn. pixels: of the crops.
+    facts: what dataset.json says, to name what differs from another dataset. shares: of each group in the crops drawn.
+    pixels: format of the crops.
     """
 
     classes: tuple[str, ...]
@@ -174,69 +74,44 @@ def origin_of(dataset: Dataset, stream: StreamOptions) -> Origin:
     return Origin(tuple(dataset.classes), dataset.fingerprint, facts, shares, dataset.pixels)
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files; with a mirror, ``path`` is where those of its URL are staged."""
+    """Where a run keeps its files; of one at a URL, ``path`` is where they are staged."""
 
-    path: Path
-    mirror: RemoteRunFolder | None = None
+    def __init__(self, path: Path, remote: "RemoteRunFolder | None" = None) -> None:
+        self.path, self.remote = path, remote
+        self.description = path / "run.json"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.digest = path / "digest.txt"
+        self.backbone = path / "backbone.pth"
+        self.pyramid = path / "backbone-fpn.pth"
 
     def __str__(self) -> str:
         """The folder as the user named it."""
-        return self.mirror.url if self.mirror else str(self.path)
-
-    def stage(self, checkpoint: str) -> None:
-        """Have a checkpoint of that name here, where the folder is at a URL."""
-        if self.mirror:
-            self.mirror.fetch_checkpoint(checkpoint)
-
-    def push(self) -> None:
-        """Publish what has changed, where the folder is at a URL."""
-        if self.mirror:
-            self.mirror.push()
-
-    @property
-    def description(self) -> Path:
-        """run.json."""
-        return self.path / "run.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def digest(self) -> Path:
-        """digest.txt."""
-        return self.path / "digest.txt"
-
-    @property
-    def backbone(self) -> Path:
-        """backbone.pth."""
-        return self.path / "backbone.pth"
-
-    @property
-    def pyramid(self) -> Path:
-        """backbone-fpn.pth."""
-        return self.path / "backbone-fpn.pth"
+        return self.remote.url if self.remote else str(self.path)
 
     @property
     def begun(self) -> bool:
         """Whether a run's first step was taken here."""
         return self.description.exists() or bool(list_checkpoints(self.checkpoints))
 
+    def stage(self, checkpoint: str) -> None:
+        """Have a checkpoint of that name here, where the folder is at a URL."""
+        if self.remote:
+            self.remote.fetch_checkpoint(checkpoint)
+
+    def push(self) -> None:
+        """Publish what has changed, where the folder is at a URL."""
+        if self.remote:
+            self.remote.push()
+
 
 def open_run(run: str | Path) -> RunFolder:
-    """The run folder of a path or URL, not yet looked into; see Mirror.pull."""
+    """The run folder of a path or URL; nothing is read yet, see RemoteRunFolder.pull."""
     if "://" not in str(run):
         return RunFolder(Path(run))
-    mirror = RemoteRunFolder(str(run))
-    return RunFolder(mirror.path, mirror)
+    remote = RemoteRunFolder(str(run))
+    return RunFolder(remote.path, remote)
 
 
 def versions() -> dict[str, str]:
@@ -255,7 +130,7 @@ def choose_recipe(
 ) -> Recipe:
     """The recipe to run, with what it implies written out (Recipe.resolved).
 
-    File and settings' for a new run, the run's own for a resumed one.
+    A new run takes the file and the settings, a resumed one its own recipe.
 
     Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
     naming what differs.
@@ -365,10 +240,105 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
 
     Raises UserError where there is no run or no checkpoint yet.
     """
-    if folder.mirror:
-        folder.mirror.pull()
+    if folder.remote:
+        folder.remote.pull()
     description = read_description(folder)
     newest = newest_checkpoint(folder.checkpoints, print)
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
     return description, recipe_from(description["recipe"], str(folder.description)), newest[1]
+
+
+class RemoteRunFolder:
+    """A run folder at ``url`` and the folder of this machine, ``path``, where its files are staged.
+
+    Files go up whole, in one put each, what has changed only: checkpoints first, then the rest, last a small pointer to
+    the newest checkpoint, so that a run is never continued from a half-written one and needs no listing to be found.
+    The staged folder is made anew at every start.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
+        self._storage = open_store(self.url, TIMEOUT)
+        self._fetcher = Fetcher(self.url, RETRIES, TIMEOUT)
+        self._pushed: dict[str, tuple[int, int]] = {}
+
+    def pull(self) -> None:
+        """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        for name in {*RUN_FILES, *self._listed()}:
+            self._fetch(name)
+        names = [pointer] if (pointer := self._pointer()) else []
+        names += sorted(
+            (name for name in self._checkpoints() if name.endswith(".pt") and name not in names), reverse=True
+        )
+        for name in names:
+            self.fetch_checkpoint(name)
+            try:
+                read_checkpoint(self.path / "checkpoints" / name)
+                break
+            except UserError:
+                # Passed over for the one before; what is damaged there is damaged here, and said by who reads it.
+                continue
+        self._pushed = {name: self._state(name) for name in self._staged()}
+
+    def fetch_checkpoint(self, name: str) -> None:
+        """Stage a checkpoint, unless it is (another rank of this host, or its first one, may have)."""
+        if not (self.path / "checkpoints" / name).exists():
+            self._fetch(f"checkpoints/{name}")
+
+    def push(self) -> None:
+        """Publish what has changed, then the pointer; remove checkpoints older than the staged ones."""
+        staged = self._staged()
+        for name in sorted(staged, key=lambda name: not name.startswith("checkpoints/")):
+            state = self._state(name)
+            if self._pushed.get(name) != state:
+                self._put(name, (self.path / name).read_bytes())
+                self._pushed[name] = state
+        kept = [path.name for _, path in list_checkpoints(self.path / "checkpoints")]
+        if not kept or self._pushed.get(NEWEST) == (int(kept[-1][5:-3]), 0):
+            return
+        self._put(NEWEST, kept[-1].encode())
+        self._pushed[NEWEST] = (int(kept[-1][5:-3]), 0)
+        for name in self._checkpoints():
+            if name.endswith(".pt") and name < kept[0]:
+                old = f"checkpoints/{name}"
+                fetch_with_retries(partial(self._storage.remove, old), RETRIES, self._storage.describe(old), "removed")
+
+    def _checkpoints(self) -> list[str]:
+        """What a listing shows of the checkpoints: a hint."""
+        return fetch_with_retries(
+            lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints")
+        )
+
+    def _listed(self) -> list[str]:
+        """Further files of the run (pages and what they are made of), as far as a listing shows them."""
+        root = self._storage.root.rstrip("/") + "/"
+        found = fetch_with_retries(lambda: list(self._storage.fs.find(root)), RETRIES, self.url)
+        named = (path.partition(root)[2] for path in found)
+        return [name for name in named if name and not name.startswith("checkpoints/")]
+
+    def _put(self, name: str, data: bytes) -> None:
+        fetch_with_retries(lambda: self._storage.publish(name, data), RETRIES, self._storage.describe(name), "written")
+
+    def _pointer(self) -> str | None:
+        where = self._storage.describe(NEWEST)
+        try:
+            return fetch_with_retries(lambda: self._storage.read(NEWEST), RETRIES, where).decode().strip()
+        except FileNotFoundError:
+            return None
+
+    def _fetch(self, name: str) -> None:
+        # A driver opens the file by its name; it is there from the start, so that a slow first byte is waited for.
+        with contextlib.suppress(FileNotFoundError), atomic_write(self.path / name) as file:
+            self._fetcher.fetch(name, Path(file.name), lambda fetched: None)
+
+    def _staged(self) -> list[str]:
+        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(name.as_posix() for name in found if not name.name.endswith(".tmp"))
+
+    def _state(self, name: str) -> tuple[int, int]:
+        status = (self.path / name).stat()
+        return status.st_mtime_ns, status.st_size

@@ -1,8 +1,8 @@
-"""What a run carries from step to step, and its form in a checkpoint: model, optimizer, loss scale, average, ERF table,
-step.
+"""What a run carries from step to step, and its form in a checkpoint.
 
-Everything is built from the recipe and the seed on the CPU, the same on every rank, then moved; nothing else of a run
-has a memory (data and randomness are functions of the step).
+That is the model, the optimizer, the loss scale, the EMA, the ERF tables and the step. Everything is built from the
+recipe and the seed on the CPU, the same on every rank, then moved; nothing else of a run has a memory (data and
+randomness are functions of the step).
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class State:
     model: DenseClassifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: EMA | None = None
+    ema: EMA | None = None
     step: int = 0
     tables: tuple[ErfTable, ...] = ()
     replaced: int = 0
@@ -57,7 +57,7 @@ class State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": self.average and self.average.state,
+            "average": self.ema and self.ema.state,
             # A run without a neck has one, in the form that was before there were necks.
             "erf": tables if len(tables) > 1 else tables[0] if tables else None,
             "replaced": self.replaced,
@@ -73,8 +73,8 @@ class State:
             group["fused"] = self.optimizer.defaults["fused"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
-        if self.average is not None:
-            self.average.restore(content["average"])
+        if self.ema is not None:
+            self.ema.restore(content["average"])
         self.step = content["step"]
         self.replaced, self.left_out = content.get("replaced", 0), list(content.get("left_out", ()))
         device = self.model.mean.device
@@ -132,5 +132,5 @@ def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFor
         weight_decay=recipe.weight_decay,
         fused=ranks.device.type == "cuda" or None,
     )
-    average = EMA(model, recipe.ema) if recipe.ema else None
-    return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), average)
+    ema = EMA(model, recipe.ema) if recipe.ema else None
+    return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), ema)

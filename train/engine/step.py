@@ -1,23 +1,19 @@
-"""How a run uses the machine it is on: what may change its last bits, never what it is a run of.
-
-These are command-line options, free to differ between two parts of one run; whatever changes the result is a key of the
-recipe. Compiling takes a minute or two at the start and saves a tenth to a third of each step on a GPU; it is checked
-before the first step and left out, aloud, where it fails. Determinism costs up to a third of the speed of a GPU.
-
-A rehearsal of one micro-batch before a run: does the model compile here, and does its step fit into memory?
-
-On GPUs, between several ranks, and where compiling is asked for: forward and backward of random jigsaws without
-any exchange between ranks, so that all of them learn of a failure on any and none waits for one that is gone. Costs a
-step, and the compilation that the run needs anyway; the model is left as it was.
-
-One optimizer step: micro-batches forward and backward, their gradients summed, clipped and applied.
-
-With a neck the loss is the mean of its levels' losses: all levels count alike, however many positions they have.
+"""One optimizer step: micro-batches forward and backward, their gradients summed, clipped and applied.
 
 Gradients are accumulated over a process's share of the batch in micro-batches of the recipe's size, and exchanged
 between ranks once, with the last of them. A sum over micro-batches equals the whole batch's gradient to rounding where
-nothing depends on the batch's statistics. All is a function of the state, the images and (seed, step, rank). Beside the
-model's own time about 0.2 ms of host time a step. Prefer a larger micro-batch wherever it fits.
+nothing depends on the batch's statistics. With a neck the loss is the mean of its levels' losses: all levels count
+alike, however many positions they have. All is a function of the state, the images and (seed, step, rank). Costs about
+0.2 ms of host time per step beside the model's own. Prefer a larger micro-batch wherever it fits.
+
+Machine options may change the last bits of a result, never which experiment it is. They are command-line options, free
+to differ between two parts of one run; whatever changes the result is a key of the recipe. Compiling takes a minute or
+two at the start and saves a tenth to a third of each step on a GPU. Determinism costs up to a third of a GPU's speed.
+
+A dry run of one micro-batch comes before the first step on GPUs, between several ranks, and where compiling is asked
+for: does the model compile here (if not it is left out, and said), and does a step fit into memory? It goes forward and
+backward on random jigsaws without any exchange between ranks, so that all of them learn of a failure on any and none
+waits for one that is gone. It costs a step, and the compilation that the run needs anyway; the model is left as it was.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +42,10 @@ BACKEND = "inductor"
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error."""
+    """How a run uses its machine.
+
+    compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error.
+    """
 
     compile: str = "auto"
     deterministic: bool = False
@@ -54,6 +53,128 @@ class MachineOptions:
     def compiles(self, device: torch.device) -> bool:
         """Whether the model is to be compiled on that device."""
         return self.compile == "on" or (self.compile == "auto" and device.type == "cuda")
+
+
+def micro_batch_of(recipe: Recipe, world: int) -> int:
+    """Jigsaws that each of ``world`` processes takes at once; UserError where they do not divide its share."""
+    share = recipe.batch // world
+    chosen = min(recipe.micro_batch or share, share)
+    if share % chosen:
+        near = [n for n in range(1, share + 1) if share % n == 0]
+        raise UserError(
+            f"micro_batch = {chosen} does not divide the {share} jigsaws of each of {world} processes: "
+            f"choose one of {near}"
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step found before it was taken, on the device.
+
+    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions:
+    the predicted class of each region, int64 [n, 4]. lr: the learning rate.
+    """
+
+    losses: Tensor
+    predictions: Tensor
+    lr: float
+
+
+class Stepper:
+    """Runs optimizer steps. Create one per process: it compiles the model and joins the ranks' gradients.
+
+    Raises UserError where a micro-batch does not divide the share or does not fit into memory.
+    """
+
+    def __init__(
+        self, recipe: Recipe, state: State, ranks: Ranks, region_maps: Sequence[Tensor], options: MachineOptions
+    ) -> None:
+        self._recipe, self._state, self._ranks, self._region_maps = recipe, state, ranks, region_maps
+        self.micro_batch = micro_batch_of(recipe, ranks.world)
+        self._parallel: nn.Module = state.model
+        compiles = options.compiles(ranks.device)
+        # Alone on a CPU the first step itself tells.
+        if compiles or ranks.device.type == "cuda" or ranks.world > 1:
+            self._parallel = compile_and_dry_run(state.model, recipe, ranks, self.micro_batch, compiles)
+        if ranks.world > 1:
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast per step.
+            self._parallel = DistributedDataParallel(self._parallel, device_ids=devices, broadcast_buffers=False)
+        self._parallel.train()
+
+    def take(self, images: Tensor, labels: Tensor) -> StepOutput:
+        """One step on this rank's images and labels, on its device; the state's step is left to the caller.
+
+        Raises UserError where memory runs out.
+        """
+        rate = self._set_rate()
+        # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
+        torch.manual_seed(int(derive_key(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
+        try:
+            found, predictions = self._gradients(images, labels)
+            self._apply()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)
+        else:
+            return StepOutput(found, predictions, rate)
+        # Outside of the handler, so that what the failed step held is free for the tries.
+        del failure
+        refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
+        self._ranks.alone(refusal.message)
+        raise refusal
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        recipe, state, ranks = self._recipe, self._state, self._ranks
+        state.optimizer.zero_grad(set_to_none=True)
+        starts = range(0, len(images), self.micro_batch)
+        total, predictions = torch.zeros(len(self._region_maps), device=images.device), []
+        for start in starts:
+            part, own = images[start : start + self.micro_batch], labels[start : start + self.micro_batch]
+            waits = isinstance(self._parallel, DistributedDataParallel) and start != starts[-1]
+            with self._parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with autocast(recipe.precision, ranks.device):
+                    logits = self._parallel(part)
+                logits = [one.float() for one in logits]
+                found = torch.stack([self._loss(level, one, own) for level, one in enumerate(logits)])
+                # DDP averages over ranks; shares of unequal size would otherwise count alike.
+                state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.batch)).backward()
+            total += found.detach() * (len(part) / len(images))
+            with torch.no_grad():
+                predictions.append(losses.predictions([one.detach() for one in logits], self._region_maps))
+        return total, torch.cat(predictions)
+
+    def _apply(self) -> None:
+        state = self._state
+        if self._recipe.clip_norm > 0:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._recipe.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None:
+            state.ema.update(state.step)
+
+    def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """The recipe's loss of one map, a scalar: the mean over these images."""
+        region_map = self._region_maps[level]
+        if self._recipe.strategy == "block-wise":
+            return losses.block_wise_loss(logits, labels, region_map)
+        if self._recipe.strategy == "global":
+            return losses.global_loss(logits, labels, region_map)
+        return losses.erf_adaptive_loss(logits, labels, self._state.tables[level].weights, region_map)
+
+    def _set_rate(self) -> float:
+        """Set and return this step's learning rate."""
+        recipe = self._recipe
+        start, peak = recipe.rates
+        rate = learning_rate(
+            self._state.step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, start=start, peak=peak
+        )
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,7 +215,7 @@ def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, shar
         return UserError(f"{lead}, and a single one does not fit either: choose a smaller backbone or template_size")
     statistics = "" if recipe.sync_bn else f"; batch norm's statistics are then of {fits}, unless sync_bn = true"
     return UserError(
-        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches a step and "
+        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches per step and "
         f"process keep the batch of {recipe.batch} and its learning rates{statistics}"
     )
 
@@ -165,130 +286,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _reason(failure: Exception | None) -> str | None:
-    """In a line, why compiling failed; none where it did not or memory was the cause."""
+    """Why compiling failed, in one line; none where it did not or memory was the cause."""
     if failure is None or is_out_of_memory(failure):
         return None
     lines = str(failure).strip().splitlines()
     return f"{type(failure).__name__}: {lines[0][:200] if lines else ''}"
-
-
-def micro_batch_of(recipe: Recipe, world: int) -> int:
-    """Jigsaws that each of ``world`` processes takes at once; UserError where they do not divide its share."""
-    share = recipe.batch // world
-    chosen = min(recipe.micro_batch or share, share)
-    if share % chosen:
-        near = [n for n in range(1, share + 1) if share % n == 0]
-        raise UserError(
-            f"micro_batch = {chosen} does not divide the {share} jigsaws of each of {world} processes: "
-            f"choose one of {near}"
-        )
-    return chosen
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step found before it was taken, on the device.
-
-    losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions:
-    the predicted class of each region, int64 [n, 4]. lr: the learning rate.
-    """
-
-    losses: Tensor
-    predictions: Tensor
-    lr: float
-
-
-class Stepper:
-    """Takes a state's model through steps. Make one a process: it compiles the model and joins the ranks' gradients.
-
-    Raises UserError where a micro-batch does not divide the share or does not fit into memory.
-    """
-
-    def __init__(
-        self, recipe: Recipe, state: State, ranks: Ranks, region_maps: Sequence[Tensor], machine: MachineOptions
-    ) -> None:
-        self._recipe, self._state, self._ranks, self._region_maps = recipe, state, ranks, region_maps
-        self.micro_batch = micro_batch_of(recipe, ranks.world)
-        self._parallel: nn.Module = state.model
-        compiles = machine.compiles(ranks.device)
-        # Alone on a CPU the first step itself tells.
-        if compiles or ranks.device.type == "cuda" or ranks.world > 1:
-            self._parallel = compile_and_dry_run(state.model, recipe, ranks, self.micro_batch, compiles)
-        if ranks.world > 1:
-            devices = [ranks.device] if ranks.device.type == "cuda" else None
-            # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast a step.
-            self._parallel = DistributedDataParallel(self._parallel, device_ids=devices, broadcast_buffers=False)
-        self._parallel.train()
-
-    def take(self, images: Tensor, labels: Tensor) -> StepOutput:
-        """One step on this rank's images and labels, on its device; the state's step is left to the caller.
-
-        Raises UserError where memory runs out.
-        """
-        rate = self._set_rate()
-        # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
-        torch.manual_seed(int(derive_key(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
-        try:
-            found, guesses = self._gradients(images, labels)
-            self._apply()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)
-        else:
-            return StepOutput(found, guesses, rate)
-        # Outside of the handler, so that what the failed step held is free for the tries.
-        del failure
-        refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
-        self._ranks.alone(refusal.format_message())
-        raise refusal
-
-    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        recipe, state, ranks = self._recipe, self._state, self._ranks
-        state.optimizer.zero_grad(set_to_none=True)
-        starts = range(0, len(images), self.micro_batch)
-        total, guesses = torch.zeros(len(self._region_maps), device=images.device), []
-        for start in starts:
-            part, own = images[start : start + self.micro_batch], labels[start : start + self.micro_batch]
-            waits = isinstance(self._parallel, DistributedDataParallel) and start != starts[-1]
-            with self._parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with autocast(recipe.precision, ranks.device):
-                    logits = self._parallel(part)
-                logits = [one.float() for one in logits]
-                found = torch.stack([self._loss(level, one, own) for level, one in enumerate(logits)])
-                # DDP averages over ranks; shares of unequal size would otherwise count alike.
-                state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.batch)).backward()
-            total += found.detach() * (len(part) / len(images))
-            with torch.no_grad():
-                guesses.append(losses.predictions([one.detach() for one in logits], self._region_maps))
-        return total, torch.cat(guesses)
-
-    def _apply(self) -> None:
-        state = self._state
-        if self._recipe.clip_norm > 0:
-            state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._recipe.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.average is not None:
-            state.average.update(state.step)
-
-    def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
-        """The recipe's loss of one map, a scalar: the mean over these images."""
-        region_map = self._region_maps[level]
-        if self._recipe.strategy == "block-wise":
-            return losses.block_wise_loss(logits, labels, region_map)
-        if self._recipe.strategy == "global":
-            return losses.global_loss(logits, labels, region_map)
-        return losses.erf_adaptive_loss(logits, labels, self._state.tables[level].weights, region_map)
-
-    def _set_rate(self) -> float:
-        """Set and return this step's learning rate."""
-        recipe = self._recipe
-        start, peak = recipe.rates
-        rate = learning_rate(
-            self._state.step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, start=start, peak=peak
-        )
-        for group in self._state.optimizer.param_groups:
-            group["lr"] = rate
-        return rate

@@ -1,9 +1,11 @@
 """The training loop: a batch, a step, a row of metrics, and every so often a fresh ERF table and a checkpoint.
 
 Every step is a function of the state, its batch and (seed, step, rank), so a run that stops and resumes anywhere equals
-one that does not, bit for bit on a CPU. The loop takes any source of batches, and one rank or many. It adds a row of
-sums on the device and, with several ranks, one agreement in host memory to a step; the host looks at the device once in
-`log_every` steps only.
+one that does not, bit for bit on a CPU. The loop takes any source of batches, and one rank or many. Beside a step's own
+cost it adds a row of sums on the device and, with several ranks, one agreement in host memory; the host waits for the
+device once per `log_every` steps only.
+
+`execute` begins or continues a run; `Trainer` alone takes a state through steps.
 """
 
 import math
@@ -55,17 +57,17 @@ DigestLine = Callable[[int, list[Digests]], str]
 """The digest line of a step, from every rank's digests of its batch."""
 
 Validate = Callable[[State], dict[str, Any]]
-"""Judges the model on held-out jigsaws, on all ranks at once; the same figures on each."""
+"""Evaluates on held-out jigsaws; called on all ranks, returns the same figures on each."""
 
 _GO, _FAILED, _STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is run, on what, where to, by whom.
+    """What is run: the recipe, its dataset, the run folder, the ranks, and what does not change the result.
 
-    callbacks: what is told of the run as it goes, on rank 0. keep: checkpoints that stay; None for the recipe's
-    keep_checkpoints. validate: what to ask every val_every steps.
+    callbacks: called on rank 0. log: names of loggers. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: called every val_every steps.
     """
 
     recipe: Recipe
@@ -74,21 +76,21 @@ class TrainingJob:
     ranks: Ranks
     callbacks: tuple[Callback, ...] = ()
     log: tuple[str, ...] = ()
-    machine: MachineOptions = MachineOptions()
+    machine_options: MachineOptions = MachineOptions()
     keep: int | None = None
     validate: Validate | None = None
     val_every: int = 0
 
 
 class Trainer:
-    """Takes a state from its step to another one. Make one a process."""
+    """Takes a state from its step to another one. Create one per process."""
 
     def __init__(self, job: TrainingJob, state: State, digest_line: DigestLine | None = None) -> None:
         self.job = job
         self.state = state
         self._digest_line = digest_line
         self._region_maps = region_maps(job.recipe, state.backbone, job.ranks.device)
-        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine)
+        self._stepper = Stepper(job.recipe, state, job.ranks, self._region_maps, job.machine_options)
         self._window = MetricsWindow(job.ranks, tuple(stage.level for stage in state.backbone.stages))
         self._digests: list[str] = []
         self._data_errors = DataErrors(state, job.ranks)
@@ -153,11 +155,11 @@ class Trainer:
         images, labels = self._moved(batch)
         if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
             self.refresh(images[:: len(images) // lanes])
-        taken = self._stepper.take(images, labels)
-        hits = taken.predictions.eq(labels).sum(dim=0)
+        output = self._stepper.take(images, labels)
+        hits = output.predictions.eq(labels).sum(dim=0)
         for callback in self._callbacks:
-            callback.on_step(batch, labels, taken.predictions)
-        self._window.add(state.step, taken.lr, taken.losses, hits, len(images), batch.replaced, waited)
+            callback.on_step(batch, labels, output.predictions)
+        self._window.add(state.step, output.lr, output.losses, hits, len(images), batch.replaced, waited)
         self._data_errors.note(batch)
         if self._digest_line is not None:
             shares = ranks.all_gather(batch.digests or ())
@@ -198,7 +200,7 @@ class Trainer:
         return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self.job.recipe.tau))
 
     def _validate(self) -> None:
-        """Judge the model where it is due; the figures go into the row of the step just done."""
+        """Evaluate the model where it is due; the figures go into the row of the step just done."""
         job, done = self.job, self.state.step
         if job.validate is None or not job.val_every or (done % job.val_every and done != job.recipe.steps):
             return
@@ -308,7 +310,7 @@ def execute(
     whatever the user can mend.
     """
     recipe, folder, ranks = job.recipe, job.folder, job.ranks
-    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine.deterministic)
+    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=job.machine_options.deterministic)
     ranks.run_on_rank_zero(lambda: check_origin(folder, job.origin))
     state = ranks.run_on_all(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     _continue(job, state)
@@ -330,14 +332,6 @@ def execute(
         why = f"on {ending} " if ending else ""
         ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
     return state
-
-
-def _publish_backbone(folder: RunFolder, state: State) -> None:
-    trained = trained_state(state.to_checkpoint())
-    if pyramid := pyramid_state(trained):
-        save_file(folder.pyramid, pyramid)
-    save_file(folder.backbone, backbone_state(trained))
-    folder.push()
 
 
 def _continue(job: TrainingJob, state: State) -> None:
@@ -366,6 +360,48 @@ def _continue(job: TrainingJob, state: State) -> None:
         ranks.log_rank_zero(
             f"warning: resuming with other versions ({'; '.join(changed)}): results may differ in their last bits"
         )
+
+
+def announce(job: TrainingJob, state: State, until: int) -> None:
+    """Say what is about to run."""
+    recipe, ranks = job.recipe, job.ranks
+    start_rate, peak = recipe.rates
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
+    ranks.log_rank_zero(
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+    )
+    if not job.origin.pixels.is_rgb8:
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
+    ranks.log_rank_zero(
+        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
+        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+    )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.log_rank_zero(
+            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"
+        )
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+        ranks.log_rank_zero(
+            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn"
+        )
+    if recipe.warmup_steps >= recipe.steps:
+        ranks.log_rank_zero(
+            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
+            "never falls; set warmup_steps lower"
+        )
+
+
+def _publish_backbone(folder: RunFolder, state: State) -> None:
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
+    folder.push()
 
 
 def loader_source(
@@ -401,37 +437,3 @@ def digest_lines(job: TrainingJob) -> DigestLine:
     """The lines that `digest` prints, from the digests of all ranks' batches."""
     stream, world = job.recipe.stream, job.ranks.world
     return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
-
-
-def announce(job: TrainingJob, state: State, until: int) -> None:
-    """Say what is about to run."""
-    recipe, ranks = job.recipe, job.ranks
-    start_rate, peak = recipe.rates
-    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
-    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
-    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
-    ranks.log_rank_zero(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
-        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
-    )
-    if not job.origin.pixels.is_rgb8:
-        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
-        ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
-    ranks.log_rank_zero(
-        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
-        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
-    )
-    if recipe.precision != "fp32" or micro_batch < share:
-        ranks.log_rank_zero(
-            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} a step and process"
-        )
-    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
-        ranks.log_rank_zero(
-            f"warning: the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
-            "share: use fewer processes, or sync_bn"
-        )
-    if recipe.warmup_steps >= recipe.steps:
-        ranks.log_rank_zero(
-            f"warning: the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
-            "never falls; set warmup_steps lower"
-        )

@@ -18,7 +18,10 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class ResNet:
-    """depth: one of BLOCKS. groups, width: of the 3 x 3 convolutions of the first stage (1 and 64 in a plain one)."""
+    """A ResNet or ResNeXt of the published form.
+
+    depth: one of BLOCKS. groups, width: of the 3 x 3 convolutions of the first stage (1 and 64 in a plain one).
+    """
 
     depth: int
     groups: int = 1
@@ -26,7 +29,7 @@ class ResNet:
 
     @property
     def convolutions(self) -> int:
-        """Convolutions in a block."""
+        """Number of convolutions per block."""
         return 2 if self.depth < 50 else 3
 
     def detectron2_keys(self) -> set[str]:

@@ -1,14 +1,10 @@
-"""The export of a neck: backbone and pyramid in one file, as torchvision's BackboneWithFPN names them.
+"""The libraries a backbone is exported to: for each the names it uses and the file it reads.
 
-Checked at every export: loaded strictly into torchvision's own module, and all four levels compared with the run's.
-Seconds. Prefer `--to torchvision` for a detector without a pyramid, and for what loads a plain backbone.
-
-The libraries a backbone is exported to: for each the names it uses, the file it reads, and the lines to paste there.
-
-A conversion either finds a place for every weight or is refused; torchvision's and timm's own models are loaded and
-their feature map is compared with the run's own. The lines name everything that must agree with the pre-training: pixel
-mean and deviation, channel order, frozen stages, the norm setting, where the stride lies. Seconds (a whole model of the
-target is built). Prefer `safetensors` for any other program: the backbone's own names, and no code in the file.
+A conversion either finds a place for every weight or is refused. torchvision's and timm's own models, and for a neck
+torchvision's BackboneWithFPN, are loaded and their feature maps are compared with the run's own. What must agree with
+the pre-training besides (pixel mean and deviation, channel order, frozen stages) is in the README (readme.py). Costs
+seconds, since a whole model of the target is built. Prefer `safetensors` for any other program: the backbone's own
+names, and no code in the file; prefer `torchvision` over `torchvision-fpn` for a detector without a pyramid.
 """
 
 import pickle
@@ -23,7 +19,6 @@ from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
-from jigsaw_pretrain.train.export import readme
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
@@ -33,65 +28,25 @@ PYRAMID_TARGET = "torchvision-fpn"
 
 _LAYERS = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 TOLERANCE = 1e-5
 """Of a feature map, relative to its largest value."""
 
 
-def to_pyramid(own: feature_maps.Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state for ``BackboneWithFPN(...).load_state_dict(state)``, strictly; takes and returns `body.*` and `fpn.*`.
-
-    Raises UserError for a backbone that is no ResNet of torchvision, for a key that finds no place, and for other maps.
-    """
-    whole = backbones.whole_model(own.name, own.norm)
-    if not isinstance(whole, ResNet):
-        raise UserError(
-            f"torchvision builds its feature pyramids on ResNets, not on a {own.name}: the run's backbone-fpn.pth has "
-            "the weights under their own names, and --to torchvision gives the backbone alone"
-        )
-    if own.in_channels != 3:
-        set_input_channels(own.name, whole, own.in_channels)
-    norm = GroupNorm if own.norm == "gn" else None
-    width = next(value.shape[0] for key, value in state.items() if key.startswith(f"{PYRAMID}inner_blocks"))
-    multi_level = backbones.build(own.name, own.norm, multi_level=True, in_channels=own.in_channels)
-    channels = [stage.channels for stage in multi_level.stages]
-    theirs = BackboneWithFPN(whole, _LAYERS, channels, width, norm_layer=norm)
-    try:
-        theirs.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise UserError(f"the neck's entries are not torchvision's: {' '.join(str(error).split())[:300]}") from error
-    neck = Neck(channels, width, norm)
-    for module, prefix in ((multi_level.module, BODY), (neck, PYRAMID)):
-        module.load_state_dict({key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)})
-    _compare_pyramids(nn.Sequential(multi_level.module, neck).eval(), theirs.eval(), own)
-    return dict(state)
-
-
-def _compare_pyramids(ours: nn.Module, theirs: nn.Module, own: feature_maps.Backbone) -> None:
-
-    image = torch.rand(1, own.in_channels, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, found = ours(image), theirs(image)
-    for level, one in enumerate(expected):
-        if not torch.allclose(one, found[str(level)], rtol=0, atol=TOLERANCE * float(one.abs().max())):
-            raise UserError(f"torchvision makes another level {level} of the weights of {own.name} and its neck")
-
-
 @dataclass(frozen=True)
 class Target:
-    """A library: ``convert`` a backbone's state to its names, ``pack`` them into its file, ``lines`` to paste.
+    """A library: ``convert`` gives a backbone's state its names, ``pack`` makes its file of them.
 
-    suffix: of its files; the library tells the form by it. pack: takes the entries and the text entries beside them.
+    suffix: of its files; the library picks its loader by it. pack: takes the entries and the text entries beside them.
     """
 
     suffix: str
-    convert: Callable[[feature_maps.Backbone, State], dict[str, Tensor]]
+    convert: Callable[[feature_maps.Backbone, StateDict], dict[str, Tensor]]
     pack: Callable[[Mapping[str, Tensor], Mapping[str, str]], bytes]
-    lines: Callable[[readme.ExportInfo], str]
 
 
-def check_own(name: str, state: State, norm: str = "bn", in_channels: int = 3) -> feature_maps.Backbone:
+def check_own(name: str, state: StateDict, norm: str = "bn", in_channels: int = 3) -> feature_maps.Backbone:
     """The backbone of that name and norm holding exactly these weights; UserError where they are not its own."""
     own = backbones.build(name, norm, in_channels=in_channels)
     try:
@@ -109,7 +64,7 @@ def stem(own: feature_maps.Backbone) -> dict[str, str]:
     return {name: repr(one) for name, one in input_convolutions(own.module, own.in_channels).items()}
 
 
-def to_torchvision(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
+def to_torchvision(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     """The state for ``torchvision.models.NAME().load_state_dict(state, strict=False)``: all but the classifier's keys.
 
     Raises UserError for a model torchvision does not have, for a key that finds no place, and for another map.
@@ -120,14 +75,14 @@ def to_torchvision(own: feature_maps.Backbone, state: State) -> dict[str, Tensor
     return _proven(own, state, short)
 
 
-def to_timm(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
+def to_timm(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     """The state for ``timm.create_model(NAME)``, checked as to_torchvision does."""
     if ":" in own.name and not own.name.startswith(backbones.TIMM):
         raise UserError(f"timm has no {own.name}: export --to safetensors")
     return _proven(own, state, backbones.TIMM + own.name.removeprefix(backbones.TIMM))
 
 
-def _proven(own: feature_maps.Backbone, state: State, other: str) -> dict[str, Tensor]:
+def _proven(own: feature_maps.Backbone, state: StateDict, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name
     if other.startswith(backbones.TIMM):
@@ -165,10 +120,54 @@ def compare(
     if expected.shape != found.shape or not torch.allclose(
         expected, found, rtol=0, atol=TOLERANCE * float(expected.abs().max())
     ):
-        raise UserError(f"{other} makes another feature map of the weights than {name}: export --to safetensors")
+        raise UserError(
+            f"{other} computes a different feature map from these weights than {name}; nothing was written: export "
+            "--to safetensors"
+        )
 
 
-def to_mmdet(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
+def to_pyramid(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
+    """The state for ``BackboneWithFPN(...).load_state_dict(state)``, strictly; takes and returns `body.*` and `fpn.*`.
+
+    Raises UserError for a backbone that is no ResNet of torchvision, for a key that finds no place, and for other maps.
+    """
+    whole = backbones.whole_model(own.name, own.norm)
+    if not isinstance(whole, ResNet):
+        raise UserError(
+            f"torchvision builds its feature pyramids on ResNets, not on a {own.name}: the run's backbone-fpn.pth has "
+            "the weights under their own names, and --to torchvision gives the backbone alone"
+        )
+    if own.in_channels != 3:
+        set_input_channels(own.name, whole, own.in_channels)
+    norm = GroupNorm if own.norm == "gn" else None
+    width = next(value.shape[0] for key, value in state.items() if key.startswith(f"{PYRAMID}inner_blocks"))
+    multi_level = backbones.build(own.name, own.norm, multi_level=True, in_channels=own.in_channels)
+    channels = [stage.channels for stage in multi_level.stages]
+    theirs = BackboneWithFPN(whole, _LAYERS, channels, width, norm_layer=norm)
+    try:
+        theirs.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise UserError(f"the neck's entries are not torchvision's: {' '.join(str(error).split())[:300]}") from error
+    neck = Neck(channels, width, norm)
+    for module, prefix in ((multi_level.module, BODY), (neck, PYRAMID)):
+        module.load_state_dict({key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)})
+    _compare_pyramids(nn.Sequential(multi_level.module, neck).eval(), theirs.eval(), own)
+    return dict(state)
+
+
+def _compare_pyramids(ours: nn.Module, theirs: nn.Module, own: feature_maps.Backbone) -> None:
+    image = torch.rand(1, own.in_channels, 4 * own.stride, 4 * own.stride, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = ours(image), theirs(image)
+    for level, one in enumerate(expected):
+        if not torch.allclose(one, found[str(level)], rtol=0, atol=TOLERANCE * float(one.abs().max())):
+            raise UserError(
+                f"torchvision computes a different level {level} from the weights of {own.name} and its neck; nothing "
+                "was written"
+            )
+
+
+def to_mmdet(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     """The state for mmdetection's ResNet or ResNeXt (style pytorch): torchvision's own names."""
     _refuse_group_norm(own, "mmdetection")
     resnet = resnet_of(own.name, "mmdetection")
@@ -178,7 +177,7 @@ def to_mmdet(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
     return dict(state)
 
 
-def to_detectron(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
+def to_detectron(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     """The state under detectron2's names; batch counters, which it does not have, are left out."""
     _refuse_group_norm(own, "detectron2")
     return _renamed(state, own.name)
@@ -192,7 +191,7 @@ def _refuse_group_norm(own: feature_maps.Backbone, library: str) -> None:
         )
 
 
-def _renamed(state: State, name: str) -> dict[str, Tensor]:
+def _renamed(state: StateDict, name: str) -> dict[str, Tensor]:
     renamed = {to_detectron2(key): value for key, value in state.items() if not key.endswith(COUNTER)}
     wrong = sorted(set(renamed) ^ resnet_of(name, "detectron2").detectron2_keys())
     if wrong:
@@ -200,7 +199,7 @@ def _renamed(state: State, name: str) -> dict[str, Tensor]:
     return renamed
 
 
-def to_safetensors(own: feature_maps.Backbone, state: State) -> dict[str, Tensor]:
+def to_safetensors(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     """The state under the backbone's own names."""
     return dict(state)
 
@@ -228,10 +227,10 @@ def pack_safetensors(state: Mapping[str, Tensor], about: Mapping[str, str]) -> b
 
 
 TARGETS = {
-    "torchvision": Target(".pth", to_torchvision, pack_torch, readme.torchvision),
-    PYRAMID_TARGET: Target(".pth", to_pyramid, pack_torch, readme.pyramid),
-    "timm": Target(".pth", to_timm, pack_torch, readme.timm),
-    "mmdet": Target(".pth", to_mmdet, pack_torch, readme.mmdet),
-    "detectron2": Target(".pkl", to_detectron, pack_detectron2, readme.detectron2),
-    "safetensors": Target(".safetensors", to_safetensors, pack_safetensors, readme.safetensors),
+    "torchvision": Target(".pth", to_torchvision, pack_torch),
+    PYRAMID_TARGET: Target(".pth", to_pyramid, pack_torch),
+    "timm": Target(".pth", to_timm, pack_torch),
+    "mmdet": Target(".pth", to_mmdet, pack_torch),
+    "detectron2": Target(".pkl", to_detectron, pack_detectron2),
+    "safetensors": Target(".safetensors", to_safetensors, pack_safetensors),
 }

@@ -1,9 +1,11 @@
 """Pictures of receptive fields and label weights (the paper's figures 6 and 5)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.html import INK, Figure, chart
@@ -11,18 +13,6 @@ from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, brightness
 
 MAP = "cividis"
 SHOWN = 6
-
-
-def _grid(axes: Any, rows: int, columns: int) -> Any:
-    """Take the place of one pair of axes by a grid of them."""
-    figure = axes.figure
-    axes.remove()
-    return figure.subplots(rows, columns, squeeze=False)
-
-
-def _outline(axes: Any, template: Template) -> None:
-    axes.axvline(template.split - 0.5, color="white", linewidth=0.6, linestyle="--")
-    axes.axhline(template.split - 0.5, color="white", linewidth=0.6, linestyle="--")
 
 
 def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
@@ -34,32 +24,42 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
 
 
 def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure:
-    """The four regions' fields, a row a refresh."""
+    """The four regions' fields, one row per refresh."""
     steps = list(found)
-
-    def draw(axes: Any) -> None:
-        grid = _grid(axes, len(steps), 4)
-        for row, step in enumerate(steps):
-            for region in range(4):
-                cell = grid[row][region]
-                cell.imshow(brightness(found[step].fields[region]), cmap=MAP, vmin=0, vmax=1)
-                _outline(cell, template)
-                cell.set_xticks([])
-                cell.set_yticks([])
-                if row == 0:
-                    cell.set_title(REGIONS[region], fontsize=9, color=INK)
-                if region == 0:
-                    cell.set_ylabel(f"step {step}", fontsize=9)
-
+    rows = {f"step {step}": list(snapshot.fields) for step, snapshot in found.items()}
     alt = f"effective receptive fields of the four regions at steps {', '.join(map(str, steps))}"
     caption = (
         "What each region's features look at: gradient magnitude on the input, logarithmic over two decades "
         "(bright is most). Dashed: the template's cut. The paper's figure 6 is the first column."
     )
+    draw = partial(draw_fields, rows=rows, titles=REGIONS, split=template.split)
     return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3))
 
 
-def weight_figure(step: int, look: ErfSnapshot) -> Figure:
+def draw_fields(
+    axes: Any,
+    rows: Mapping[str, Sequence[npt.NDArray[np.float32]]],
+    titles: Sequence[str],
+    split: int | None = None,
+    label_size: int = 9,
+) -> None:
+    """Draw a grid of fields, one row per name; ``split`` marks where the template is cut."""
+    grid = _grid(axes, len(rows), len(titles))
+    for row, (name, fields) in enumerate(rows.items()):
+        for column, field in enumerate(fields):
+            cell = grid[row][column]
+            cell.imshow(brightness(field), cmap=MAP, vmin=0, vmax=1)
+            if split is not None:
+                cell.axvline(split - 0.5, color="white", linewidth=0.6, linestyle="--")
+                cell.axhline(split - 0.5, color="white", linewidth=0.6, linestyle="--")
+            cell.set_xticks([])
+            cell.set_yticks([])
+            if row == 0:
+                cell.set_title(titles[column], fontsize=9, color=INK)
+        grid[row][0].set_ylabel(name, fontsize=label_size)
+
+
+def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
     """Equation 2's table: the weight of each region's label at each position."""
 
     def draw(axes: Any) -> None:
@@ -67,13 +67,13 @@ def weight_figure(step: int, look: ErfSnapshot) -> Figure:
         grid = _grid(axes, 1, 4)
         for region in range(4):
             cell = grid[0][region]
-            image = cell.imshow(look.weights[region], cmap=MAP, vmin=0, vmax=1)
+            image = cell.imshow(snapshot.weights[region], cmap=MAP, vmin=0, vmax=1)
             cell.set_title(REGIONS[region], fontsize=9, color=INK)
             cell.set_xticks([])
             cell.set_yticks([])
-            if max(look.weights.shape[1:]) <= 8:
-                for j, k in np.ndindex(*look.weights.shape[1:]):
-                    value = look.weights[region, j, k]
+            if max(snapshot.weights.shape[1:]) <= 8:
+                for j, k in np.ndindex(*snapshot.weights.shape[1:]):
+                    value = snapshot.weights[region, j, k]
                     ink = "black" if value > 0.55 else "white"
                     cell.text(k, j, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6, color=ink)
         figure.colorbar(image, ax=list(grid[0]), label="weight of the region's label", shrink=0.8)
@@ -81,3 +81,10 @@ def weight_figure(step: int, look: ErfSnapshot) -> Figure:
     alt = f"label weights of the four regions at every position of the feature map, from step {step}"
     caption = f"The soft labels in force since step {step}: how much each region's label counts at each position."
     return chart(draw, alt, caption, (9.0, 2.5))
+
+
+def _grid(axes: Any, rows: int, columns: int) -> Any:
+    """Take the place of one pair of axes by a grid of them."""
+    figure = axes.figure
+    axes.remove()
+    return figure.subplots(rows, columns, squeeze=False)

@@ -1,15 +1,12 @@
-"""Curves of a run's metrics over its steps, for its page; several runs are drawn into the same axes.
+"""One HTML page about a run, or several side by side: is it healthy?
 
-Long runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run.
-
-`python -m train report`: one HTML page about a run, or several side by side: is it healthy?
-
-Reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
-training loop writes the same page at each checkpoint. What is not there yet is said, not an error.
+It reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
+trainer writes the same page at each checkpoint (RunPage). What is not there yet is said, not an error. Curves of long
+runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run; several runs
+are drawn into the same axes.
 """
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +24,7 @@ from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, r
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
+from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.engine.state import ErfTable
 from jigsaw_pretrain.train.recipe import Recipe, recipe_from
@@ -70,12 +68,8 @@ class Metrics:
 
 
 def read_metrics(path: Path, name: str) -> Metrics | None:
-    """The rows of a metrics.jsonl, a half-written last line aside; None where there are none."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
+    """The rows of a metrics.jsonl; None where there are none."""
+    rows = read_rows(path)
     if not rows:
         return None
 
@@ -83,71 +77,8 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
         return np.array([row[key] for row in rows], dtype=np.float64)
 
     accuracy = np.array([[row["accuracy"][region] for region in REGIONS] for row in rows], dtype=np.float64)
-    return Metrics(
-        name,
-        column("step"),
-        column("loss"),
-        accuracy,
-        column("lr"),
-        column("images_per_second"),
-        column("data_wait"),
-    )
-
-
-def thinned(values: F64, points: int = POINTS) -> F64:
-    """Means of equal stretches of the first axis, at most ``points`` of them."""
-    stretch = max(1, -(-len(values) // points))
-    whole = len(values) // stretch * stretch
-    parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
-    return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
-
-
-def curves(runs: Sequence[Metrics]) -> list[Figure]:
-    """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
-    several = len(runs) > 1
-
-    def plain(
-        pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
-    ) -> Callable[[Any], None]:
-        def draw(axes: Any) -> None:
-            for run, style in zip(runs, _LINE_STYLES * len(runs), strict=False):
-                axes.plot(thinned(run.step), thinned(pick(run)), style, linewidth=1.3, label=run.name)
-            axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            if log:
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0, top=top)
-            if several:
-                axes.legend(frameon=False)
-
-        return draw
-
-    def by_region(axes: Any) -> None:
-        for run in runs:
-            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
-                label = f"{run.name} {region}" if several else region
-                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
-                axes.plot(steps, shares, style, linewidth=1.4, label=label)
-        axes.set_xlabel("step")
-        axes.set_ylabel("crops named right, %")
-        axes.set_ylim(0, 100)
-        axes.legend(frameon=False, fontsize=7 if several else 8)
-
-    named = ", ".join(run.name for run in runs)
-    return [
-        chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
-        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
-        chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
-        chart(
-            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
-        ),
-        chart(
-            plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
-            f"share of time waiting for data of {named}",
-            "Data wait: near 0 the data keeps up; raise --workers where it does not",
-        ),
-    ]
+    speed = (column("images_per_second"), column("data_wait"))
+    return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed)
 
 
 def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
@@ -209,6 +140,62 @@ def _curves_section(found: list[Metrics]) -> Section:
     return Section("Curves", "Over the training batches themselves, augmented.", figures=curves(found))
 
 
+def curves(runs: Sequence[Metrics]) -> list[Figure]:
+    """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
+    several = len(runs) > 1
+
+    def plain(
+        pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
+    ) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            for run, style in zip(runs, _LINE_STYLES * len(runs), strict=False):
+                axes.plot(thinned(run.step), thinned(pick(run)), style, linewidth=1.3, label=run.name)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            if log:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0, top=top)
+            if several:
+                axes.legend(frameon=False)
+
+        return draw
+
+    def by_region(axes: Any) -> None:
+        for run in runs:
+            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
+                label = f"{run.name} {region}" if several else region
+                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
+                axes.plot(steps, shares, style, linewidth=1.4, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("crops named right, %")
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False, fontsize=7 if several else 8)
+
+    named = ", ".join(run.name for run in runs)
+    return [
+        chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
+        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
+        chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
+        chart(
+            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
+        ),
+        chart(
+            plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
+            f"share of time waiting for data of {named}",
+            "Data wait: near 0 the data keeps up; raise --workers where it does not",
+        ),
+    ]
+
+
+def thinned(values: F64, points: int = POINTS) -> F64:
+    """Means of equal stretches of the first axis, at most ``points`` of them."""
+    stretch = max(1, -(-len(values) // points))
+    whole = len(values) // stretch * stretch
+    parts = values[:whole].reshape(-1, stretch, *values.shape[1:]).mean(axis=1)
+    return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
+
+
 def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
     """One run's own sections."""
     recipe = _recipe(run)
@@ -216,7 +203,7 @@ def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
         return [Section(f"Configuration{of}", missing=f"{run.name}/run.json is not there: no step was ever taken.")]
     classes = [*read_description(RunFolder(run))["classes"], "background"]
     return [
-        *_answers(run, of, recipe, classes),
+        *_predictions(run, of, recipe, classes),
         *_fields(run, of, recipe),
         _configuration(run, of, recipe),
     ]
@@ -242,21 +229,21 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
+def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
     found = snapshots(run, PredictionSnapshot)
     if not found:
         missing = "No checkpoint has been written yet, so there are no jigsaws to look at."
         return [Section(f"Jigsaws and what they were taken for{of}", missing=missing)]
     step, path = list(found.items())[-1]
-    look = load_snapshot(path, PredictionSnapshot)
+    snapshot = load_snapshot(path, PredictionSnapshot)
     shown = [
-        [_verdict(classes, int(label), int(guess)) for label, guess in zip(*pair, strict=True)]
-        for pair in zip(look.labels, look.predictions, strict=True)
+        [_verdict(classes, int(label), int(prediction)) for label, prediction in zip(*pair, strict=True)]
+        for pair in zip(snapshot.labels, snapshot.predictions, strict=True)
     ]
     names = sorted({text for row in shown for text in row})
     numbered = [[names.index(text) for text in row] for row in shown]
-    image = sheet(look.images, numbered, look.groups.tolist(), recipe.template, names)
-    alt = f"{len(look.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    image = sheet(snapshot.images, numbered, snapshot.groups.tolist(), recipe.template, names)
+    alt = f"{len(snapshot.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         f"Jigsaws and what they were taken for{of}",
@@ -264,11 +251,11 @@ def _answers(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Sec
         + (f" {note}" if note else ""),
         figures=[_webp(image, alt)],
     )
-    return [jigsaws, _confusion(of, step, look, classes)]
+    return [jigsaws, _confusion(of, step, snapshot, classes)]
 
 
-def _verdict(classes: list[str], label: int, guess: int) -> str:
-    return classes[label] if label == guess else f"{classes[label]} ≠ {classes[guess]}"
+def _verdict(classes: list[str], label: int, prediction: int) -> str:
+    return classes[label] if label == prediction else f"{classes[label]} ≠ {classes[prediction]}"
 
 
 def _webp(image: Image.Image, alt: str) -> Figure:
@@ -278,12 +265,12 @@ def _webp(image: Image.Image, alt: str) -> Figure:
     return picture(sink.getvalue(), alt, "", "webp")
 
 
-def _confusion(of: str, step: int, look: PredictionSnapshot, classes: list[str]) -> Section:
-    labels, guesses, counts = look.confusion.T
+def _confusion(of: str, step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:
+    labels, predicted, counts = snapshot.confusion.T
     total = np.bincount(labels, counts, minlength=len(classes))
-    right = np.bincount(labels, counts * (labels == guesses), minlength=len(classes))
+    right = np.bincount(labels, counts * (labels == predicted), minlength=len(classes))
     wrong = sorted(
-        ((int(n), int(a), int(b)) for a, b, n in look.confusion if a != b), key=lambda row: (-row[0], row[1:])
+        ((int(n), int(a), int(b)) for a, b, n in snapshot.confusion if a != b), key=lambda row: (-row[0], row[1:])
     )
     rows = [[classes[a], classes[b], n, 100 * n / total[a]] for n, a, b in wrong[:CONFUSIONS]]
     table = Table(["class", "taken for", "how often", "% of its crops"], rows)
@@ -332,7 +319,7 @@ class RunPage(Callback):
 
     def on_save(self, step: int) -> Pictures:
         """Keep what the steps since the last checkpoint showed, and write the page."""
-        snapshot = self._recorder.answers()
+        snapshot = self._recorder.take()
         if snapshot is not None:
             save_snapshot(self._run, step, snapshot)
         write_report(self._run, finished=step >= self._steps)

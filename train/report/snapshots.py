@@ -1,9 +1,9 @@
-"""Looks: what a run keeps of itself for its page, beside the numbers in metrics.jsonl.
+"""Snapshots for the run's HTML page: ERF tables and sample predictions, beside the numbers in metrics.jsonl.
 
 RUN/looks/fields-NNNNNNNN.npz at every ERF refresh (the four regions' fields, masses and weights), and
 RUN/looks/answers-NNNNNNNN.npz at every checkpoint (a few jigsaws of the last batch with what the network took their
-crops for, and what it confused since the look before). About 1 MB each at the paper's size, 20 ms to write, rank 0's
-share only; training neither reads them nor changes by them. Remove the folder and the page says so.
+crops for, and what it confused since the checkpoint before). About 1 MB each at the paper's size, 20 ms to write, rank
+0's share only; training neither reads them nor changes by them. Remove the folder and the page says so.
 """
 
 import io
@@ -23,6 +23,8 @@ from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import eval_mode, field_map
 
 FOLDER = "looks"
+"""The folder's name is of the first version, as are the files': old runs stay readable."""
+
 JIGSAWS = 6
 FIELD_IMAGES = 8
 
@@ -31,7 +33,7 @@ _NAME = re.compile(r"(fields|answers)-(\d{8,})\.npz")
 
 @dataclass(frozen=True)
 class ErfSnapshot:
-    """ERF pictures of one refresh: fields float32 [4, H, W] of the regions, masses and weights float32 [4, h, w]."""
+    """ERFs of one refresh: fields float32 [4, H, W] of the regions, masses and weights float32 [4, h, w]."""
 
     kind: ClassVar[str] = "fields"
     fields: npt.NDArray[np.float32]
@@ -46,10 +48,10 @@ class ErfSnapshot:
 
 @dataclass(frozen=True)
 class PredictionSnapshot:
-    """images uint8 [n, size, size, 3], as formats.display shows them; labels, predictions and groups int64 [n, 4];
-    confusion int64 [m, 3].
+    """Predictions of the steps since the last checkpoint.
 
-    A row of confusion: label, predicted class, how often since the look before.
+    images: a few jigsaws as pixels.displayed gives them, uint8 [n, size, size, 3]. labels, predictions and groups: of
+    their crops, int64 [n, 4]. confusion: int64 [m, 3], rows of label, predicted class and count over all the steps.
     """
 
     kind: ClassVar[str] = "answers"
@@ -76,28 +78,30 @@ Snapshot = TypeVar("Snapshot", ErfSnapshot, PredictionSnapshot)
 
 
 class PredictionRecorder:
-    """Gathers the answers of the steps between two checkpoints, on the device until they are asked for."""
+    """Gathers the predictions of the steps between two checkpoints, on the device until they are asked for."""
 
-    def __init__(self, label_count: int, look: pixels.DisplayRange) -> None:
-        self._label_count, self._look = label_count, look
+    def __init__(self, label_count: int, display: pixels.DisplayRange) -> None:
+        self._label_count, self._display = label_count, display
         self._pairs: list[Tensor] = []
         self._last: tuple[Batch, Tensor] | None = None
 
     def note(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
-        """Note one step's answers: labels and predictions int [n, 4] on the device."""
+        """Note one step: labels and predictions int [n, 4] on the device."""
         self._pairs.append((labels.long() * self._label_count + predictions).flatten())
         self._last = (batch, predictions)
 
-    def answers(self) -> PredictionSnapshot | None:
+    def take(self) -> PredictionSnapshot | None:
         """What was noted since the last call; None where nothing was."""
         if self._last is None:
             return None
-        (batch, predictions), look = self._last, self._look
+        (batch, predictions), display = self._last, self._display
         pairs, counts = np.unique(torch.cat(self._pairs).cpu().numpy(), return_counts=True)
         confusion = np.stack([*np.divmod(pairs, self._label_count), counts], axis=1).astype(np.int64)
         self._pairs, self._last = [], None
         return PredictionSnapshot(
-            images=pixels.displayed(batch.images[:JIGSAWS].cpu().numpy(), look.pixels, look.mean, look.std).copy(),
+            images=pixels.displayed(
+                batch.images[:JIGSAWS].cpu().numpy(), display.pixels, display.mean, display.std
+            ).copy(),
             labels=batch.labels[:JIGSAWS].cpu().numpy().astype(np.int64),
             predictions=predictions[:JIGSAWS].cpu().numpy().astype(np.int64),
             groups=batch.groups[:JIGSAWS].cpu().numpy().astype(np.int64),
@@ -118,16 +122,16 @@ def region_fields(
     return ErfSnapshot(drawn, masses.float().cpu().numpy(), weights.float().cpu().numpy())
 
 
-def save_snapshot(run: Path, step: int, look: ErfSnapshot | PredictionSnapshot) -> None:
-    """Write a look of ``step`` into the run folder, whole or not at all."""
+def save_snapshot(run: Path, step: int, snapshot: ErfSnapshot | PredictionSnapshot) -> None:
+    """Write a snapshot of ``step`` into the run folder, whole or not at all."""
     sink = io.BytesIO()
-    arrays: dict[str, Any] = {field.name: getattr(look, field.name) for field in fields(look)}
+    arrays: dict[str, Any] = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
     np.savez_compressed(sink, **arrays)
-    Storage(run).publish(f"{FOLDER}/{look.kind}-{step:08d}.npz", sink.getvalue())
+    Storage(run).publish(f"{FOLDER}/{snapshot.kind}-{step:08d}.npz", sink.getvalue())
 
 
 def snapshots(run: Path, kind: type[Snapshot]) -> dict[int, Path]:
-    """The looks of a kind by step, oldest first; none where the folder is missing."""
+    """The snapshots of a kind by step, oldest first; none where the folder is missing."""
     found = {}
     for path in sorted((run / FOLDER).glob(f"{kind.kind}-*.npz")):
         match = _NAME.fullmatch(path.name)
@@ -137,6 +141,6 @@ def snapshots(run: Path, kind: type[Snapshot]) -> dict[int, Path]:
 
 
 def load_snapshot(path: Path, kind: type[Snapshot]) -> Snapshot:
-    """Read one look; raises OSError or ValueError for what is not one."""
+    """Read one snapshot; raises OSError or ValueError for what is not one."""
     with np.load(path, allow_pickle=False) as archive:
         return kind(**{field.name: archive[field.name] for field in fields(kind)})

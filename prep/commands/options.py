@@ -1,0 +1,36 @@
+"""Options that several commands of the prep stage share, as decorators of click."""
+
+import click
+
+from jigsaw_pretrain.cli import Share
+from jigsaw_pretrain.prep.records import MAX_SKIPPED
+
+annotations = click.option(
+    "--annotations",
+    required=True,
+    metavar="FILE",
+    help="COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.",
+)
+images = click.option(
+    "--images",
+    required=True,
+    metavar="DIR",
+    help="What the file names are relative to: a folder, zip or tar; a path or a URL.",
+)
+remembered_annotations = click.option(
+    "--annotations", metavar="FILE", help="The annotations, if not where this machine last read them."
+)
+remembered_images = click.option(
+    "--images", metavar="DIR", help="The images, if not where this machine last read them."
+)
+workers = click.option(
+    "--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default."
+)
+scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on a Dask cluster.")
+max_skipped = click.option(
+    "--max-skipped",
+    type=Share(),
+    default=MAX_SKIPPED,
+    show_default=True,
+    help="The largest share of the images that may be unusable.",
+)

@@ -1,0 +1,133 @@
+"""The compare command: every arm from end to end, and comparisons that go on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from jigsaw_pretrain.detect.cli import main
+from jigsaw_pretrain.detect.compare.arms import ARMS
+from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
+from jigsaw_pretrain.train.cli import main as train_main
+from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.tiny import make_dataset, picture
+
+
+class InProcess(TaskRunner):
+    """Runs tasks in this process: the tiny network is registered here, and starting Python takes seconds."""
+
+    ran: list[str] = []
+    most: int | None = None
+
+    def run(self, task: Task) -> None:
+        if task.done:
+            return
+        if self.most is not None and len(self.ran) >= self.most:
+            raise OutOfTime
+        self.ran.append(task.name)
+        group = {"train": train_main, "detect": main}[task.module]
+        result = CliRunner().invoke(group, list(task.arguments), catch_exceptions=False)
+        assert result.exit_code == 0 and task.done, result.output
+
+
+@pytest.fixture()
+def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    monkeypatch.setattr("jigsaw_pretrain.detect.commands.compare.TaskRunner", InProcess)
+    monkeypatch.setattr(InProcess, "ran", [])
+    monkeypatch.setattr(InProcess, "most", None)
+    return InProcess
+
+
+def arguments(data: Path, shards: Path, out: Path, *more: str) -> list[str]:
+    found = ["compare", "--out", str(out), "--data", str(shards), "--workers", "0", "--device", "cpu"]
+    for prefix, part in (("", "train"), ("val-", "val")):
+        found += [f"--{prefix}annotations", str(data / part / "annotations.json")]
+        found += [f"--{prefix}images", str(data / part / "images")]
+    detector = {**SETTINGS, "steps": 3, "model": "faster-rcnn-fpn", "backbone": TINY, "norm": "gn", "eval_every": 2}
+    found += [part for key, value in detector.items() for part in ("--set", f"{key}={value}")]
+    pretrain = {"backbone": TINY, "template_size": 64, "template_split": 32, "batch": 4, "steps": 2, "lr_batch": 512}
+    found += [part for key, value in pretrain.items() for part in ("--pretrain-set", f"{key}={value}")]
+    return [*found, *more]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    sizes = {"S": (40, 40), "T": (20, 60), "W": (60, 20)}
+    pictures = {group: [picture(*size, rng) for _ in range(8)] for group, size in sizes.items()}
+    make_dataset(folder, {group: [8] for group in sizes}, pictures=pictures)
+    return folder
+
+
+@pytest.mark.slow(seconds=45)
+def test_every_arm_runs_end_to_end_and_is_tabulated(
+    tmp_path: Path, tiny_data: Path, shards: Path, tiny_weights: Path, in_process: type[InProcess], plain_runs: None
+) -> None:
+    names = ",".join(ARMS)
+    command = arguments(tiny_data, shards, tmp_path / "out", "--arms", names, "--seeds", "1", "--rates", "0.02")
+    result = CliRunner().invoke(main, [*command, "--imagenet", str(tiny_weights)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {run["arm"] for run in report["runs"]} == {*ARMS, "scratch-equal-cost"}
+    by_arm = {run["arm"]: run for run in report["runs"]}
+    assert by_arm["jigsaw"]["pretrain_seconds"] > 0 and by_arm["scratch"]["pretrain_seconds"] == 0
+    scratch, longer, jigsaw = (by_arm[name] for name in ("scratch", "scratch-equal-cost", "jigsaw"))
+    grown = scratch["steps"] * (1 + jigsaw["pretrain_seconds"] / scratch["detect_seconds"])
+    assert longer["steps"] == round(grown) and longer["curve"][-1][1] == longer["ap"]["AP"]
+    assert len([name for name in in_process.ran if name.startswith("pre-train jigsaw")]) == 1
+    assert "comparison.html" in {path.name for path in (tmp_path / "out").iterdir()}
+    taus = {
+        name: json.loads((tmp_path / "out" / "pretrain" / name / "seed-0" / "run.json").read_text())
+        for name in ("tau-0.5", "warp", "global")
+    }
+    assert taus["tau-0.5"]["recipe"]["tau"] == 0.5 and taus["warp"]["recipe"]["fit"] == "warp"
+    assert taus["global"]["recipe"]["strategy"] == "global"
+    # Both arms with a neck start from one pre-training, whose neck is of the detector's width.
+    assert [name for name in in_process.ran if name.startswith("pre-train neck")] == ["pre-train neck, seed 0"]
+    recipe = json.loads((tmp_path / "out" / "pretrain" / "neck" / "seed-0" / "run.json").read_text())["recipe"]
+    assert (recipe["neck"], recipe["neck_channels"]) == ("fpn", SETTINGS["width"])
+    with_neck, without = (
+        json.loads((tmp_path / "out" / "detect" / name / "seed-0" / "config.json").read_text())
+        for name in ("neck", "neck-backbone-only")
+    )
+    assert with_neck["init"] == without["init"] and with_neck["neck"]["matched"] and without["neck"] is None
+
+
+@pytest.mark.slow(seconds=11)
+def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
+    tmp_path: Path,
+    tiny_data: Path,
+    shards: Path,
+    in_process: type[InProcess],
+    plain_runs: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = arguments(tiny_data, shards, tmp_path / "out", "--seeds", "2", "--rates", "0.01,0.02")
+    monkeypatch.setattr(in_process, "most", 5)
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert "continues" in result.output and "scratch" in result.output
+    monkeypatch.setattr(in_process, "most", None)
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert "continues" not in result.output
+    assert len(in_process.ran) == len(set(in_process.ran)) == 12
+    swept = json.loads((tmp_path / "out" / "detect" / "jigsaw" / "sweep-0.01" / "config.json").read_text())
+    assert swept["recipe"]["seed"] == 1000 and swept["recipe"]["lr"] == 0.01
+    runs = sorted(str(path) for path in (tmp_path / "out" / "detect").glob("*/seed-*"))
+    result = CliRunner().invoke(main, ["compare", *runs], catch_exceptions=False)
+    assert result.exit_code == 0 and "scratch, faster-rcnn-fpn, gn" in result.output
+    changed = CliRunner().invoke(main, [*command, "--set", "flip=0.1"])
+    assert changed.exit_code == 2 and "holds a comparison with sets" in changed.output
+
+
+def test_compare_refuses_runs_that_have_not_finished(
+    tmp_path: Path, detect: Callable[..., Any], plain_runs: None
+) -> None:
+    detect(tmp_path / "run", "--stop-after", "1", model="retinanet", norm="gn")
+    result = CliRunner().invoke(main, ["compare", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "has not finished" in result.output
+    assert CliRunner().invoke(main, ["compare"]).exit_code == 2

@@ -1,0 +1,197 @@
+"""The train command: every model, norm and freeze, resuming, refusals, and what a run leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from jigsaw_pretrain.detect.cli import main
+from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS
+from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
+from tests.helpers.browser import look
+
+Run = Callable[..., Any]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow(seconds=24)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("freeze", FREEZES)
+def test_every_model_norm_and_freeze_trains_resumes_and_evaluates(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None, model: str, norm: str, freeze: str
+) -> None:
+    options = {"model": model, "norm": norm, "freeze": freeze, "init": tiny_weights}
+    said = detect(tmp_path / "run", "--stop-after", "1", **options).output
+    assert "matched" in said and not (tmp_path / "run" / "detector.pth").exists()
+    detect(tmp_path / "run", "--resume", **options)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "loss" in row] == [0, 1]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in found if "loss" in row)
+    assert 0 <= found[-1]["AP"] <= 1
+    before = torch.load(tiny_weights, weights_only=True)
+    after = torch.load(tmp_path / "run" / "backbone.pth", weights_only=True)
+    shared = before.keys() & after.keys()
+    changed = {name for name in shared if not torch.equal(before[name], after[name])}
+    if norm != "gn":
+        assert before.keys() - {name for name in before if name.endswith("num_batches_tracked")} <= after.keys()
+    stem = {name for name in shared if name.startswith(("conv1.", "bn1."))}
+    if freeze == "backbone":
+        assert not changed
+    elif freeze == "stem":
+        assert not changed & stem and changed
+    else:
+        assert "conv1.weight" in changed and "layer3.0.conv1.weight" in changed and "layer4.0.conv1.weight" in changed
+    if norm == "frozen-bn":
+        assert not any("bn" in name or "downsample.1" in name for name in changed)
+
+
+@pytest.mark.slow(seconds=2)
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    options = {"model": "cascade-rcnn-fpn", "norm": "sync-bn", "init": tiny_weights, "steps": 4, "head": "4conv1fc"}
+    detect(tmp_path / "whole", **options)
+    detect(tmp_path / "parts", "--stop-after", "2", **options)
+    detect(tmp_path / "parts", "--resume", "--workers", "1", **options)
+    whole = torch.load(tmp_path / "whole" / "detector.pth", weights_only=True)
+    parts = torch.load(tmp_path / "parts" / "detector.pth", weights_only=True)
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    losses = [[row["loss"] for row in rows(tmp_path / name) if "loss" in row] for name in ("whole", "parts")]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_large_scale_jitter_and_bf16_train(tmp_path: Path, detect: Run, plain_runs: None) -> None:
+    detect(
+        tmp_path / "run", norm="gn", model="faster-rcnn-fpn", jitter_low=0.1, jitter_high=2.0, precision="bf16", seed=3
+    )
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_bottleneck_networks_fit_every_model(tmp_path: Path, detect: Run, plain_runs: None) -> None:
+    for model in ("faster-rcnn-c4", "retinanet"):
+        detect(tmp_path / model, model=model, norm="gn", backbone="tinybottleneck")
+
+
+def test_frozen_bn_without_statistics_becomes_batch_norm_that_learns_and_says_so(
+    tmp_path: Path, detect: Run, plain_runs: None
+) -> None:
+    said = detect(tmp_path / "run", norm="frozen-bn", model="faster-rcnn-fpn").output
+    assert "warning: frozen-bn needs weights that bring batch statistics" in said
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["norm_built"] == "sync-bn"
+    assert "backbone.body.bn1.num_batches_tracked" in torch.load(tmp_path / "run" / "detector.pth", weights_only=True)
+
+
+@pytest.mark.slow(seconds=4)
+def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
+    tmp_path: Path, detect: Run, tiny_data: Path
+) -> None:
+    folder = tmp_path / "run"
+    detect(folder, norm="gn", model="mask-rcnn-fpn", steps=30, lr=0.1, log_every=5, eval_every=15, score_threshold=0.01)
+    page = (folder / "page.html").read_text()
+    assert (page.count('<svg role="img"'), page.count("data:image/png;base64,")) == (3, 1)
+    assert "http" not in page.split("<style>")[1].split("</style>")[0]
+    assert len([row for row in rows(folder) if "AP" in row]) == 2
+    truth = COCO(str(tiny_data / "val" / "annotations.json"))
+    results = json.loads((folder / "results.json").read_text())
+    assert results
+    found = json.loads((folder / "ap.json").read_text())
+    for kind in ("bbox", "segm"):
+        plain = [{k: v for k, v in one.items() if kind == "segm" or k != "segmentation"} for one in results]
+        by_hand = COCOeval(truth, truth.loadRes(plain), kind)
+        by_hand.evaluate()
+        by_hand.accumulate()
+        by_hand.summarize()
+        assert list(found[kind]["stats"].values()) == by_hand.stats.tolist()
+    again = CliRunner().invoke(main, ["eval", "--run", str(folder), "--workers", "0", "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+    # Last: without a browser the rest of the test is skipped.
+    for width, dark in ((1280, False), (390, True)):
+        seen = look(folder / "page.html", width, dark)
+        assert (seen.errors, seen.overflow, len(seen.requests)) == ([], [], 1)
+        assert "By class" in seen.text
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["AP"]["AP"] == found["bbox"]["stats"]["AP"]
+    state = torch.load(folder / "detector.pth", weights_only=True)
+    assert {"backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.weight"} <= state.keys()
+
+
+def test_refusals_name_the_thing_and_the_remedy(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    assert "did you mean" in (said := detect(tmp_path / "a", expect=2, stepz=3).output) and "steps" in said
+    assert "resnet50" in detect(tmp_path / "b", expect=2, backbone="resnet5").output
+    assert "no residual network" in detect(tmp_path / "c", expect=2, backbone="vgg11").output
+    said = detect(tmp_path / "d", expect=2, init=tiny_weights, backbone="tinybottleneck").output
+    assert "missing" in said and "weights of another backbone" in said
+    assert "does not exist" in detect(tmp_path / "e", expect=2, init=tmp_path / "none.pth").output
+    (tmp_path / "odd.pth").write_bytes(b"odd")
+    assert "odd.pth" in detect(tmp_path / "f", expect=2, init=tmp_path / "odd.pth").output
+    detect(tmp_path / "g", norm="gn", model="faster-rcnn-fpn", steps=1)
+    assert "holds a run already" in detect(tmp_path / "g", expect=2, norm="gn", model="faster-rcnn-fpn").output
+    assert "was begun with" in detect(tmp_path / "g", "--resume", expect=2, norm="gn", model="retinanet").output
+    assert "head" in detect(tmp_path / "h", expect=2, model="retinanet", head="4conv1fc").output
+
+
+def test_weights_that_fit_in_part_are_taken_only_when_told(tmp_path: Path, detect: Run, tiny_weights: Path) -> None:
+    state = torch.load(tiny_weights, weights_only=True)
+    del state["layer2.0.conv1.weight"]
+    torch.save({**state, "layer9.weight": torch.zeros(1)}, tmp_path / "partial.pth")
+    said = detect(tmp_path / "run", expect=2, init=tmp_path / "partial.pth").output
+    assert "layer2.0.conv1.weight" in said and "layer9.weight" in said
+    said = detect(tmp_path / "run", init=tmp_path / "partial.pth", partial=True, model="retinanet").output
+    assert "1 missing, 1 unexpected" in said
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_a_remedy(tmp_path: Path, detect: Run, plain_runs: None) -> None:
+    said = detect(tmp_path / "run", expect=2, norm="gn", lr=1e30, warmup_steps=0, steps=5).output
+    assert "lower the learning rate" in said
+
+
+def test_a_run_is_taken_by_its_backbone_or_else_its_newest_checkpoint(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    state = torch.load(tiny_weights, weights_only=True)
+    run = tmp_path / "pretrained"
+    assert "does not exist" in detect(tmp_path / "a", expect=2, init=run).output
+    run.mkdir()
+    assert "neither backbone.pth nor a checkpoint" in detect(tmp_path / "a", expect=2, init=run).output
+    content = {"model": {**{f"backbone.{name}": value for name, value in state.items()}, "head.bias": torch.zeros(3)}}
+    save_checkpoint(run / "checkpoints", 7, content, keep=1)
+    options = {"model": "faster-rcnn-fpn", "freeze": "backbone", "norm": "frozen-bn", "steps": 1}
+    detect(tmp_path / "by-checkpoint", init=run, **options)
+    torch.save({"state_dict": state}, run / "backbone.pth")
+    assert "not a state dict of tensors" in detect(tmp_path / "b", expect=2, init=run).output
+    torch.save({**state, "fc.weight": torch.zeros(3, 3)}, run / "backbone.pth")
+    assert "not used: fc.weight (the classifier)" in detect(tmp_path / "by-file", init=run, **options).output
+    for name in ("by-checkpoint", "by-file"):
+        found = torch.load(tmp_path / name / "backbone.pth", weights_only=True)
+        assert all(torch.equal(value, state[key]) for key, value in found.items())
+    # A detector's own backbone is a start as well.
+    detect(tmp_path / "again", init=tmp_path / "by-file", **options)
+
+
+def test_a_group_norm_takes_batch_norm_weights_and_says_what_it_leaves_out(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    said = detect(tmp_path / "run", init=tiny_weights, norm="gn", model="retinanet").output
+    assert "0 missing, 0 unexpected" in said and "batch statistics that only one side has" in said
+
+
+def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:
+    detect(tmp_path / "run", norm="gn", model="retinanet", steps=5, log_every=3, eval_every=2)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in found if "AP" in row] == [1, 3, 4]
+    seconds = [row["seconds"] for row in found if "loss" in row]
+    assert seconds == sorted(seconds) and seconds[0] > 0

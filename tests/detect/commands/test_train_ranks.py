@@ -1,0 +1,69 @@
+"""Two ranks train a detector as one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.settings import REPOSITORY
+
+
+def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
+    options = {
+        "annotations": data / "train" / "annotations.json",
+        "images": data / "train" / "images",
+        "val-annotations": data / "val" / "annotations.json",
+        "val-images": data / "val" / "images",
+        "run": run,
+        "backbone": TINY,
+        "model": "retinanet",
+        "norm": "sync-bn",
+        "device": "cpu",
+        "workers": 0,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
+    command += ["-m", "--", "tests.helpers.launch", "train"]
+    command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    command += [part for key, value in {**SETTINGS, **sets}.items() for part in ("--set", f"{key}={value}")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.slow(seconds=30)
+def test_two_ranks_train_as_one_and_stop_together(
+    tmp_path: Path, tiny_data: Path, detect: Callable[..., Any], plain_runs: None
+) -> None:
+    process = launch(tiny_data, tmp_path / "two", steps=2000, save_every=4)
+    try:
+        deadline = time.monotonic() + 120
+        while not ((tmp_path / "two" / "metrics.jsonl").exists() and len(losses(tmp_path / "two")) >= 5):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    found = re.search(r"stopped at step (\d+)", said)
+    assert found and said.count("stopped at step") == 1, said
+    step = int(found[1])
+    assert (tmp_path / "two" / "checkpoints" / f"step-{step:08d}.pt").exists() and len(losses(tmp_path / "two")) == step
+    # RetinaNet samples nothing at random, so one rank has the same losses (the third batch mixes orientations: pads).
+    detect(tmp_path / "one", "--stop-after", "2", model="retinanet", norm="sync-bn", steps=2000)
+    assert losses(tmp_path / "one")[:2] == pytest.approx(losses(tmp_path / "two")[:2], rel=1e-4)

@@ -1,0 +1,97 @@
+"""The order of images, and what a detector is shown of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jigsaw_pretrain.detect.annotations import read_ground_truth
+from jigsaw_pretrain.detect.data import (
+    Order,
+    ResizeCrop,
+    evaluation_transform,
+    fit_size,
+    load_sample,
+    object_mask,
+    training_transform,
+    transform_boxes,
+    transform_pixels,
+)
+from jigsaw_pretrain.detect.recipe import (
+    ScaledRecipe,
+)
+from jigsaw_pretrain.errors import UserError
+
+PLAN = ScaledRecipe(100, 0, (), 0.02, 80, 133, 0.1, 1.0)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_draws_no_image_twice(count: int, batch: int, seed: int) -> None:
+    landscape = np.arange(count) % 3 == 0
+    order = Order(landscape, batch, seed)
+    drawn = np.concatenate([order.batch(step) for step in range(order.per_epoch)])
+    if count >= batch:
+        assert len(set(drawn.tolist())) == len(drawn) == count // batch * batch
+    again = Order(landscape, batch, seed)
+    assert (again.batch(order.per_epoch + 1) == order.batch(order.per_epoch + 1)).all()
+
+
+def test_batches_are_of_one_orientation_where_they_can_be() -> None:
+    landscape = np.arange(1000) % 2 == 0
+    order = Order(landscape, 10, 0)
+    mixed = [landscape[order.batch(step)].sum() not in (0, 10) for step in range(order.per_epoch)]
+    assert sum(mixed) <= 1
+    assert (order.batch(0) != order.batch(100)).any()
+
+
+@given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 2**40), st.booleans())
+def test_boxes_follow_their_pixels(width: int, height: int, key: int, jitter: bool) -> None:
+    transform = training_transform(width, height, PLAN, 0.5, (0.3, 2.0) if jitter else (0.0, 0.0), key)
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    box = np.array([[width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2]], dtype=np.float64)
+    pixels[int(box[0, 1]) : int(box[0, 3]), int(box[0, 0]) : int(box[0, 2])] = 255
+    drawn = transform_pixels(pixels, transform)
+    assert drawn.shape == (transform.out_height, transform.out_width)
+    moved, kept = transform_boxes(box, (width, height), transform)
+    if not kept[0]:
+        return
+    ys, xs = np.nonzero(drawn > 127)
+    if len(xs):
+        tolerance = 1.5 + 0.02 * max(transform.width, transform.height)
+        assert np.abs(moved[0] - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).max() <= tolerance
+
+
+def test_resizing_keeps_to_both_limits() -> None:
+    assert fit_size(640, 480, 800, 1333) == (1067, 800)
+    assert fit_size(1000, 200, 800, 1333) == (1333, 267)
+    assert evaluation_transform(200, 1000, PLAN) == ResizeCrop(27, 133, 0, 0, 27, 133, False)
+
+
+def test_masks_and_crowds(tiny_data: Path) -> None:
+    read = read_ground_truth(tiny_data / "train" / "annotations.json")
+    record = read.images[0]
+    left, top, right, bottom = (int(one) for one in record.boxes[0])
+    mask = object_mask(record, 0)
+    assert mask[top:bottom, left:right].all() and mask.sum() == (right - left) * (bottom - top)
+    transform = ResizeCrop(record.width, record.height, 0, 0, record.width, record.height, True)
+    sample = load_sample(tiny_data / "train" / "images", record, 0, transform, True)
+    assert sample.masks is not None and sample.masks.shape == (2, record.height, record.width)
+    assert (sample.masks[0].numpy() == mask[:, ::-1]).all()
+    assert sample.image.shape == (3, record.height, record.width)
+    crowded = type(record)(**{**vars(record), "crowd": np.array([True, False])})
+    assert len(load_sample(tiny_data / "train" / "images", crowded, 0, transform, False).boxes) == 1
+
+
+def test_images_that_do_not_fit_their_annotations_are_named(tiny_data: Path, tmp_path: Path) -> None:
+    record = read_ground_truth(tiny_data / "train" / "annotations.json").images[0]
+    transform = evaluation_transform(record.width, record.height, PLAN)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_sample(tmp_path, record, 0, transform, False)
+    (tmp_path / record.file_name).write_bytes(b"no image")
+    with pytest.raises(UserError, match="decoded"):
+        load_sample(tmp_path, record, 0, transform, False)
+    wrong = type(record)(**{**vars(record), "width": 5})
+    with pytest.raises(UserError, match="another picture"):
+        load_sample(tiny_data / "train" / "images", wrong, 0, transform, False)

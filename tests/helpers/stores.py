@@ -1,0 +1,69 @@
+"""Tiny datasets in an S3 server on loopback, for tests of streaming."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.train.data.digest import digest_lines
+from jigsaw_pretrain.train.data.loader import loaders_of
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.recipe import StreamOptions
+from tests.helpers.servers import FaultyProxy, Store, s3_server
+
+TEMPLATE = Template(96, 32)
+OPTIONS = StreamOptions(batch=16, lanes=8)
+
+
+def upload(store: Store, folder: Path, prefix: str) -> str:
+    """Copy a local dataset into the store, by hand; its URL there."""
+    files = s3fs.S3FileSystem(**store.options(), skip_instance_cache=True)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files.pipe_file(f"{store.bucket}/{prefix}/{path.relative_to(folder)}", path.read_bytes())
+    return f"s3://{store.bucket}/{prefix}"
+
+
+@contextlib.contextmanager
+def proxied_store() -> Iterator[tuple[Store, FaultyProxy]]:
+    """An S3 server behind a proxy, which is where this process's drivers look while it is open."""
+    with s3_server() as store, FaultyProxy(store.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment(proxy.url).items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store, proxy
+
+
+def gets(proxy: FaultyProxy, what: str = "/shards/") -> list[str]:
+    """The paths of the honest GETs of shards, in order."""
+    return [entry.path for entry in proxy.log if entry.method == "GET" and what in entry.path and not entry.fault]
+
+
+def lines(
+    dataset: Dataset,
+    access: ReadOptions | None = None,
+    *,
+    world: int = 1,
+    workers: int = 0,
+    first: int = 0,
+    steps: int = 5,
+    start_method: str | None = None,
+    options: StreamOptions = OPTIONS,
+) -> list[str]:
+    """What `digest` prints for a dataset."""
+    loaders = loaders_of(
+        dataset,
+        TEMPLATE,
+        options,
+        world=world,
+        workers=workers,
+        first=first,
+        steps=steps,
+        start_method=start_method,
+        access=access,
+    )
+    return list(digest_lines(loaders, options))

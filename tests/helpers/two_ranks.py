@@ -1,0 +1,119 @@
+"""What test_distributed_torchrun.py lets two ranks do, in one launch: scenes in FOLDER, then a `pretrain` command."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.commands.pretrain import pretrain
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine import step
+from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.step import MachineOptions
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from tests.helpers.detection import TINY
+from tests.helpers.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
+from tests.helpers.sources import SyntheticSource
+
+BN_FREE = ("backbone=vgg11", "batch=8", "lanes=4", "lr_peak=0.5", "steps=8", "log_every=3")
+
+
+@dataclass
+class Troubled(SyntheticSource):
+    """One rank alone gets a signal or an error at a step."""
+
+    signal_at: int | None = field(default=None, kw_only=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if batch.step == self.signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def troubled(job: TrainingJob, rank: int, *, signal_at: int | None = None, fail_at: int | None = None) -> Troubled:
+    recipe, ranks = job.recipe, job.ranks
+    chosen = ranks.rank == rank
+    return Troubled(
+        recipe.template,
+        recipe.batch,
+        recipe.stream.lane_count,
+        0,
+        recipe.steps,
+        ranks.rank,
+        ranks.world,
+        fail_at=fail_at if chosen else None,
+        signal_at=signal_at if chosen else None,
+    )
+
+
+def expect_user_error(ranks: Ranks, folder: Path, action: Callable[[], None]) -> None:
+    """Note on every rank which UserError the action raised."""
+    try:
+        action()
+        text = "none"
+    except UserError as error:
+        text = error.message
+    with (folder / f"error-{ranks.rank}.txt").open("a") as file:
+        file.write(f"{text}\n")
+
+
+def scenes(folder: Path) -> None:
+    ranks = start("cpu")
+    whole = small_job(folder / "two", *BN_FREE, ranks=ranks)
+    execute(whole, synthetic(whole))
+    cut = small_job(folder / "cut", *BN_FREE, ranks=ranks)
+    execute(cut, lambda first, end: troubled(cut, 1, signal_at=5))
+    execute(cut, synthetic(cut))
+    failing = small_job(folder / "failing", ranks=ranks)
+    try:
+        execute(failing, lambda first, end: troubled(failing, 1, fail_at=3))
+        raise AssertionError("no error")
+    except (RuntimeError, UserError) as error:
+        (folder / f"failed-{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    # Batch statistics differ between ranks; those in the checkpoint and the table are rank 0's.
+    batch_norm = small_job(folder / "batch-norm", "erf_every=2", ranks=ranks)
+    state = execute(batch_norm, synthetic(batch_norm))
+    tables = ranks.all_gather(state.tables[0].weights)
+    assert torch.equal(*tables)
+    # A parameter without a gradient would make the ranks wait for each other for ever.
+    neck = small_job(folder / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8", "steps=2", ranks=ranks)
+    state = execute(neck, synthetic(neck))
+    assert all(torch.equal(*ranks.all_gather(table.weights)) for table in state.tables) and len(state.tables) == 4
+    accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "BACKEND", "aot_eager")
+        _execute(replace(accumulated, machine_options=MachineOptions(compile="on")))
+    expect_user_error(ranks, folder, lambda: ranks.run_on_rank_zero(lambda: _refuse("rank 0")))
+    expect_user_error(ranks, folder, lambda: ranks.run_on_all(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
+    # Memory runs out on one of them: all learn of it before they wait for each other.
+    crowded = replace(
+        small_job(folder / "crowded", *BN_FREE, ranks=ranks), machine_options=MachineOptions(compile="on")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "BACKEND", "eager")
+        if ranks.rank == 1:
+            patch.setattr(DenseClassifier, "forward", crowded_forward(2))
+        expect_user_error(ranks, folder, lambda: _execute(crowded))
+
+
+def _execute(job: TrainingJob) -> None:
+    execute(job, synthetic(job))
+
+
+def _refuse(who: str) -> None:
+    raise UserError(f"refused by {who}")
+
+
+if __name__ == "__main__":
+    with plain_for_vgg11():
+        scenes(Path(sys.argv[1]))
+    # In the same group of ranks: joining one takes longer than all scenes.
+    pretrain.main(sys.argv[2:], standalone_mode=False)

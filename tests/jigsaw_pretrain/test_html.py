@@ -1,0 +1,123 @@
+"""Every page the project writes, opened in a real browser."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jigsaw_pretrain.prep.cli import main as prep_main
+from jigsaw_pretrain.train.cli import main as train_main
+from tests.helpers.browser import look
+from tests.helpers.commands import run_command
+from tests.helpers.jobs import SMALL
+from tests.helpers.prepped import Drawn
+
+NASTY = "<script>alert(1)</script>"
+SETTINGS = [part for setting in (*SMALL, "steps=4", "erf_every=2", "checkpoint_every=2") for part in ("--set", setting)]
+LIMIT = 10_000_000
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepped dataset with a class whose name is markup, a name of other script, and skipped things."""
+    folder = tmp_path_factory.mktemp("pages")
+    names = [NASTY, "クラス", "a name so long that it must be folded somewhere " * 2]
+    drawn = Drawn(folder, categories=[{"id": i + 1, "name": name} for i, name in enumerate(names)])
+    for i in range(6):
+        number = drawn.add(f"{NASTY.replace('/', '')}{i}.jpg", (200, 160))
+        drawn.box(number, [10, 10, 40, 40], category=1)
+        drawn.box(number, [70, 10, 15, 60], category=2)
+        drawn.box(number, [100, 90, 80, 25], category=3)
+    drawn.box(1, [5, 5, 0, 10], category=1)
+    file = drawn.write()
+    out = folder / "out"
+    result = run_command(
+        prep_main, "shards", "--annotations", file, "--images", folder / "images", "--out", out, "--workers", 1
+    )
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps, with its page."""
+    folder = tmp_path_factory.mktemp("run") / NASTY.replace("/", "")
+    result = run_command(train_main, "pretrain", "--data", data, "--run", folder, "--workers", 0, *SETTINGS)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def check(page: Path, *texts: str) -> None:
+    """No error, no request but the page itself, nothing clipped, the texts shown, on a desk and on a dark phone."""
+    assert page.stat().st_size < LIMIT
+    for width, dark in ((1280, False), (390, True)):
+        seen = look(page, width, dark)
+        assert seen.errors == []
+        assert [url for url in seen.requests if not url.startswith("file:")] == []
+        assert len(seen.requests) == 1
+        assert seen.overflow == []
+        for text in texts:
+            assert text in seen.text
+
+
+@pytest.mark.slow(seconds=6)
+def test_the_datasets_page(data: Path) -> None:
+    result = run_command(prep_main, "report", "--out", data)
+    assert result.exit_code == 0
+    check(data / "report.html", NASTY, "クラス", "S, square", "box has no area")
+
+
+def test_an_unfinished_dataset_has_a_page_too(tmp_path: Path) -> None:
+    result = run_command(prep_main, "report", "--out", tmp_path)
+    assert result.exit_code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "no dataset has been finished" in text
+
+
+@pytest.mark.slow(seconds=10)
+def test_the_runs_page(run: Path) -> None:
+    check(run / "report.html", NASTY, "Refreshed 2 times", "step 4 of 4", "Accuracy by class")
+
+
+@pytest.mark.slow(seconds=2)
+def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("run.json", "metrics.jsonl"):
+        (begun / name).write_bytes((run / name).read_bytes())
+    lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
+    page = tmp_path / "both.html"
+    assert run_command(train_main, "report", "--run", run, "--run", begun, "--out", page).exit_code == 0
+    text = page.read_text()
+    assert "step 2 of 4" in text
+    assert "No checkpoint has been written yet" in text
+
+
+@pytest.mark.slow(seconds=3)
+def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "empty"
+    run.mkdir()
+    assert run_command(train_main, "report", "--run", run).exit_code == 0
+    check(run / "report.html", "no step was taken", "metrics.jsonl has no row yet")
+    result = run_command(train_main, "report", "--run", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere is no folder" in result.output
+
+
+@pytest.mark.slow(seconds=6)
+def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -> None:
+    page, figures = tmp_path / "erf.html", tmp_path / "erf.json"
+    common = ("--data", data, "--backbone", "shufflenet_v2_x0_5", "--size", 64, "--split", 32, "--count", 4)
+    weights = ("--weights", "random", "--weights", run / "backbone.pth")
+    result = run_command(train_main, "erf", *common, *weights, "--out", page, "--json", figures)
+    assert result.exit_code == 0, result.output
+    found = json.loads(figures.read_text())
+    assert list(found) == ["random", str(run / "backbone.pth")]
+    assert found["random"] != found[str(run / "backbone.pth")]
+    sides = list(found["random"]["sides"].values())
+    assert sides == sorted(sides) and sides[0] > 0
+    check(page, "RMS radius")
+    wrong = run_command(train_main, "erf", *common[:2], "--backbone", "resnet18", *weights[2:], "--out", page)
+    assert wrong.exit_code == 2
+    assert "is not of a resnet18" in wrong.output

@@ -1,0 +1,86 @@
+"""Images in zip and tar archives, local and remote: the same tree, and members or archives that are damaged."""
+
+import contextlib
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.prep.images.archive import read_index
+from jigsaw_pretrain.prep.images.decode import ImageError
+from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.storage import Storage
+from tests.helpers.prepped import Drawn, Small, rows, run_shards, tree
+from tests.helpers.servers import file_server
+
+
+@pytest.mark.slow(seconds=3)
+@pytest.mark.parametrize("kind", ["zip", "stored zip", "tar", "remote zip", "remote tar", "remote tar without ranges"])
+def test_archives(small: Small, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("train2017.zip" if "zip" in kind else "train2017.tar")
+    method = zipfile.ZIP_STORED if "stored" in kind else zipfile.ZIP_DEFLATED
+    if "zip" in kind:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for picture in sorted(small.images.iterdir(), reverse=True):
+                archive.write(picture, f"train2017/{picture.name}")
+    else:
+        with tarfile.open(path, "w") as tar:
+            tar.add(small.images, "./train2017")
+    with contextlib.ExitStack() as stack:
+        images = str(path)
+        if "remote" in kind:
+            images = f"{stack.enter_context(file_server(tmp_path, 'without' not in kind))}/{path.name}"
+        result = run_shards(small.annotations, images, tmp_path / "out", *small.options)
+    assert result.exit_code == 0, result.output
+    assert tree(tmp_path / "out") == small.tree
+
+
+def test_damaged_members_cost_themselves(drawn: Drawn) -> None:
+    for number in range(4):
+        drawn.add(f"{number}.jpg", (120, 90), [(10, 10, 50, 40)])
+    drawn.add("absent.jpg", (120, 90), [(10, 10, 50, 40)], draw=False)
+    path = drawn.folder / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.write(drawn.folder / "images" / f"{number}.jpg", f"{number}.jpg")
+        archive.writestr("../evil.jpg", b"x")
+    raw = bytearray(path.read_bytes())
+    places = read_index(Storage(str(drawn.folder)), "x.zip")
+    raw[places["1.jpg"].start + 300] ^= 0xFF
+    raw[places["2.jpg"].start] = 0
+    path.write_bytes(raw)
+    result = run_shards(drawn.write(), path, drawn.folder / "out", "--workers", "1", "--max-skipped", "100%")
+    assert result.exit_code == 0, result.output
+    assert {row["image_file"]: row["reason"].split(":")[0] for row in rows(drawn.folder / "out", "skipped")} == {
+        "1.jpg": "image is damaged in its archive",
+        "2.jpg": "image is not where its archive's index says",
+        "absent.jpg": "image file is missing",
+    }
+
+
+def test_a_member_that_is_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(50 << 20))
+    raw = (tmp_path / "x.zip").read_bytes().replace((50 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    (tmp_path / "x.zip").write_bytes(raw)
+    with pytest.raises(ImageError):
+        ImageSource(str(tmp_path / "x.zip")).read("bomb.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("x.zip", b"PK"), ("x.tar", b"no tar" * 200), ("x.tar.gz", b""), ("y.zip", None)]
+)
+def test_archives_that_are_none(tmp_path: Path, name: str, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=name):
+        ImageSource(str(tmp_path / name)).check()
+
+
+def test_a_web_server_that_knows_no_ranges_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.jpg", b"x" * 100_000)
+    with file_server(tmp_path, ranges=False) as url, pytest.raises(UserError, match="parts of files"):
+        ImageSource(f"{url}/x.zip").check()

@@ -1,0 +1,36 @@
+"""The evaluate command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jigsaw_pretrain.storage import Storage
+from tests.helpers.commands import call
+from tests.helpers.tiny import CLASSES, make_dataset
+
+
+@pytest.mark.slow(seconds=6)
+def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    result = call("evaluate", "--run", finished, "--data", data, "--workers", 0, "--json", file, "--batch", 4)
+    assert result.exit_code == 0, result.output
+    assert "majority share" in result.output and "region S-small" in result.output
+    report = json.loads(file.read_text())
+    assert report["step"] == 4 and report["jigsaws"] == 16
+    assert report["overall"]["count"] == 64
+    assert list(report["regions"]) == ["S-small", "W", "T", "S-large"]
+    assert [one["class"] for one in report["classes"]] == [*CLASSES, "background"]
+    assert sum(one["count"] for one in report["classes"]) == 64
+    again = tmp_path / "again.json"
+    call("evaluate", "--run", finished, "--data", data, "--workers", 2, "--json", again, "--batch", 4)
+    assert json.loads(again.read_text()) == report
+
+
+def test_evaluate_refuses_other_classes(finished: Path, tmp_path: Path) -> None:
+
+    make_dataset(tmp_path, {"S": [4]})
+    file = tmp_path / "manifests" / "dataset.json"
+    Storage(str(tmp_path)).publish("manifests/dataset.json", file.read_bytes().replace(b'"bee"', b'"wasp"'))
+    result = call("evaluate", "--run", finished, "--data", tmp_path, "--workers", 0)
+    assert result.exit_code == 2 and "label 1 is 'bee' there and 'wasp' here" in result.output

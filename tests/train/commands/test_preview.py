@@ -1,0 +1,21 @@
+"""The preview command."""
+
+from pathlib import Path
+
+from click.testing import CliRunner
+from PIL import Image
+
+from jigsaw_pretrain.train.cli import main
+from tests.helpers.tiny import make_dataset
+
+
+def test_the_command_draws_a_sheet(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "set", {"S": [20], "T": [9], "W": [8]})
+    out = tmp_path / "new" / "sheet.png"
+    arguments = ["preview", "--data", str(tmp_path / "set"), "--out", str(out), "--count", "5", "--size", "128"]
+    result = CliRunner().invoke(main, [*arguments, "--split", "32"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    image = Image.open(out)
+    assert image.width == 3 * (512 + 16) + 16 and image.height == 2 * (512 + 16) + 16
+    result = CliRunner().invoke(main, [*arguments[:3], "--out", str(tmp_path / "sheet.nope"), "--count", "1"])
+    assert result.exit_code == 2 and "choose another file" in result.output

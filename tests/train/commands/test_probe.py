@@ -1,0 +1,77 @@
+"""The probe command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.commands.probe import judged, read_crops
+from tests.helpers.tiny import make_dataset
+
+
+def coloured(group: str, count: int, seed: int) -> list[np.ndarray]:
+    """Crops of noise; the dataset's labels are drawn by make_dataset."""
+    width, height = {"S": (32, 32), "T": (16, 48), "W": (48, 16)}[group]
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def dataset(folder: Path, seed: int) -> Path:
+    pictures = {group: coloured(group, 24, seed) for group in "STW"}
+    make_dataset(folder, {group: [24] for group in "STW"}, pictures=pictures, seed=seed)
+    return folder
+
+
+@pytest.mark.slow(seconds=10)
+def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
+    data, held_out = dataset(tmp_path / "data", 0), dataset(tmp_path / "held-out", 1)
+    settings = [
+        "backbone=mobilenet_v3_small",
+        "template_size=64",
+        "template_split=32",
+        "batch=4",
+        "steps=1",
+        "lr_batch=512",
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    run = str(tmp_path / "run")
+    runner = CliRunner()
+    made = runner.invoke(main, ["pretrain", "--data", str(data), "--run", run, "--workers", "0", *sets])
+    assert made.exit_code == 0, made.output
+    report = tmp_path / "probe.json"
+    command = ["probe", "--run", run, "--data", str(held_out), "--json", str(report), "--device", "cpu"]
+    result = runner.invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert found["crops_to_fit"] + found["crops_to_judge"] == 72
+    for name in ("run", "random"):
+        assert 0 <= found[name]["top1"] <= 1 and 0 <= found[name]["class_mean"] <= 1
+    assert "random initialisation" in result.output
+    again = runner.invoke(main, command, catch_exceptions=False)
+    assert json.loads(report.read_text()) == found and again.exit_code == 0
+    warned = runner.invoke(main, ["probe", "--run", run, "--data", str(data), "--device", "cpu"])
+    assert "nothing is held out" in warned.output
+
+
+def test_no_image_is_on_both_sides_of_the_probe(tmp_path: Path) -> None:
+    from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+
+    dataset(tmp_path / "data", 0)
+    crops = read_crops(open_dataset(str(tmp_path / "data")), 32, 1000)
+    assert crops.pixels.shape == (72, 32, 32, 3) and len(crops.labels) == 72 and set(crops.fold) <= {0, 1, 2, 3}
+    fewer = read_crops(open_dataset(str(tmp_path / "data")), 32, 20)
+    assert len(fewer.pixels) == 20
+
+
+def test_separable_features_are_told_apart_and_noise_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    noise = torch.randn(400, 8, generator=generator)
+    fold = np.arange(400) % 4
+    clear = judged(noise + 6 * torch.nn.functional.one_hot(labels, 8), labels, fold, 3)
+    assert clear.top1 > 0.97 and clear.class_mean > 0.97
+    assert judged(noise, labels, fold, 3).top1 == pytest.approx(1 / 3, abs=0.15)

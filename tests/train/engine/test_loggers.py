@@ -1,0 +1,53 @@
+"""Lines on the terminal, and TensorBoard."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.engine.loggers import ProgressLine, figures
+from tests.helpers.jobs import SMALL, metrics_row
+from tests.helpers.tiny import make_dataset
+
+
+@pytest.mark.slow(seconds=9)
+def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    make_dataset(tmp_path / "data", {"S": [20], "T": [8], "W": [8]})
+    settings = [part for setting in (*SMALL, "steps=4", "erf_every=2") for part in ("--set", setting)]
+    arguments = ["pretrain", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--workers", "0"]
+    for more in (["--stop-after", "2"], ["--resume"]):
+        result = CliRunner().invoke(main, [*arguments, *settings, *more])
+        assert result.exit_code == 0, result.output
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3]
+    assert {"lr", "accuracy/W", "images_per_second", "data_wait"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("erf")] == [0, 2]
+    assert [event.step for event in events.Images("jigsaws")] == [1, 3]
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", {"S": [20]})
+    arguments = ["pretrain", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--log", "mlflow"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "pip install mlflow" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_lines_come_at_the_end_and_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ProgressLine(0, 3, True) as progress:
+        progress.show([metrics_row(0)])
+        progress.show([])
+        progress.show([metrics_row(1), metrics_row(2, loss=2.0)])
+    assert capsys.readouterr().out == f"step 3/3  {figures([metrics_row(1), metrics_row(2, loss=2.0)])}\n"
+    assert figures([metrics_row(1), metrics_row(2, loss=2.0)]) == (
+        "loss 1.500  accuracy 50.0%  lr 0.1  12.3 images/s  data wait 25%"
+    )
+    with ProgressLine(0, 3, False) as progress:
+        progress.show([metrics_row(2)])
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,176 @@
+"""What the machine options and keys do to steps: accumulation, precision, averages, clipping, compiling, memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine import step
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.optim import set_arithmetic
+from jigsaw_pretrain.train.engine.state import build_state
+from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, announce, execute
+from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.recipe import load_recipe
+from tests.helpers.jobs import crowded_forward, same, small_job, synthetic
+
+MACHINE = MachineOptions()
+
+PLAIN = ("backbone=tests.helpers.own:plain", "steps=6", "log_every=2")
+
+
+def newest(job: TrainingJob) -> dict[str, Any]:
+    return read_checkpoint(list_checkpoints(job.folder.checkpoints)[-1][1])
+
+
+def run(
+    folder: Path, *settings: str, machine: MachineOptions = MACHINE, stop_after: int | None = None
+) -> dict[str, Any]:
+    job = replace(small_job(folder, *PLAIN, *settings), machine_options=machine)
+    execute(job, synthetic(job), stop_after=stop_after)
+    return newest(job)
+
+
+def test_accumulated_gradients_are_the_batches(tmp_path: Path) -> None:
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", "micro_batch=1")
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-6)
+    assert not same(whole["model"], parts["model"])
+
+
+def test_micro_batches_are_what_batch_statistics_are_of(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "steps=3", "micro_batch=2", "warmup_steps=1")
+    state = execute(job, synthetic(job)).model.state_dict()
+    counters = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert counters == {6}
+
+
+@pytest.mark.slow(seconds=8)
+def test_average_compile_accumulation_and_resume_compose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "BACKEND", "aot_eager")
+    settings = ("ema=0.5", "micro_batch=2", "precision=bf16", "clip_norm=1.5")
+    machine = MachineOptions(compile="on")
+    whole = run(tmp_path / "whole", *settings, machine=machine)
+    half = run(tmp_path / "halves", *settings, machine=machine, stop_after=3)
+    assert half["step"] == 3 and not same(half["model"], half["average"])
+    assert same(run(tmp_path / "halves", *settings, machine=machine), whole)
+    eager = run(tmp_path / "eager", *settings)
+    assert eager["model"].keys() == whole["model"].keys()
+    for name, value in eager["model"].items():
+        torch.testing.assert_close(value, whole["model"][name], rtol=0.02, atol=0.002)
+    exported = torch.load(tmp_path / "whole" / "backbone.pth", weights_only=True)
+    assert same(exported, {key[9:]: one for key, one in whole["average"].items() if key.startswith("backbone.")})
+    printed = capsys.readouterr().out
+    assert "bf16, 2 micro-batches of 2 per step and process" in printed and "does not work" not in printed
+
+
+def test_fp16_keeps_its_loss_scale_over_a_restart(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "precision=fp16")
+    assert whole["scaler"]["_growth_tracker"] > 0 or whole["scaler"]["scale"] < 65536
+    run(tmp_path / "halves", "precision=fp16", stop_after=4)
+    assert same(run(tmp_path / "halves", "precision=fp16"), whole)
+    assert run(tmp_path / "plain")["scaler"] == {}
+
+
+def test_a_clipped_step_is_as_long_as_the_limit(tmp_path: Path) -> None:
+    settings = ("steps=1", "warmup_steps=1", "clip_norm=0.001", "weight_decay=0", "lr_start=0.1", "log_every=1")
+    job = small_job(tmp_path, *PLAIN, *settings)
+    before = build_state(job.recipe, 6, Ranks()).model.state_dict()
+    after = run(tmp_path, *settings)["model"]
+    moved = torch.cat([(after[name] - value).flatten() for name, value in before.items()]).double().norm()
+    assert float(moved) == pytest.approx(0.1 * 0.001, rel=1e-2)
+
+
+def failing_backend(graph: object, inputs: object) -> Callable[..., object]:
+    raise RuntimeError("no compiler here\nand a long explanation")
+
+
+@pytest.mark.slow(seconds=4)
+def test_a_failing_compiler_is_said_and_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "BACKEND", failing_backend)
+    plain, tried = run(tmp_path / "plain"), run(tmp_path / "tried", machine=MachineOptions(compile="on"))
+    assert same(plain["model"], tried["model"])
+    printed = capsys.readouterr().out
+    assert printed.count("torch.compile does not work here") == 1 and "going on without it" in printed
+
+
+@pytest.mark.parametrize("compiling", ["on", "off"])
+def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str) -> None:
+    monkeypatch.setattr(step, "BACKEND", "eager")
+    monkeypatch.setattr(DenseClassifier, "forward", crowded_forward(1))
+    with pytest.raises(UserError) as refusal:
+        run(tmp_path, machine=MachineOptions(compile=compiling))
+    assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 1 fit" in refusal.value.message
+    assert "--set micro_batch=1: 4 micro-batches per step and process keep the batch of 4" in refusal.value.message
+    assert not (tmp_path / "run.json").exists()
+    assert run(tmp_path, "micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
+
+
+def test_no_memory_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DenseClassifier, "forward", crowded_forward(0))
+    with pytest.raises(UserError, match="a single one does not fit either"):
+        run(tmp_path)
+
+
+def test_a_rehearsal_leaves_the_model_as_it_was() -> None:
+    state = build_state(small_job(Path("x")).recipe, 6, Ranks())
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    assert step.compile_and_dry_run(state.model, small_job(Path("x")).recipe, Ranks(), 4, compiles=False) is state.model
+    assert same(before, dict(state.model.state_dict())) and torch.equal(random, torch.random.get_rng_state())
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_a_rehearsal_exchanges_no_batch_statistics(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    model = build_state(job.recipe, 6, Ranks()).model
+    names = list(model.state_dict())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert list(model.state_dict()) == names
+    synced = [part for part in model.modules() if isinstance(part, nn.SyncBatchNorm)]
+    modes: list[bool] = []
+    synced[0].register_forward_pre_hook(lambda module, given: modes.append(module.training))
+    step.compile_and_dry_run(model, job.recipe, Ranks(), 4, compiles=False)
+    assert modes == [False] and all(part.training for part in synced)
+
+
+def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["batch=16", "lanes=4", "micro_batch=3"])
+    with pytest.raises(UserError, match=r"micro_batch = 3 does not divide the 8 .* choose one of \[1, 2, 4, 8\]"):
+        micro_batch_of(recipe, 2)
+    assert micro_batch_of(replace(recipe, micro_batch=64), 2) == 8
+    with pytest.raises(UserError, match="sync_bn = true: torch shares batch statistics between GPUs only"):
+        build_state(small_job(tmp_path, "sync_bn=true").recipe, 6, Ranks(0, 2))
+    for setting in ("precision=fp8", "ema=1", "micro_batch=0", "clip_norm=-1"):
+        with pytest.raises(UserError, match=f"recipe: {setting.split('=')[0]} = "):
+            load_recipe(None, [setting])
+
+
+def test_small_shares_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = small_job(tmp_path, *PLAIN, "micro_batch=4")
+    announce(job, build_state(job.recipe, 6, Ranks()), 6)
+    assert "warning" not in capsys.readouterr().out
+    halves = replace(job, ranks=Ranks(0, 2))
+    announce(halves, build_state(job.recipe, 6, halves.ranks), 6)
+    assert "the recipe's batch statistics are of 4 jigsaws, here of 2" in capsys.readouterr().out
+
+
+def test_arithmetic_is_set_for_the_process(tmp_path: Path) -> None:
+    try:
+        run(tmp_path, "tf32=false", "steps=1", "warmup_steps=1", machine=MachineOptions(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        set_arithmetic(torch.device("cpu"), tf32=True, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32

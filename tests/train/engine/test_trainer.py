@@ -1,0 +1,174 @@
+"""The training loop: resuming bit for bit, signals, failures, and what is refused."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
+from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
+from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
+from tests.helpers.settings import REPOSITORY
+from tests.helpers.sources import SyntheticSource
+
+
+def newest(folder: Path) -> dict[str, object]:
+    return read_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
+
+
+@pytest.mark.slow(seconds=11)
+def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
+    # It has batch statistics and stochastic depth.
+    settings = ("backbone=efficientnet_b0", "steps=20", "checkpoint_every=7", "log_every=3")
+    whole, halves = small_job(tmp_path / "whole", *settings), small_job(tmp_path / "halves", *settings)
+    execute(whole, synthetic(whole))
+    execute(halves, synthetic(halves), stop_after=10)
+    assert [step for step, _ in list_checkpoints(halves.folder.checkpoints)] == [7, 10]
+    assert not halves.folder.backbone.exists()
+    # What a killed process may have left behind its last checkpoint.
+    with halves.folder.metrics.open("a") as file:
+        file.write('{"step": 10, "loss": 1.0}\n{"step": 11, "lo')
+    (halves.folder.checkpoints / ".step-00000011.pt.1-abc.tmp").write_bytes(b"half")
+    torch.manual_seed(123)
+    execute(halves, synthetic(halves))
+    assert same(newest(whole.folder.path), newest(halves.folder.path))
+    weights = [torch.load(job.folder.backbone, weights_only=True) for job in (whole, halves)]
+    assert same(*weights)
+    assert untimed(whole.folder.path) == untimed(halves.folder.path)
+    assert [row["step"] for row in rows(halves.folder.path)] == list(range(20))
+    assert not list(halves.folder.checkpoints.glob(".*"))
+    erf = newest(whole.folder.path)["erf"]
+    assert isinstance(erf, dict) and erf["step"] == 16 and erf["weights"].shape == (4, 2, 2)
+
+
+@pytest.mark.slow(seconds=18)
+def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("backbone=resnet18", "batch=16", "lanes=4", "steps=30", "warmup_steps=3", "lr_batch=16", "lr_peak=0.05")
+    job = small_job(tmp_path, *settings)
+    state = execute(job, synthetic(job))
+    found = rows(tmp_path)
+    assert len(found) == 30
+    assert list(found[0]) == [
+        "step",
+        "loss",
+        "accuracy",
+        "lr",
+        "images_per_second",
+        "data_wait",
+        "replaced",
+        "left_out",
+        "device_seconds",
+    ]
+    assert list(found[0]["accuracy"]) == ["S-small", "W", "T", "S-large"]
+    late = [sum(row["accuracy"].values()) / 4 for row in found[-5:]]
+    assert sum(late) / 5 > 0.6  # of six classes
+    assert found[3]["lr"] == pytest.approx(0.05) and found[-1]["lr"] < 0.001
+    assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in found)
+    printed = capsys.readouterr().out
+    assert "stride 32" in printed and "step 30/30" in printed and "done: " in printed
+    own = torch.load(job.folder.backbone, weights_only=True)
+    assert same(own, {name: value.contiguous() for name, value in state.model.backbone.state_dict().items()})
+
+
+@pytest.mark.slow(seconds=2)
+@pytest.mark.parametrize("strategy", ["block-wise", "global"])
+def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: str) -> None:
+    job = small_job(tmp_path, f"strategy={strategy}", "steps=2", "warmup_steps=1")
+    assert execute(job, synthetic(job)).tables == ()
+    assert len(rows(tmp_path)) == 2
+
+
+class Interrupted(SyntheticSource):
+    """Gets this process a signal while it makes batch 3."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if batch.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
+    recipe = job.recipe
+    return Interrupted(recipe.template, recipe.batch, recipe.stream.lane_count, first, end)
+
+
+@pytest.mark.slow(seconds=4)
+def test_a_signal_saves_and_the_resumed_run_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, cut = small_job(tmp_path / "whole"), small_job(tmp_path / "cut")
+    execute(whole, synthetic(whole))
+    before = signal.getsignal(signal.SIGTERM)
+    execute(cut, lambda first, end: interrupted(cut, first, end))
+    assert "stopped on SIGTERM after step 3 of 6: continue with --resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert newest(cut.folder.path)["step"] == 3
+    execute(cut, synthetic(cut))
+    assert same(newest(whole.folder.path), newest(cut.folder.path))
+
+
+def test_failing_data_is_reported_after_a_checkpoint(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    with pytest.raises(RuntimeError, match="broken at step 4"):
+        execute(job, synthetic(job, fail_at=4))
+    assert newest(tmp_path)["step"] == 4
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "lr_start=1e30", "lr_peak=1e30", "log_every=1", "checkpoint_every=1")
+    with pytest.raises(UserError, match=r"the loss of step \d is nan.*lower lr_peak"):
+        execute(job, synthetic(job))
+    content = newest(tmp_path)
+    assert content["step"] != 6
+
+
+@pytest.mark.slow(seconds=3)
+def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = small_job(tmp_path, "steps=2", "warmup_steps=1")
+    execute(job, synthetic(job))
+    job.folder.backbone.unlink()
+    before = job.folder.metrics.read_text()
+    execute(job, synthetic(job))
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert job.folder.backbone.exists() and job.folder.metrics.read_text() == before
+
+
+def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    execute(job, synthetic(job), stop_after=1)
+    settings = tuple(f"{key}={json.dumps(value)}" for key, value in job.recipe.to_dict().items() if value is not None)
+    with pytest.raises(UserError, match="already holds a run: add --resume"):
+        choose_recipe(job.folder, None, settings, resume=False)
+    assert choose_recipe(job.folder, None, (), resume=True) == job.recipe
+    assert choose_recipe(job.folder, None, settings, resume=True) == job.recipe
+    with pytest.raises(UserError, match="another recipe .*tau = 0.5, was 0.7"):
+        choose_recipe(job.folder, None, ("tau=0.5",), resume=True)
+    with pytest.raises(UserError, match="another recipe .*backbone = resnet50, was shufflenet"):
+        choose_recipe(job.folder, REPOSITORY / "recipes" / "paper-r50.toml", (), resume=True)
+    renamed = replace(job, origin=Origin(("other", *ORIGIN.classes[1:]), ORIGIN.fingerprint))
+    with pytest.raises(UserError, match="label 0 is 'class 0' there and 'other' here"):
+        execute(renamed, synthetic(job))
+    moved = replace(job, origin=Origin(ORIGIN.classes, "0" * 64))
+    with pytest.raises(UserError, match="another dataset"):
+        execute(moved, synthetic(job))
+
+
+def test_a_template_off_the_grid_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "template_split=40")
+    with pytest.raises(UserError, match="off the backbone's grid of stride 32"):
+        execute(job, synthetic(job))
+    assert not job.folder.begun
+
+
+def test_a_warm_up_as_long_as_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = small_job(tmp_path, "steps=2", "warmup_steps=10")
+    execute(job, synthetic(job))
+    assert "warning: the warm-up (10 steps)" in capsys.readouterr().out

@@ -1,0 +1,98 @@
+"""Weights that a run begins with."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.trainer import execute
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.weights import load_weights
+from tests.helpers.jobs import same, small_job, synthetic
+from tests.helpers.own import tensors
+
+OWN = "tests.helpers.own:plain"
+
+
+class Bomb:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.write_text, (self.file, "exploded")
+
+
+def test_every_form_of_a_state_dict_loads(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = tensors()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": {f"module.{key}": one for key, one in state.items()}}, tmp_path / "nested.pth")
+    ours = {f"backbone.{key}": one for key, one in state.items()} | {"head.weight": torch.zeros(1)}
+    torch.save({"model": ours, "step": 3}, tmp_path / "checkpoint.pt")
+    for name in ("w.safetensors", "plain.pth", "nested.pth", "checkpoint.pt"):
+        backbone = backbones.build(OWN)
+        match = load_weights(backbone, str(tmp_path / name))
+        assert same(dict(backbone.module.state_dict()), state), name
+        assert "10 entries matched, 0 missing, 0 unexpected" in str(match)
+
+
+def test_the_classifier_and_old_counters_are_shown(tmp_path: Path) -> None:
+    whole = backbones.whole_model("shufflenet_v2_x0_5").state_dict()
+    torch.save({key: one for key, one in whole.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    match = load_weights(backbones.build("shufflenet_v2_x0_5"), str(tmp_path / "old.pth"))
+    assert match.left_out == ("fc.bias", "fc.weight") and match.counters == 56
+    assert "2 of the classifier left out (such as fc.bias); 56 batch counters" in str(match)
+
+
+def test_nothing_is_matched_by_halves(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    state = tensors()
+    for change, message in (
+        ({"0.weight": None}, "1 missing .such as 0.weight. entries; 9 of 10 would match"),
+        ({"spare": torch.zeros(1)}, "1 unexpected .such as spare."),
+        ({"0.bias": torch.zeros(9)}, "1 of another shape .such as 0.bias."),
+    ):
+        torch.save({key: one for key, one in {**state, **change}.items() if one is not None}, file)
+        backbone = backbones.build(OWN)
+        before = {key: one.clone() for key, one in backbone.module.state_dict().items()}
+        with pytest.raises(UserError, match=message):
+            load_weights(backbone, str(file))
+        assert same(dict(backbone.module.state_dict()), before)
+
+
+def test_a_bad_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+    backbone = backbones.build(OWN)
+    with pytest.raises(UserError, match="is missing"):
+        load_weights(backbone, str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("weights")
+    (tmp_path / "text.safetensors").write_text("weights")
+    (tmp_path / "code.pth").write_bytes(pickle.dumps({"0.weight": Bomb(tmp_path / "trace")}))
+    torch.save({"0.weight": Bomb(tmp_path / "trace")}, tmp_path / "zipped.pth")
+    for name in ("text.pth", "text.safetensors", "code.pth", "zipped.pth"):
+        with pytest.raises(UserError, match="not a weights file that can be read safely"):
+            load_weights(backbone, str(tmp_path / name))
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        load_weights(backbone, str(tmp_path / "list.pth"))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_run_begins_from_a_file_and_needs_it_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "w.pth"
+    torch.save(tensors(), file)
+    job = small_job(tmp_path / "run", f"backbone={OWN}", f"init={file}", "lr_start=0", "steps=2", "weight_decay=0")
+    state = execute(job, synthetic(job), stop_after=1)
+    assert "begun from" in capsys.readouterr().out
+    assert same(dict(state.model.backbone.state_dict()), tensors())
+    file.unlink()
+    assert execute(job, synthetic(job)).step == 2
+    bad = small_job(tmp_path / "bad", f"backbone={OWN}", f"init={file}")
+    with pytest.raises(UserError, match="is missing"):
+        execute(bad, synthetic(bad))
+    assert not bad.folder.begun
