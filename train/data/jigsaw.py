@@ -1,7 +1,7 @@
-"""Jigsaws: four crops decoded, resized, flipped, cut or padded into one image (section 3.2).
+"""Assembles jigsaws: four crops decoded, resized, flipped, cut or padded into one image (section 3.2).
 
 A pure function of (dataset, options, lane, position). On COCO crops, decoding a jigsaw's four crops whole being 1, a
-jigsaw of 224 x 224 takes 1.29. See loader.py for batches.
+jigsaw of 224 x 224 takes 1.28. See data/loader.py for batches.
 """
 
 import hashlib
