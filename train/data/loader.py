@@ -1,4 +1,4 @@
-"""Loads one rank's batches of jigsaws: lanes dealt to worker processes, their parts put together in lane order.
+"""Loads one rank's batches of jigsaws: lanes dealt to worker processes, their batches put together in lane order.
 
 Lane ``l`` belongs to rank ``l % world`` and there to worker ``(l // world) % workers``, and global batch ``b`` is, for
 every lane in order, its jigsaws ``[b * k, (b + 1) * k)``. So neither the rank nor the worker count decides what a batch
@@ -69,12 +69,12 @@ def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
 class _Sent:
     """What a worker sends for a step, its jigsaws being in their places already; or why it stopped."""
 
-    chunk: LaneBatch | None = None
+    lane_batch: LaneBatch | None = None
     error: str | None = None
 
 
-class _Chunks(IterableDataset[_Sent]):
-    """In each worker, the chunks of its lanes from a step on.
+class _LaneBatches(IterableDataset[_Sent]):
+    """In each worker, the batches of its lanes from a step on.
 
     ring: the rank's batches in shared memory, [IN_FLIGHT, lanes, k, size, size, channels]; step s is in s % IN_FLIGHT.
     """
@@ -193,8 +193,8 @@ class JigsawLoader:
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
-                chunk = assembler.step(step, images.numpy())
-                yield self._batch(step, images, [chunk])
+                lane_batch = assembler.step(step, images.numpy())
+                yield self._batch(step, images, [lane_batch])
         finally:
             assembler.close()
 
@@ -203,14 +203,16 @@ class JigsawLoader:
         size, k, pixels = self._template.size, self._options.chunk, self._dataset.pixels
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
         shared = _shared_empty(shape, torch_dtype(pixels))
-        chunks = _Chunks(self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more())
+        lane_batches = _LaneBatches(
+            self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more()
+        )
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             received = self._received = iter(
                 DataLoader(
-                    chunks,
+                    lane_batches,
                     batch_size=None,
                     num_workers=self._workers,
                     prefetch_factor=BATCHES_AHEAD,
@@ -226,8 +228,8 @@ class JigsawLoader:
                 parts = []
                 for worker in range(self._workers):
                     sent = self._receive(received)
-                    assert sent.chunk is not None
-                    parts.append(sent.chunk)
+                    assert sent.lane_batch is not None
+                    parts.append(sent.lane_batch)
                     if ring:
                         images.view(batch.shape)[worker :: self._workers].copy_(batch[worker :: self._workers])
                 yield self._batch(step, images, parts)
