@@ -17,9 +17,10 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.data import read_image
 from jigsaw_pretrain.detect.evaluate import AP_FILE, RESULTS_FILE, STATS, Detection
-from jigsaw_pretrain.detect.run import CONFIG, SUMMARY, read_rows
+from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.engine.metrics import read_rows
 
 PAGE = "page.html"
 PICTURES = 8
@@ -38,7 +39,7 @@ def write_page(folder: Path, annotations: GroundTruth, images: Path) -> Path:
         name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
         for name in (CONFIG, AP_FILE, RESULTS_FILE, SUMMARY)
     }
-    rows = read_rows(folder)
+    rows = read_rows(folder / METRICS)
     tables, figures = [], []
     if values[SUMMARY]:
         summary = values[SUMMARY]

@@ -99,13 +99,3 @@ def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> to
     model, _ = detector_from_config(config, backbone_from_config(config, device), device)
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     return model
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, half a last line of a killed process left out."""
-    path = folder / METRICS
-    if not path.exists():
-        return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]

@@ -45,7 +45,6 @@ from jigsaw_pretrain.detect.run import (
     backbone_from_config,
     detector_from_config,
     read_config,
-    read_rows,
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
@@ -57,7 +56,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     save_file,
 )
 from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
-from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file
+from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file, read_rows
 
 KEEP = 2
 """Checkpoints that stay."""
@@ -140,7 +139,7 @@ class DetectorTrainer:
             raise UserError(f"{found[0]} is of another detector ({str(error).splitlines()[0]})") from error
         step = int(content["step"])
         self.ranks.run_on_rank_zero(lambda: metrics_file(self.folder / METRICS).cut_back(step))
-        evaluated = {row["step"] + 1 for row in read_rows(self.folder) if "AP" in row}
+        evaluated = {row["step"] + 1 for row in read_rows(self.folder / METRICS) if "AP" in row}
         self.progress = DetectorProgress(step, content["seconds"], content["evaluation_seconds"], evaluated)
         return True
 
@@ -541,7 +540,7 @@ def finish(
 
 def summarise(trainer: DetectorTrainer) -> dict[str, Any]:
     """summary.json: cost, speed, memory and AP of a finished run."""
-    rows = read_rows(trainer.folder)
+    rows = read_rows(trainer.folder / METRICS)
     speeds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
     memory = [row["gpu_memory"] for row in rows if row.get("gpu_memory")]
     scored = [row for row in rows if "AP" in row]

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jigsaw_pretrain.detect.run import SUMMARY, DetectorConfig, read_config, read_rows
+from jigsaw_pretrain.detect.run import METRICS, SUMMARY, DetectorConfig, read_config
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.metrics import read_rows
 
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -71,7 +72,7 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
         raise UserError(f"{run} has no AP: it was trained without --val-annotations")
     # A comparison pre-trains and fine-tunes on the same number of devices.
     before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary["world"]
-    curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run) if "AP" in row]
+    curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run / METRICS) if "AP" in row]
     return RunResult(
         arm=arm or arm_name(config),
         seed=config.recipe.seed,
