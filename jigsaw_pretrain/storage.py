@@ -476,10 +476,7 @@ class Fetcher:
         return self._storage.describe(name)
 
     def fetch(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
-        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be.
-
-        The path must exist already, as an empty file: it is watched for growth from the start.
-        """
+        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
 
         def attempt() -> None:
             self._get(name, path)
@@ -493,6 +490,8 @@ class Fetcher:
             # Such drivers have their own timeouts.
             fs.get_file(remote, os.fspath(path))
             return
+        # Watched for growth from the start: a driver makes the file with its first byte, and that may be slow to come.
+        path.touch()
         running = asyncio.run_coroutine_threadsafe(fs._get_file(remote, os.fspath(path)), fs.loop)
         try:
             self._watch(running, path)

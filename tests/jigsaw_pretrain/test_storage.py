@@ -10,8 +10,18 @@ import pytest
 
 from jigsaw_pretrain import storage
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import Storage, StoreError, atomic_write, redacted, sweep, temporary_beside, with_retries
+from jigsaw_pretrain.storage import (
+    Fetcher,
+    Storage,
+    StoreError,
+    atomic_write,
+    redacted,
+    sweep,
+    temporary_beside,
+    with_retries,
+)
 from tests.helpers.prepped import tree
+from tests.helpers.servers import FaultyProxy, file_server
 
 
 def test_publish_replaces_whole_files_and_leaves_no_litter(tmp_path: Path) -> None:
@@ -130,3 +140,14 @@ def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(storage, "_lock", late)
     Storage(str(tmp_path)).publish("a", b"whole")
     assert swept == [1] and tree(tmp_path) == {"a": b"whole"}
+
+
+def test_a_file_whose_first_byte_is_slow_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x.bin").write_bytes(b"content")
+    with file_server(tmp_path / "there") as url, FaultyProxy(url, latency=0.6) as proxy:
+        fetcher, path = Fetcher(proxy.url, retries=0), tmp_path / "x.bin"
+        fetcher.fetch("x.bin", path, lambda fetched: None)
+        assert path.read_bytes() == b"content"
+        with pytest.raises(FileNotFoundError):
+            fetcher.fetch("y.bin", tmp_path / "y.bin", lambda fetched: None)

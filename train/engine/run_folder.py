@@ -331,7 +331,6 @@ class RemoteRunFolder:
             return None
 
     def _fetch(self, name: str) -> None:
-        # A driver opens the file by its name; it is there from the start, so that a slow first byte is waited for.
         with contextlib.suppress(FileNotFoundError), atomic_write(self.path / name) as file:
             self._fetcher.fetch(name, Path(file.name), lambda fetched: None)
 
