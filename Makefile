@@ -27,7 +27,7 @@ LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-pe
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint bench clean
+.PHONY: help venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -124,14 +124,20 @@ soak: | $(READY)  ## the long series: hundreds of kills, thousands of fuzz cases
 # without it they would see nothing but jigsaw_pretrain/ itself, and find no fault (tests/test_lint.py).
 VIEW := build/view
 
-lint: | $(READY)  ## ruff (lint and format), mypy, and the directions of imports
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+view:
 	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
 	@ln -s $(addprefix ../../../,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
 	@ln -s ../../bench ../../tests ../../pyproject.toml $(VIEW)/
+
+lint: view | $(READY)  ## ruff (lint and format), mypy, and the directions of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	cd $(VIEW) && "$(abspath $(BIN))/python" -m mypy --cache-dir ../../.mypy_cache -p jigsaw_pretrain -p bench -p tests
 	cd $(VIEW) && "$(abspath $(BIN))/lint-imports" --cache-dir ../../.import_linter_cache
+
+docs: view | $(READY)  ## the documentation as a site in build/site; nothing is fetched but the tools, once
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
 # given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without
