@@ -44,13 +44,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         named = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         found = PAGES.get(named, named.removeprefix("docs/") if named.startswith("docs/") else None)
         if found is None or files.get_file_from_path(found) is None:
-            return (
-                text
-                if text.startswith("`") or "/" not in named
-                else f"{text} (`{named}`)"
-                if text != named
-                else f"`{named}`"
-            )
+            return text
         return f"[{text}]({posixpath.relpath(found, posixpath.dirname(place) or '.')}{anchor})"
 
     return _LINK.sub(pointed, _IMAGE.sub(r"![\1](\2)", markdown))
