@@ -23,11 +23,10 @@ from rich.table import Table
 
 from bench.prep_peers import pillow_pool, work_of
 from bench.timing import RESULTS, Goal
-from jigsaw_pretrain.prep.commands.shards import run
 from jigsaw_pretrain.prep.executors import run_tasks
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
-from jigsaw_pretrain.prep.pipeline import PrepJob
-from jigsaw_pretrain.prep.plan.plan import PlanOptions
+from jigsaw_pretrain.prep.pipeline import shards
+from jigsaw_pretrain.prep.report.console import ConsoleProgress
 from jigsaw_pretrain.storage import Storage
 
 GOAL = Goal(0.95, at_least=True)
@@ -137,12 +136,19 @@ def growth(data: Path, sizes: Sequence[int], repeats: int) -> list[dict[str, flo
     for count in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             annotations, images = copies(data, count, Path(scratch) / "data")
-            job = PrepJob(str(annotations), str(images), str(Path(scratch) / "out"), 0, PlanOptions())
             times = []
             for _ in range(repeats):
                 begun = time.process_time()
                 with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                    run(job, overwrite=True)
+                    shards(
+                        str(annotations),
+                        str(images),
+                        str(Path(scratch) / "out"),
+                        workers=1,
+                        max_skipped=1.0,
+                        overwrite=True,
+                        progress=ConsoleProgress(),
+                    )
                 times.append(time.process_time() - begun)
             rows.append({"images": count, "seconds": statistics.median(times)})
     slope, intercept = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)

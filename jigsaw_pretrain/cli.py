@@ -6,6 +6,8 @@ traceback, whether the command is called by itself or through its group.
 """
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +19,33 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import redacted
 
 
+class _Echo(logging.Handler):
+    """Shows what this project's modules log on standard error; of several ranks only the first tells what is no error.
+
+    Standard error is looked up for each record: tests and progress bars replace it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR and os.environ.get("RANK", "0") != "0":
+            return
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        click.echo(level + record.getMessage(), err=True)
+
+
+def show_log() -> None:
+    """Show the log of the project's modules, from INFO on; for commands, as a library's log is its caller's."""
+    logger = logging.getLogger(__package__)
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.addHandler(_Echo())
+
+
 class Command(click.Command):
     """A click command that ends a UserError with ``Error: ...`` on standard error: ``@click.command(cls=Command)``."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
+        show_log()
         try:
             return super().main(*args, **extra)
         except UserError as error:

@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import errno
+import functools
 import gc
 import os
 import random
@@ -111,6 +112,8 @@ class Storage:
             ) from error
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if isinstance(self.fs, AsyncFileSystem):
+            _watch_forks()
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
@@ -531,4 +534,6 @@ def _keep_inherited() -> None:
     gc.freeze()
 
 
-os.register_at_fork(after_in_child=_keep_inherited)
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_keep_inherited)

@@ -34,12 +34,21 @@ from jigsaw_pretrain.prep.records import (
 from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
 
 
-def finish(out: Storage, max_skipped: float = 1.0) -> Summary:
+def finish(url: str, max_skipped: float = 1.0) -> Summary:
     """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
 
-    Raises UserError where no plan or not every part is there, a record is of another plan or other versions, or more
-    than the share ``max_skipped`` of the images could not be used.
+    Args:
+        url: The output of the tasks of an array job: a folder or a URL.
+        max_skipped: The largest share of the images that may be unusable, 0 to 1.
+
+    Returns:
+        The figures of the dataset.
+
+    Raises:
+        UserError: No plan or not every part is there, a record is of another plan or other versions, or too many images
+            could not be used.
     """
+    out = Storage(url)
     plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)

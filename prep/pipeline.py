@@ -1,30 +1,37 @@
 """A run of prep: plan -> parts -> manifests, for every command that cuts (shards, retry-skipped, verify --repair).
 
-Makes the plan, checks it against what the output was begun as, and cuts parts on an executor. Where parts are cut again
-(``recut``), dataset.json goes first, so that nobody reads a dataset in change, then the parts' done records, so that a
-run that is cut short leaves parts to be cut, which the same command, or ``shards``, then does.
+Makes the plan, checks it against what the output was begun as, and cuts parts on an executor. ``plan`` and ``shards``
+are the Python API (``jigsaw_pretrain.plan``, ``jigsaw_pretrain.shards``); the commands call them too. Several workers
+are processes that are started afresh, so a script that calls ``shards`` needs ``if __name__ == "__main__":``.
+
+Where parts are cut again (``recut``), dataset.json goes first, so that nobody reads a dataset in change, then the
+parts' done records, so that a run that is cut short leaves parts to be cut, which the same command, or ``shards``, then
+does.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-
-from rich.console import Console
+from typing import Protocol, TypedDict, Unpack
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
-from jigsaw_pretrain.prep.executors import open_executor, run_tasks
-from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
+from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
+from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, wanted
 from jigsaw_pretrain.prep.images.source import ImageSource
-from jigsaw_pretrain.prep.inputs import Inputs, remember
-from jigsaw_pretrain.prep.manifests import finish
+from jigsaw_pretrain.prep.inputs import Inputs, recall, remember
+from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan, options_of
 from jigsaw_pretrain.prep.records import (
+    MAX_SKIPPED,
+    Damage,
     PartRecord,
     PlanRecord,
     check_agreement,
@@ -32,13 +39,60 @@ from jigsaw_pretrain.prep.records import (
     read_parts,
     read_plan,
     recorded_options,
+    remove_dataset,
     repair_plan_rows,
     require_plan,
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.prep.report import console
 from jigsaw_pretrain.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class Shaping(TypedDict, total=False):
+    """The options that shape the data, by keyword: the fields of PlanOptions, ``pixels`` by its name."""
+
+    negatives_per_positive: float
+    context: float
+    context_at: str
+    crops_per_part: int
+    jpeg_quality: int
+    subsampling: str
+    exif: str
+    encode: str
+    pixels: str
+    """``auto`` (the images decide), ``rgb8``, or channels and type such as ``6xuint16``."""
+
+
+class Progress(Protocol):
+    """What a caller can be told of a run while it goes on."""
+
+    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
+        """Take in the records as parts get done, all of them; ``done`` of the ``parts`` were done before."""
+        ...
+
+    def finished(self, summary: Summary) -> None:
+        """Receive the figures of the dataset that has been made."""
+        ...
+
+
+class Logged:
+    """Tells the log, at most once per tenth of the parts."""
+
+    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
+        """Take in the records."""
+        tenths = 10 * done // parts if parts else 0
+        for count, _ in enumerate(records, done + 1):
+            if 10 * count // parts > tenths:
+                tenths = 10 * count // parts
+                logger.info("cut %d of %d parts", count, parts)
+
+    def finished(self, summary: Summary) -> None:
+        """Log the counts and the warnings."""
+        logger.info("made %d crops in %d shards", summary.crops, summary.shards)
+        for warning in summary.warnings():
+            logger.warning(warning)
 
 
 @dataclass(frozen=True)
@@ -52,6 +106,134 @@ class PrepJob:
     options: PlanOptions
 
 
+def plan(annotations: str, images: str, *, seed: int = 0, **shaping: Unpack[Shaping]) -> Plan:
+    """Plan every crop of a dataset, before a pixel is decoded; nothing is written.
+
+    A million boxes take some seconds and about 1 GB.
+
+    Args:
+        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        images: What the file names are relative to: a folder, zip or tar; a path or a URL.
+        seed: Decides every random choice.
+        **shaping: The fields of PlanOptions (context, negatives_per_positive, jpeg_quality, ...).
+
+    Returns:
+        The plan: ``crops`` and ``images`` are tables of columns, ``summary()`` its figures.
+
+    Raises:
+        UserError: The annotations or images cannot be used.
+    """
+    job = PrepJob(annotations, images, "", seed, _options(shaping))
+    source = ImageSource(images)
+    source.check()
+    return plan_job(job, read_annotations(annotations, images), source)
+
+
+def shards(
+    annotations: str,
+    images: str,
+    out: str,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    max_skipped: float = MAX_SKIPPED,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **shaping: Unpack[Shaping],
+) -> Dataset:
+    """Cut a detection dataset into shards of object and background crops, or go on with a run that was cut short.
+
+    The result is the same for any number of workers. A finished dataset is opened as it is. About 4 ms of one core for
+    each image of COCO.
+
+    Args:
+        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        images: What the file names are relative to: a folder, zip or tar; a path or a URL.
+        out: Where shards/ and manifests/ go: a folder or a URL.
+        seed: Decides every random choice.
+        workers: Processes; all usable cores by default.
+        scheduler: Address of a Dask cluster that cuts in place of processes, ``tcp://host:port``.
+        max_skipped: The largest share of the images that may be unusable, 0 to 1.
+        overwrite: Remove what prep wrote to ``out`` before, and start anew.
+        progress: What is told of the run; the log by default.
+        **shaping: The fields of PlanOptions (context, negatives_per_positive, jpeg_quality, ...).
+
+    Returns:
+        The finished dataset.
+
+    Raises:
+        UserError: The annotations or images cannot be used, or ``out`` holds another dataset.
+        OSError: A disk or store that fails.
+    """
+    job, progress = PrepJob(annotations, images, out, seed, _options(shaping)), progress or Logged()
+    if _cut_job(job, None, workers, scheduler, max_skipped, overwrite, progress):
+        progress.finished(finish(out, max_skipped))
+    return open_dataset(out)
+
+
+def shards_task(
+    annotations: str,
+    images: str,
+    out: str,
+    task: ArrayTask,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    max_skipped: float = MAX_SKIPPED,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **shaping: Unpack[Shaping],
+) -> Plan | None:
+    """Cut one share of the parts, as a task of an array job; once all are done, ``finish`` makes the manifests.
+
+    Takes and raises what ``shards`` does.
+
+    Returns:
+        The plan of the whole job; None where the dataset is finished already.
+    """
+    job = PrepJob(annotations, images, out, seed, _options(shaping))
+    return _cut_job(job, task, workers, scheduler, max_skipped, overwrite, progress or Logged())
+
+
+def _options(shaping: Shaping) -> PlanOptions:
+    return PlanOptions(**{**shaping, "pixels": wanted(shaping.get("pixels", AUTO))})  # type: ignore[arg-type]
+
+
+def _cut_job(
+    job: PrepJob,
+    task: ArrayTask | None,
+    workers: int | None,
+    scheduler: str | None,
+    max_skipped: float,
+    overwrite: bool,
+    progress: Progress,
+) -> Plan | None:
+    """Cut the parts of a job, or of its task, that are missing; None where the dataset is finished already."""
+    raw = read_annotations(job.annotations, job.images)
+    out = Storage(job.out)
+    if not overwrite:
+        job = settled(job, begun_as(out, job, raw.sha256))
+        if out.exists(layout.DATASET):
+            tidy(out)
+            return None
+    source = ImageSource(job.images)
+    source.check()
+    made = plan_job(job, raw, source)
+    del raw
+    check_means(job.options)
+    if overwrite:
+        remove_dataset(out)
+    begin(made, out)
+    remember(job.out, Inputs(job.annotations, job.images))
+    mine = task.mine(made.part_count) if task else range(made.part_count)
+    count = min(workers or usable_cores(), len(mine)) or 1
+    with open_executor(count, scheduler) as (executor, at_once):
+        cut(made, job, source, mine, executor, at_once, max_skipped, progress)
+    return made
+
+
 def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
     """The plan of a job, from its annotations as read; its images decide where no pixels are asked for.
 
@@ -62,7 +244,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
         found = choose_pixels(annotations, source)
         options = replace(options, pixels=found.pixels)
         if found.note:
-            Console(stderr=True).print(found.note, highlight=False, soft_wrap=True)
+            logger.info(found.note)
     if options.encode == "lossless" and options.stored != RGB8:
         other = ", or give --pixels rgb8" if options.stored.dtype == "uint8" else ""
         raise UserError(
@@ -131,8 +313,9 @@ def cut(
     executor: Executor,
     at_once: int,
     max_skipped: float,
-) -> int:
-    """Cut those of the parts that have no done record; returns how many were cut. Raises UserError, OSError."""
+    progress: Progress,
+) -> None:
+    """Cut those of the parts that have no done record. Raises UserError, OSError."""
     out = Storage(job.out)
     allowed = skip_limit(max_skipped, out, plan.listed_images)
     allowed.check()
@@ -146,8 +329,7 @@ def cut(
     allowed.check()
     tasks = (task_of(plan, job, source, number) for number in missing)
     records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
-    console.show_progress(Console(stderr=True), records, len(listed_parts), len(listed_parts) - len(missing))
-    return len(missing)
+    progress.cutting(records, len(listed_parts), len(listed_parts) - len(missing))
 
 
 def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartTask:
@@ -180,7 +362,13 @@ def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
 
 
 def recut(
-    out: str, inputs: Inputs, parts: Iterable[int], workers: int, scheduler: str | None, max_skipped: float
+    out: str,
+    inputs: Inputs,
+    parts: Iterable[int],
+    workers: int,
+    scheduler: str | None,
+    max_skipped: float,
+    progress: Progress,
 ) -> Summary:
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
     storage = Storage(out)
@@ -199,5 +387,43 @@ def recut(
     for number in parts:
         storage.remove(layout.part_record(number))
     with open_executor(workers, scheduler) as (executor, at_once):
-        cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped)
-    return finish(storage, max_skipped)
+        cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped, progress)
+    return finish(out, max_skipped)
+
+
+def repair(
+    out: str,
+    found: Iterable[Damage],
+    *,
+    annotations: str | None = None,
+    images: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Cut the damaged parts of a dataset again and finish; shards of no part are removed.
+
+    Args:
+        out: The dataset: a folder or a URL.
+        found: What ``verify`` found.
+        annotations: The annotations, where parts are to be cut again; manifests alone are made without them.
+        images: The images, likewise.
+        workers: Processes; all usable cores by default.
+        progress: What is told of the run; the log by default.
+
+    Raises:
+        UserError: The annotations or images are not those of the dataset.
+        OSError: A disk or store that fails.
+    """
+    storage, found = Storage(out), list(found)
+    parts = sorted({damage.part for damage in found if damage.part is not None})
+    replan = any(damage.file == layout.PLAN_SKIPPED for damage in found)
+    inputs = recall(out, annotations, images) if parts or replan else None
+    storage.remove(layout.DATASET)
+    for damage in found:
+        if damage.part is None and damage.file.startswith(f"{layout.SHARDS}/"):
+            storage.remove(damage.file)
+    if inputs is not None:
+        # What was allowed to be skipped was decided when the parts were cut first.
+        recut(out, inputs, parts, workers or usable_cores(), None, 1.0, progress or Logged())
+    else:
+        finish(out)

@@ -16,8 +16,10 @@ the limit is passed is kept. The limit shapes no bytes and is not recorded: it m
 
 import contextlib
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -31,16 +33,24 @@ from jigsaw_pretrain.formats.dataset.dataset import json_bytes
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
-from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead, redacted
+from jigsaw_pretrain.storage import REMOTE_THREADS, Entry, Storage, map_ahead, redacted
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
 
 RUNNING, FAILED = ".running", ".failed"
 
+RECENT_PARTS = 100
+PAUSE_SECONDS = 1800.0
+"""A gap between two parts that is longer is a pause of the run, not its speed."""
+
+LOST_SECONDS = 900.0
+"""A part that was begun longer ago is most likely that of a killed task."""
+
 _OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
 
-MAX_SKIPPED = "1%"
+MAX_SKIPPED = 0.01
+"""The share of the images that may be unusable, by default."""
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,6 +265,78 @@ def _quietly(action: Callable[[], None]) -> None:
     """A marker that cannot be written or removed is no reason to fail."""
     with contextlib.suppress(OSError):
         action()
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Of ``parts`` with ``crops``: those done, begun (and of these the ones begun long ago), failed with reasons.
+
+    parts_per_second: None where too few are done to tell.
+    """
+
+    parts: int
+    crops: int
+    done: int
+    running: int
+    lost: int
+    failed: dict[int, str]
+    parts_per_second: float | None
+    finished: bool
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left at the present speed."""
+        return (self.parts - self.done) / self.parts_per_second if self.parts_per_second else None
+
+
+def status(url: str, now: float | None = None) -> RunStatus:
+    """How far the run of an output is at a Unix time (None: now); raises UserError where none was begun.
+
+    Costs one listing and a few small reads.
+    """
+    out = Storage(url)
+    plan, now = require_plan(out), time.time() if now is None else now
+    entries = {entry.name: entry for entry in out.entries(layout.PARTS)}
+    done = {number for number in range(plan.parts) if f"{number:06d}.json" in entries}
+    begun = _marked(entries, RUNNING, done)
+    failed = _marked(entries, FAILED, done)
+    lost = [entry for entry in begun.values() if entry.written is not None and now - entry.written > LOST_SECONDS]
+    written = (entries[f"{number:06d}.json"].written for number in done)
+    return RunStatus(
+        parts=plan.parts,
+        crops=plan.crops,
+        done=len(done),
+        running=len(begun) - len(lost),
+        lost=len(lost),
+        failed={number: failure_reason(out, number) for number in failed},
+        parts_per_second=_speed(sorted(moment for moment in written if moment is not None)),
+        finished=out.exists(layout.DATASET),
+    )
+
+
+def _marked(entries: dict[str, Entry], kind: str, done: set[int]) -> dict[int, Entry]:
+    numbers = {name.removesuffix(kind): entry for name, entry in entries.items() if name.endswith(kind)}
+    found = {int(number): entry for number, entry in numbers.items() if number.isdigit()}
+    return {number: found[number] for number in sorted(found.keys() - done)}
+
+
+def _speed(moments: list[float]) -> float | None:
+    """Parts per second since the last pause; None where fewer than two tell."""
+    recent = moments[-RECENT_PARTS:]
+    start = len(recent) - 1
+    while start > 0 and recent[start] - recent[start - 1] < PAUSE_SECONDS:
+        start -= 1
+    count, span = len(recent) - 1 - start, recent[-1] - recent[start] if recent else 0.0
+    return count / span if count > 0 and span > 0 else None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it should be: the part to cut again (None: only manifests), the file, and what."""
+
+    part: int | None
+    file: str
+    what: str
 
 
 def remove_dataset(out: Storage) -> None:

@@ -28,7 +28,7 @@ from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
-from jigsaw_pretrain.prep.plan.forecast import Summary, planned
+from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
 from jigsaw_pretrain.storage import map_ahead
@@ -106,7 +106,7 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     found = check_images(annotations, source, options.exif, decided.pixels, deep)
     yield from image_findings(found, options.exif)
     yield from _usable(plan, set(found.trouble))
-    summary = planned(plan)
+    summary = plan.summary()
     yield from plan_findings(summary)
     yield summary
 

@@ -9,7 +9,7 @@ from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.manifests import finish
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage import redacted
 
 
 @click.command("finish", cls=Command)
@@ -20,6 +20,6 @@ def finish_command(out: str, max_skipped: float) -> None:
     begun = time.monotonic()
     console = Console()
     with one_line_errors(out):
-        found = finish(Storage(out), max_skipped)
+        found = finish(out, max_skipped)
     title = f"dataset in {plain(redacted(out))}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)

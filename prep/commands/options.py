@@ -30,7 +30,7 @@ scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Cut on 
 max_skipped = click.option(
     "--max-skipped",
     type=Share(),
-    default=MAX_SKIPPED,
+    default=f"{MAX_SKIPPED:.0%}",
     show_default=True,
     help="The largest share of the images that may be unusable.",
 )

@@ -15,7 +15,7 @@ from jigsaw_pretrain.prep.executors import usable_cores
 from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.pipeline import done_records, recut
 from jigsaw_pretrain.prep.records import require_plan
-from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_summary
 from jigsaw_pretrain.storage import Storage, redacted
 
 
@@ -47,7 +47,7 @@ def retry_skipped(
             console.print(f"{shown} has no image that was skipped when cutting: nothing to do.", soft_wrap=True)
             return
         inputs = recall(out, annotations, images)
-        found = recut(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped)
+        found = recut(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped, ConsoleProgress())
         after = {
             row.image_file for record in done_records(storage, require_plan(storage)).values() for row in record.skipped
         }

@@ -13,21 +13,14 @@ import click
 from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors
-from jigsaw_pretrain.formats.annotations.read import read_annotations
-from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
-from jigsaw_pretrain.prep.executors import ArrayTask, array_task, open_executor, usable_cores
-from jigsaw_pretrain.prep.images.pixel_format import AUTO, wanted
-from jigsaw_pretrain.prep.images.source import ImageSource
-from jigsaw_pretrain.prep.inputs import Inputs, remember
-from jigsaw_pretrain.prep.manifests import finish, tidy
-from jigsaw_pretrain.prep.pipeline import PrepJob, begin, begun_as, check_means, cut, plan_job, settled
-from jigsaw_pretrain.prep.plan.forecast import planned
-from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, PlanOptions
-from jigsaw_pretrain.prep.records import remove_dataset
-from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.prep.executors import array_task, usable_cores
+from jigsaw_pretrain.prep.images.pixel_format import AUTO
+from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_summary
+from jigsaw_pretrain.storage import redacted
 
 
 @click.command(cls=Command)
@@ -121,70 +114,36 @@ def shards(
 
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
-    job = PrepJob(annotations, images, out, seed, PlanOptions(**shaping, pixels=wanted(pixels)))
+    begun = time.monotonic()
+    console, shown, shaping = Console(), plain(redacted(out)), {**shaping, "pixels": pixels}
     task = array_task(task_index, task_count, os.environ)
     with one_line_errors(out):
-        run(
-            job,
-            workers=workers or usable_cores(),
-            scheduler=scheduler,
-            task=task,
-            max_skipped=max_skipped,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
-
-
-def run(
-    job: PrepJob,
-    *,
-    workers: int = 1,
-    scheduler: str | None = None,
-    task: ArrayTask | None = None,
-    max_skipped: float = 1.0,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> None:
-    """Do the job; raises UserError, OSError. Tables go to standard output, progress to standard error.
-
-    workers: processes. scheduler: a Dask cluster's address. task: of an array job. max_skipped: a share of images. None
-    of these shapes the data.
-    """
-    begun = time.monotonic()
-    console = Console()
-    shown = plain(redacted(job.out))
-    raw = read_annotations(job.annotations, job.images)
-    out = Storage(job.out)
-    if not dry_run and not overwrite:
-        job = settled(job, begun_as(out, job, raw.sha256))
-        if out.exists(layout.DATASET):
-            tidy(out)
-            console.print(f"{shown} is finished: nothing to do.", highlight=False, soft_wrap=True)
+        if dry_run:
+            planned = pipeline.plan(annotations, images, seed=seed, **shaping)
+            expected = planned.summary()
+            seconds = (expected.seconds or 0.0) / min(workers or usable_cores(), planned.part_count)
+            print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)
             return
-    source = ImageSource(job.images)
-    source.check()
-    plan = plan_job(job, raw, source)
-    del raw
-    if dry_run:
-        expected = planned(plan)
-        seconds = (expected.seconds or 0.0) / min(workers, plan.part_count)
-        print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)
+        progress = ConsoleProgress()
+        shared: dict[str, Any] = {
+            "seed": seed,
+            "workers": workers,
+            "scheduler": scheduler,
+            "max_skipped": max_skipped,
+            "overwrite": overwrite,
+            "progress": progress,
+        }
+        if task:
+            whole = pipeline.shards_task(annotations, images, out, task, **shared, **shaping)
+        else:
+            pipeline.shards(annotations, images, out, **shared, **shaping)
+    if progress.summary:
+        print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, estimated=False)
         return
-    check_means(job.options)
-    if overwrite:
-        remove_dataset(out)
-    begin(plan, out)
-    remember(job.out, Inputs(job.annotations, job.images))
-    mine = task.mine(plan.part_count) if task else range(plan.part_count)
-    with open_executor(min(workers, len(mine)) or 1, scheduler) as (executor, at_once):
-        cut(plan, job, source, mine, executor, at_once, max_skipped)
-    if task:
-        console.print(
-            f"Task {task.index} of {task.count} is done: {len(mine):,} of {plan.part_count:,} parts. "
-            f"When all tasks are: jigsaw-prep finish --out {shown}",
-            highlight=False,
-            soft_wrap=True,
+    said = f"{shown} is finished: nothing to do."
+    if task and whole:
+        said = (
+            f"Task {task.index} of {task.count} is done: {len(task.mine(whole.part_count)):,} of "
+            f"{whole.part_count:,} parts. When all tasks are: jigsaw-prep finish --out {shown}"
         )
-        return
-    found = finish(out, max_skipped)
-    print_summary(console, f"dataset in {shown}", found, time.monotonic() - begun, estimated=False)
+    console.print(said, highlight=False, soft_wrap=True)

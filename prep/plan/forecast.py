@@ -16,13 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats import boxes
-from jigsaw_pretrain.formats.annotations.skipped import count_reasons
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
-from jigsaw_pretrain.prep.plan import cost
-from jigsaw_pretrain.prep.plan.crop_table import expected_sizes, member_boxes
-from jigsaw_pretrain.prep.plan.plan import Plan
 
 TEMPLATE_SIZE, TEMPLATE_SPLIT = 224, 64
 RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
@@ -209,32 +204,3 @@ def count_crops(labels: npt.ArrayLike, groups: npt.ArrayLike, classes: int) -> n
     """Crops by label and group: int64 [classes + 1, 3]."""
     cell = np.asarray(labels, dtype=np.int64) * len(GROUPS) + np.asarray(groups, dtype=np.int64)
     return np.bincount(cell, minlength=(classes + 1) * len(GROUPS)).reshape(classes + 1, len(GROUPS))
-
-
-def planned(plan: Plan) -> Summary:
-    """The figures of a plan, its bytes and time estimated."""
-    crops, context = plan.crops, plan.options.drawn_context
-    cut = member_boxes(crops, plan.images, context)
-    sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
-    pixels = boxes.areas(cut)
-    part_of_crop = np.repeat(np.arange(plan.part_count), np.diff(plan.first_crop))
-    options = plan.options
-    sizes_in_bytes = cost.crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)
-    image_pixels = int((plan.images.widths * plan.images.heights).sum())
-    return Summary(
-        classes=plan.classes,
-        counts=count_crops(crops.label, crops.group, len(plan.classes)),
-        images=len(plan.images),
-        images_listed=plan.listed_images,
-        negatives_wanted=plan.wanted_negatives,
-        parts=plan.part_count,
-        shards=len(np.unique(part_of_crop * len(GROUPS) + crops.group)),
-        bytes=int(sizes_in_bytes.sum()),
-        skipped=count_reasons(row.reason for row in plan.skipped),
-        slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
-        seconds=cost.cutting_seconds(
-            len(plan.images), image_pixels, len(crops), int(pixels.sum()), plan.options.encode == "lossless"
-        ),
-        drawn_context=context,
-        pixels=options.stored,
-    )

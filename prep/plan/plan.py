@@ -18,10 +18,12 @@ from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep.plan import negatives, positives
-from jigsaw_pretrain.prep.plan.cost import crop_bytes
-from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, join, member_boxes
+from jigsaw_pretrain.prep.plan.cost import crop_bytes, cutting_seconds
+from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected_sizes, join, member_boxes
+from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
 from jigsaw_pretrain.prep.plan.negatives import Ints
 
 PLAN_VERSION = 1
@@ -137,6 +139,34 @@ class Plan:
         first, last = int(self.first_image[number]), int(self.first_image[number + 1])
         crops = self.crops.take(slice(int(self.first_crop[number]), int(self.first_crop[number + 1])))
         return self.images.cut(first, last), replace(crops, image=crops.image - first)
+
+    def summary(self) -> Summary:
+        """The figures of the dataset that the plan gives, its bytes and time estimated."""
+        crops, context = self.crops, self.options.drawn_context
+        cut = member_boxes(crops, self.images, context)
+        sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
+        pixels = boxes.areas(cut)
+        part_of_crop = np.repeat(np.arange(self.part_count), np.diff(self.first_crop))
+        options = self.options
+        sizes_in_bytes = crop_bytes(pixels, options.jpeg_quality, options.subsampling, options.stored)
+        image_pixels = int((self.images.widths * self.images.heights).sum())
+        return Summary(
+            classes=self.classes,
+            counts=count_crops(crops.label, crops.group, len(self.classes)),
+            images=len(self.images),
+            images_listed=self.listed_images,
+            negatives_wanted=self.wanted_negatives,
+            parts=self.part_count,
+            shards=len(np.unique(part_of_crop * len(GROUPS) + crops.group)),
+            bytes=int(sizes_in_bytes.sum()),
+            skipped=count_reasons(row.reason for row in self.skipped),
+            slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
+            seconds=cutting_seconds(
+                len(self.images), image_pixels, len(crops), int(pixels.sum()), options.encode == "lossless"
+            ),
+            drawn_context=context,
+            pixels=options.stored,
+        )
 
 
 def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan:

@@ -88,24 +88,34 @@ def _listing(title: str, header: str, counts: Mapping[str, int]) -> Iterator[Ren
         yield table
 
 
-def show_progress(console: Console, records: Iterable[PartRecord], parts: int, done: int) -> None:
-    """Take in the records as parts get done, showing images/s, crops/s and the time left."""
-    progress = Progress(
-        TextColumn("cutting parts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with progress:
-        task = progress.add_task("parts", total=parts, completed=done, rate="")
-        images = crops = 0
-        for record in records:
-            images, crops = images + record.images, crops + record.crops
-            elapsed = max(progress.tasks[0].elapsed or 0.0, 1e-6)
-            rate = f"{images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
-            progress.update(task, advance=1, rate=rate)
+class ConsoleProgress:
+    """A bar of the parts on standard error, with images/s, crops/s and the time left; keeps the ``summary``."""
+
+    def __init__(self) -> None:
+        self.summary: Summary | None = None
+
+    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
+        """Take in the records as parts get done."""
+        bar = Progress(
+            TextColumn("cutting parts"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        with bar:
+            task = bar.add_task("parts", total=parts, completed=done, rate="")
+            images = crops = 0
+            for record in records:
+                images, crops = images + record.images, crops + record.crops
+                elapsed = max(bar.tasks[0].elapsed or 0.0, 1e-6)
+                rate = f"{images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
+                bar.update(task, advance=1, rate=rate)
+
+    def finished(self, summary: Summary) -> None:
+        """Keep the figures, for the command to print."""
+        self.summary = summary
 
 
 def readable_bytes(count: int) -> str:

@@ -220,3 +220,10 @@ def page(url: str) -> str:
         sections = [*shown, *reversed(sections)]
     lead = "What prep cut out of the detection dataset, for pre-training: are these crops right?"
     return render("Crops for jigsaw pre-training", lead, sections, tiles)
+
+
+def report(out: str, name: str = "report.html") -> str:
+    """Write the page of the dataset below ``out`` to ``name`` there; returns where it lies."""
+    storage = Storage(out)
+    storage.publish(name, page(out).encode())
+    return storage.describe(name)

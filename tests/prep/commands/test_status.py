@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.prep.commands.status import progress, status
+from jigsaw_pretrain.prep import records as run
+from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.records import mark_begun, mark_failed, require_plan
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import invoke
@@ -27,7 +28,7 @@ def test_status_of_a_run_under_way(made: Path) -> None:
     old = made / "manifests" / "parts" / f"{plan.parts - 2:06d}.running"
     os.utime(old, (now - 7200, now - 7200))
     mark_failed(out, plan.parts - 1, OSError(28, "No space left on device"))
-    found = progress(out, plan, now)
+    found = run.status(str(made), now)
     assert (found.parts, found.done, found.running, found.lost) == (plan.parts, plan.parts - 3, 1, 1)
     assert found.failed == {plan.parts - 1: "OSError No space left on device"}
     if found.done > 1:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jigsaw_pretrain.prep import verify as checks
 from jigsaw_pretrain.prep.commands.status import status
-from jigsaw_pretrain.prep.commands.verify import inspect, verify
+from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.records import require_plan
-from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
 
 
@@ -80,7 +79,7 @@ def test_random_bits(small: Small, tmp_path: Path, made: Path) -> None:
         data = bytearray(whole)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        found = inspect(Storage(str(made)), require_plan(Storage(str(made))), 1)
+        found = checks.verify(str(made), workers=1)
         assert [damage.file for damage in found] == [f"shards/{path.name}"]
         path.write_bytes(whole)
 
@@ -108,7 +107,7 @@ def test_a_part_whose_group_vanished_leaves_no_shard(drawn: Drawn) -> None:
 
 
 def test_finishing_twice_is_the_same(small: Small, made: Path) -> None:
-    finish(Storage(str(made)))
+    finish(str(made))
     assert tree(made) == small.tree
     shutil.rmtree(made / "shards")
     assert pq.read_table(made / "manifests" / "shards.parquet").num_rows
