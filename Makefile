@@ -23,6 +23,9 @@ BIN := $(VENV)/bin
 SAMPLE := .sample
 HELD_OUT := .sample-held-out
 READY := $(VENV)/.ready
+# Imported once, so that their bytecode is on disk: uv writes none, and where Python is told to write none either, every
+# process would compile torch again, ten seconds each.
+COMPILED := jigsaw_pretrain.train.commands.pretrain, jigsaw_pretrain.detect.commands.compare, torch.distributed.run, timm, s3fs, moto.server, hypothesis
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
 
 .DEFAULT_GOAL := help
@@ -44,6 +47,7 @@ $(READY): pyproject.toml setup.py requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint requirements.lock --build-constraint requirements.lock --editable '.[dev]'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import $(COMPILED)'
 	@touch $@
 
 lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
