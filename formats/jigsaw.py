@@ -34,6 +34,12 @@ REGION_GROUPS = ("S", "W", "T", "S")
 
 GROUP_WORDS = {"S": "S (square)", "T": "T (tall)", "W": "W (wide)"}
 
+RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
+"""Crops are resized by a ratio drawn evenly from this range (section 4.1)."""
+
+MAX_REPEAT = 20
+"""How many times as often as a crop of the best-supplied group one of a thin group may be drawn, unless asked for."""
+
 
 def aspect_groups(widths: npt.ArrayLike, heights: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Group codes (indices into GROUPS) of crops ``widths`` by ``heights`` pixels: T < 0.5 <= S <= 1.5 < W.
@@ -150,8 +156,8 @@ class SlotPlan:
         lines = []
         for group in GROUPS:
             if not self.counts.get(group):
-                stand_in = _stand_in(group, self.counts)
-                lines.append(f"group {GROUP_WORDS[group]} has no crops: its slots take {stand_in} crops instead")
+                other = stand_in(group, self.counts)
+                lines.append(f"group {GROUP_WORDS[group]} has no crops: its slots take {other} crops instead")
         for feed in self.feeds:
             if feed.topped_up_from:
                 lines.append(
@@ -174,19 +180,19 @@ def by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
     return ("T", "W") if counts.get("T", 0) >= counts.get("W", 0) else ("W", "T")
 
 
-def _stand_in(group: str, counts: Mapping[str, int]) -> str:
-    """The group that fills a group's slots: itself, or the next by aspect that has crops."""
+def stand_in(group: str, counts: Mapping[str, int]) -> str:
+    """The group that fills a group's slots: itself, or the next by aspect that has crops, of which there must be one."""
     return next(other for other in (group, *by_aspect(group, counts)) if counts.get(other, 0) > 0)
 
 
-def fill_slots(counts: Mapping[str, int], max_repeat: int = 20) -> SlotPlan:
+def fill_slots(counts: Mapping[str, int], max_repeat: int = MAX_REPEAT) -> SlotPlan:
     """Decide the feeds from the number of crops in each group; raises UserError where all are empty."""
     if not any(counts.get(group, 0) > 0 for group in GROUPS):
         raise UserError("the dataset has no crops at all: prep it again from annotations with valid boxes")
     regions: dict[str, list[int]] = {}
     # The S pair comes first, so that a group standing in for others draws its own slots before theirs.
     for region, group in sorted(enumerate(REGION_GROUPS), key=lambda item: item[1] != "S"):
-        regions.setdefault(_stand_in(group, counts), []).append(region)
+        regions.setdefault(stand_in(group, counts), []).append(region)
     rate = {group: Fraction(len(filled), counts[group]) for group, filled in regions.items()}
     # Every non-empty group is drawn from: its own slots are never remapped.
     limit = max_repeat * min(rate.values())

@@ -4,9 +4,9 @@ The same figures, of a plan or of what was cut, make the plan's table, the final
 
 Slot fill is the share of each slot of the jigsaw that crops cover, the rest being padding. A crop of w x h pixels,
 resized by r, covers min(r w, W) * min(r h, H) of a W x H slot. The mean over r in U[0.8, 1.5] is taken at a few fixed
-ratios, over all crops of the slot's group; of two S crops the smaller goes top left, so the crop of rank k among n (by
-area) is the larger of a pair with probability (2 k + 1) / n^2. A hundred milliseconds for a million crops. Template and
-ratios are training's defaults; training may use others.
+ratios, over all crops of the group that fills the slot; of two S crops the smaller goes top left, so the crop of rank k
+among n (by area) is the larger of a pair with probability (2 k + 1) / n^2. A hundred milliseconds for a million crops.
+Template, ratios and slot rule are training's defaults (formats/jigsaw.py); training may use others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import (
+    GROUPS,
+    REGION_GROUPS,
+    REGIONS,
+    RESIZE_HIGH,
+    RESIZE_LOW,
+    Template,
+    fill_slots,
+    stand_in,
+)
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 
-TEMPLATE_SIZE, TEMPLATE_SPLIT = 224, 64
-RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
 LITTLE_FILL = 0.65
 """Below this fill of the large slot the user is told that the objects are small."""
 
-HEAVY_REPETITION = 8.0
-"""A group whose crops would be drawn this many times as often as the average crop is thin."""
-
-_PER_JIGSAW = {"S": 2, "T": 1, "W": 1}
-_STAND_INS = {"S": ("T", "W"), "T": ("S", "W"), "W": ("S", "T")}
-_SHAPES = {"S": "square", "T": "tall (width below half of the height)", "W": "wide (width above 1.5 times the height)"}
 _STEPS = 8
 
 
@@ -45,45 +46,28 @@ class SlotFill:
 
 
 def slot_fill(
-    widths: npt.ArrayLike,
-    heights: npt.ArrayLike,
-    groups: npt.ArrayLike,
-    size: int = TEMPLATE_SIZE,
-    split: int = TEMPLATE_SPLIT,
+    widths: npt.ArrayLike, heights: npt.ArrayLike, groups: npt.ArrayLike, template: Template | None = None
 ) -> list[SlotFill]:
-    """The four slots of a ``size`` template cut at ``split``, filled with n crops of these sizes and group codes.
+    """The four slots of a template (the paper's by default), filled with n crops of these sizes and group codes.
 
-    A slot whose group is empty is filled from the next group by aspect, as in training.
+    A slot whose group is empty is filled from the group that stands in for it in training.
     """
     wide, high = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     codes = np.asarray(groups)
-    rest = size - split
+    counts = {group: int(np.count_nonzero(codes == code)) for code, group in enumerate(GROUPS)}
     slots = []
-    for name, group, width, height in (
-        ("S-small", "S", split, split),
-        ("W", "W", rest, split),
-        ("T", "T", split, rest),
-        ("S-large", "S", rest, rest),
-    ):
-        rows = _crops_for(codes, group)
-        covered = _covered(wide[rows], high[rows], width, height)
+    for name, group, region in zip(REGIONS, REGION_GROUPS, (template or Template()).regions, strict=True):
+        taken = stand_in(group, counts) if any(counts.values()) else group
+        rows = np.flatnonzero(codes == GROUPS.index(taken))
+        covered = _covered(wide[rows], high[rows], region.width, region.height)
         weights = np.ones(len(rows))
         if group == "S":
             rank = np.empty(len(rows))
             rank[np.argsort(wide[rows] * high[rows], kind="stable")] = np.arange(len(rows))
             weights = 2 * rank + 1 if name == "S-large" else 2 * (len(rows) - rank) - 1
         fill = float((covered * weights).sum() / weights.sum()) if len(rows) else 0.0
-        slots.append(SlotFill(name, group, width, height, fill))
+        slots.append(SlotFill(name, group, region.width, region.height, fill))
     return slots
-
-
-def _crops_for(codes: npt.NDArray[np.uint8], group: str) -> npt.NDArray[np.int64]:
-    """The crops that fill a group's slots: its own, or those of the nearest group that has any."""
-    for candidate in (group, *_STAND_INS[group]):
-        rows = np.flatnonzero(codes == GROUPS.index(candidate))
-        if len(rows):
-            return rows
-    return np.empty(0, dtype=np.int64)
 
 
 def _covered(
@@ -99,22 +83,8 @@ def _covered(
 
 def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[str]:
     """What a user should know of these crops, in plain words; counts: crops by group, in the order of GROUPS."""
-    total, said = sum(counts), []
-    by_group = dict(zip(GROUPS, counts, strict=True))
-    for group, count in by_group.items():
-        if not total:
-            break
-        if not count:
-            nearest = next((other for other in _STAND_INS[group] if by_group[other]), None)
-            said.append(
-                f"no crop is {_SHAPES[group]}: group {group} is empty and its slots take crops of group {nearest}."
-            )
-        elif (repetition := _PER_JIGSAW[group] / 4 / (count / total)) >= HEAVY_REPETITION:
-            said.append(
-                f"only {count:,} of {total:,} crops are {_SHAPES[group]}: group {group} is thin, each of its crops "
-                f"would be drawn {repetition:,.0f} times as often as the average; training tops its slot up from "
-                "other groups."
-            )
+    total = sum(counts)
+    said = fill_slots(dict(zip(GROUPS, counts, strict=True))).notes() if total else []
     large = next(slot for slot in slots if slot.name == "S-large")
     if total and large.fill < LITTLE_FILL:
         said.append(

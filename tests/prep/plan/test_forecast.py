@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats.jigsaw import aspect_groups
+from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_groups, fill_slots
 from jigsaw_pretrain.prep.plan.forecast import slot_fill, warnings
 
 
@@ -41,8 +43,7 @@ def test_empty_groups_are_filled_from_others() -> None:
     slots = slot_fill([100, 100], [100, 100], [0, 0])
     assert all(slot.fill > 0 for slot in slots)
     said = warnings([2, 0, 0], slots)
-    assert len(said) == 3
-    assert "tall" in said[0] and "wide" in said[1] and "small" in said[2]
+    assert "tall" in said[0] and "wide" in said[1] and "small" in said[-1]
 
 
 def test_large_objects_fill_everything_and_nothing_is_said() -> None:
@@ -51,10 +52,29 @@ def test_large_objects_fill_everything_and_nothing_is_said() -> None:
     assert warnings([50, 25, 25], slots) == []
 
 
-def test_thin_groups_are_told() -> None:
-    slots = slot_fill([400, 400, 900], [400, 900, 400], [0, 1, 2])
-    said = warnings([9_000, 10, 990], slots)
-    assert len(said) == 1 and "10 of 10,000" in said[0] and "250 times" in said[0]
+@given(st.tuples(*[st.integers(0, 20)] * 3))
+@example((0, 2, 9))
+def test_each_slot_is_forecast_of_the_group_that_training_fills_it_from(counts: tuple[int, int, int]) -> None:
+    assume(sum(counts))
+    codes = np.repeat(np.arange(3), counts)
+    slots = slot_fill(10 * codes + 10, np.full(len(codes), 20), codes)
+    for feed in fill_slots(dict(zip(GROUPS, counts, strict=True))).feeds:
+        alone = codes[codes == GROUPS.index(feed.group)]
+        expected = slot_fill(10 * alone + 10, np.full(len(alone), 20), alone)
+        for region in feed.regions:
+            assert slots[region].fill == pytest.approx(expected[region].fill)
+
+
+@given(st.tuples(*[st.integers(0, 20) | st.integers(0, 100_000)] * 3))
+@example((0, 8, 900))
+@example((10_000, 300, 5_000))
+def test_what_prep_says_of_stand_ins_and_top_ups_is_what_training_does(counts: tuple[int, int, int]) -> None:
+    assume(sum(counts))
+    trained = fill_slots(dict(zip(GROUPS, counts, strict=True)))
+    said = warnings(counts, slot_fill([400, 400, 900], [400, 900, 400], [0, 1, 2]))
+    empty = {group for group, count in zip(GROUPS, counts, strict=True) if not count}
+    thin = {feed.group for feed in trained.feeds if feed.topped_up_from}
+    assert said == trained.notes() and len(said) == len(empty) + len(thin) + bool(empty or thin)
 
 
 def test_no_crops_at_all() -> None:
