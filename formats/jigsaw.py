@@ -181,7 +181,7 @@ def by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
 
 
 def stand_in(group: str, counts: Mapping[str, int]) -> str:
-    """The group that fills a group's slots: itself, or the next by aspect that has crops, of which there must be one."""
+    """The group that fills a group's slots: itself, or the next by aspect that has crops; one must have some."""
     return next(other for other in (group, *by_aspect(group, counts)) if counts.get(other, 0) > 0)
 
 
