@@ -24,7 +24,6 @@ from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, wanted
 from jigsaw_pretrain.prep.images.source import ImageSource
-from jigsaw_pretrain.prep.inputs import Inputs, recall, remember
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.plan.forecast import Summary
@@ -45,7 +44,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +225,6 @@ def _cut_job(
     if overwrite:
         remove_dataset(out)
     begin(made, out)
-    remember(job.out, Inputs(job.annotations, job.images))
     mine = task.mine(made.part_count) if task else range(made.part_count)
     count = min(workers or usable_cores(), len(mine)) or 1
     with open_executor(count, scheduler) as (executor, at_once):
@@ -363,7 +361,8 @@ def done_records(out: Storage, plan: PlanRecord) -> Mapping[int, PartRecord]:
 
 def recut(
     out: str,
-    inputs: Inputs,
+    annotations: str,
+    images: str,
     parts: Iterable[int],
     workers: int,
     scheduler: str | None,
@@ -374,7 +373,7 @@ def recut(
     storage = Storage(out)
     plan_record = require_plan(storage)
     options = options_of(plan_record.options, storage.describe(layout.PLAN))
-    job = PrepJob(inputs.annotations, inputs.images, out, plan_record.seed, options)
+    job = PrepJob(annotations, images, out, plan_record.seed, options)
     check_means(options)
     raw = read_annotations(job.annotations, job.images)
     begun_as(storage, job, raw.sha256)
@@ -382,7 +381,6 @@ def recut(
     source.check()
     plan = plan_job(job, raw, source)
     begin(plan, storage)
-    remember(out, inputs)
     storage.remove(layout.DATASET)
     for number in parts:
         storage.remove(layout.part_record(number))
@@ -417,13 +415,18 @@ def repair(
     storage, found = Storage(out), list(found)
     parts = sorted({damage.part for damage in found if damage.part is not None})
     replan = any(damage.file == layout.PLAN_SKIPPED for damage in found)
-    inputs = recall(out, annotations, images) if parts or replan else None
+    cutting = bool(parts) or replan
+    if cutting and (annotations is None or images is None):
+        raise UserError(
+            f"{redacted(out)} can only be repaired by cutting parts again, and it does not hold where its annotations "
+            "and images are: give --annotations and --images."
+        )
     storage.remove(layout.DATASET)
     for damage in found:
         if damage.part is None and damage.file.startswith(f"{layout.SHARDS}/"):
             storage.remove(damage.file)
-    if inputs is not None:
+    if annotations is not None and images is not None and cutting:
         # What was allowed to be skipped was decided when the parts were cut first.
-        recut(out, inputs, parts, workers or usable_cores(), None, 1.0, progress or Logged())
+        recut(out, annotations, images, parts, workers or usable_cores(), None, 1.0, progress or Logged())
     else:
         finish(out)

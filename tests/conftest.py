@@ -1,13 +1,10 @@
 """What all tests share: where real data lies, and one thread a process so that two test processes fit two cores."""
 
 import os
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# What prep remembers of its outputs' inputs, away from the user's own.
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="jigsaw-tests-")
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -17,11 +17,11 @@ images = click.option(
     metavar="DIR",
     help="What the file names are relative to: a folder, zip or tar; a path or a URL.",
 )
-remembered_annotations = click.option(
-    "--annotations", metavar="FILE", help="The annotations, if not where this machine last read them."
+again_annotations = click.option(
+    "--annotations", metavar="FILE", help="The annotations, as given to `shards`; needed where parts are cut again."
 )
-remembered_images = click.option(
-    "--images", metavar="DIR", help="The images, if not where this machine last read them."
+again_images = click.option(
+    "--images", metavar="DIR", help="The images, as given to `shards`; needed where parts are cut again."
 )
 workers = click.option(
     "--workers", type=click.IntRange(1), default=None, help="Processes; all usable cores by default."

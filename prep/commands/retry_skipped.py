@@ -12,7 +12,6 @@ from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import usable_cores
-from jigsaw_pretrain.prep.inputs import recall
 from jigsaw_pretrain.prep.pipeline import done_records, recut
 from jigsaw_pretrain.prep.records import require_plan
 from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_summary
@@ -21,15 +20,15 @@ from jigsaw_pretrain.storage import Storage, redacted
 
 @click.command("retry-skipped", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output, finished or not.")
-@options.remembered_annotations
-@options.remembered_images
+@options.annotations
+@options.images
 @options.workers
 @options.scheduler
 @options.max_skipped
 def retry_skipped(
     out: str,
-    annotations: str | None,
-    images: str | None,
+    annotations: str,
+    images: str,
     workers: int | None,
     scheduler: str | None,
     max_skipped: float,
@@ -46,8 +45,8 @@ def retry_skipped(
         if not parts and storage.exists(layout.DATASET):
             console.print(f"{shown} has no image that was skipped when cutting: nothing to do.", soft_wrap=True)
             return
-        inputs = recall(out, annotations, images)
-        found = recut(out, inputs, parts, workers or usable_cores(), scheduler, max_skipped, ConsoleProgress())
+        count, progress = workers or usable_cores(), ConsoleProgress()
+        found = recut(out, annotations, images, parts, count, scheduler, max_skipped, progress)
         after = {
             row.image_file for record in done_records(storage, require_plan(storage)).values() for row in record.skipped
         }

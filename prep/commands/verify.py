@@ -21,8 +21,8 @@ from jigsaw_pretrain.storage import redacted
 @click.command(cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The dataset: a folder or a URL.")
 @click.option("--repair", is_flag=True, help="Cut damaged parts again, and make the manifests again.")
-@options.remembered_annotations
-@options.remembered_images
+@options.again_annotations
+@options.again_images
 @options.workers
 def verify(out: str, repair: bool, annotations: str | None, images: str | None, workers: int | None) -> None:
     """Hash every shard, decode every crop, and compare the manifests. Exit 0: whole; 1: damaged."""
@@ -42,7 +42,10 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
             return
     redone = sorted({damage.part for damage in found if damage.part is not None})
     said = f"Parts to cut again: {', '.join(map(str, redone)) or 'none, only manifests are to be made again'}"
-    console.print(f"{said}. `jigsaw-prep verify --out {shown} --repair` does it.", highlight=False, soft_wrap=True)
+    again = " --annotations FILE --images DIR" if redone else ""
+    console.print(
+        f"{said}. `jigsaw-prep verify --out {shown} --repair{again}` does it.", highlight=False, soft_wrap=True
+    )
     sys.exit(1)
 
 

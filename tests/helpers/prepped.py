@@ -73,8 +73,12 @@ Run = Callable[..., Result]
 
 def run_shards(annotations: Path | str, images: Path | str, out: Path | str, *extra: str) -> Result:
     """The command in this process."""
-    arguments = ["--annotations", str(annotations), "--images", str(images), "--out", str(out), *extra]
-    return CliRunner().invoke(shards, arguments)
+    return invoke(shards, *given(annotations, images), "--out", str(out), *extra)
+
+
+def given(annotations: Path | str, images: Path | str) -> tuple[str, str, str, str]:
+    """The options that name a dataset."""
+    return "--annotations", str(annotations), "--images", str(images)
 
 
 def tree(folder: Path) -> Mapping[str, bytes]:

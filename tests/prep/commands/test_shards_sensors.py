@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from jigsaw_pretrain.formats.dataset import layout, schema
@@ -19,7 +19,7 @@ from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.verify import verify
-from tests.helpers.prepped import invoke, rows, tree
+from tests.helpers.prepped import given, invoke, rows, tree
 from tests.helpers.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
 PARTS = ("--crops-per-part", "5", "--workers", "1")
@@ -28,8 +28,7 @@ PARTS = ("--crops-per-part", "5", "--workers", "1")
 def run(sensor: Sensor, out: Path, *more: str) -> Result:
     from jigsaw_pretrain.prep.commands.shards import shards
 
-    given = ["--annotations", str(sensor.annotations), "--images", str(sensor.images), "--out", str(out), *more]
-    return CliRunner().invoke(shards, given)
+    return invoke(shards, *given(sensor.annotations, sensor.images), "--out", str(out), *more)
 
 
 def stored(out: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -94,7 +93,9 @@ def test_workers_resuming_and_repair_change_nothing(kind: str, tmp_path: Path) -
     shard = next((out / "shards").glob("*-000001.tar"))
     os.truncate(shard, 700)
     assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 1
-    repaired = invoke(verify, "--out", str(out), "--repair", "--workers", "1")
+    repaired = invoke(
+        verify, "--out", str(out), *given(sensor.annotations, sensor.images), "--repair", "--workers", "1"
+    )
     assert repaired.exit_code == 0, repaired.output
     assert tree(out) == whole
 
@@ -124,7 +125,9 @@ def test_members_hold_all_of_the_context_where_the_trainer_draws_it(kind: str, t
     whole_tree = tree(out)
     assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
     os.truncate(next((out / "shards").glob("*-000001.tar")), 700)
-    repaired = invoke(verify, "--out", str(out), "--repair", "--workers", "1")
+    repaired = invoke(
+        verify, "--out", str(out), *given(sensor.annotations, sensor.images), "--repair", "--workers", "1"
+    )
     assert repaired.exit_code == 0 and tree(out) == whole_tree, repaired.output
 
 
@@ -153,7 +156,7 @@ def test_other_pixels_are_skipped_and_told(tmp_path: Path) -> None:
     assert skipped["reason"] == "pixels are of another form than the dataset's: 3 x uint16, not 2 x uint16"
     # Mended, it is used; the format is the recorded one.
     np.save(sensor.images / "3.npy", sensor.pixels["3.npy"])
-    result = invoke(retry_skipped, "--out", str(out), "--workers", "1")
+    result = invoke(retry_skipped, "--out", str(out), *given(sensor.annotations, sensor.images), "--workers", "1")
     assert result.exit_code == 0, result.output
     sensor.shards(tmp_path / "whole", *PARTS)
     assert tree(tmp_path / "whole") == tree(out)

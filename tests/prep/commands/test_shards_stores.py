@@ -76,7 +76,6 @@ def test_no_credential_is_written_or_logged(
     small: Small, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     upload(small, store)
     from jigsaw_pretrain.prep.commands.shards import shards
 

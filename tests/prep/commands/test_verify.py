@@ -13,7 +13,7 @@ from jigsaw_pretrain.prep import verify as checks
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.manifests import finish
-from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
+from tests.helpers.prepped import Drawn, Small, given, invoke, run_shards, tree
 
 
 def test_whole(made: Path) -> None:
@@ -53,12 +53,21 @@ def test_damage_is_found_and_mended(small: Small, made: Path, harm: str) -> None
     result = invoke(verify, "--out", str(made), "--workers", "1")
     assert result.exit_code == 1 and f"Parts to cut again: {parts}" in result.output, result.output
     assert tree(made) == damaged
-    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
+    named = () if parts == "none" and "skipped" not in harm else given(small.annotations, small.images)
+    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
     assert result.exit_code == 0 and "Traceback" not in result.output, result.output
     assert tree(made) == small.tree
 
 
-def test_repair_removes_dataset_json_first(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repair_that_must_cut_without_images_changes_nothing_and_names_the_options(made: Path) -> None:
+    flip(next((made / "shards").glob("*-000001.tar")))
+    before = tree(made)
+    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
+    assert result.exit_code == 2 and tree(made) == before
+    assert "--annotations" in result.output and "--images" in result.output and "Traceback" not in result.output
+
+
+def test_repair_removes_dataset_json_first(small: Small, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(next((made / "shards").glob("*-000001.tar")))
 
     def stop(*arguments: object) -> None:
@@ -66,7 +75,8 @@ def test_repair_removes_dataset_json_first(made: Path, monkeypatch: pytest.Monke
         raise OSError("the machine is lost")
 
     monkeypatch.setattr("jigsaw_pretrain.prep.pipeline.run_part", stop)
-    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair")
+    named = given(small.annotations, small.images)
+    result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
     assert result.exit_code == 2 and not (made / "manifests" / "dataset.json").exists()
 
 
