@@ -32,10 +32,10 @@ from bench.timing import Goal, interleaved, judged, show, write
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
+from jigsaw_pretrain.formats.images.decode import PixelBuffer, decode
+from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.crops import encode_crops
-from jigsaw_pretrain.prep.images.decode import PixelBuffer, decode
-from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
 from jigsaw_pretrain.prep.pipeline import PrepJob, plan_job, task_of
 from jigsaw_pretrain.prep.plan.plan import PlanOptions

@@ -25,6 +25,9 @@ from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
 
+MAX_PIXELS = 178_956_970
+"""The largest image that is decoded (Pillow's own limit against decompression bombs)."""
+
 MOST_CHANNELS = 512
 """The most that OpenCV resamples."""
 

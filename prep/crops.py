@@ -28,8 +28,8 @@ import numpy.typing as npt
 import simplejpeg
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, header
 from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
-from jigsaw_pretrain.prep.images.decode import ImageError, Pixels, header
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
@@ -117,7 +117,7 @@ class LosslessCut:
 def cut_lossless(raw: bytes, boxes: CropBoxes, width: int, height: int, exif: str) -> LosslessCut:
     """Cut boxes (int32 [n, 4]: left, top, right, bottom) out of an image file that should have that size.
 
-    exif: as in prep/images/decode.py. Raises UserError where the library is missing.
+    exif: as in formats/images/decode.py. Raises UserError where the library is missing.
     """
     library = load_turbojpeg()
     none = np.zeros((0, 4), dtype=np.int32)

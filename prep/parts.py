@@ -18,13 +18,13 @@ from jigsaw_pretrain.formats.annotations.skipped import Skipped
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION, json_bytes
 from jigsaw_pretrain.formats.dataset.shard import tar_bytes
+from jigsaw_pretrain.formats.images.archive import Member
+from jigsaw_pretrain.formats.images.decode import ImageError, PixelBuffer, decode_raster
+from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.prep import crops, records
 from jigsaw_pretrain.prep.crops import encode_crops, encode_members
-from jigsaw_pretrain.prep.images.archive import Member
-from jigsaw_pretrain.prep.images.decode import ImageError, PixelBuffer, decode_raster
-from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, member_boxes
 from jigsaw_pretrain.prep.plan.crop_table import margins as beyond

@@ -19,11 +19,11 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, wanted
-from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.plan.forecast import Summary

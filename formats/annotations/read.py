@@ -9,13 +9,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Protocol
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import read_coco
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import class_names, read_yolo
+from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
 KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml"
@@ -61,19 +61,7 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
     return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
 
 
-class ImageFiles(Protocol):
-    """The images that annotations belong to, as far as reading annotations needs them."""
-
-    def files(self) -> Sequence[str]:
-        """All files, relative to the root."""
-        ...
-
-    def measure(self, files: Sequence[str], exif: str) -> list[tuple[int, int] | str]:
-        """The width and height of each file, or the reason why it has none."""
-        ...
-
-
-def listed(raw: RawAnnotations, images: ImageFiles, exif: str) -> Annotations:
+def listed(raw: RawAnnotations, images: ImageSource, exif: str) -> Annotations:
     """The annotations of what was read, sizes that they do not tell taken from the images. Raises UserError."""
     if raw.kind == "yolo":
         classes, entries, boxes = read_yolo(raw.classes, raw.files, images.files(), lambda f: images.measure(f, exif))
@@ -84,7 +72,7 @@ def listed(raw: RawAnnotations, images: ImageFiles, exif: str) -> Annotations:
     return assemble(classes, with_sizes(entries, images, exif), boxes, raw.sha256)
 
 
-def with_sizes(entries: Sequence[ImageEntry], images: ImageFiles, exif: str) -> list[ImageEntry]:
+def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) -> list[ImageEntry]:
     """The entries, those without width and height measured in their files' headers."""
     wanted = [
         index

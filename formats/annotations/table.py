@@ -22,9 +22,7 @@ import numpy.typing as npt
 from jigsaw_pretrain.formats.annotations import skipped
 from jigsaw_pretrain.formats.annotations.skipped import ENORMOUS, NO_SIZE, UNKNOWN_IMAGE, BoxReason, Skipped
 from jigsaw_pretrain.formats.dataset import layout
-
-MAX_PIXELS = 178_956_970
-"""The largest image that is decoded (Pillow's own limit against decompression bombs)."""
+from jigsaw_pretrain.formats.pixels import MAX_PIXELS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

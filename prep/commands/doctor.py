@@ -23,11 +23,11 @@ from jigsaw_pretrain.formats.annotations.coco import CocoFile, decode, file_name
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
+from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.commands import options
-from jigsaw_pretrain.prep.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
-from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary

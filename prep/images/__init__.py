@@ -1,1 +1,1 @@
-"""Source images: where they lie, how they are decoded, what their pixels are."""
+"""What a dataset's images are: their pixel format, and statistics of their pixels."""

@@ -14,9 +14,9 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.images.decode import ImageError
+from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless, named
-from jigsaw_pretrain.prep.images.decode import ImageError
-from jigsaw_pretrain.prep.images.source import ImageSource
 from jigsaw_pretrain.storage import map_ahead
 
 AUTO = "auto"

@@ -73,10 +73,10 @@ Run = Callable[..., Result]
 
 def run_shards(annotations: Path | str, images: Path | str, out: Path | str, *extra: str) -> Result:
     """The command in this process."""
-    return invoke(shards, *given(annotations, images), "--out", str(out), *extra)
+    return invoke(shards, *inputs(annotations, images), "--out", str(out), *extra)
 
 
-def given(annotations: Path | str, images: Path | str) -> tuple[str, str, str, str]:
+def inputs(annotations: Path | str, images: Path | str) -> tuple[str, str, str, str]:
     """The options that name a dataset."""
     return "--annotations", str(annotations), "--images", str(images)
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
+from jigsaw_pretrain.formats.images.decode import decode
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.crops import NOT_JPEG
-from jigsaw_pretrain.prep.images.decode import decode
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.helpers.prepped import Drawn, given, needs_turbojpeg, ramp, rows, run_shards, tree
+from tests.helpers.prepped import Drawn, inputs, needs_turbojpeg, ramp, rows, run_shards, tree
 
 
 @st.composite
@@ -152,7 +152,7 @@ def test_the_other_commands_hold(mixed: Drawn) -> None:
         result = CliRunner().invoke(command, ["--out", str(out), *extra])
         assert result.exit_code == 0, result.output
     next((out / "shards").glob("*-000001.tar")).write_bytes(b"torn")
-    assert CliRunner().invoke(verify, ["--out", str(out), *given(*run), "--repair", "--workers", "1"]).exit_code == 0
+    assert CliRunner().invoke(verify, ["--out", str(out), *inputs(*run), "--repair", "--workers", "1"]).exit_code == 0
     assert {name: data for name, data in tree(out).items() if name != "report.html"} == whole
     result = run_shards(*run, out, "--crops-per-part", "5", "--workers", "1")
     assert result.exit_code == 2 and "encode was lossless, now absent" in result.output

@@ -4,7 +4,7 @@ from PIL import Image
 
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.yolo import class_names
-from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.formats.images.source import ImageSource
 from tests.helpers.prepped import Drawn
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.shards import shards
-from tests.helpers.prepped import Drawn, given, invoke, ramp, rows, run_shards, tree
+from tests.helpers.prepped import Drawn, inputs, invoke, ramp, rows, run_shards, tree
 
 SIZE = (120, 90)
 PICTURE = Image.fromarray(ramp(*SIZE))
@@ -145,7 +145,7 @@ def test_mended_images_come_back(drawn: Drawn) -> None:
     assert run_shards(annotations, images, out, *small).exit_code == 0
     assert len(rows(out, "skipped")) == 2
     (images / "3.jpg").write_bytes(kept["3.jpg"])
-    named = given(annotations, images)
+    named = inputs(annotations, images)
     result = invoke(retry_skipped, "--out", str(out), *named, "--workers", "1", "--max-skipped", "50%")
     assert result.exit_code == 0 and "1 of 2 skipped images are used now" in result.output, result.output
     (images / "5.jpg").write_bytes(kept["5.jpg"])

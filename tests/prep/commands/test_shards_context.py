@@ -27,7 +27,7 @@ from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.augment import with_drawn_context, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.helpers.prepped import Drawn, given, invoke, needs_turbojpeg, rows, run_shards, tree
+from tests.helpers.prepped import Drawn, inputs, invoke, needs_turbojpeg, rows, run_shards, tree
 
 Edges = tuple[int, int, int, int]
 OPTIONS = ("--context-at", "train", "--negatives-per-positive", "0.5", "--crops-per-part", "20", "--workers", "1")
@@ -180,12 +180,12 @@ def test_every_command_holds_for_such_a_dataset(source: Path, made: Path, tmp_pa
     assert finished.exit_code == 0, finished.output
     assert invoke(status, "--out", str(out)).exit_code == 0
     shutil.copy(source / "images" / "3.jpg", images)
-    mended = invoke(retry_skipped, "--out", str(out), *given(annotations, images), "--workers", "1")
+    mended = invoke(retry_skipped, "--out", str(out), *inputs(annotations, images), "--workers", "1")
     assert mended.exit_code == 0, mended.output
     assert tree(out) == tree(made)
     shard = out / "shards" / "S-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
-    repaired = invoke(verify, "--out", str(out), *given(annotations, images), "--workers", "1", "--repair")
+    repaired = invoke(verify, "--out", str(out), *inputs(annotations, images), "--workers", "1", "--repair")
     # Every other crop is of the size that its row and margins say.
     assert repaired.exit_code == 0 and "another size" not in repaired.output and "repaired" in repaired.output
     assert tree(out) == tree(made)

@@ -19,7 +19,7 @@ from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.verify import verify
-from tests.helpers.prepped import given, invoke, rows, tree
+from tests.helpers.prepped import inputs, invoke, rows, tree
 from tests.helpers.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
 PARTS = ("--crops-per-part", "5", "--workers", "1")
@@ -28,7 +28,7 @@ PARTS = ("--crops-per-part", "5", "--workers", "1")
 def run(sensor: Sensor, out: Path, *more: str) -> Result:
     from jigsaw_pretrain.prep.commands.shards import shards
 
-    return invoke(shards, *given(sensor.annotations, sensor.images), "--out", str(out), *more)
+    return invoke(shards, *inputs(sensor.annotations, sensor.images), "--out", str(out), *more)
 
 
 def stored(out: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -94,7 +94,7 @@ def test_workers_resuming_and_repair_change_nothing(kind: str, tmp_path: Path) -
     os.truncate(shard, 700)
     assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 1
     repaired = invoke(
-        verify, "--out", str(out), *given(sensor.annotations, sensor.images), "--repair", "--workers", "1"
+        verify, "--out", str(out), *inputs(sensor.annotations, sensor.images), "--repair", "--workers", "1"
     )
     assert repaired.exit_code == 0, repaired.output
     assert tree(out) == whole
@@ -126,7 +126,7 @@ def test_members_hold_all_of_the_context_where_the_trainer_draws_it(kind: str, t
     assert invoke(verify, "--out", str(out), "--workers", "1").exit_code == 0
     os.truncate(next((out / "shards").glob("*-000001.tar")), 700)
     repaired = invoke(
-        verify, "--out", str(out), *given(sensor.annotations, sensor.images), "--repair", "--workers", "1"
+        verify, "--out", str(out), *inputs(sensor.annotations, sensor.images), "--repair", "--workers", "1"
     )
     assert repaired.exit_code == 0 and tree(out) == whole_tree, repaired.output
 
@@ -156,7 +156,7 @@ def test_other_pixels_are_skipped_and_told(tmp_path: Path) -> None:
     assert skipped["reason"] == "pixels are of another form than the dataset's: 3 x uint16, not 2 x uint16"
     # Mended, it is used; the format is the recorded one.
     np.save(sensor.images / "3.npy", sensor.pixels["3.npy"])
-    result = invoke(retry_skipped, "--out", str(out), *given(sensor.annotations, sensor.images), "--workers", "1")
+    result = invoke(retry_skipped, "--out", str(out), *inputs(sensor.annotations, sensor.images), "--workers", "1")
     assert result.exit_code == 0, result.output
     sensor.shards(tmp_path / "whole", *PARTS)
     assert tree(tmp_path / "whole") == tree(out)

@@ -13,7 +13,7 @@ from jigsaw_pretrain.prep import verify as checks
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.manifests import finish
-from tests.helpers.prepped import Drawn, Small, given, invoke, run_shards, tree
+from tests.helpers.prepped import Drawn, Small, inputs, invoke, run_shards, tree
 
 
 def test_whole(made: Path) -> None:
@@ -53,7 +53,7 @@ def test_damage_is_found_and_mended(small: Small, made: Path, harm: str) -> None
     result = invoke(verify, "--out", str(made), "--workers", "1")
     assert result.exit_code == 1 and f"Parts to cut again: {parts}" in result.output, result.output
     assert tree(made) == damaged
-    named = () if parts == "none" and "skipped" not in harm else given(small.annotations, small.images)
+    named = () if parts == "none" and "skipped" not in harm else inputs(small.annotations, small.images)
     result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
     assert result.exit_code == 0 and "Traceback" not in result.output, result.output
     assert tree(made) == small.tree
@@ -75,7 +75,7 @@ def test_repair_removes_dataset_json_first(small: Small, made: Path, monkeypatch
         raise OSError("the machine is lost")
 
     monkeypatch.setattr("jigsaw_pretrain.prep.pipeline.run_part", stop)
-    named = given(small.annotations, small.images)
+    named = inputs(small.annotations, small.images)
     result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
     assert result.exit_code == 2 and not (made / "manifests" / "dataset.json").exists()
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from jigsaw_pretrain.formats.images.decode import ImageError, decode, decode_raster, raster_header, size_and_orientation
 from jigsaw_pretrain.formats.pixels import RGB8, decode_member, lossless, named
-from jigsaw_pretrain.prep.images.decode import ImageError, decode, decode_raster, raster_header, size_and_orientation
 from tests.helpers.prepped import ramp
 from tests.helpers.sensors import noise
 
@@ -298,7 +298,7 @@ def test_bombs_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in ((61, 43), (20_000, 10_000)):
         with pytest.raises(ImageError, match="pixels|size"):
             decode(bomb, *size)
-    monkeypatch.setattr("jigsaw_pretrain.prep.images.decode.MAX_PIXELS", 100)
+    monkeypatch.setattr("jigsaw_pretrain.formats.images.decode.MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="too many pixels"):
         decode(GOOD, 61, 43)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.prep.images.archive import (
+from jigsaw_pretrain.formats.images.archive import (
     MOST_BYTES,
     Member,
     find,
@@ -22,7 +22,7 @@ from jigsaw_pretrain.prep.images.archive import (
     read_member,
     top_folder,
 )
-from jigsaw_pretrain.prep.images.decode import ImageError, RasterHeader, is_tiff, raster_header, size_and_orientation
+from jigsaw_pretrain.formats.images.decode import ImageError, RasterHeader, is_tiff, raster_header, size_and_orientation
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, StoreError, map_ahead
 
 HEADER_BYTES = 1 << 16

@@ -30,8 +30,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
-from jigsaw_pretrain.formats.annotations.table import MAX_PIXELS
 from jigsaw_pretrain.formats.pixels import (
+    MAX_PIXELS,
     MOST_CHANNELS,
     NPY_MAGIC,
     PNG_MAGIC,

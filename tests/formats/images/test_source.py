@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jigsaw_pretrain.prep.images.source import ImageSource, read_ahead
+from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from tests.helpers.prepped import Drawn, Small, run_shards, tree
 from tests.helpers.servers import FaultyProxy, file_server
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.prep.images.archive import read_index
-from jigsaw_pretrain.prep.images.decode import ImageError
-from jigsaw_pretrain.prep.images.source import ImageSource
+from jigsaw_pretrain.formats.images.archive import read_index
+from jigsaw_pretrain.formats.images.decode import ImageError
+from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import Storage
 from tests.helpers.prepped import Drawn, Small, rows, run_shards, tree
 from tests.helpers.servers import file_server

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.prep.images.decode import ImageError
+from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.storage import Storage, StoreError, with_retries
 
 MOST_BYTES = 1 << 30

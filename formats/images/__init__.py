@@ -1,0 +1,1 @@
+"""Reads images: from a folder, a store or an archive; bytes to pixels."""
