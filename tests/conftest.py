@@ -1,6 +1,9 @@
 """What all tests share: where real data lies, and one thread a process so that two test processes fit two cores."""
 
+import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,7 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.helpers.prepped import Drawn
+from tests.helpers.prepped import Drawn, Small, tree, write_sample
 from tests.helpers.settings import REAL_DATA, SOAK
 
 settings.register_profile("short", max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -30,6 +33,28 @@ def drawn(tmp_path: Path) -> Drawn:
     """An empty dataset to draw into."""
     (tmp_path / "images").mkdir()
     return Drawn(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The first images of coco_small_train (all of them in `make soak`), drawn ones where that is absent."""
+    folder = tmp_path_factory.mktemp("small")
+    source = REAL_DATA / "coco_small_train"
+    if not source.is_dir():
+        write_sample(folder, 8)
+        source = folder
+    lists = json.loads((source / "annotations.json").read_text())
+    chosen = lists["images"] if SOAK else lists["images"][:8]
+    ids = {image["id"] for image in chosen}
+    lists["images"], lists["annotations"] = chosen, [a for a in lists["annotations"] if a["image_id"] in ids]
+    (folder / "annotations.json").write_text(json.dumps(lists))
+    (folder / "pictures").mkdir()
+    for image in chosen:
+        shutil.copy(source / "images" / image["file_name"], folder / "pictures")
+    made = Small(folder / "annotations.json", folder / "pictures", 60 if SOAK else 12, {})
+    result = made.run(folder / "out")
+    assert result.exit_code == 0, result.output
+    return replace(made, tree=tree(folder / "out"))
 
 
 @pytest.hookimpl(tryfirst=True)
