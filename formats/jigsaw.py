@@ -34,6 +34,8 @@ REGION_GROUPS = ("S", "W", "T", "S")
 
 GROUP_WORDS = {"S": "S (square)", "T": "T (tall)", "W": "W (wide)"}
 
+NARROW_TO_WIDE = ("T", "S", "W")
+
 RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
 """Crops are resized by a ratio drawn evenly from this range (section 4.1)."""
 
@@ -83,7 +85,7 @@ class Template:
             )
 
     @property
-    def regions(self) -> tuple[Region, Region, Region, Region]:
+    def regions(self) -> tuple[Region, ...]:
         """S-small, W, T, S-large: top left, top right, bottom left, bottom right."""
         split, rest = self.split, self.size - self.split
         return (
@@ -98,13 +100,17 @@ class Template:
 
         Raises UserError for a template off the stride's grid, whose positions would straddle regions.
         """
-        if self.size % stride or self.split % stride:
+        edges = {edge for one in self.regions for edge in (one.left, one.top, one.width, one.height)}
+        if any(edge % stride for edge in edges):
             raise UserError(
                 f"a template of {self.size} split at {self.split} is off the backbone's grid of stride {stride}: "
                 f"choose a size and a split that are multiples of {stride} (such as {7 * stride} and {2 * stride})"
             )
-        lower = (np.arange(self.size // stride) >= self.split // stride).astype(np.int64)
-        return 2 * lower[:, None] + lower[None, :]
+        found = np.zeros((self.size // stride, self.size // stride), dtype=np.int64)
+        for number, one in enumerate(self.regions):
+            rows = slice(one.top // stride, (one.top + one.height) // stride)
+            found[rows, one.left // stride : (one.left + one.width) // stride] = number
+        return found
 
 
 @dataclass(frozen=True)
@@ -171,13 +177,11 @@ class SlotPlan:
         return lines
 
 
-def by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, str]:
-    """The other two groups, the next by aspect first; both are equally near to S, so the better supplied is first."""
-    if group == "T":
-        return ("S", "W")
-    if group == "W":
-        return ("S", "T")
-    return ("T", "W") if counts.get("T", 0) >= counts.get("W", 0) else ("W", "T")
+def by_aspect(group: str, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The other groups, the next by aspect first; of two that are equally near the better supplied comes first."""
+    place = NARROW_TO_WIDE.index(group)
+    distance = {other: abs(NARROW_TO_WIDE.index(other) - place) for other in NARROW_TO_WIDE if other != group}
+    return tuple(sorted(distance, key=lambda other: (distance[other], -counts.get(other, 0))))
 
 
 def stand_in(group: str, counts: Mapping[str, int]) -> str:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 
@@ -168,9 +168,9 @@ def region_masses(
     regions = torch.as_tensor(region_map, device=images.device)
     height, width = regions.shape
     pixels = _pixel_regions(regions, images.shape[2], images.shape[3])
-    masks = torch.stack([pixels == region for region in range(4)]).flatten(1).to(dtype)
+    masks = torch.stack([pixels == region for region in range(len(REGIONS))]).flatten(1).to(dtype)
     rows, columns = (range(height), range(width)) if grid is None else (grid.lines, grid.lines)
-    total = torch.zeros(4, len(rows), len(columns), dtype=dtype, device=images.device)
+    total = torch.zeros(len(REGIONS), len(rows), len(columns), dtype=dtype, device=images.device)
     with eval_mode(backbone), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         for part in images.detach().to(dtype).split(min(at_once, IMAGES_AT_ONCE)):
             leaf = part.requires_grad_()
@@ -202,11 +202,11 @@ def label_weights(masses: Tensor, region_map: RegionMap, tau: float) -> Tensor:
     masses: [4, h, w], not negative. region_map: int [h, w]. Raises ValueError for other shapes or tau outside [0, 1].
     """
     regions = torch.as_tensor(region_map, device=masses.device).long()
-    if masses.shape != (4, *regions.shape):
+    if masses.shape != (len(REGIONS), *regions.shape):
         raise ValueError(f"masses of shape {list(masses.shape)} for a region map of {list(regions.shape)}")
     if not 0 <= tau <= 1:
         raise ValueError(f"tau {tau} is a share between 0 and 1")
-    own = torch.nn.functional.one_hot(regions, 4).permute(2, 0, 1).bool()
+    own = torch.nn.functional.one_hot(regions, len(REGIONS)).permute(2, 0, 1).bool()
     mass = masses.double()
     mass = torch.where(mass.isfinite().all(dim=0), mass.nan_to_num(), 0.0)
     # Scaled by each position's largest mass, sums neither overflow nor vanish.

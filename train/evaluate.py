@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_GROUPS, REGIONS
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -93,9 +93,9 @@ def summarise(found: Predictions, classes: list[str]) -> dict[str, Any]:
 
 
 def one_pass(dataset: Dataset) -> int:
-    """Jigsaws that show every crop at least once: two S, one T and one W each."""
+    """Jigsaws that show every crop at least once, each slot taking the crops of its own group."""
     crops = {group: sum(shard.crops for shard in dataset.of_group(group)) for group in GROUPS}
-    return max(1, -(-crops["S"] // 2), crops["T"], crops["W"])
+    return max(1, *(-(-count // REGION_GROUPS.count(group)) for group, count in crops.items()))
 
 
 def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOptions) -> Validate:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.erf import RegionMap
 
 
@@ -33,7 +34,7 @@ def erf_adaptive_loss(logits: Tensor, labels: Tensor, weights: Tensor, region_ma
         places = labels.long()[:, :, None, None].expand(-1, -1, height, width)
         picked = log_probabilities.gather(1, places)
         # Each position counts 1 / (4 * positions of its region): the mean within a region, then over the four.
-        balance = weights.to(picked.dtype) * (shares.sum(dim=0) / 4)
+        balance = weights.to(picked.dtype) * (shares.sum(dim=0) / len(REGIONS))
         return -(picked * balance).sum(dim=(1, 2, 3)).mean()
 
 
@@ -88,5 +89,5 @@ def _region_shares(region_map: RegionMap, logits: Tensor) -> Tensor:
     regions = torch.as_tensor(region_map, device=logits.device)
     if logits.dim() != 4 or logits.shape[2:] != regions.shape:
         raise ValueError(f"logits of shape {list(logits.shape)} for a region map of {list(regions.shape)}")
-    masks = torch.stack([regions == region for region in range(4)]).to(_wide(logits).dtype)
+    masks = torch.stack([regions == region for region in range(len(REGIONS))]).to(_wide(logits).dtype)
     return masks / masks.sum(dim=(1, 2), keepdim=True).clamp(min=1)

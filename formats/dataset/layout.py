@@ -16,7 +16,7 @@ PLAN = f"{MANIFESTS}/plan.json"
 PARTS = f"{MANIFESTS}/parts"
 PLAN_SKIPPED = f"{PARTS}/plan-skipped.parquet"
 
-_SHARD = re.compile(r"([STW])-(\d{6,})\.tar")
+_SHARD = re.compile(rf"([{''.join(GROUPS)}])-(\d{{6,}})\.tar")
 
 
 def shard_name(group: str, part: int) -> str:

@@ -5,6 +5,7 @@ why, and the options that shaped the data. Reads the manifests and about 300 sin
 about 1 s more per million crops. The page of a dataset that is not finished says what is missing.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS, TALL_BELOW, WIDE_ABOVE
+from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, GROUPS, TALL_BELOW, WIDE_ABOVE
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
 
-GROUP_NAMES = {"S": "S, square", "T": "T, tall", "W": "W, wide"}
 CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -77,7 +77,7 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         shards, chosen = dataset.of_group(group), crops["group"] == group
         count = int(chosen.sum())
         megabytes = sum(shard.bytes for shard in shards) / 1e6
-        rows.append([GROUP_NAMES[group], count, 100 * count / total, len(shards), megabytes])
+        rows.append([GROUP_WORDS[group], count, 100 * count / total, len(shards), megabytes])
         if count:
             some = choose(crops, chosen, 24, dataset.description.seed)
             alt = f"{len(some)} crops of group {group} with their objects' boxes"
@@ -85,7 +85,7 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
                 picture(
                     sheet(storage, some, 6, display=display_range(dataset)),
                     alt,
-                    f"{GROUP_NAMES[group]}: {count:,} crops",
+                    f"{GROUP_WORDS[group]}: {count:,} crops",
                     "webp",
                 )
             )
@@ -121,11 +121,11 @@ def _shapes(crops: Columns, dataset: Dataset) -> Section:
     def sizes(axes: Any) -> None:
         side = np.sqrt(width * height)
         bins = np.geomspace(max(1.0, side.min()), max(2.0, side.max() * 1.001), 50)
-        for group, style in zip(GROUPS, ("-", "--", ":"), strict=True):
+        for group, style in zip(GROUPS, itertools.cycle(("-", "--", ":")), strict=False):
             chosen = crops["group"] == group
             if chosen.any():
                 counts, edges = np.histogram(side[chosen], bins)
-                axes.stairs(counts, edges, label=GROUP_NAMES[group], linestyle=style, linewidth=1.6)
+                axes.stairs(counts, edges, label=GROUP_WORDS[group], linestyle=style, linewidth=1.6)
         axes.set_xscale("log", base=2)
         ticks = [2**i for i in range(0, 13) if bins[0] <= 2**i <= bins[-1]]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])

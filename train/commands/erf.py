@@ -40,7 +40,7 @@ def measure(
     """The fields of the central position and of the four regions, each [H, W], and the central one's numbers."""
     middle = region_map.shape[0] // 2
     places = [[(middle, middle)]]
-    places += [[(int(j), int(k)) for j, k in np.argwhere(region_map == region)] for region in range(4)]
+    places += [[(int(j), int(k)) for j, k in np.argwhere(region_map == region)] for region in range(len(REGIONS))]
     with eval_mode(module):
         maps = [field_map(module, images, positions).cpu() for positions in places]
     centre = (middle + 0.5) * stride - 0.5

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
 from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
@@ -256,20 +256,20 @@ class JigsawLoader:
     def _batch(self, step: int, images: torch.Tensor, parts: list[LaneBatch]) -> Batch:
         """Put what came with the workers' jigsaws into lane order."""
         k = self._options.chunk
-        shape = (self.lanes_per_rank, k, 4)
+        shape = (self.lanes_per_rank, k, len(REGIONS))
         labels, groups = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)
         digests: list[tuple[bytes, bytes]] | None = [(b"", b"")] * len(images) if self._with_digests else None
         for worker, part in enumerate(parts):
-            labels[worker :: len(parts)] = part.labels.reshape(-1, k, 4)
-            groups[worker :: len(parts)] = part.groups.reshape(-1, k, 4)
+            labels[worker :: len(parts)] = part.labels.reshape(-1, *shape[1:])
+            groups[worker :: len(parts)] = part.groups.reshape(-1, *shape[1:])
             if digests is not None and part.digests is not None:
                 for nth, lane in enumerate(range(worker, self.lanes_per_rank, len(parts))):
                     digests[lane * k : (lane + 1) * k] = part.digests[nth * k : (nth + 1) * k]
         return Batch(
             step=step,
             images=images,
-            labels=torch.from_numpy(labels.reshape(-1, 4)),
-            groups=torch.from_numpy(groups.reshape(-1, 4)),
+            labels=torch.from_numpy(labels.reshape(-1, len(REGIONS))),
+            groups=torch.from_numpy(groups.reshape(-1, len(REGIONS))),
             replaced=sum(part.replaced for part in parts),
             digests=None if digests is None else tuple(digests),
             left_out=tuple(sorted({name: why for part in parts for name, why in part.left_out}.items())),

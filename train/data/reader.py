@@ -18,6 +18,7 @@ import simplejpeg
 
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, decode_member
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.remote import BadShard, ReadOptions, RemoteShards
@@ -113,7 +114,7 @@ class _OpenShard:
     ) -> None:
         self.crops = np.zeros(shard.crops, dtype=dtype)
         self.crops["shard"], self.crops["row"] = shard.index, np.arange(shard.crops)
-        self.crops["group"] = "STW".index(shard.group)
+        self.crops["group"] = GROUPS.index(shard.group)
         for field in ("offset", "size", "label"):
             self.crops[field] = rows[field]
         self.crops["width"] = rows["right"] - rows["left"]

@@ -267,7 +267,7 @@ class ReadOptions:
 def working_set(dataset: Dataset, lanes: int) -> int:
     """The most bytes of shards that ``lanes`` lanes hold at a time: those open and those fetched ahead."""
     total = 0
-    for group in "STW":
+    for group in GROUPS:
         sizes = sorted((shard.bytes for shard in dataset.of_group(group)), reverse=True)
         total += sum(sizes[: lanes * (1 + AHEAD)])
     return total

@@ -64,8 +64,8 @@ def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
 
     def draw(axes: Any) -> None:
         figure = axes.figure
-        grid = _grid(axes, 1, 4)
-        for region in range(4):
+        grid = _grid(axes, 1, len(REGIONS))
+        for region in range(len(REGIONS)):
             cell = grid[0][region]
             image = cell.imshow(snapshot.weights[region], cmap=MAP, vmin=0, vmax=1)
             cell.set_title(REGIONS[region], fontsize=9, color=INK)

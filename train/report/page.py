@@ -7,6 +7,7 @@ are drawn into the same axes.
 """
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
 
     def by_region(axes: Any) -> None:
         for run in runs:
-            for i, (region, style) in enumerate(zip(REGIONS, _LINE_STYLES, strict=True)):
+            for i, (region, style) in enumerate(zip(REGIONS, itertools.cycle(_LINE_STYLES), strict=False)):
                 label = f"{run.name} {region}" if several else region
                 steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
                 axes.plot(steps, shares, style, linewidth=1.4, label=label)

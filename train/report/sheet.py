@@ -15,8 +15,8 @@ from jigsaw_pretrain.formats.jigsaw import GROUPS, Region, Template
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-COLOURS = {"S": (255, 196, 61), "T": (92, 200, 255), "W": (146, 232, 142)}
-"""Colours of the groups that stay apart for most colour-blind readers."""
+COLOURS = ((255, 196, 61), (92, 200, 255), (146, 232, 142), (232, 146, 232), (240, 240, 240))
+"""Colours of the groups, by their codes, that stay apart for most colour-blind readers."""
 
 _PAGE = (24, 26, 30)
 _SHOWN = 448
@@ -42,7 +42,7 @@ def sheet(
         pen = ImageDraw.Draw(tile, "RGBA")
         for region, label, code in zip(template.regions, labels[nth], groups[nth], strict=True):
             name = classes[label] if label < len(classes) else "background"
-            _mark(pen, region, scale, f"{GROUPS[code]}  {name}", COLOURS[GROUPS[code]], font)
+            _mark(pen, region, scale, f"{GROUPS[code]}  {name}", COLOURS[code % len(COLOURS)], font)
         page.paste(tile, (_GAP + nth % columns * (side + _GAP), _GAP + nth // columns * (side + _GAP)))
     return page
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.formats import pixels
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import eval_mode, field_map
@@ -116,7 +117,7 @@ def region_fields(
     with eval_mode(backbone):
         maps = [
             field_map(backbone, images[:FIELD_IMAGES], [(int(j), int(k)) for j, k in (region_map == region).nonzero()])
-            for region in range(4)
+            for region in range(len(REGIONS))
         ]
     drawn = torch.stack(maps).cpu().numpy().astype(np.float32)
     return ErfSnapshot(drawn, masses.float().cpu().numpy(), weights.float().cpu().numpy())

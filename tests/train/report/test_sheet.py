@@ -12,7 +12,7 @@ def test_regions_are_outlined_and_named() -> None:
     template = Template(64, 16)
     page = np.asarray(sheet(images, [[0, 1, 2, 0]], [[0, 2, 1, 0]], template, ["a cat", "a dog"]))
     scale = 7
-    for region, group in zip(template.regions, "SWTS", strict=True):
+    for region, group in zip(template.regions, (0, 2, 1, 0), strict=True):
         corner = page[16 + region.top * scale, 16 + region.left * scale]
         assert tuple(corner) == COLOURS[group]
         inside = page[16 + region.top * scale + 3 :, 16 + region.left * scale + 3 :][
