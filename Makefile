@@ -1,20 +1,24 @@
 # jigsaw-pretrain: `make` lists the targets. Every variable below can be given on the command line.
 
+# Whether a variable was given on the command line.
+given = $(filter command%,$(origin $1))
+
 ANNOTATIONS ?=
 IMAGES ?=
 OUT ?= .
-RUN ?= runs/$(basename $(notdir $(RECIPE)))
 RECIPE ?= recipes/sample.toml
+# Of your own data never runs/sample, which `make clean` removes.
+RUN ?= runs/$(if $(call given,RECIPE),$(basename $(notdir $(RECIPE))),$(if $(strip $(ANNOTATIONS))$(call given,OUT),mine,sample))
 GPUS ?= 1
 WORKERS ?= 2
 SEED ?= 0
-FILE ?= $(RUN)/backbone.pth
+FILE ?= $(RUN)-torchvision.pth
 VAL_ANNOTATIONS ?=
 VAL_IMAGES ?=
 INIT ?= $(RUN)
 DETECTOR ?= $(RUN)-detector
 DETECT_RECIPE ?= recipes/detect-sample.toml
-COMPARISON ?= runs/comparison
+COMPARISON ?= $(RUN)-comparison
 ARMS ?= scratch,jigsaw
 
 VENV ?= .venv
@@ -30,15 +34,16 @@ LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-pe
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs bench clean
+.PHONY: help no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "variables: ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE; of bench: BENCH_SOURCE BENCH_DATA"
-	@echo "without ANNOTATIONS a sample dataset is drawn; RUN is $(RUN), RECIPE is $(RECIPE), OUT is $(OUT)"
+	@echo "variables: $(KNOWN)"
+	@echo "a sample dataset is drawn where none of ANNOTATIONS, OUT, RUN and RECIPE is given"
+	@echo "RUN is $(RUN), RECIPE is $(RECIPE), OUT is $(OUT)"
 
 venv: $(READY)  ## make .venv and install the locked versions into it
 
@@ -54,19 +59,36 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
 	echo uv > $(VENV)/extra.in
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --no-header --no-annotate --output-file requirements.lock pyproject.toml $(VENV)/extra.in
 
-# What to prep: the user's annotations, or else the sample dataset, drawn first.
+# What is given must be a variable of this file: a typo would train on the sample dataset.
+KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATIONS VAL_IMAGES INIT DETECTOR \
+	DETECT_RECIPE COMPARISON ARMS VENV PYTHON BENCH_SOURCE BENCH_DATA
+STRANGE := $(strip $(foreach name,$(filter-out $(KNOWN) MAKEFLAGS MFLAGS MAKEOVERRIDES,$(.VARIABLES)),$(if $(call given,$(name)),$(name))))
+$(if $(STRANGE),$(error there is no variable $(STRANGE) here. The variables are: $(KNOWN)))
+$(if $(strip $(IMAGES)),$(if $(strip $(ANNOTATIONS)),,$(error IMAGES is given without ANNOTATIONS: name the annotations too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=$(IMAGES))))
+$(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES is given without VAL_ANNOTATIONS: name both)))
+$(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
+$(if $(strip $(ANNOTATIONS)),$(if $(strip $(IMAGES)),,$(error ANNOTATIONS is given without IMAGES: name the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=$(ANNOTATIONS) IMAGES=DIR)))
+
+# What to prep: the user's annotations, or the sample dataset, which is drawn first. It is a toy, so it is for those who
+# name nothing: whoever names a place, a run or a recipe means data of their own.
+NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
 ifeq ($(strip $(ANNOTATIONS)),)
 SOURCE_ANNOTATIONS := $(SAMPLE)/annotations.json
 SOURCE_IMAGES := $(SAMPLE)/images
-DRAWN := $(SAMPLE)/annotations.json
+DRAWN := $(if $(NAMED),no-sample,$(SAMPLE)/annotations.json)
 else
 SOURCE_ANNOTATIONS := $(ANNOTATIONS)
-SOURCE_IMAGES := $(if $(IMAGES),$(IMAGES),$(error ANNOTATIONS is given without IMAGES: name the image folder too, make ... IMAGES=DIR))
+SOURCE_IMAGES := $(IMAGES)
 DRAWN :=
 endif
 
 # Prep before training where it is ours to do: annotations were named, or a local OUT holds no finished dataset yet.
 PREPPED := $(if $(strip $(ANNOTATIONS)),,$(if $(findstring ://,$(OUT)),remote,$(wildcard $(OUT)/manifests/dataset.json)))
+
+no-sample:
+	@echo "make: $(OUT) holds no dataset, and $(NAMED) is given, so the sample dataset is not drawn. Prep yours:" >&2
+	@echo "  make $(or $(firstword $(MAKECMDGOALS)),shards) ANNOTATIONS=FILE IMAGES=DIR$(foreach name,$(NAMED), $(name)=$($(name)))" >&2
+	@exit 2
 
 $(SAMPLE)/annotations.json: | $(READY)
 	$(BIN)/python -m prep sample-data --out $(SAMPLE) --images 240 --seed 0
@@ -78,13 +100,37 @@ shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/man
 	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
 		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)
 	$(BIN)/python -m prep report --out "$(OUT)"
+	@$(if $(filter $(SAMPLE)/%,$(DRAWN)),touch $(SAMPLE)/prepped)
 
 pretrain: $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS) --resume
 
-evaluate: $(HELD_OUT)/annotations.json | $(READY)  ## accuracy of RUN on sample images it has never seen
-	$(BIN)/python -m prep shards --annotations $(HELD_OUT)/annotations.json --images $(HELD_OUT)/images --out $(HELD_OUT)
-	$(BIN)/python -m train evaluate --run "$(RUN)" --data $(HELD_OUT)
+# What a run and a detector are judged on: the user's validation set, or else sample images drawn with another seed.
+ifneq ($(strip $(VAL_ANNOTATIONS)),)
+JUDGED := --val-annotations "$(VAL_ANNOTATIONS)" --val-images "$(VAL_IMAGES)"
+HELD_ANNOTATIONS := $(VAL_ANNOTATIONS)
+HELD_IMAGES := $(VAL_IMAGES)
+HELD_DATA := $(RUN)-validation
+HELD :=
+else ifneq ($(strip $(ANNOTATIONS)$(NAMED)),)
+JUDGED :=
+HELD := no-validation
+else
+JUDGED := --val-annotations $(HELD_OUT)/annotations.json --val-images $(HELD_OUT)/images
+HELD_ANNOTATIONS := $(HELD_OUT)/annotations.json
+HELD_IMAGES := $(HELD_OUT)/images
+HELD_DATA := $(HELD_OUT)
+HELD := $(HELD_OUT)/annotations.json
+endif
+
+no-validation:
+	@echo "make: $(MAKECMDGOALS) of your own data needs images that RUN was not trained on. Name them:" >&2
+	@echo "  make $(MAKECMDGOALS) VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR$(foreach name,ANNOTATIONS IMAGES $(NAMED),$(if $($(name)), $(name)=$($(name))))" >&2
+	@exit 2
+
+evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VAL_ANNOTATIONS, VAL_IMAGES
+	$(BIN)/python -m prep shards --annotations "$(HELD_ANNOTATIONS)" --images "$(HELD_IMAGES)" --out "$(HELD_DATA)"
+	$(BIN)/python -m train evaluate --run "$(RUN)" --data "$(HELD_DATA)"
 
 preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
 	$(BIN)/python -m train preview --data "$(OUT)" --out preview.png --count 16
@@ -92,20 +138,12 @@ preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the train
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
 
-# What a detector is judged on: the user's validation set, or else held-out sample images.
-ifeq ($(strip $(ANNOTATIONS)),)
-JUDGED := --val-annotations $(HELD_OUT)/annotations.json --val-images $(HELD_OUT)/images
-HELD := $(HELD_OUT)/annotations.json
-else
-JUDGED := $(if $(VAL_ANNOTATIONS),--val-annotations "$(VAL_ANNOTATIONS)" --val-images "$(VAL_IMAGES)")
-HELD :=
-endif
 TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
 
 # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
 DETECT := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
 
-detect: $(DRAWN) $(HELD) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
+detect: $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
 	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS) --resume
 
 compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
@@ -157,6 +195,6 @@ bench: | $(READY)  ## side-by-side measurements -> tables with goals, and JSON u
 	$(BIN)/python bench/summary.py; \
 	if [ -n "$$failed" ]; then echo "these ended with an error:$$failed"; exit 1; fi
 
-clean:  ## remove the sample, the runs and the shards of this folder; the environment stays
-	rm -rf $(SAMPLE) $(HELD_OUT) runs preview.png bench/results
-	find shards manifests -mindepth 1 -not -name README.md -delete
+clean:  ## remove the sample, its shards and its runs; data and runs of your own stay, and so does the environment
+	$(if $(wildcard $(SAMPLE)/prepped),find shards manifests -mindepth 1 -not -name README.md -delete)
+	rm -rf $(SAMPLE) $(HELD_OUT) runs/sample runs/sample-* preview.png bench/results build/site
