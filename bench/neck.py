@@ -28,9 +28,9 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
-from jigsaw_pretrain.train.engine.state import build_state, grids, region_maps
-from jigsaw_pretrain.train.engine.trainer import Trainer, TrainingJob
+from jigsaw_pretrain.train.engine.state import State, build_state, grids, region_maps
 from jigsaw_pretrain.train.erf import Grid, label_weights, region_masses
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
 
@@ -44,15 +44,14 @@ CASES = {
 IMAGES = 4
 
 
-def trainer_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> Trainer:
-    """A trainer at its first step, with tables of random weights in force."""
+def task_of(recipe: Recipe, classes: tuple[str, ...], folder: Path) -> PretrainingTask:
+    """Pre-training at its first step, with tables of random weights in force."""
     job = TrainingJob(recipe, Origin(classes, "0" * 64), RunFolder(folder), Ranks())
-    return Trainer(job, build_state(recipe, len(classes) + 1, Ranks()))
+    return PretrainingTask(job, build_state(recipe, len(classes) + 1, Ranks()))
 
 
-def errors(trainer: Trainer, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
+def errors(state: State, recipe: Recipe, batch: Batch, drawn: int) -> dict[str, dict[str, float]]:
     """By finer level: mean and largest difference of the weights, and of the masses' own shares (tau = 0)."""
-    state, recipe = trainer.state, trainer.job.recipe
     images = state.model.normalise(batch.images[:IMAGES])
     words = torch.Generator().manual_seed(0)
     maps = region_maps(recipe, state.backbone, torch.device("cpu"))
@@ -92,30 +91,31 @@ def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
         first = next(batches)
         first = Batch(first.step, first.images.clone(), first.labels.clone(), first.groups.clone(), 0)
         classes = tuple(dataset.classes)
-        trainers = {name: trainer_of(one, classes, Path(scratch) / name) for name, one in recipes.items()}
+        tasks = {name: task_of(one, classes, Path(scratch) / name) for name, one in recipes.items()}
         refreshed = {}
-        for name, trainer in trainers.items():
+        for name, task in tasks.items():
+            # Not part of it: the optimizer's step is made at its first use.
+            _ = task.stepper
             begun = time.process_time()
-            trainer.refresh(first.images)
+            task.refresh(first.images)
             refreshed[f"refresh, {name}"] = [time.process_time() - begun] * repeats
-        taken = {
-            f"step, {name}": partial(one._stepper.take, first.images, first.labels) for name, one in trainers.items()
-        }
+        taken = {f"step, {name}": partial(one.stepper.take, first.images, first.labels) for name, one in tasks.items()}
         times = {**interleaved(taken, repeats), **refreshed}
         rows = show("CPU time of one process", times, "step, no neck", 1, "call")
-        trainer = trainer_of(recipes["fpn of 64"], classes, Path(scratch) / "trained")
+        task = task_of(recipes["fpn of 64"], classes, Path(scratch) / "trained")
         for batch in batches:
             # The first of them refreshes the tables.
-            trainer.step(batch, plain.stream.lane_count, 0.0)
+            task.take(batch)
+            task.step += 1
         source.close()
-        apart = errors(trainer, first, drawn)
-    table = Table(title=f"interpolated from measured weights of labels, after {trainer.state.step} steps")
+        apart = errors(task.state, recipes["fpn of 64"], first, drawn)
+    table = Table(title=f"interpolated from measured weights of labels, after {task.step} steps")
     for head in ("level", *next(iter(apart.values()))):
         table.add_column(head)
     for level, one in apart.items():
         table.add_row(level, *(f"{value:.4f}" for value in one.values()))
     Console().print(table)
-    write("neck", {"times": rows, "steps": trainer.state.step, "apart": apart})
+    write("neck", {"times": rows, "steps": task.step, "apart": apart})
 
 
 if __name__ == "__main__":

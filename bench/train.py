@@ -37,10 +37,17 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
 from jigsaw_pretrain.train.engine.optim import autocast, loss_scaler, set_arithmetic
+from jigsaw_pretrain.train.engine.pretraining import (
+    OpenSource,
+    PretrainingTask,
+    TrainingJob,
+    loader_source,
+    trainer_of,
+)
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob, loader_source
+from jigsaw_pretrain.train.engine.trainer import Trainer
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
@@ -125,14 +132,14 @@ def worker_speed(open_source: OpenSource, batch: int, seconds: float = 8.0) -> f
         source.close()
 
 
-def fed_by(source: BatchSource, trainer: Trainer) -> Callable[[], None]:
+def fed_by(source: BatchSource, trainer: Trainer[PretrainingTask]) -> Callable[[], None]:
     """A step on the next of a source's batches."""
     batches = iter(source)
 
     def step() -> None:
         began = time.perf_counter()
         batch = next(batches)
-        trainer.step(batch, source.lanes_per_rank, time.perf_counter() - began)
+        trainer.step(batch, time.perf_counter() - began)
 
     return step
 
@@ -172,7 +179,7 @@ def main(
         job = TrainingJob(
             replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine_options=machine
         )
-        trainer = Trainer(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
+        trainer = trainer_of(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
         one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.batch)
         source = loader_source(job, dataset, workers, False)(0, 10**6)
         try:
@@ -180,18 +187,18 @@ def main(
             resident = replace(
                 first, images=first.images.clone().to(ranks.device), labels=first.labels.to(ranks.device)
             )
-            now, lanes = clock(ranks), source.lanes_per_rank
-            trainer.step(resident, lanes, 0.0)
+            now = clock(ranks)
+            trainer.step(resident, 0.0)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            steps = {SHARDS: fed_by(source, trainer), DEVICE: lambda: trainer.step(resident, lanes, 0.0)}
+            steps = {SHARDS: fed_by(source, trainer), DEVICE: lambda: trainer.step(resident, 0.0)}
             block_of(steps[DEVICE], 3)()
             peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else _resident_peak()
             plain = classification(recipe, ranks, machine, resident)
             cases = {name: block_of(step, block) for name, step in {**steps, CLASSES: plain}.items()}
             times = interleaved(cases, repeats, now)
-            picked = resident.images[:: len(resident.images) // lanes]
-            refresh = min(interleaved({"refresh": lambda: trainer.refresh(picked)}, 2, now)["refresh"])
+            picked = trainer.task.first_of_lanes(resident.images)
+            refresh = min(interleaved({"refresh": lambda: trainer.task.refresh(picked)}, 2, now)["refresh"])
         finally:
             source.close()
         per, step_time = block * recipe.batch, statistics.median(times[DEVICE]) / block

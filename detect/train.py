@@ -128,7 +128,7 @@ class DetectorTrainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False where there is none."""
-        found = self.ranks.run_on_all(lambda: newest_checkpoint(self.folder / CHECKPOINTS, self.ranks.log_rank_zero))
+        found = self.ranks.run_on_all(lambda: newest_checkpoint(self.folder / CHECKPOINTS))
         if found is None:
             return False
         content = found[1]

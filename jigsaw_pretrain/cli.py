@@ -1,8 +1,8 @@
-"""What the command lines of all stages share: groups, commands, types of options, errors in one line.
+"""What the command lines of all stages share: groups, commands, types of options, errors in one line, the log.
 
 A group imports a command when it is called, and no command for its own ``--help``: `train digest` must not pay for
 what `train pretrain` imports (torch takes two seconds). A UserError that leaves a command is printed without a
-traceback, whether the command is called by itself or through its group.
+traceback, whether the command is called by itself or through its group. Libraries log, and commands show the log.
 """
 
 import importlib

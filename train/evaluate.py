@@ -22,8 +22,8 @@ from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, Validate
 from jigsaw_pretrain.train.engine.state import State, region_maps
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, Validate
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""

@@ -133,7 +133,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     """
     path = source_file(source)
     if path.is_dir():
-        found = newest_checkpoint(path / CHECKPOINTS, lambda _: None)
+        found = newest_checkpoint(path / CHECKPOINTS)
         if found is None:
             raise UserError(
                 f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
@@ -157,7 +157,7 @@ def read_neck(source: Path) -> dict[str, Tensor]:
         return {name.removeprefix(PYRAMID): one for name, one in state.items() if name.startswith(PYRAMID)}
     if (source / BACKBONE_FILE).exists():
         return {}
-    found = newest_checkpoint(source / CHECKPOINTS, lambda _: None)
+    found = newest_checkpoint(source / CHECKPOINTS)
     return neck_state(trained_state(found[1])) if found is not None else {}
 
 

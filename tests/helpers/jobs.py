@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import Row
+from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
-from jigsaw_pretrain.train.engine.trainer import OpenSource, TrainingJob
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
@@ -119,4 +120,5 @@ def same(left: Any, right: Any) -> bool:
 
 
 def metrics_row(step: int, loss: float = 1.0) -> Row:
-    return Row(step, loss, (0.5, 0.25, 1.0, 0.25), 0.1, 12.3456, 0.25, 0)
+    accuracy = dict(zip(REGIONS, (0.5, 0.25, 1.0, 0.25), strict=True))
+    return {"step": step, "loss": loss, "accuracy": accuracy, "lr": 0.1, "images_per_second": 12.34, "data_wait": 0.25}

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -24,11 +25,11 @@ def kill_at(rank: int, step: int, note: Path) -> None:
     """Have this process killed as it begins a step, if it is that rank; the time is noted before."""
     take = Trainer.step
 
-    def killed(self: Trainer, batch: Batch, lanes: int, waited: float) -> None:
-        if (self.job.ranks.rank, self.state.step) == (rank, step):
+    def killed(self: Trainer[Any], batch: Batch, waited: float) -> None:
+        if (self.ranks.rank, self.task.step) == (rank, step):
             note.write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
-        take(self, batch, lanes, waited)
+        take(self, batch, waited)
 
     Trainer.step = killed  # type: ignore[method-assign]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from jigsaw_pretrain.cli import show_log
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.commands.pretrain import pretrain
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, execute
 from jigsaw_pretrain.train.engine.step import MachineOptions
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
@@ -113,6 +114,7 @@ def _refuse(who: str) -> None:
 
 
 if __name__ == "__main__":
+    show_log()
     with plain_for_vgg11():
         scenes(Path(sys.argv[1]))
     # In the same group of ranks: joining one takes longer than all scenes.

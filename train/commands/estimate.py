@@ -21,10 +21,10 @@ from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.optim import set_arithmetic
+from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob, loader_source, trainer_of
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.engine.trainer import OpenSource, Trainer, TrainingJob, loader_source
 from jigsaw_pretrain.train.recipe import Recipe, load_recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
@@ -81,7 +81,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
     ranks = job.ranks
     began = _now(ranks)
     state = ranks.run_on_all(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
-    trainer = Trainer(job, state)
+    trainer = trainer_of(job, state)
     source = ranks.run_on_all(lambda: open_source(0, WARM + steps + 1))
     waits: list[float] = []
     try:
@@ -91,7 +91,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
             asked = time.perf_counter()
             batch = next(batches)
             waits.append(time.perf_counter() - asked)
-            trainer.step(batch, source.lanes_per_rank, waits[-1])
+            trainer.step(batch, waits[-1])
             return batch
 
         batch = step()
@@ -99,7 +99,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
         images = batch.images.to(ranks.device)
         refresh = 0.0
         if job.recipe.strategy == "erf-adaptive":
-            refresh = _timed(ranks, lambda: trainer.refresh(images[:: len(images) // source.lanes_per_rank]))
+            refresh = _timed(ranks, lambda: trainer.task.refresh(trainer.task.first_of_lanes(images)))
         for _ in range(WARM - 1):
             step()
         waits.clear()
@@ -118,6 +118,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
         saved = _timed(ranks, save)
     finally:
         source.close()
+        trainer.close()
     # Its first step and refresh are counted among the others.
     once = max(0.0, first - seconds - refresh) + max(0.0, early - saved)
     return Costs(once, seconds, wait, copy, refresh, saved)

@@ -11,9 +11,9 @@ from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, digest_lines, execute, loader_source
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, choose_recipe, open_run, origin_of
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, digest_lines, execute, loader_source
 from jigsaw_pretrain.train.evaluate import validation
 from jigsaw_pretrain.train.recipe import BALANCES, NECKS
 from jigsaw_pretrain.train.report.page import RunPage
@@ -93,7 +93,7 @@ def pretrain(
         options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
         origin = origin_of(dataset, chosen.stream)
         callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep)
+        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title="pretrain")
         if val_data:
             held_out = ranks.run_on_all(lambda: access.open_dataset(val_data))
             check_classes(folder, job.origin.classes, tuple(held_out.classes))

@@ -5,8 +5,8 @@ compare them when metrics are written (about 0.2 ms), so that all know the same,
 continues the run.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.metrics import Row
 from jigsaw_pretrain.train.engine.state import ErfTable, State
 
 MOST_REPLACED, REPLACED_FLOOR = 0.001, 10
@@ -30,7 +29,8 @@ Pictures = Mapping[str, npt.NDArray[Any]]
 class Callback:
     """Hooks that are called as a run goes, on rank 0 alone; each does nothing unless it is overridden.
 
-    Training neither reads what a callback keeps nor changes by it. Hooks run between steps, so their time is the run's.
+    Training neither reads what a callback keeps nor changes by it. All but ``write`` run between steps: their time is
+    the run's.
     """
 
     def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
@@ -40,9 +40,15 @@ class Callback:
     def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
         """A step was taken on the batch; labels and predictions int [n, 4], on the device."""
 
-    def on_save(self, step: int) -> Pictures:
-        """A checkpoint of ``step`` was published."""
+    def on_save(self, step: int, last: bool) -> Pictures:
+        """A checkpoint of ``step`` is about to be written, ``last`` of this process; take what ``write`` needs."""
         return {}
+
+    def write(self, step: int) -> None:
+        """The checkpoint was written. Runs in a thread while training goes on: use only what ``on_save`` took."""
+
+    def on_end(self, step: int) -> None:
+        """Training has ended at ``step``, for now or for good; nothing runs beside this."""
 
 
 class DataErrors:
@@ -56,17 +62,17 @@ class DataErrors:
         """Note the shards that a batch was made without."""
         self._left_out.update(batch.left_out)
 
-    def settle(self, rows: list[Row]) -> list[Row]:
-        """Bring the state up to these rows and say what is new; returns the rows with their left_out filled in."""
+    def settle(self, replaced: int) -> int:
+        """Note crops that were replaced on any rank and say which shards are newly left out; returns how many are."""
         state = self._state
         for name, reason in sorted(
             {pair for found in self._ranks.all_gather(self._left_out) for pair in found.items()}
         ):
             if name not in state.left_out:
                 state.left_out = sorted([*state.left_out, name])
-                self._ranks.log_rank_zero(f"warning: going on without a shard: {reason}")
-        state.replaced += sum(row.replaced for row in rows)
-        return [replace(row, left_out=len(state.left_out)) for row in rows]
+                self._ranks.log_rank_zero(f"going on without a shard: {reason}", logging.WARNING)
+        state.replaced += replaced
+        return len(state.left_out)
 
     def check(self, batch: int) -> None:
         """Refuse to go on (UserError) where too many of the crops of ``state.step`` batches could not be decoded."""

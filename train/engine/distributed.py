@@ -9,6 +9,7 @@ and a person's Ctrl-C then cost nothing but the step in flight. torchrun forward
 kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
-import click
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from jigsaw_pretrain.errors import UserError
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _LOST = re.compile(
     r"closed by peer|reset by peer|timed out|broken pipe|connection refused|remote process", re.IGNORECASE
@@ -52,15 +54,15 @@ class Ranks:
         """Whether this is rank 0, which speaks and writes."""
         return self.rank == 0
 
-    def log_rank_zero(self, text: str) -> None:
-        """Print one line on rank 0."""
+    def log_rank_zero(self, text: str, level: int = logging.INFO) -> None:
+        """Log one line on rank 0."""
         if self.first:
-            click.echo(text)
+            log.log(level, "%s", text)
 
     def alone(self, text: str) -> None:
-        """Print an error that the other ranks may never hear of, from a rank other than 0; rank 0's own is printed."""
+        """Log an error that the other ranks may never hear of, from a rank other than 0; rank 0's own is reported."""
         if not self.first:
-            click.echo(f"Error: rank {self.rank}: {text}", err=True)
+            log.error("rank %d: %s", self.rank, text)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on whatever device it lies; the argument is left as it is."""
@@ -191,10 +193,10 @@ def rank_zero_errors() -> Iterator[None]:
             raise
         # Leaving in good order, or the interpreter's own end, could wait for the dead; all that is kept is on disk.
         reason = str(error).strip().splitlines()[0][:200]
-        click.echo(
-            f"rank {os.environ.get('RANK')}: a rank is gone ({reason}); its output or its machine's log says why: "
-            "continue with --resume",
-            err=True,
+        log.error(
+            "rank %s: a rank is gone (%s); its output or its machine's log says why: continue with --resume",
+            os.environ.get("RANK"),
+            reason,
         )
         sys.stdout.flush()
         sys.stderr.flush()

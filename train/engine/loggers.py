@@ -7,14 +7,14 @@ them: what counts is in the run folder, and a resumed run goes on there.
 """
 
 import importlib.util
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import click
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.engine.metrics import Row
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 
 Pixels = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines, so that a log of a long run stays readable."""
@@ -133,15 +134,9 @@ class Loggers:
     def rows(self, rows: Sequence[Row]) -> None:
         """Note rows of metrics."""
         for row in rows:
-            values = {
-                "loss": row.loss,
-                "lr": row.lr,
-                "images_per_second": row.images_per_second,
-                "data_wait": row.data_wait,
-                **{f"accuracy/{region}": share for region, share in zip(REGIONS, row.accuracy, strict=True)},
-            }
+            values = dict(_scalars(row))
             for logger in self._loggers:
-                logger.scalars(row.step, values)
+                logger.scalars(row["step"], values)
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Note a picture, uint8 [height, width, 3]."""
@@ -157,17 +152,29 @@ class Loggers:
             logger.close()
 
 
-class ProgressLine:
-    """The progress of rank 0; a context manager. Silent on other ranks."""
+def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a row by name, those of inner tables as ``table/name``; lists and the step are left out."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            yield prefix + name, value
 
-    def __init__(self, done: int, steps: int, visible: bool) -> None:
+
+class ProgressLine:
+    """The progress of rank 0; a context manager. Silent on other ranks.
+
+    title: of the bar, which is drawn on a terminal; without one, and elsewhere, lines are logged now and then.
+    """
+
+    def __init__(self, done: int, steps: int, visible: bool, title: str | None = None) -> None:
         console = Console()
         self._steps = steps
         self._visible = visible
         self._printed = self._began = time.monotonic()
         self._begun_at = done
         self._rich: Progress | None = None
-        if visible and console.is_terminal:
+        if visible and title and console.is_terminal:
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -177,7 +184,7 @@ class ProgressLine:
                 TextColumn("{task.fields[figures]}"),
                 console=console,
             )
-            self._task = self._rich.add_task("pretrain", total=steps, completed=done, figures="")
+            self._task = self._rich.add_task(title, total=steps, completed=done, figures="")
 
     def __enter__(self) -> "ProgressLine":
         if self._rich:
@@ -194,13 +201,13 @@ class ProgressLine:
         """Show where the run is after these steps."""
         if not self._visible or not rows:
             return
-        done = rows[-1].step + 1
+        done = rows[-1]["step"] + 1
         text = figures(rows) + self._ending(done)
         if self._rich:
             self._rich.update(self._task, completed=done, figures=text)
         elif done == self._steps or time.monotonic() - self._printed >= PLAIN_EVERY:
             self._printed = time.monotonic()
-            click.echo(f"step {done}/{self._steps}  {text}")
+            log.info("step %d/%d  %s", done, self._steps, text)
 
     def _ending(self, done: int) -> str:
         """When the schedule will end at the speed so far, checkpoints included: a local clock time, a date if far."""
@@ -212,16 +219,18 @@ class ProgressLine:
         return f"  left {left}  ends {end:%H:%M}" if left < timedelta(hours=12) else f"  ends {end:%a %d %b %H:%M}"
 
 
-def figures(rows: list[Row]) -> str:
+def figures(rows: Sequence[Row]) -> str:
     """Loss and accuracy averaged over the rows, the last one's rate, speed, waiting share, and the GPU memory used."""
     last = rows[-1]
-    loss = sum(row.loss for row in rows) / len(rows)
-    accuracy = sum(sum(row.accuracy) for row in rows) / (len(rows) * len(last.accuracy))
-    memory = f"  GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_initialized() else ""
-    replaced = sum(row.replaced for row in rows)
-    trouble = f"  {replaced} crops replaced" if replaced else ""
-    trouble += f"  {last.left_out} shards left out" if last.left_out else ""
-    return (
-        f"loss {loss:.3f}  accuracy {accuracy:.1%}  lr {last.lr:.4g}  "
-        f"{last.images_per_second:.1f} images/s  data wait {last.data_wait:.0%}{memory}{trouble}"
-    )
+    parts = [f"loss {sum(row['loss'] for row in rows) / len(rows):.3f}"]
+    if "accuracy" in last:
+        shares = [share for row in rows for share in row["accuracy"].values()]
+        parts.append(f"accuracy {sum(shares) / len(shares):.1%}")
+    parts += [f"lr {last['lr']:.4g}", f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}"]
+    if torch.cuda.is_initialized():
+        parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    if replaced := sum(row.get("replaced", 0) for row in rows):
+        parts.append(f"{replaced} crops replaced")
+    if last.get("left_out"):
+        parts.append(f"{last['left_out']} shards left out")
+    return "  ".join(parts)

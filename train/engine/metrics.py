@@ -1,8 +1,8 @@
-"""Metrics of a run: one JSON row per step in ``metrics.jsonl``, and line files that can be cut back to a step.
+"""Metrics of a run: rows of JSON in ``metrics.jsonl``, and line files that can be cut back to a step.
 
-Losses and hits stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once per
-`log_every` steps, not once per step; all rows of a window carry its images per second and waiting share. A row is about
-200 bytes (64,000 steps: 13 MB). Loggers get the same numbers; nothing here depends on them.
+Figures stay on the device and are fetched a window of steps at a time, so the host waits for a GPU once per `log_every`
+steps, not once per step. What the rows of a window say is the task's. A row is about 200 bytes (64,000 steps: 13 MB).
+Loggers get the same numbers; nothing here depends on them.
 
 Rows also say what a step cost: seconds of the device, which is what arms of a comparison are held against. On a GPU
 they are the wall clock's, since a rank has its GPU to itself. On a CPU they are the seconds of computing that this
@@ -11,7 +11,7 @@ process had: other programs on its cores then change how long a run takes, not w
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.storage import atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
+
+Row = dict[str, Any]
+"""A row of metrics.jsonl; its ``step`` is the batch's number, from 0."""
 
 
 class LineFile:
@@ -39,6 +41,12 @@ class LineFile:
         with atomic_write(self.path) as file:
             file.write("".join(kept).encode())
 
+    def replace_last(self, line: str) -> None:
+        """Put ``line`` in place of the last one, by atomic replacement."""
+        kept = _whole_lines(self.path)[:-1]
+        with atomic_write(self.path) as file:
+            file.write("".join([*kept, f"{line}\n"]).encode())
+
     def append(self, lines: list[str]) -> None:
         """Add lines (without their ends) and hand them to the system."""
         if lines:
@@ -51,7 +59,7 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """The rows of metrics.jsonl as they were written; none where there is no file."""
     return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
 
@@ -67,110 +75,96 @@ def digest_file(path: Path) -> LineFile:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One step's metrics over all ranks.
+class StepMetrics:
+    """What one rank found at a step.
 
-    step: the batch's number, from 0, as `digest` prints it. loss: mean over the global batch. accuracy: by region
-    (REGIONS), the share of jigsaws whose region's mean logits are largest at its label. lr: learning rate.
-    images_per_second: jigsaws of all ranks over the window's time. data_wait: share of time spent waiting for data.
-    replaced: crops of the batch that stand in for undecodable ones. left_out: shards that the run goes on without.
-    device_seconds: of one rank's device for the step (device_clock). validation: what evaluate.validation found after
-    this step, where it was asked for. levels: with a neck, the loss of each of its levels by name, of which ``loss`` is
-    the mean.
+    sums: of figures over its samples, on the device: each name has a tensor of the same shape at every step. samples:
+    how many there are. lr: learning rate. counts: whole numbers, summed over the ranks. pictures: for the loggers,
+    uint8 [height, width, 3] by name.
     """
 
-    step: int
-    loss: float
-    accuracy: tuple[float, ...]
+    sums: Mapping[str, Tensor]
+    samples: int
     lr: float
-    images_per_second: float
-    data_wait: float
-    replaced: int
-    left_out: int = 0
-    device_seconds: float = 0.0
-    validation: dict[str, Any] | None = None
-    levels: dict[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    pictures: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """The row as metrics.jsonl holds it."""
-        values: dict[str, Any] = {
-            "step": self.step,
-            "loss": self.loss,
-            "accuracy": dict(zip(REGIONS, self.accuracy, strict=True)),
-            "lr": self.lr,
-            "images_per_second": round(self.images_per_second, 2),
-            "data_wait": round(self.data_wait, 4),
-            "replaced": self.replaced,
-            "left_out": self.left_out,
-            "device_seconds": round(self.device_seconds, 5),
-        }
-        if self.levels:
-            values["loss_by_level"] = self.levels
-        if self.validation is not None:
-            values["validation"] = self.validation
-        return json.dumps(values)
+
+@dataclass(frozen=True)
+class StepMeans:
+    """A step over all ranks: the means of its figures over the samples, each a list, and the sums of its counts."""
+
+    step: int
+    lr: float
+    means: Mapping[str, list[float]]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class WindowMetrics:
+    """The steps of a window and what they took.
+
+    seconds, device_seconds: of the window, mean over the ranks (device_clock). data_wait: the share of ``seconds`` that
+    was spent waiting for data. samples_per_second: of all ranks.
+    """
+
+    steps: tuple[StepMeans, ...]
+    seconds: float
+    device_seconds: float
+    data_wait: float
+    samples_per_second: float
 
 
 class MetricsWindow:
     """The steps since the last flush: sums on the device, times on the host."""
 
-    def __init__(self, ranks: Ranks, levels: tuple[str, ...] = ()) -> None:
-        """levels: names of a neck's levels."""
-        self._ranks, self._levels = ranks, levels
-        self._steps: list[tuple[int, float]] = []
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._steps: list[tuple[int, StepMetrics]] = []
         self._sums: list[Tensor] = []
-        self._host: list[tuple[int, int]] = []
         self._clock = device_clock(ranks.device)
         self.restart()
 
     def restart(self) -> None:
-        """Begin timing anew (after a checkpoint, whose time is not training's)."""
+        """Begin timing anew (after what is not training: an evaluation)."""
         self._waited, self._since, self._spent = 0.0, time.perf_counter(), self._clock()
 
-    def add(
-        self, step: int, lr: float, losses: Tensor, hits: Tensor, images: int, replaced: int, waited: float
-    ) -> None:
-        """Note a step: losses are this rank's means over its ``images``, a scalar or one per level (their mean is
-        the loss); hits [4] its right predictions by region.
-        """
-        self._steps.append((step, lr))
-        losses = losses.detach().double().reshape(-1)
-        whole = torch.cat([losses.mean().reshape(1), losses]) if self._levels else losses
-        self._sums.append(torch.cat([whole * images, hits.double()]))
-        self._host.append((images, replaced))
+    def add(self, step: int, metrics: StepMetrics, waited: float) -> None:
+        """Note a step of which ``waited`` seconds were spent waiting for data."""
+        self._steps.append((step, metrics))
+        self._sums.append(torch.cat([one.detach().double().flatten() for one in metrics.sums.values()]))
         self._waited += waited
 
-    def flush(self) -> list[Row]:
-        """The rows of the noted steps, summed over all ranks (the same on each); forgets them."""
+    def flush(self) -> WindowMetrics:
+        """The noted steps over all ranks, the same on each; forgets them."""
         if not self._steps:
-            return []
+            return WindowMetrics((), 0.0, 0.0, 0.0, 0.0)
         sums = torch.stack(self._sums).cpu()
         elapsed, spent = time.perf_counter() - self._since, self._clock() - self._spent
-        host = torch.tensor(self._host, dtype=torch.float64)
+        host = torch.tensor([[one.samples, *one.counts.values()] for _, one in self._steps], dtype=torch.float64)
         shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)
         everything = self._ranks.all_reduce_sum(torch.cat([sums.flatten(), host.flatten(), shared]))
-        steps, (waited, elapsed, spent) = len(self._steps), everything[-3:].tolist()
-        columns = sums.shape[1]
-        table = everything[: columns * steps].view(steps, columns)
-        counts = everything[columns * steps : -3].view(steps, 2)
-        speed = counts[:, 0].sum().item() / max(elapsed / self._ranks.world, 1e-9)
-        rows = [
-            Row(
-                step=step,
-                loss=line[0].item() / count.item(),
-                accuracy=tuple((line[-4:] / count).tolist()),
-                lr=lr,
-                images_per_second=speed,
-                data_wait=waited / max(elapsed, 1e-9),
-                replaced=int(replaced.item()),
-                device_seconds=spent / self._ranks.world / steps,
-                levels=dict(zip(self._levels, (line[1:-4] / count).tolist(), strict=True)),
-            )
-            for (step, lr), line, (count, replaced) in zip(self._steps, table, counts, strict=True)
-        ]
-        self._steps, self._sums, self._host = [], [], []
+        waited, elapsed, spent = everything[-3:].tolist()
+        table = everything[: sums.numel()].view_as(sums)
+        counts = everything[sums.numel() : -3].view_as(host)
+        world, samples = self._ranks.world, counts[:, 0].sum().item()
+        steps = tuple(
+            StepMeans(step, metrics.lr, _named(metrics.sums, line / line_counts[0]), _counted(metrics, line_counts[1:]))
+            for (step, metrics), line, line_counts in zip(self._steps, table, counts, strict=True)
+        )
+        self._steps, self._sums = [], []
         self.restart()
-        return rows
+        wait = waited / max(elapsed, 1e-9)
+        return WindowMetrics(steps, elapsed / world, spent / world, wait, samples / max(elapsed / world, 1e-9))
+
+
+def _named(shapes: Mapping[str, Tensor], line: Tensor) -> dict[str, list[float]]:
+    parts = line.split([one.numel() for one in shapes.values()])
+    return {name: part.tolist() for name, part in zip(shapes, parts, strict=True)}
+
+
+def _counted(metrics: StepMetrics, line: Tensor) -> dict[str, int]:
+    return {name: int(value) for name, value in zip(metrics.counts, line.tolist(), strict=True)}
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:

@@ -12,6 +12,8 @@ float32. Prefer fp32 on CPUs, where lower precision is emulated and slow.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,22 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Scales the loss of fp16 so that small gradients survive; passes all through in any other precision."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+@contextmanager
+def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iterator[None]:
+    """``set_arithmetic`` for a while: the switches are afterwards as they were."""
+    matmul, cudnn, name = torch.backends.cuda.matmul, torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, os.environ.get(name)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    set_arithmetic(device, tf32=tf32, deterministic=deterministic)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, workspace = before
+        torch.use_deterministic_algorithms(was_deterministic)
+        if workspace is None:
+            os.environ.pop(name, None)
 
 
 def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> None:

@@ -243,7 +243,7 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     if folder.remote:
         folder.remote.pull()
     description = read_description(folder)
-    newest = newest_checkpoint(folder.checkpoints, print)
+    newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
     return description, recipe_from(description["recipe"], str(folder.description)), newest[1]

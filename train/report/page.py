@@ -1,13 +1,19 @@
 """One HTML page about a run, or several side by side: is it healthy?
 
-It reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; the
-trainer writes the same page at each checkpoint (RunPage). What is not there yet is said, not an error. Curves of long
+It reads the run folder alone (metrics.jsonl, run.json, looks/), no checkpoint, no dataset and no GPU, in about 3 s; a
+run draws the same page as it goes (RunPage). What is not there yet is said, not an error. Curves of long
 runs are thinned to about 600 points by averaging neighbours, so a page's size does not grow with the run; several runs
 are drawn into the same axes.
 """
 
 import io
 import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +55,18 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 F64 = npt.NDArray[np.float64]
 
 CONFUSIONS = 20
+
+PAGE_SECONDS = 60.0
+"""Least time between two pages of a run that goes on."""
+
+_DRAW = """
+import os, pathlib, sys
+os.nice(10)
+from jigsaw_pretrain.train.report.page import write_report
+write_report(pathlib.Path(sys.argv[1]), finished=False)
+"""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -301,12 +319,19 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
 
 
 class RunPage(Callback):
-    """Keeps snapshots of a run and RUN/report.html as it goes."""
+    """Keeps snapshots of a run and RUN/report.html as it goes.
+
+    The page is drawn at checkpoints, at most once in PAGE_SECONDS and by a process of its own; at the end by this one.
+    """
 
     def __init__(self, run: Path, recipe: Recipe, origin: Origin) -> None:
         self._run, self._steps = run, recipe.steps
         shown = DisplayRange(origin.pixels, *recipe.normalisation)
         self._recorder = PredictionRecorder(len(origin.classes) + 1, shown)
+        self._snapshot: PredictionSnapshot | None = None
+        self._drawn = -math.inf
+        self._drawing: subprocess.Popen[bytes] | None = None
+        self._goes_on = True
 
     def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
         """Keep the regions' fields."""
@@ -318,13 +343,47 @@ class RunPage(Callback):
         """Note what the network took the crops for."""
         self._recorder.note(batch, labels, predictions)
 
-    def on_save(self, step: int) -> Pictures:
-        """Keep what the steps since the last checkpoint showed, and write the page."""
-        snapshot = self._recorder.take()
-        if snapshot is not None:
-            save_snapshot(self._run, step, snapshot)
+    def on_save(self, step: int, last: bool) -> Pictures:
+        """Take what the steps since the last page showed, where one is due."""
+        is_drawing = self._drawing is not None and self._drawing.poll() is None
+        if not last and (is_drawing or time.monotonic() - self._drawn < PAGE_SECONDS):
+            return {}
+        self._drawn, self._goes_on = time.monotonic(), not last
+        self._snapshot = self._recorder.take()
+        return {} if self._snapshot is None else {"jigsaws": self._snapshot.picture()}
+
+    def write(self, step: int) -> None:
+        """Write what was taken, and begin to draw the page."""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is None:
+            return
+        save_snapshot(self._run, step, snapshot)
+        if self._goes_on:
+            self._wait()
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            self._drawing = subprocess.Popen(
+                [sys.executable, "-c", _DRAW, str(self._run)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+
+    def on_end(self, step: int) -> None:
+        """Draw the page once more."""
+        self._wait()
         write_report(self._run, finished=step >= self._steps)
-        return {} if snapshot is None else {"jigsaws": snapshot.picture()}
+
+    def _wait(self) -> None:
+        """Wait for the process that draws, if there is one, and log what went wrong with it."""
+        drawing, self._drawing = self._drawing, None
+        if drawing is None:
+            return
+        _, said = drawing.communicate()
+        if drawing.returncode:
+            lines = said.decode(errors="replace").strip().splitlines()
+            log.warning("the page of %s was not drawn (%s)", self._run, lines[-1] if lines else "no output")
 
 
 def write_report(run: Path, finished: bool) -> Path:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ import torch
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import (
+    BackgroundWriter,
     backbone_state,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
     remove_leftovers,
     save_checkpoint,
+    snapshot,
 )
+from tests.helpers.jobs import same
 from tests.helpers.settings import REPOSITORY
 
 KILLED = """
@@ -42,7 +46,7 @@ def test_a_kill_between_writing_and_renaming_leaves_the_former_one_the_newest(tm
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, check=False)
     assert killed.returncode == 9
     assert len(list(tmp_path.iterdir())) == 2
-    found = newest_checkpoint(tmp_path, pytest.fail)
+    found = newest_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 1
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
@@ -58,18 +62,18 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "none", pytest.fail) is None
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert newest_checkpoint(tmp_path / "none") is None
     save_checkpoint(tmp_path, 1, {}, keep=5)
     path = save_checkpoint(tmp_path, 2, {"model": torch.zeros(1000)}, keep=5)
     path.write_bytes(path.read_bytes()[:1000])
-    warnings: list[str] = []
-    found = newest_checkpoint(tmp_path, warnings.append)
+    found = newest_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 1
-    assert len(warnings) == 1 and "step-00000002.pt is not a readable checkpoint" in warnings[0]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "step-00000002.pt is not a readable checkpoint" in caplog.text
     list_checkpoints(tmp_path)[0][1].write_bytes(b"")
     with pytest.raises(UserError, match="step-00000001.pt"):
-        newest_checkpoint(tmp_path, warnings.append)
+        newest_checkpoint(tmp_path)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -96,3 +100,38 @@ def test_the_backbones_part_is_contiguous_and_in_its_own_names() -> None:
     found = backbone_state({"backbone.conv.weight": weight, "head.bias": torch.zeros(2)})
     assert list(found) == ["conv.weight"] and found["conv.weight"].is_contiguous()
     assert torch.equal(found["conv.weight"], weight)
+
+
+def test_a_snapshot_shares_no_memory_and_keeps_forms() -> None:
+    weight = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    numbers = torch.arange(3)
+    value = {"a": [weight, (1, "text", None)], "b": {"c": numbers}}
+    taken = snapshot(value)
+    assert same(taken, value) and taken["a"][0].stride() == weight.stride() and not taken["a"][0].requires_grad
+    with torch.no_grad():
+        weight.zero_()
+    numbers.zero_()
+    assert taken["a"][0].any() and taken["b"]["c"].tolist() == [0, 1, 2]
+
+
+def test_the_writer_runs_one_action_at_a_time_and_tells_of_the_first_failure() -> None:
+    writer, done = BackgroundWriter(), []
+    go_on = threading.Event()
+    writer.submit(lambda: done.append(go_on.wait(10)))
+    assert not done and not writer.failed
+    threading.Timer(0.05, go_on.set).start()
+    writer.submit(lambda: done.append(False))
+    assert done[0] is True
+    writer.wait()
+    assert done == [True, False]
+
+    def fail() -> None:
+        raise UserError("no room")
+
+    writer.submit(fail)
+    writer.submit(lambda: done.append(True))
+    assert writer.failed
+    with pytest.raises(UserError, match="no room"):
+        writer.wait()
+    assert len(done) == 2 and not writer.failed
+    writer.close()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
-from jigsaw_pretrain.train.engine.trainer import execute
+from jigsaw_pretrain.train.engine.pretraining import execute
 from tests.helpers.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY, SOAK
 from tests.helpers.tiny import make_dataset
@@ -35,7 +35,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "out.txt").write_text(done.stdout)
+    (folder / "out.txt").write_text(done.stderr)
     return folder
 
 
@@ -131,5 +131,5 @@ def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
         command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "steps 0 to 20 of 20" in done.stdout and "steps 4 to 20 of 20" in done.stdout
+    assert "steps 0 to 20 of 20" in done.stderr and "steps 4 to 20 of 20" in done.stderr
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(20))

@@ -38,16 +38,16 @@ def test_a_logger_that_is_not_installed_is_refused_before_the_run_begins(tmp_pat
 
 
 def test_plain_lines_come_at_the_end_and_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ProgressLine(0, 3, True) as progress:
         progress.show([metrics_row(0)])
         progress.show([])
         progress.show([metrics_row(1), metrics_row(2, loss=2.0)])
-    assert capsys.readouterr().out == f"step 3/3  {figures([metrics_row(1), metrics_row(2, loss=2.0)])}\n"
+    assert caplog.messages == [f"step 3/3  {figures([metrics_row(1), metrics_row(2, loss=2.0)])}"]
     assert figures([metrics_row(1), metrics_row(2, loss=2.0)]) == (
         "loss 1.500  accuracy 50.0%  lr 0.1  12.3 images/s  data wait 25%"
     )
     with ProgressLine(0, 3, False) as progress:
         progress.show([metrics_row(2)])
-    assert capsys.readouterr().out == ""
+    assert len(caplog.messages) == 1

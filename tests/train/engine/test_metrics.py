@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.metrics import MetricsWindow, digest_file, metrics_file
+from jigsaw_pretrain.train.engine.metrics import MetricsWindow, StepMetrics, digest_file, metrics_file
 from tests.helpers.jobs import metrics_row
 
 
 def test_a_resumed_run_cuts_its_files_back_to_whole_lines_before_it(tmp_path: Path) -> None:
     metrics = metrics_file(tmp_path / "metrics.jsonl")
     metrics.cut_back(3)  # nothing there yet
-    metrics.append([metrics_row(step).to_json() for step in range(5)])
+    metrics.append([json.dumps(metrics_row(step)) for step in range(5)])
     with metrics.path.open("a") as file:
         file.write('{"step": 2, "lo')
     metrics.cut_back(3)
@@ -24,12 +24,22 @@ def test_a_resumed_run_cuts_its_files_back_to_whole_lines_before_it(tmp_path: Pa
     assert digests.path.read_text() == "9 a b\n"
 
 
-def test_a_window_averages_over_images() -> None:
+def test_the_last_row_is_replaced_alone(tmp_path: Path) -> None:
+    metrics = metrics_file(tmp_path / "metrics.jsonl")
+    metrics.append(['{"step": 0}', '{"step": 1}'])
+    metrics.replace_last('{"step": 1, "validation": 2}')
+    assert metrics.path.read_text() == '{"step": 0}\n{"step": 1, "validation": 2}\n'
+
+
+def test_a_window_averages_over_samples() -> None:
     window = MetricsWindow(Ranks())
-    window.add(7, 0.1, torch.tensor(2.0), torch.tensor([4, 0, 2, 1]), 4, 1, 0.0)
-    window.add(8, 0.2, torch.tensor(3.0), torch.tensor([0, 0, 0, 2]), 2, 0, 0.0)
-    first, second = window.flush()
-    assert (first.step, first.loss, first.accuracy, first.lr, first.replaced) == (7, 2.0, (1.0, 0.0, 0.5, 0.25), 0.1, 1)
-    assert (second.step, second.loss, second.accuracy[3]) == (8, 3.0, 1.0)
-    assert first.images_per_second == second.images_per_second > 0
-    assert window.flush() == []
+    hits, more = torch.tensor([4, 0, 2, 1]), torch.tensor([0, 0, 0, 2])
+    window.add(7, StepMetrics({"loss": torch.tensor(8.0), "hits": hits}, 4, 0.1, {"replaced": 1}), 0.0)
+    window.add(8, StepMetrics({"loss": torch.tensor(6.0), "hits": more}, 2, 0.2, {"replaced": 0}), 0.0)
+    found = window.flush()
+    first, second = found.steps
+    assert (first.step, first.means["loss"], first.means["hits"]) == (7, [2.0], [1.0, 0.0, 0.5, 0.25])
+    assert (first.lr, first.counts) == (0.1, {"replaced": 1})
+    assert (second.step, second.means["loss"], second.means["hits"][3], second.lr) == (8, [3.0], 1.0, 0.2)
+    assert found.samples_per_second > 0 and 0 <= found.data_wait <= 1
+    assert window.flush().steps == ()

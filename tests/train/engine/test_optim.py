@@ -1,12 +1,13 @@
 """The schedule of the learning rate, and the average of weights."""
 
 import math
+import os
 
 import pytest
 import torch
 from torch import nn
 
-from jigsaw_pretrain.train.engine.optim import EMA, learning_rate
+from jigsaw_pretrain.train.engine.optim import EMA, arithmetic, learning_rate
 
 
 def test_the_papers_schedule() -> None:
@@ -45,3 +46,12 @@ def test_the_average_is_the_exponential_one() -> None:
         expected = decay * expected + (1 - decay) * weight
     assert average.state["weight"].item() == pytest.approx(expected)
     assert average.state["num_batches_tracked"].item() == 10
+
+
+def test_arithmetic_is_set_and_then_as_it_was() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, dict(os.environ)
+    with arithmetic(torch.device("cpu"), tf32=False, deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, dict(os.environ))

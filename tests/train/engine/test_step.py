@@ -13,10 +13,9 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine import step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import set_arithmetic
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, announce, execute
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, announce, execute
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import load_recipe
 from tests.helpers.jobs import crowded_forward, same, small_job, synthetic
@@ -54,7 +53,7 @@ def test_micro_batches_are_what_batch_statistics_are_of(tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=8)
 def test_average_compile_accumulation_and_resume_compose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step, "BACKEND", "aot_eager")
     settings = ("ema=0.5", "micro_batch=2", "precision=bf16", "clip_norm=1.5")
@@ -69,7 +68,7 @@ def test_average_compile_accumulation_and_resume_compose(
         torch.testing.assert_close(value, whole["model"][name], rtol=0.02, atol=0.002)
     exported = torch.load(tmp_path / "whole" / "backbone.pth", weights_only=True)
     assert same(exported, {key[9:]: one for key, one in whole["average"].items() if key.startswith("backbone.")})
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert "bf16, 2 micro-batches of 2 per step and process" in printed and "does not work" not in printed
 
 
@@ -96,12 +95,12 @@ def failing_backend(graph: object, inputs: object) -> Callable[..., object]:
 
 @pytest.mark.slow(seconds=4)
 def test_a_failing_compiler_is_said_and_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step, "BACKEND", failing_backend)
     plain, tried = run(tmp_path / "plain"), run(tmp_path / "tried", machine=MachineOptions(compile="on"))
     assert same(plain["model"], tried["model"])
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert printed.count("torch.compile does not work here") == 1 and "going on without it" in printed
 
 
@@ -157,20 +156,10 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
             load_recipe(None, [setting])
 
 
-def test_small_shares_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_shares_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = small_job(tmp_path, *PLAIN, "micro_batch=4")
     announce(job, build_state(job.recipe, 6, Ranks()), 6)
-    assert "warning" not in capsys.readouterr().out
+    assert "batch statistics" not in caplog.text
     halves = replace(job, ranks=Ranks(0, 2))
     announce(halves, build_state(job.recipe, 6, halves.ranks), 6)
-    assert "the recipe's batch statistics are of 4 jigsaws, here of 2" in capsys.readouterr().out
-
-
-def test_arithmetic_is_set_for_the_process(tmp_path: Path) -> None:
-    try:
-        run(tmp_path, "tf32=false", "steps=1", "warmup_steps=1", machine=MachineOptions(deterministic=True))
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        set_arithmetic(torch.device("cpu"), tf32=True, deterministic=False)
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.allow_tf32
+    assert "the recipe's batch statistics are of 4 jigsaws, here of 2" in caplog.text

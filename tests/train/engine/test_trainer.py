@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.engine.callbacks import Callback
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, execute
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
-from jigsaw_pretrain.train.engine.trainer import TrainingJob, execute
+from jigsaw_pretrain.train.engine.step import MachineOptions
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY
 from tests.helpers.sources import SyntheticSource
@@ -50,7 +53,7 @@ def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(seconds=18)
-def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ("backbone=resnet18", "batch=16", "lanes=4", "steps=30", "warmup_steps=3", "lr_batch=16", "lr_peak=0.05")
     job = small_job(tmp_path, *settings)
     state = execute(job, synthetic(job))
@@ -72,7 +75,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, capsys: pytest.Capture
     assert sum(late) / 5 > 0.6  # of six classes
     assert found[3]["lr"] == pytest.approx(0.05) and found[-1]["lr"] < 0.001
     assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in found)
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert "stride 32" in printed and "step 30/30" in printed and "done: " in printed
     own = torch.load(job.folder.backbone, weights_only=True)
     assert same(own, {name: value.contiguous() for name, value in state.model.backbone.state_dict().items()})
@@ -102,12 +105,12 @@ def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
 
 
 @pytest.mark.slow(seconds=4)
-def test_a_signal_saves_and_the_resumed_run_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_saves_and_the_resumed_run_is_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole, cut = small_job(tmp_path / "whole"), small_job(tmp_path / "cut")
     execute(whole, synthetic(whole))
     before = signal.getsignal(signal.SIGTERM)
     execute(cut, lambda first, end: interrupted(cut, first, end))
-    assert "stopped on SIGTERM after step 3 of 6: continue with --resume" in capsys.readouterr().out
+    assert "stopped on SIGTERM after step 3 of 6: continue with --resume" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
     assert newest(cut.folder.path)["step"] == 3
     execute(cut, synthetic(cut))
@@ -131,13 +134,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: P
 
 
 @pytest.mark.slow(seconds=3)
-def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = small_job(tmp_path, "steps=2", "warmup_steps=1")
     execute(job, synthetic(job))
     job.folder.backbone.unlink()
     before = job.folder.metrics.read_text()
     execute(job, synthetic(job))
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "nothing is left to do" in caplog.text
     assert job.folder.backbone.exists() and job.folder.metrics.read_text() == before
 
 
@@ -168,7 +171,52 @@ def test_a_template_off_the_grid_is_refused_before_the_run_begins(tmp_path: Path
     assert not job.folder.begun
 
 
-def test_a_warm_up_as_long_as_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warm_up_as_long_as_the_run_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = small_job(tmp_path, "steps=2", "warmup_steps=10")
     execute(job, synthetic(job))
-    assert "warning: the warm-up (10 steps)" in capsys.readouterr().out
+    assert "the warm-up (10 steps)" in caplog.text
+
+
+class Slow(Callback):
+    """Has no checkpoint's writing end before training is two steps on, and notes which are taken in time."""
+
+    def __init__(self) -> None:
+        self.steps, self.overtaken = 0, dict[int, bool]()
+
+    def on_step(self, batch: Batch, labels: torch.Tensor, predictions: torch.Tensor) -> None:
+        self.steps += 1
+
+    def write(self, step: int) -> None:
+        until = time.monotonic() + 20
+        while self.steps < min(step + 2, 6) and time.monotonic() < until:
+            time.sleep(0.01)
+        self.overtaken[step] = self.steps >= min(step + 2, 6)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_step(tmp_path: Path) -> None:
+    settings = ("checkpoint_every=2", "keep_checkpoints=3")
+    plain, slow = small_job(tmp_path / "plain", *settings), small_job(tmp_path / "slow", *settings)
+    execute(plain, synthetic(plain))
+    callback = Slow()
+    execute(replace(slow, callbacks=(callback,)), synthetic(slow))
+    assert callback.overtaken == {2: True, 4: True, 6: True}
+    for (_, left), (_, right) in zip(
+        list_checkpoints(plain.folder.checkpoints), list_checkpoints(slow.folder.checkpoints), strict=True
+    ):
+        assert same(read_checkpoint(left), read_checkpoint(right))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_error(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "checkpoint_every=2", "steps=200")
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match=r"checkpoint of step \d+ cannot be written .*make room, then --resume"):
+        execute(job, synthetic(job))
+    assert len(rows(tmp_path)) < 200
+
+
+def test_a_run_leaves_torchs_random_state_and_switches_as_they_were(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "steps=1", "warmup_steps=1", "tf32=false")
+    before = torch.get_rng_state(), torch.backends.cudnn.allow_tf32
+    execute(replace(job, machine_options=MachineOptions(deterministic=True)), synthetic(job))
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.backends.cudnn.allow_tf32
+    assert not torch.are_deterministic_algorithms_enabled()

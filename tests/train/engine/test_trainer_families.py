@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.engine.trainer import execute
+from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
 from tests.helpers.jobs import rows, small_job, synthetic
 

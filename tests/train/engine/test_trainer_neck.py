@@ -14,9 +14,10 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, pyramid_state, read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import autocast
+from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob, execute, trainer_of
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run, read_description
 from jigsaw_pretrain.train.engine.state import State, build_model, build_state, region_maps
-from jigsaw_pretrain.train.engine.trainer import Trainer, execute
+from jigsaw_pretrain.train.engine.trainer import Trainer
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import load_recipe
 from tests.helpers.commands import call
@@ -28,10 +29,10 @@ from tests.helpers.references import erf_adaptive_by_hand, weights_by_hand
 FPN = (f"backbone={TINY}", "neck=fpn", "neck_channels=8", "batch=2", "lanes=2", "log_every=1")
 
 
-def begun(folder: Path, *settings: str) -> tuple[Trainer, State]:
+def begun(folder: Path, *settings: str) -> tuple[TrainingJob, Trainer[PretrainingTask], State]:
     job = small_job(folder, *FPN, *settings)
     state = build_state(job.recipe, len(job.origin.classes) + 1, Ranks())
-    return Trainer(job, state), state
+    return job, trainer_of(job, state), state
 
 
 def test_stages_are_the_ends_of_the_four_scales() -> None:
@@ -53,14 +54,13 @@ def test_stages_are_the_ends_of_the_four_scales() -> None:
 
 
 def test_every_level_has_a_table_that_sums_to_one_and_its_own_share_of_the_loss(tmp_path: Path) -> None:
-    loop, state = begun(tmp_path)
-    job = loop.job
+    job, trainer, state = begun(tmp_path)
     batch = next(iter(synthetic(job)(0, 1)))
     state.model.eval()
     with torch.no_grad():
         logits = state.model(batch.images)
     state.model.train()
-    loop.step(batch, 2, 0.0)
+    trainer.step(batch, 0.0)
     assert [tuple(one.weights.shape) for one in state.tables] == [(4, n, n) for n in (16, 8, 4, 2)]
     maps = region_maps(job.recipe, state.backbone, torch.device("cpu"))
     for table, region_map, level in zip(state.tables, maps, logits, strict=True):
@@ -70,29 +70,30 @@ def test_every_level_has_a_table_that_sums_to_one_and_its_own_share_of_the_loss(
         expected = weights_by_hand(table.masses.double().numpy(), region_map.numpy(), job.recipe.tau)
         np.testing.assert_allclose(table.weights.numpy(), expected, atol=1e-5)
         assert level.shape[2:] == region_map.shape
-    row = loop.flush()[0]
-    assert list(row.levels) == ["P2", "P3", "P4", "P5"]
-    assert row.loss == pytest.approx(sum(row.levels.values()) / 4)
+    row = trainer.flush()[0]
+    assert list(row["loss_by_level"]) == ["P2", "P3", "P4", "P5"]
+    assert row["loss"] == pytest.approx(sum(row["loss_by_level"].values()) / 4)
     # Nothing is left untrained, so DDP waits for no gradient.
     assert all(parameter.grad is not None for parameter in state.model.parameters())
 
 
 def test_the_loss_is_the_mean_of_equation_1_over_the_levels(tmp_path: Path) -> None:
     # In eval mode, for the reference sees one batch norm's statistics and the step another's otherwise.
-    loop, state = begun(tmp_path)
-    batch = next(iter(synthetic(loop.job)(0, 1)))
-    loop.refresh(batch.images)
+    job, trainer, state = begun(tmp_path)
+    batch = next(iter(synthetic(job)(0, 1)))
+    stepper = trainer.task.stepper
+    trainer.task.refresh(batch.images)
     state.model.eval()
     with torch.no_grad(), autocast("fp32", torch.device("cpu")):
         logits = state.model(batch.images)
-    maps = region_maps(loop.job.recipe, state.backbone, torch.device("cpu"))
+    maps = region_maps(job.recipe, state.backbone, torch.device("cpu"))
     expected = [
         erf_adaptive_by_hand(
             one.double().numpy(), batch.labels.numpy(), table.weights.double().numpy(), regions.numpy()
         )
         for one, table, regions in zip(logits, state.tables, maps, strict=True)
     ]
-    found = loop._stepper.take(batch.images, batch.labels).losses
+    found = stepper.take(batch.images, batch.labels).losses
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
@@ -119,9 +120,9 @@ def test_a_neck_run_resumes_bit_for_bit_and_leaves_backbone_and_pyramid(tmp_path
 
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_every_level(tmp_path: Path, strategy: str) -> None:
-    loop, state = begun(tmp_path, f"strategy={strategy}", "norm=gn")
-    loop.step(next(iter(synthetic(loop.job)(0, 1))), 2, 0.0)
-    assert state.tables == () and len(loop.flush()[0].levels) == 4
+    job, trainer, state = begun(tmp_path, f"strategy={strategy}", "norm=gn")
+    trainer.step(next(iter(synthetic(job)(0, 1))), 0.0)
+    assert state.tables == () and len(trainer.flush()[0]["loss_by_level"]) == 4
     assert any(isinstance(part, nn.GroupNorm) for part in state.model.get_submodule("neck").modules())
 
 

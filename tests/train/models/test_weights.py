@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.trainer import execute
+from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.weights import load_weights
 from tests.helpers.jobs import same, small_job, synthetic
@@ -83,12 +83,12 @@ def test_a_bad_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_run_begins_from_a_file_and_needs_it_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_begins_from_a_file_and_needs_it_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "w.pth"
     torch.save(tensors(), file)
     job = small_job(tmp_path / "run", f"backbone={OWN}", f"init={file}", "lr_start=0", "steps=2", "weight_decay=0")
     state = execute(job, synthetic(job), stop_after=1)
-    assert "begun from" in capsys.readouterr().out
+    assert "begun from" in caplog.text
     assert same(dict(state.model.backbone.state_dict()), tensors())
     file.unlink()
     assert execute(job, synthetic(job)).step == 2

@@ -1,0 +1,428 @@
+"""Pre-training as a task of the trainer: jigsaws in, dense classification, and every so often a fresh ERF table.
+
+`execute` begins or continues a run on every rank. `PretrainingTask` alone takes a state through steps.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import REGIONS
+from jigsaw_pretrain.train import erf
+from jigsaw_pretrain.train.data.batch import Batch, BatchSource
+from jigsaw_pretrain.train.data.digest import digest_line, interleave
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.callbacks import Callback, DataErrors
+from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, save_file, trained_state
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, digest_file
+from jigsaw_pretrain.train.engine.optim import arithmetic
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_origin, describe_run
+from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
+from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper, micro_batch_of
+from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
+from jigsaw_pretrain.train.erf import Grid
+from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.recipe import Recipe
+
+OpenSource = Callable[[int, int], BatchSource]
+"""Opens this rank's batches of steps [first, end)."""
+
+Digests = tuple[tuple[bytes, bytes], ...]
+
+DigestLine = Callable[[int, list[Digests]], str]
+"""The digest line of a step, from every rank's digests of its batch."""
+
+Validate = Callable[[State], dict[str, Any]]
+"""Evaluates on held-out jigsaws; called on all ranks, returns the same figures on each."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is run: the recipe, its dataset, the run folder, the ranks, and what does not change the result.
+
+    callbacks: called on rank 0. log: names of loggers. keep: checkpoints that stay; None for the recipe's
+    keep_checkpoints. validate: called every val_every steps, and at the end. title: of the progress bar on a terminal.
+    """
+
+    recipe: Recipe
+    origin: Origin
+    folder: RunFolder
+    ranks: Ranks
+    callbacks: tuple[Callback, ...] = ()
+    log: tuple[str, ...] = ()
+    machine_options: MachineOptions = MachineOptions()
+    keep: int | None = None
+    validate: Validate | None = None
+    val_every: int = 0
+    title: str | None = None
+
+
+class PretrainingTask:
+    """A state, and what takes it through steps: an engine.trainer.TrainingTask.
+
+    open_source: not needed for ``take`` alone.
+    """
+
+    remedy = "begin another run with a lower lr_peak or a longer warmup_steps"
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        state: State,
+        open_source: OpenSource | None = None,
+        digest_line: DigestLine | None = None,
+    ) -> None:
+        self._job, self._recipe, self._ranks = job, job.recipe, job.ranks
+        self.state = state
+        self._open_source, self._digest_line = open_source, digest_line
+        self._region_maps = region_maps(job.recipe, state.backbone, job.ranks.device)
+        self._stepper: Stepper | None = None
+        self._levels = [stage.level for stage in state.backbone.stages]
+        self._source: BatchSource | None = None
+        self._digests: list[str] = []
+        self._data_errors = DataErrors(state, job.ranks)
+        self._copied: torch.cuda.Event | None = None
+        self._callbacks = job.callbacks if job.ranks.first else ()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self.state.step = value
+
+    @property
+    def steps(self) -> int:
+        """Of the recipe."""
+        return self._recipe.steps
+
+    @property
+    def stepper(self) -> Stepper:
+        """What runs the optimizer; made on all ranks together, compiling and a dry run included, when it is needed."""
+        if self._stepper is None:
+            self._stepper = Stepper(self._recipe, self.state, self._ranks, self._region_maps, self._job.machine_options)
+        return self._stepper
+
+    def open(self, until: int) -> Iterator[Batch]:
+        """Give this rank's jigsaws; what the run has left out stays out."""
+        assert self._open_source is not None
+        if self._ranks.first:
+            digest_file(self._job.folder.digest).cut_back(self.step)
+        source = self._source = self._open_source(self.step, until)
+        if self.state.left_out:
+            source.leave_out(self.state.left_out)
+        return self._in_order(source)
+
+    def _in_order(self, source: BatchSource) -> Iterator[Batch]:
+        for batch in source:
+            if batch.step != self.step:
+                raise RuntimeError(f"the source gave batch {batch.step} for step {self.step}")
+            yield batch
+
+    def close(self) -> None:
+        """End the source's workers."""
+        if self._source is not None:
+            self._source.close()
+
+    def take(self, batch: Batch) -> StepMetrics:
+        """One optimizer step on this rank's share of the batch, the ERF table renewed before where that is due."""
+        recipe, state = self._recipe, self.state
+        images, labels = self._moved(batch)
+        pictures: dict[str, Any] = {}
+        if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
+            pictures = self.refresh(self.first_of_lanes(images))
+        stepper = self.stepper
+        if not state.model.training:
+            # An evaluation leaves it so.
+            state.model.train()
+        output = stepper.take(images, labels)
+        for callback in self._callbacks:
+            callback.on_step(batch, labels, output.predictions)
+        self._data_errors.note(batch)
+        if self._digest_line is not None:
+            shares = self._ranks.all_gather(batch.digests or ())
+            self._digests.append(self._digest_line(state.step, shares))
+        losses, count = output.losses.detach().double().reshape(-1), len(images)
+        sums = {"loss": losses.mean() * count, "hits": output.predictions.eq(labels).sum(dim=0)}
+        if self._levels:
+            sums["levels"] = losses * count
+        return StepMetrics(sums, count, output.lr, {"replaced": batch.replaced}, pictures)
+
+    def first_of_lanes(self, images: Tensor) -> Tensor:
+        """The first jigsaw of each of this rank's lanes, of its images in lane order."""
+        return images[:: len(images) * self._ranks.world // self._recipe.stream.lane_count]
+
+    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's images and labels on the device; a GPU's copies do not wait."""
+        device = self._ranks.device
+        if self._copied is not None:
+            # The loader writes into this memory again two batches on: no copy may be more than one step behind.
+            self._copied.synchronize()
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            self._copied = torch.cuda.current_stream(device).record_event()
+        return images, labels
+
+    def refresh(self, images: Tensor) -> dict[str, Any]:
+        """Renew the ERF table of every map from the first jigsaw of each lane, averaged over all ranks' lanes.
+
+        Returns the callbacks' pictures.
+        """
+        model, ranks = self.state.model, self._ranks
+        ranks.broadcast_buffers(model)
+        with torch.no_grad():
+            normalised = model.normalise(images)
+        levels = list(zip(model.levels(), self._region_maps, grids(self._recipe, self.state.backbone), strict=True))
+        self.state.tables = tuple(self._table(normalised, *one) for one in levels)
+        # Of a neck's levels the coarsest, whose positions are those of a run without one.
+        level, region_map, _ = levels[-1]
+        pictures: dict[str, Any] = {}
+        for callback in self._callbacks:
+            pictures |= callback.on_refresh(self.state.tables[-1], level, normalised, region_map)
+        return pictures
+
+    def _table(self, normalised: Tensor, level: nn.Module, region_map: Tensor, measured: Grid) -> ErfTable:
+        """The table of one map, from this rank's images and all others'."""
+        masses = erf.region_masses(level, normalised, region_map, self.stepper.micro_batch, measured)
+        # One sum for masses and image count: the mean over all ranks' images, however they are dealt out.
+        count = masses.new_tensor([len(normalised)])
+        summed = self._ranks.all_reduce_sum(torch.cat([masses.flatten() * count, count]))
+        masses = (summed[:-1] / summed[-1]).view_as(masses)
+        return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self._recipe.tau))
+
+    def rows(self, window: WindowMetrics) -> list[Row]:
+        """One row per step; all rows of a window carry its speed, waiting share and device-seconds per step.
+
+        loss: mean over the global batch. accuracy: by region, the share of jigsaws whose region's mean logits are
+        largest at its label. replaced: crops that stand in for undecodable ones. left_out: shards that the run goes on
+        without. loss_by_level: with a neck, of each of its levels, of which ``loss`` is the mean.
+        """
+        left_out = self._data_errors.settle(sum(one.counts["replaced"] for one in window.steps))
+        rows = []
+        for one in window.steps:
+            row: Row = {
+                "step": one.step,
+                "loss": one.means["loss"][0],
+                "accuracy": dict(zip(REGIONS, one.means["hits"], strict=True)),
+                "lr": one.lr,
+                "images_per_second": round(window.samples_per_second, 2),
+                "data_wait": round(window.data_wait, 4),
+                "replaced": one.counts["replaced"],
+                "left_out": left_out,
+                "device_seconds": round(window.device_seconds / len(window.steps), 5),
+            }
+            if self._levels:
+                row["loss_by_level"] = dict(zip(self._levels, one.means["levels"], strict=True))
+            rows.append(row)
+        if self._ranks.first:
+            digest_file(self._job.folder.digest).append(self._digests)
+        self._digests = []
+        return rows
+
+    def check(self) -> None:
+        """Refuse to go on where too many crops could not be decoded."""
+        self._data_errors.check(self._recipe.batch)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """The state, and what it belongs to."""
+        origin = self._job.origin
+        return {
+            **self.state.to_checkpoint(),
+            "recipe": self._recipe.to_dict(),
+            "classes": list(origin.classes),
+            "dataset": origin.fingerprint,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take a checkpoint's place."""
+        self.state.restore(content)
+
+    def describe(self) -> None:
+        """Write run.json and recipe.toml."""
+        found, neck = self.state.backbone, self.state.model.neck
+        about: dict[str, Any] = {"name": found.name, "channels": found.channels, "stride": found.stride}
+        if neck is not None:
+            levels = {one.level: one.stride for one in found.stages}
+            about["neck"] = {"name": self._recipe.neck, "channels": neck.channels, "levels": levels}
+        describe_run(self._job.folder, self._recipe, self._job.origin, about)
+
+
+class Validation:
+    """The job's validation as the trainer asks for it (engine.trainer.PeriodicEvaluation)."""
+
+    key: str | None = "validation"
+
+    def __init__(self, validate: Validate, every: int, state: State, steps: int) -> None:
+        self._validate, self._every, self._state, self._steps = validate, every, state, steps
+
+    def due(self, step: int) -> bool:
+        """Every so many steps, and at the end."""
+        return step % self._every == 0 or step == self._steps
+
+    def made(self, row: Row) -> bool:
+        """Whether the row has figures."""
+        return self.key in row
+
+    def __call__(self, stopped: Stopped) -> dict[str, Any]:
+        """The figures; at most a few thousand jigsaws, so a signal waits."""
+        return self._validate(self._state)
+
+
+def trainer_of(
+    job: TrainingJob, state: State, open_source: OpenSource | None = None, digest_line: DigestLine | None = None
+) -> Trainer[PretrainingTask]:
+    """The trainer of a job from a state on."""
+    task = PretrainingTask(job, state, open_source, digest_line)
+    recipe = job.recipe
+    evaluation = (
+        Validation(job.validate, job.val_every, state, recipe.steps) if job.validate and job.val_every else None
+    )
+    options = TrainerOptions(
+        job.folder,
+        job.ranks,
+        recipe.log_every,
+        recipe.checkpoint_every,
+        job.keep or recipe.keep_checkpoints,
+        task.describe,
+        recipe.to_dict(),
+        job.callbacks,
+        job.log,
+        evaluation,
+        job.title,
+    )
+    return Trainer(task, options)
+
+
+def execute(
+    job: TrainingJob, open_source: OpenSource, *, stop_after: int | None = None, digest_line: DigestLine | None = None
+) -> State:
+    """Begin or continue a job's run, on every rank; returns the state it ended with.
+
+    Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. torch's global random state
+    and switches are afterwards as they were. Raises UserError for whatever the user can mend.
+    """
+    ranks = job.ranks
+    with (
+        arithmetic(ranks.device, tf32=job.recipe.tf32, deterministic=job.machine_options.deterministic),
+        torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+    ):
+        return _execute(job, open_source, stop_after, digest_line)
+
+
+def _execute(
+    job: TrainingJob, open_source: OpenSource, stop_after: int | None, digest_line: DigestLine | None
+) -> State:
+    recipe, folder, ranks = job.recipe, job.folder, job.ranks
+    ranks.run_on_rank_zero(lambda: check_origin(folder, job.origin))
+    state = ranks.run_on_all(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
+    trainer = trainer_of(job, state, open_source, digest_line)
+    if not trainer.resume() and (file := recipe.init) is not None:
+        ranks.log_rank_zero(f"begun from {ranks.run_on_all(lambda: load_weights(state.backbone, file))}")
+    until = min(recipe.steps, stop_after or recipe.steps)
+    ending = None
+    if state.step < until:
+        announce(job, state, until)
+        # Compiling and the dry run come after what may be refused.
+        _ = trainer.task.stepper
+        ending = trainer.run(until)
+    else:
+        ranks.log_rank_zero(
+            f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}"
+        )
+    if state.step >= recipe.steps:
+        ranks.run_on_rank_zero(lambda: _publish_backbone(folder, state))
+        ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        if recipe.neck != "none":
+            ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
+    else:
+        why = f"on {ending} " if ending else ""
+        ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+    return state
+
+
+def announce(job: TrainingJob, state: State, until: int) -> None:
+    """Say what is about to run."""
+    recipe, ranks = job.recipe, job.ranks
+    start_rate, peak = recipe.rates
+    stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
+    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
+    ranks.log_rank_zero(
+        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+    )
+    if not job.origin.pixels.is_rgb8:
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
+    ranks.log_rank_zero(
+        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
+        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+    )
+    if recipe.precision != "fp32" or micro_batch < share:
+        ranks.log_rank_zero(
+            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"
+        )
+    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+        ranks.log_rank_zero(
+            f"the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or sync_bn",
+            logging.WARNING,
+        )
+    if recipe.warmup_steps >= recipe.steps:
+        ranks.log_rank_zero(
+            f"the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
+            "never falls; set warmup_steps lower",
+            logging.WARNING,
+        )
+
+
+def _publish_backbone(folder: RunFolder, state: State) -> None:
+    trained = trained_state(state.to_checkpoint())
+    if pyramid := pyramid_state(trained):
+        save_file(folder.pyramid, pyramid)
+    save_file(folder.backbone, backbone_state(trained))
+    folder.push()
+
+
+def loader_source(
+    job: TrainingJob, dataset: Dataset, workers: int, with_digests: bool, access: ReadOptions | None = None
+) -> OpenSource:
+    """One rank's jigsaws of a dataset, from any step on."""
+
+    def open_source(first: int, end: int) -> BatchSource:
+        loader = JigsawLoader(
+            dataset,
+            job.recipe.template,
+            job.recipe.stream,
+            rank=job.ranks.rank,
+            world=job.ranks.world,
+            workers=workers,
+            start_step=first,
+            stop_step=end,
+            with_digests=with_digests,
+            pin_memory=job.ranks.device.type == "cuda",
+            access=access,
+        )
+        for note in loader.notes:
+            job.ranks.log_rank_zero(note)
+        if not loader.notes:
+            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
+            job.ranks.log_rank_zero(f"shares of the crops drawn: {shares}")
+        return loader
+
+    return open_source
+
+
+def digest_lines(job: TrainingJob) -> DigestLine:
+    """The lines that `digest` prints, from the digests of all ranks' batches."""
+    stream, world = job.recipe.stream, job.ranks.world
+    return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))
