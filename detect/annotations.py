@@ -1,49 +1,26 @@
-"""COCO JSON as the detector needs it: images with their boxes, labels, crowd flags and segmentations.
+"""Ground truth as detectors need it, from annotations of any kind that prep takes too (formats/annotations/).
 
-Decoded with msgspec into typed records, so an error names the place in the file; files with NaN tokens, which msgspec
-refuses whole, go through the standard library. A million boxes take seconds. Labels are 0..C-1 in ascending category
-id, as everywhere in this project. What cannot be trained on (a box that is not finite, or has no area inside its
-image) is left out of training and counted; ground truth for AP keeps every finite box as it stands.
+Images with their boxes, labels, crowd flags and segmentations. Labels are 0..C-1 in ascending category id, as
+everywhere in this project. What cannot be trained on (a box that is not finite, or has no area inside its image, or a
+category that nobody defines) is left out of training and counted; ground truth for AP keeps every finite box as it
+stands. A million boxes take seconds.
+
+Crowd regions and what the annotations mark as ignored are no objects to learn. For AP both are COCO's crowd regions: a
+detection that lies on one counts neither for nor against the detector.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain.errors import UserError
-
-
-class _Image(msgspec.Struct):
-    id: int | str
-    file_name: str
-    width: int
-    height: int
-
-
-class _Annotation(msgspec.Struct):
-    image_id: int | str
-    category_id: int
-    bbox: list[float]
-    iscrowd: int = 0
-    area: float | None = None
-    segmentation: Any = None
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _Document(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
+from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason
+from jigsaw_pretrain.formats.annotations.table import Annotations, Key
+from jigsaw_pretrain.formats.images.source import ImageSource
 
 
 @dataclass(frozen=True)
@@ -51,10 +28,11 @@ class ImageRecord:
     """One image and what can be trained on in it.
 
     boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1.
-    crowd: bool [n]. segmentations: one polygon list or RLE per box, None where there is none.
+    crowd: bool [n], regions that are no single object, or that the annotations mark as ignored. segmentations: one
+    polygon list or RLE per box, None where there is none.
     """
 
-    id: int | str
+    id: Key
     file_name: str
     width: int
     height: int
@@ -66,17 +44,21 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A COCO file, read.
+    """Annotations of any kind, read for a detector.
 
-    categories: (id, name) in label order. truth: the ground truth as pycocotools wants it, with ids made unique from 1
+    source: what to call them in messages. categories: (id, name) in label order; the label is the id where the
+    annotations number no categories. truth: the ground truth as pycocotools wants it, with ids made unique from 1
     (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild). unusable: boxes left out of training.
+    other_ids: ids of entries that list an image again, and the image's. exif: as of Reading.
     """
 
-    path: Path
+    source: str
     images: tuple[ImageRecord, ...]
     categories: tuple[tuple[int, str], ...]
     truth: dict[str, Any]
     unusable: int
+    other_ids: Mapping[Key, Key] = field(default_factory=dict)
+    exif: str = "ignore"
 
     @property
     def classes(self) -> list[str]:
@@ -90,100 +72,110 @@ class GroundTruth:
         return sum(given) / len(given) if given else 1.0
 
 
-def read_ground_truth(path: Path) -> GroundTruth:
-    """Read a COCO JSON file; raises UserError that names the file and the place where it is not one."""
-    document = _decode(path)
-    if not document.images:
-        raise UserError(f"{path} lists no images: give a COCO file with images, annotations and categories")
-    if not document.categories:
-        raise UserError(f"{path} lists no categories: give a COCO file with images, annotations and categories")
-    categories = tuple(sorted((one.id, one.name) for one in document.categories))
-    label_of = {category: label for label, (category, _) in enumerate(categories)}
-    if len(label_of) != len(categories):
-        raise UserError(f"{path} gives one category id to several categories: make the ids unique")
-    by_image: dict[int | str, list[_Annotation]] = {image.id: [] for image in document.images}
-    if len(by_image) != len(document.images):
-        raise UserError(f"{path} gives one image id to several images: make the ids unique")
-    for index, one in enumerate(document.annotations):
-        if one.image_id not in by_image or one.category_id not in label_of or len(one.bbox) != 4:
-            raise UserError(
-                f"{path}: annotations[{index}] has an image_id ({one.image_id!r}), category_id ({one.category_id}) or "
-                "bbox that the file does not define: correct or remove it"
+def read_ground_truth(annotations: str, images: str | None, reading: Reading | None = None) -> GroundTruth:
+    """Read annotations of any kind.
+
+    Args:
+        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        images: What the file names are relative to: a folder, zip or tar; a path or a URL. None where only COCO's own
+            sizes are needed.
+        reading: How the annotations are to be understood.
+
+    Raises:
+        UserError: They cannot be read, list no image or no category, or hold a box of an unknown image or category.
+    """
+    reading = replace(reading or Reading(), detailed=True)
+    source = ImageSource(images or ".")
+    if images is not None:
+        source.check()
+    raw = read_annotations(annotations, images or ".")
+    if raw.kind == "yolo" and images is None:
+        raise UserError(f"{raw.source}: YOLO labels are shares of their images, whose sizes are needed: give --images")
+    found = listed(raw, source, reading)
+    if not found.files:
+        raise UserError(f"{raw.source} lists no image that can be used: check it with `jigsaw-prep doctor`")
+    if not found.classes:
+        raise UserError(f"{raw.source} lists no categories: add them")
+    if any(number != int(number) for number in found.category_ids):
+        raise UserError(f"{raw.source} has a category id that is no whole number: give each category a whole number")
+    boxes, crowd = _boxes(found), found.crowd | found.ignored
+    usable = (found.reason == BoxReason.USABLE) & _with_area(boxes)
+    order = np.argsort(found.image, kind="stable")
+    starts = np.searchsorted(found.image[order], np.arange(len(found.files) + 1))
+    details = found.details
+    assert details is not None
+    records = []
+    for index, rows in enumerate(np.split(order, starts[1:-1])):
+        rows = rows[usable[rows]]
+        records.append(
+            ImageRecord(
+                found.image_ids[index],
+                found.files[index],
+                int(found.widths[index]),
+                int(found.heights[index]),
+                boxes[rows],
+                found.label[rows],
+                crowd[rows],
+                tuple(details.segmentations[row] for row in rows),
             )
-        by_image[one.image_id].append(one)
-    images = tuple(_image_record(image, by_image[image.id], label_of) for image in document.images)
-    unusable = len(document.annotations) - sum(len(record.labels) for record in images)
-    return GroundTruth(path, images, categories, _truth(document), unusable)
+        )
+    categories = tuple((int(number), name) for number, name in zip(found.category_ids, found.classes, strict=True))
+    unusable = len(usable) - int(usable.sum()) + sum(row.image_file is None for row in found.skipped)
+    truth = _truth(found, crowd, records, categories)
+    return GroundTruth(raw.source, tuple(records), categories, truth, unusable, found.other_ids, reading.exif)
 
 
-def _decode(path: Path) -> _Document:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a COCO annotation file") from error
-    try:
-        return msgspec.json.decode(raw, type=_Document)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not a COCO detection file ({error})") from error
-    except msgspec.DecodeError:
-        try:
-            return msgspec.convert(json.loads(raw), type=_Document)
-        except (ValueError, msgspec.ValidationError) as error:
-            raise UserError(f"{path} is not a COCO detection file ({error})") from error
+def _boxes(found: Annotations) -> npt.NDArray[np.float64]:
+    """Left, top, right, bottom of every box, cut to its image; zeros where it is no box."""
+    finite = np.isfinite(found.xywh.sum(axis=1))
+    corners = np.concatenate((found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]), axis=1)
+    limits = np.stack([found.widths, found.heights, found.widths, found.heights], axis=1)[found.image]
+    return np.clip(np.where(finite[:, None], corners, 0), 0, limits)
 
 
-def _image_record(image: _Image, found: Sequence[_Annotation], label_of: dict[int, int]) -> ImageRecord:
-    """The image with the boxes that have an area inside it."""
-    raw = np.array([one.bbox for one in found], dtype=np.float64).reshape(-1, 4)
-    finite = np.isfinite(raw.sum(axis=1))
-    corners = np.concatenate((raw[:, :2], raw[:, :2] + raw[:, 2:]), axis=1)
-    limits = np.array([image.width, image.height, image.width, image.height], dtype=np.float64)
-    boxes = np.clip(np.where(finite[:, None], corners, 0), 0, limits)
-    usable = finite & (boxes[:, 2] - boxes[:, 0] >= 1e-2) & (boxes[:, 3] - boxes[:, 1] >= 1e-2)
-    kept = [one for one, good in zip(found, usable, strict=True) if good]
-    return ImageRecord(
-        image.id,
-        image.file_name,
-        image.width,
-        image.height,
-        boxes[usable],
-        np.array([label_of[one.category_id] for one in kept], dtype=np.int64),
-        np.array([bool(one.iscrowd) for one in kept], dtype=np.bool_),
-        tuple(one.segmentation or None for one in kept),
-    )
+def _with_area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return (boxes[:, 2] - boxes[:, 0] >= 1e-2) & (boxes[:, 3] - boxes[:, 1] >= 1e-2)
 
 
-def _truth(document: _Document) -> dict[str, Any]:
-    """The ground truth for COCOeval: every finite box, areas filled in where the file has none."""
+def _truth(
+    found: Annotations,
+    crowd: npt.NDArray[np.bool_],
+    records: Sequence[ImageRecord],
+    categories: Sequence[tuple[int, str]],
+) -> dict[str, Any]:
+    """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none."""
+    assert found.details is not None
+    kept = np.flatnonzero(np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
+    areas = np.where(np.isnan(found.details.areas), found.xywh[:, 2] * found.xywh[:, 3], found.details.areas)
     annotations: list[dict[str, Any]] = []
-    for one in document.annotations:
-        if not np.isfinite(one.bbox).all():
-            continue
-        area = one.bbox[2] * one.bbox[3] if one.area is None else one.area
+    for row in kept:
         record = {
             "id": len(annotations) + 1,
-            "image_id": one.image_id,
-            "category_id": one.category_id,
-            "bbox": list(one.bbox),
-            "area": area,
-            "iscrowd": one.iscrowd,
+            "image_id": records[found.image[row]].id,
+            "category_id": categories[found.label[row]][0],
+            "bbox": found.xywh[row].tolist(),
+            "area": float(areas[row]),
+            "iscrowd": int(crowd[row]),
         }
-        if one.segmentation:
-            record["segmentation"] = one.segmentation
+        if found.details.segmentations[row]:
+            record["segmentation"] = found.details.segmentations[row]
         annotations.append(record)
     return {
-        "images": [msgspec.to_builtins(image) for image in document.images],
+        "images": [
+            {"id": one.id, "file_name": one.file_name, "width": one.width, "height": one.height} for one in records
+        ],
         "annotations": annotations,
-        "categories": [msgspec.to_builtins(one) for one in document.categories],
+        "categories": [{"id": number, "name": name} for number, name in categories],
     }
 
 
 def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:
-    """Raise UserError unless both files number the same classes in the same way."""
+    """Raise UserError unless both number the same classes in the same way."""
     if training.categories != validation.categories:
         ours, theirs = dict(training.categories), dict(validation.categories)
-        odd = sorted(set(training.categories) ^ set(validation.categories))[0]
+        number = sorted(set(training.categories) ^ set(validation.categories))[0][0]
+        first = f"id {number}, {theirs.get(number, 'absent')!r} against {ours.get(number, 'absent')!r}"
         raise UserError(
-            f"{validation.path} and {training.path} do not define the same categories (first difference: id {odd[0]}, "
-            f"{theirs.get(odd[0], 'absent')!r} against {ours.get(odd[0], 'absent')!r}): give both the same list"
+            f"{validation.source} and {training.source} do not define the same categories (first difference: "
+            f"{first}): give both the same list"
         )

@@ -11,10 +11,10 @@
   640 x 480 per second at 800 pixels.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -29,6 +29,9 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.recipe import ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
+from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.formats.pixels import RGB8
 
 
 class Order:
@@ -159,22 +162,34 @@ class Sample:
     masks: Tensor | None
 
 
-def read_image(folder: Path, record: ImageRecord) -> npt.NDArray[np.uint8]:
-    """The stored pixels as uint8 [height, width, 3], RGB, not rotated by EXIF (COCO boxes refer to stored pixels)."""
-    path = folder / record.file_name
-    try:
-        raw = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): is it the folder of these annotations?") from error
-    pixels = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if raw.size else None
-    if pixels is None:
-        raise UserError(f"{path} is not an image that can be decoded: replace it, or take it out of the annotations")
-    if pixels.shape[:2] != (record.height, record.width):
-        raise UserError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotations say {record.width} x "
-            f"{record.height}: its boxes refer to another picture; correct one of the two"
-        )
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+class ImageReader:
+    """Reads the images of some annotations from a folder, a store or an archive, as prep does; may be pickled.
+
+    The source is opened in the process that reads. Of an archive each process takes along where the images lie.
+    """
+
+    def __init__(self, images: str, annotations: GroundTruth) -> None:
+        self._url, self._exif = images, annotations.exif
+        self._members = ImageSource(images).member_offsets([record.file_name for record in annotations.images])
+        self._source: ImageSource | None = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open source behind."""
+        return {**vars(self), "_source": None}
+
+    def read(self, record: ImageRecord) -> npt.NDArray[np.uint8]:
+        """The image as RGB, uint8 [height, width, 3]; UserError where it is unreadable or of another size."""
+        if self._source is None or self._process != os.getpid():
+            self._source, self._process = ImageSource(self._url, self._members), os.getpid()
+        try:
+            raw = self._source.read(record.file_name)
+            return np.asarray(decode_raster(raw, record.width, record.height, self._exif, RGB8), dtype=np.uint8)
+        except ImageError as error:
+            raise UserError(
+                f"{self._source.describe().rstrip('/')}/{record.file_name} cannot be trained on ({error}): replace it, "
+                "or take it out of the annotations"
+            ) from error
 
 
 def object_mask(record: ImageRecord, which: int) -> npt.NDArray[np.uint8]:
@@ -194,9 +209,11 @@ def object_mask(record: ImageRecord, which: int) -> npt.NDArray[np.uint8]:
     return np.asarray(rle.decode(encoded), dtype=np.uint8)
 
 
-def load_sample(folder: Path, record: ImageRecord, index: int, transform: ResizeCrop, with_masks: bool) -> Sample:
+def load_sample(
+    reader: ImageReader, record: ImageRecord, index: int, transform: ResizeCrop, with_masks: bool
+) -> Sample:
     """An image after a transform; crowd regions are no objects to learn."""
-    image = torch.from_numpy(transform_pixels(read_image(folder, record), transform)).permute(2, 0, 1).contiguous()
+    image = torch.from_numpy(transform_pixels(reader.read(record), transform)).permute(2, 0, 1).contiguous()
     boxes, kept = transform_boxes(record.boxes, (record.width, record.height), transform)
     kept &= ~record.crowd
     masks: Tensor | None = None
@@ -229,10 +246,10 @@ class DetectionDataset(Dataset[Sample]):
     """Samples by (image, step, place in the batch); without an augmentation the transform of evaluation."""
 
     def __init__(
-        self, annotations: GroundTruth, folder: Path, plan: ScaledRecipe, augmentation: Augmentation | None, masks: bool
+        self, annotations: GroundTruth, images: str, plan: ScaledRecipe, augmentation: Augmentation | None, masks: bool
     ) -> None:
         self._records = annotations.images
-        self._folder = folder
+        self._reader = ImageReader(images, annotations)
         self._plan = plan
         self._augmentation = augmentation
         self._masks = masks
@@ -250,7 +267,7 @@ class DetectionDataset(Dataset[Sample]):
             transform = training_transform(
                 record.width, record.height, self._plan, self._augmentation.flip, self._augmentation.jitter, key
             )
-        return load_sample(self._folder, record, index, transform, self._masks)
+        return load_sample(self._reader, record, index, transform, self._masks)
 
 
 class _StepSampler:

@@ -72,7 +72,7 @@ def evaluate_model(
     recipe: DetectorRecipe,
     plan: ScaledRecipe,
     annotations: GroundTruth,
-    images: Path,
+    images: str,
     ranks: Ranks,
     workers: int,
     batch: int,

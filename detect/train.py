@@ -47,6 +47,7 @@ from jigsaw_pretrain.detect.run import (
     read_config,
 )
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.checkpoint import (
     list_checkpoints,
@@ -64,7 +65,7 @@ KEEP = 2
 LOG_SECONDS = 10.0
 """Least time between two lines of progress."""
 
-WritePage = Callable[[Path, GroundTruth, Path], object]
+WritePage = Callable[[Path, GroundTruth, str], object]
 """Draws the page of a run: its folder, the validation set, and the folder of its images."""
 
 
@@ -72,15 +73,16 @@ WritePage = Callable[[Path, GroundTruth, Path], object]
 class DetectorJob:
     """The command's arguments that are no part of the recipe."""
 
-    annotations: Path
-    images: Path
-    val_annotations: Path | None
-    val_images: Path | None
+    annotations: str
+    images: str
+    val_annotations: str | None
+    val_images: str | None
     run: Path
     init: str
     workers: int
     resume: bool
     stop_after: int | None
+    reading: Reading = Reading()
 
 
 @dataclass
@@ -149,7 +151,7 @@ def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: 
 
     write_page: draws the finished run's page, on rank 0, where there is a validation set.
     """
-    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations))
+    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     validation = ranks.run_on_all(lambda: _validation(training, job))
     with StopRequest() as stop:
         trainer, fresh = _trainer(job, recipe, ranks, training, validation)
@@ -169,7 +171,7 @@ def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: 
 def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     if job.val_annotations is None:
         return None
-    found = read_ground_truth(job.val_annotations)
+    found = read_ground_truth(job.val_annotations, job.val_images, job.reading)
     require_same_classes(training, found)
     return found
 
@@ -310,7 +312,7 @@ def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> s
     if recipe.freeze == "backbone" and config.init == "scratch":
         lines.append("warning: a frozen backbone from scratch stays random: give --init weights")
     if training.unusable:
-        lines.append(f"warning: {training.unusable} boxes have no area inside their image and are left out of training")
+        lines.append(f"warning: {training.unusable} boxes cannot be used and are left out of training")
     if recipe.model == "mask-rcnn-fpn" and training.segmented < 1:
         lines.append(
             f"warning: {1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole "

@@ -59,6 +59,7 @@ class Shaping(TypedDict, total=False):
     jpeg_quality: int
     subsampling: str
     exif: str
+    ignored: str
     encode: str
     pixels: str
     """``auto`` (the images decide), ``rgb8``, or channels and type such as ``6xuint16``."""
@@ -237,7 +238,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
 
     Raises UserError, StoreError.
     """
-    annotations, options = listed(raw, source, job.options.exif), job.options
+    annotations, options = listed(raw, source, job.options.reading), job.options
     if options.pixels is None:
         found = choose_pixels(annotations, source)
         options = replace(options, pixels=found.pixels)

@@ -11,18 +11,22 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
 from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.train import DetectorJob, run_job
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 
 
 @click.command(cls=Command)
-@click.option("--annotations", required=True, type=click.Path(path_type=Path), help="COCO JSON to train on")
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="folder of its images")
-@click.option("--val-annotations", type=click.Path(path_type=Path), help="COCO JSON to report AP on")
-@click.option("--val-images", type=click.Path(path_type=Path), help="folder of its images")
+@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them")
+@click.option("--images", required=True, help="their images: a folder, zip or tar; a path or a URL")
+@click.option("--val-annotations", help="annotations to report AP on")
+@click.option("--val-images", help="their images")
+@options.exif
+@options.ignored
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="folder of the run, made if need be")
 @click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; without one, the Jigsaw paper's recipe")
@@ -39,10 +43,12 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 @click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
 @click.option("--stop-after", type=click.IntRange(1), help="end at this step and leave the schedule as it is")
 def train(
-    annotations: Path,
-    images: Path,
-    val_annotations: Path | None,
-    val_images: Path | None,
+    annotations: str,
+    images: str,
+    val_annotations: str | None,
+    val_images: str | None,
+    exif: str,
+    ignored: str,
     run: Path,
     init: str,
     recipe: Path | None,
@@ -64,7 +70,9 @@ def train(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if (val_annotations is None) != (val_images is None):
             raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
-        job = DetectorJob(annotations, images, val_annotations, val_images, run, init, workers, resume, stop_after)
+        reading = Reading(exif, ignored)
+        data = (annotations, images, val_annotations, val_images)
+        job = DetectorJob(*data, run, init, workers, resume, stop_after, reading)
         ranks = start(device)
         if chosen.batch % ranks.world:
             raise UserError(f"a batch of {chosen.batch} is not divisible by {ranks.world} ranks: --set batch=...")

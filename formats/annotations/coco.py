@@ -1,22 +1,31 @@
 """Reads COCO JSON: images, boxes and categories, straight into typed records.
 
 msgspec skips polygons and everything else that is not asked for: a million boxes of a 600 MB file take about 3 s and
-1 GB, and its errors carry the JSON path. A file with NaN, Infinity or out-of-range numbers, which JSON does not know
-but exporters write, is read by the standard library instead: five times slower, the same records.
+1 GB, and its errors carry the JSON path. Detectors ask for areas and segmentations too (``detailed``). A file with NaN,
+Infinity or out-of-range numbers, which JSON does not know but exporters write, is read by the standard library instead:
+five times slower, the same records.
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
-from jigsaw_pretrain.formats.annotations.table import Annotations, BoxColumns, ImageEntry, assemble
+from jigsaw_pretrain.formats.annotations.table import (
+    Annotations,
+    BoxColumns,
+    BoxDetails,
+    ImageEntry,
+    Key,
+    ReadTable,
+    assemble,
+)
 
 Number = int | float
-Key = int | float | str
 
 
 class CocoImage(msgspec.Struct, gc=False):
@@ -37,6 +46,14 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     bbox: tuple[float, ...] | None = None
     id: Key | None = None
     iscrowd: int | bool | None = 0
+    ignore: int | bool | None = 0
+
+
+class CocoObject(CocoAnnotation, gc=False):
+    """An entry of ``annotations`` with what detectors need."""
+
+    area: Number | None = None
+    segmentation: Any = None
 
 
 class CocoCategory(msgspec.Struct, gc=False):
@@ -54,31 +71,42 @@ class CocoFile(msgspec.Struct, gc=False):
     categories: list[CocoCategory]
 
 
-def read_coco(raw: bytes, source: str) -> tuple[list[str], list[ImageEntry], BoxColumns]:
-    """Class names in label order, image entries and boxes of a COCO file; raises UserError naming ``source``.
+class CocoDetails(msgspec.Struct):
+    """A COCO file with what detectors need."""
+
+    images: list[CocoImage]
+    annotations: list[CocoObject]
+    categories: list[CocoCategory]
+
+
+Form = TypeVar("Form", CocoFile, CocoDetails)
+
+
+def read_coco(raw: bytes, source: str, detailed: bool = False) -> ReadTable:
+    """Classes, image entries and boxes of a COCO file; raises UserError naming ``source``.
 
     Labels 0..C-1 go to the categories in ascending id, used or not.
     """
-    coco = decode(raw, source)
+    coco: CocoFile | CocoDetails = decode(raw, source, CocoDetails) if detailed else decode(raw, source)
     label_of, classes = labels(coco.categories, source)
     entry_of = entry_index(coco.images, source)
-    entries = [ImageEntry(file_name_of(image), image.width, image.height) for image in coco.images]
-    return classes, entries, columns(coco.annotations, entry_of, label_of)
+    entries = [ImageEntry(file_name_of(image), image.width, image.height, id=image.id) for image in coco.images]
+    return ReadTable(classes, entries, columns(coco.annotations, entry_of, label_of), list(label_of))
 
 
-def decode(raw: bytes, source: str) -> CocoFile:
+def decode(raw: bytes, source: str, form: type[Form] = CocoFile) -> Form:  # type: ignore[assignment]
     """The typed records; falls back to the standard library for numbers that JSON does not have."""
     shape = "COCO JSON is an object with the lists images, annotations and categories"
     try:
-        return msgspec.json.decode(raw, type=CocoFile)
+        return msgspec.json.decode(raw, type=form)
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply to be an annotation file. {shape}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         # Only the second reader can tell a wrong file from one with NaN tokens, a byte order mark or 1e999.
         pass
     try:
-        loose = json.loads(raw.decode("utf-8-sig"), object_hook=_without_polygons)
-        return msgspec.convert(loose, CocoFile)
+        polygons = None if form is CocoDetails else _without_polygons
+        return msgspec.convert(json.loads(raw.decode("utf-8-sig"), object_hook=polygons), form)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source} is not whole JSON: line {error.lineno} column {error.colno}: {error.msg}. "
@@ -132,7 +160,7 @@ def file_name_of(image: CocoImage) -> str:
     return image.file_name or ""
 
 
-def columns(annotations: list[CocoAnnotation], entry_of: dict[Key, int], label_of: dict[Number, int]) -> BoxColumns:
+def columns(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int], label_of: dict[Number, int]) -> BoxColumns:
     """The annotations as columns, in the file's order."""
     count = len(annotations)
     nowhere = (np.nan,) * 4
@@ -153,11 +181,20 @@ def columns(annotations: list[CocoAnnotation], entry_of: dict[Key, int], label_o
         annotation_id=np.fromiter(numbers, np.int64, count),
         has_id=has_id,
         crowd=np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count),
+        ignored=np.fromiter((bool(a.ignore) for a in annotations), np.bool_, count),
         reason=reason,
+        details=_details(annotations),
     )
+
+
+def _details(annotations: Sequence[CocoAnnotation]) -> BoxDetails | None:
+    objects = [a for a in annotations if isinstance(a, CocoObject)]
+    if len(objects) < len(annotations):
+        return None
+    areas = np.array([np.nan if a.area is None else a.area for a in objects], dtype=np.float64)
+    return BoxDetails(areas, [a.segmentation or None for a in objects])
 
 
 def parse(raw: bytes, source: str, sha256: str) -> Annotations:
     """Annotations from a COCO file's bytes; ``source`` names the file in messages. Raises UserError."""
-    classes, entries, boxes = read_coco(raw, source)
-    return assemble(classes, entries, boxes, sha256)
+    return assemble(read_coco(raw, source), sha256)

@@ -61,15 +61,33 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
     return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
 
 
-def listed(raw: RawAnnotations, images: ImageSource, exif: str) -> Annotations:
+@dataclass(frozen=True)
+class Reading:
+    """How annotations are to be understood.
+
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. ignored: ``skip`` what the
+    annotations mark as ignored (COCO's ``ignore``, VOC's ``difficult``), which is then no object and no background, or
+    ``use`` it as any other object. detailed: keep areas and segmentations, which detectors need.
+    """
+
+    exif: str = "ignore"
+    ignored: str = "skip"
+    detailed: bool = False
+
+
+def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annotations:
     """The annotations of what was read, sizes that they do not tell taken from the images. Raises UserError."""
+    detailed = reading.detailed
     if raw.kind == "yolo":
-        classes, entries, boxes = read_yolo(raw.classes, raw.files, images.files(), lambda f: images.measure(f, exif))
+        read = read_yolo(
+            raw.classes, raw.files, images.files(), lambda files: images.measure(files, reading.exif), detailed
+        )
     elif raw.kind == "voc":
-        classes, entries, boxes = read_voc(raw.files, raw.source)
+        read = read_voc(raw.files, raw.source, detailed)
     else:
-        classes, entries, boxes = read_coco(raw.files[""], raw.source)
-    return assemble(classes, with_sizes(entries, images, exif), boxes, raw.sha256)
+        read = read_coco(raw.files[""], raw.source, detailed)
+    sized = replace(read, entries=with_sizes(read.entries, images, reading.exif))
+    return assemble(sized, raw.sha256, reading.ignored == "use")
 
 
 def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) -> list[ImageEntry]:

@@ -25,6 +25,7 @@ class BoxReason(IntEnum):
     HUGE_ID = 6
     CONFLICT = 7
     TOO_LONG = 8
+    IGNORED = 9
 
     @property
     def text(self) -> str:
@@ -41,6 +42,7 @@ _BOX_TEXTS = {
     BoxReason.UNKNOWN_CATEGORY: "category is not in the annotation file",
     BoxReason.HUGE_ID: "annotation id is beyond 64 bits",
     BoxReason.CONFLICT: "image is listed twice with different sizes",
+    BoxReason.IGNORED: "marked as ignored or difficult",
     BoxReason.TOO_LONG: "crop is longer than a JPEG can be (65,500 pixels)",
 }
 
@@ -64,6 +66,26 @@ class Skipped:
     ordinal: int | None
     stage: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a dataset that its user should know, other than a row of skipped.parquet.
+
+    check: a few words that name it. text: what it means and what to do. things: files or boxes that it is about. grave:
+    it costs data or is likely a mistake.
+    """
+
+    check: str
+    text: str
+    things: tuple[str, ...] = ()
+    grave: bool = True
+
+    def line(self) -> str:
+        """The note as one line."""
+        some = ", ".join(self.things[:3])
+        count = f"{len(self.things):,} " if len(self.things) > 1 else ""
+        return f"{count}{self.check}: {self.text}" + (f" (such as {some})" if some else "")
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:

@@ -12,20 +12,23 @@ entries, in the order of the file. An entry that repeats a file with another siz
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain.formats.annotations import skipped
-from jigsaw_pretrain.formats.annotations.skipped import ENORMOUS, NO_SIZE, UNKNOWN_IMAGE, BoxReason, Skipped
+from jigsaw_pretrain.formats.annotations.skipped import ENORMOUS, NO_SIZE, UNKNOWN_IMAGE, BoxReason, Note, Skipped
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.pixels import MAX_PIXELS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Key = int | float | str
+"""An id as a file gives it."""
 
 NOWHERE = (float("nan"),) * 4
 """What stands for a box that is none."""
@@ -35,13 +38,26 @@ NOWHERE = (float("nan"),) * 4
 class ImageEntry:
     """An image as an annotation file lists it: the name as written, width and height in pixels where given.
 
-    trouble: why the image cannot be used, where the reader knows.
+    trouble: why the image cannot be used, where the reader knows. id: the file's own, where it has one.
     """
 
     file_name: str
     width: float | None
     height: float | None
     trouble: str | None = None
+    id: Key | None = None
+
+
+@dataclass(frozen=True)
+class BoxDetails:
+    """What detectors need of n boxes and prep does not.
+
+    areas: float64 [n] in square pixels, NaN where the file has none. segmentations: polygons or an RLE of each, as COCO
+    writes them, None where there is none.
+    """
+
+    areas: Floats
+    segmentations: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,9 @@ class BoxColumns:
 
     entry: int64 [n], index into the image entries, -1 where the image is unknown. xywh: float64 [n, 4] in pixels, not
     finite where it is no box. label: int64 [n], -1 where the category is unknown. annotation_id: int64 [n], 0 where
-    has_id (bool [n]) is False. crowd: bool [n]. reason: uint8 [n], BoxReason codes that the reader found.
+    has_id (bool [n]) is False. crowd: bool [n]. ignored: bool [n], marked by the file as no object to learn or to count
+    (COCO's ``ignore``, VOC's ``difficult``). reason: uint8 [n], BoxReason codes that the reader found. details: where
+    they were asked for.
     """
 
     entry: Ints
@@ -59,7 +77,9 @@ class BoxColumns:
     annotation_id: Ints
     has_id: npt.NDArray[np.bool_]
     crowd: npt.NDArray[np.bool_]
+    ignored: npt.NDArray[np.bool_]
     reason: npt.NDArray[np.uint8]
+    details: BoxDetails | None = None
 
 
 class BoxList:
@@ -69,16 +89,25 @@ class BoxList:
         self._entry: list[int] = []
         self._xywh: list[tuple[float, float, float, float]] = []
         self._label: list[int] = []
-        self._crowd: list[bool] = []
+        self._ignored: list[bool] = []
+        self._polygons: list[list[float] | None] = []
 
-    def add(self, entry: int, xywh: tuple[float, float, float, float], label: int, crowd: bool = False) -> None:
-        """Add a box of an image entry; label -1: of an unknown category."""
+    def add(
+        self,
+        entry: int,
+        xywh: tuple[float, float, float, float],
+        label: int,
+        ignored: bool = False,
+        polygon: list[float] | None = None,
+    ) -> None:
+        """Add a box of an image entry; label -1: of an unknown category. polygon: x and y in turn, in pixels."""
         self._entry.append(entry)
         self._xywh.append(xywh)
         self._label.append(label)
-        self._crowd.append(crowd)
+        self._ignored.append(ignored)
+        self._polygons.append(polygon)
 
-    def columns(self) -> BoxColumns:
+    def columns(self, detailed: bool = False) -> BoxColumns:
         """All boxes."""
         count = len(self._entry)
         label = np.array(self._label, dtype=np.int64)
@@ -88,9 +117,28 @@ class BoxList:
             label=label,
             annotation_id=np.zeros(count, dtype=np.int64),
             has_id=np.zeros(count, dtype=bool),
-            crowd=np.array(self._crowd, dtype=bool),
+            crowd=np.zeros(count, dtype=bool),
+            ignored=np.array(self._ignored, dtype=bool),
             reason=np.where(label < 0, BoxReason.UNKNOWN_CATEGORY, BoxReason.USABLE).astype(np.uint8),
+            details=self._details() if detailed else None,
         )
+
+    def _details(self) -> BoxDetails:
+        return BoxDetails(np.full(len(self._entry), np.nan), [one and [one] for one in self._polygons])
+
+
+@dataclass(frozen=True)
+class ReadTable:
+    """What a reader found: class names in label order, image entries and boxes.
+
+    category_ids: the classes' own numbers, where the file has some. notes: what the user should know of the reading.
+    """
+
+    classes: Sequence[str]
+    entries: Sequence[ImageEntry]
+    boxes: BoxColumns
+    category_ids: Sequence[int | float] = ()
+    notes: Sequence[Note] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +148,9 @@ class Annotations:
     classes: names in label order. ids, files: identity and relative path of each image, files unique. widths, heights:
     int64 [m]. image: int64 [n], index of each box's image. ordinal: int64 [n], the box's place among all boxes of its
     image. The other columns are BoxColumns' own. skipped: what could not be used at all. sha256: of the file as read.
+    image_ids: the file's own id of each image, its identity where the file has none; other_ids: of entries that repeat
+    an image, the image's. category_ids: of the classes, their labels where the file has none. notes: what was not
+    looked at, and what looks like a mistake.
     """
 
     classes: tuple[str, ...]
@@ -114,17 +165,29 @@ class Annotations:
     annotation_id: Ints
     has_id: npt.NDArray[np.bool_]
     crowd: npt.NDArray[np.bool_]
+    ignored: npt.NDArray[np.bool_]
     reason: npt.NDArray[np.uint8]
     skipped: tuple[Skipped, ...]
     sha256: str
+    image_ids: tuple[Key, ...] = ()
+    other_ids: Mapping[Key, Key] = field(default_factory=dict)
+    category_ids: tuple[int | float, ...] = ()
+    details: BoxDetails | None = None
+    notes: tuple[Note, ...] = ()
 
 
-def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxColumns, sha256: str) -> Annotations:
-    """Check names, merge repeated images, give identities and ordinals (see the module)."""
+def assemble(read: ReadTable, sha256: str, keep_ignored: bool = False) -> Annotations:
+    """Check names, merge repeated images, give identities and ordinals (see the module).
+
+    keep_ignored: use what the file marks as ignored as any other object.
+    """
+    classes, entries, boxes = read.classes, read.entries, read.boxes
     skipped: list[Skipped] = []
     index_of: dict[str, int] = {}
     files: list[str] = []
     sizes: list[tuple[int, int]] = []
+    own_ids: list[Key | None] = []
+    other_ids: dict[Key, Key] = {}
     image_of_entry = np.full(len(entries) + 1, -1, dtype=np.int64)
     conflicting = np.zeros(len(entries) + 1, dtype=bool)
     for position, entry in enumerate(entries):
@@ -142,6 +205,9 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
         if index == len(files):
             files.append(file)
             sizes.append(size)
+            own_ids.append(entry.id)
+        elif entry.id is not None:
+            other_ids[entry.id] = own_ids[index]  # type: ignore[assignment]
         image_of_entry[position] = index
         conflicting[position] = size != sizes[index]
 
@@ -152,11 +218,12 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
     image = image_of_entry[boxes.entry]
     keep = image >= 0
     reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
+    ids = identities(files)
     widths, heights = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     return Annotations(
         # Half of a surrogate pair, which JSON can spell, is no text: no file could hold such a name.
         classes=tuple(name.encode("utf-8", "replace").decode("utf-8") for name in classes),
-        ids=tuple(identities(files)),
+        ids=tuple(ids),
         files=tuple(files),
         widths=widths,
         heights=heights,
@@ -167,9 +234,16 @@ def assemble(classes: Sequence[str], entries: Sequence[ImageEntry], boxes: BoxCo
         annotation_id=boxes.annotation_id[keep],
         has_id=boxes.has_id[keep],
         crowd=boxes.crowd[keep],
+        ignored=boxes.ignored[keep] & (not keep_ignored),
         reason=reason[keep].astype(np.uint8),
         skipped=tuple(skipped),
         sha256=sha256,
+        image_ids=tuple(identity if own is None else own for own, identity in zip(own_ids, ids, strict=True)),
+        other_ids=other_ids,
+        category_ids=tuple(read.category_ids) or tuple(range(len(classes))),
+        notes=tuple(read.notes),
+        details=boxes.details
+        and BoxDetails(boxes.details.areas[keep], [boxes.details.segmentations[row] for row in np.flatnonzero(keep)]),
     )
 
 

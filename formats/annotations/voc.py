@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxColumns, BoxList, ImageEntry
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable
 
 CLASSES_FILE = "classes.txt"
 
@@ -23,9 +23,10 @@ Corners = tuple[float, float, float, float]
 class _Object:
     name: str
     corners: Corners | None
+    difficult: bool
 
 
-def read_voc(files: Mapping[str, bytes], source: str) -> tuple[list[str], list[ImageEntry], BoxColumns]:
+def read_voc(files: Mapping[str, bytes], source: str, detailed: bool = False) -> ReadTable:
     """Class names, image entries and boxes of XML files by their paths below ``source``; raises UserError."""
     entries: list[ImageEntry] = []
     objects: list[list[_Object]] = []
@@ -41,8 +42,8 @@ def read_voc(files: Mapping[str, bytes], source: str) -> tuple[list[str], list[I
     boxes = BoxList()
     for index, found in enumerate(objects):
         for thing in found:
-            boxes.add(index, _xywh(thing.corners, from_zero), label_of.get(thing.name, -1))
-    return classes, entries, boxes.columns()
+            boxes.add(index, _xywh(thing.corners, from_zero), label_of.get(thing.name, -1), thing.difficult)
+    return ReadTable(classes, entries, boxes.columns(detailed))
 
 
 def _read(path: str, raw: bytes, where: str) -> tuple[ImageEntry, list[_Object]]:
@@ -65,7 +66,12 @@ def _read(path: str, raw: bytes, where: str) -> tuple[ImageEntry, list[_Object]]
     # VOC files written without opening the image say 0.
     width, height = (value if value else None for value in size)
     objects = [
-        _Object((thing.findtext("name") or "").strip(), _corners(thing.find("bndbox"))) for thing in root.iter("object")
+        _Object(
+            (thing.findtext("name") or "").strip(),
+            _corners(thing.find("bndbox")),
+            (thing.findtext("difficult") or "").strip().lower() in ("1", "true", "yes"),
+        )
+        for thing in root.iter("object")
     ]
     return ImageEntry(name, width, height), objects
 

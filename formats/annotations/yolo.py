@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxColumns, BoxList, ImageEntry
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -26,6 +26,7 @@ WHOLE = 1e-3
 Size = tuple[int, int]
 Measure = Callable[[Sequence[str]], Sequence[Size | str]]
 Box = tuple[float, float, float, float]
+Line = tuple[int, Box, list[float] | None]
 
 
 def class_names(raw: bytes, source: str) -> list[str] | None:
@@ -48,8 +49,12 @@ def class_names(raw: bytes, source: str) -> list[str] | None:
 
 
 def read_yolo(
-    classes: Sequence[str], labels: Mapping[str, bytes], images: Sequence[str], measure: Measure
-) -> tuple[list[str], list[ImageEntry], BoxColumns]:
+    classes: Sequence[str],
+    labels: Mapping[str, bytes],
+    images: Sequence[str],
+    measure: Measure,
+    detailed: bool = False,
+) -> ReadTable:
     """Class names, image entries and boxes.
 
     labels: label files by path below their folder; images: files below the image folder; measure: gives the
@@ -69,18 +74,18 @@ def read_yolo(
             entries.append(ImageEntry(file, None, None, size))
             continue
         entries.append(ImageEntry(file, *size))
-        for label, box in _lines(text_of.get(_stem(file), b""), size):
-            boxes.add(number, box, label if label < len(classes) else -1)
+        for label, box, polygon in _lines(text_of.get(_stem(file), b""), size):
+            boxes.add(number, box, label if label < len(classes) else -1, polygon=polygon)
     entries += [ImageEntry(file, None, None, "image file is missing") for file in missing]
-    return list(classes), entries, boxes.columns()
+    return ReadTable(list(classes), entries, boxes.columns(detailed))
 
 
 def _stem(path: str) -> str:
     return str(PurePosixPath(path).with_suffix(""))
 
 
-def _lines(raw: bytes, size: Size) -> list[tuple[int, Box]]:
-    """Label and box in pixels of each line; a line that is none keeps its place with a box that is none."""
+def _lines(raw: bytes, size: Size) -> list[Line]:
+    """Label, box and polygon in pixels of each line; a line that is none keeps its place with a box that is none."""
     found = []
     for line in raw.decode("utf-8-sig", "replace").splitlines():
         words = line.split()
@@ -89,20 +94,21 @@ def _lines(raw: bytes, size: Size) -> list[tuple[int, Box]]:
     return found
 
 
-def _line(words: list[str], size: Size) -> tuple[int, Box]:
+def _line(words: list[str], size: Size) -> Line:
     try:
         values = [float(word) for word in words]
     except ValueError:
-        return -1, NOWHERE
+        return -1, NOWHERE, None
     label = int(values[0]) if values[0] >= 0 and values[0].is_integer() and values[0] < 2**31 else -1
     width, height = size
     if len(values) == 5:
         x, y, w, h = values[1] * width, values[2] * height, values[3] * width, values[4] * height
-        return label, _whole((x - w / 2, y - h / 2, w, h))
+        return label, _whole((x - w / 2, y - h / 2, w, h)), None
     if len(values) >= 7 and len(values) % 2:
         xs, ys = [value * width for value in values[1::2]], [value * height for value in values[2::2]]
-        return label, _whole((min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)))
-    return label, NOWHERE
+        polygon = [value for point in zip(xs, ys, strict=True) for value in point]
+        return label, _whole((min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))), polygon
+    return label, NOWHERE, None
 
 
 def _whole(box: Box) -> Box:

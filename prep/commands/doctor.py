@@ -97,7 +97,7 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     source.check()
     if raw.kind == "coco":
         yield from coco_findings(decode(raw.files[""], raw.source))
-    annotations = listed(raw, source, options.exif)
+    annotations = listed(raw, source, options.reading)
     decided = choose_pixels(annotations, source)
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)

@@ -17,6 +17,14 @@ images = click.option(
     metavar="DIR",
     help="What the file names are relative to: a folder, zip or tar; a path or a URL.",
 )
+ignored = click.option(
+    "--ignored",
+    type=click.Choice(("skip", "use")),
+    default="skip",
+    show_default=True,
+    help="What the annotations mark as ignored (COCO's `ignore`, VOC's `difficult`). skip: no object, and no "
+    "background over it. use: an object as any other.",
+)
 again_annotations = click.option(
     "--annotations", metavar="FILE", help="The annotations, as given to `shards`; needed where parts are cut again."
 )

@@ -70,6 +70,7 @@ from jigsaw_pretrain.storage import redacted
     show_default=True,
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
 )
+@options.ignored
 @click.option(
     "--encode",
     type=click.Choice(ENCODINGS),

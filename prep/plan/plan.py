@@ -15,6 +15,7 @@ import numpy as np
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats import boxes
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
@@ -47,7 +48,7 @@ class PlanOptions:
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
-    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. encode: ``pixels`` decodes
+    exif, ignored: how the annotations are to be understood (Reading). encode: ``pixels`` decodes
     images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep/crops.py).
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
     pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan
@@ -63,6 +64,12 @@ class PlanOptions:
     encode: str = "pixels"
     context_at: str = "prep"
     pixels: PixelFormat | None = RGB8
+    ignored: str = "skip"
+
+    @property
+    def reading(self) -> Reading:
+        """How the annotations are to be understood."""
+        return Reading(exif=self.exif, ignored=self.ignored)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.
@@ -82,7 +89,7 @@ class PlanOptions:
     @property
     def format_version(self) -> int:
         """Of the dataset: 1 where it has nothing that came later."""
-        return FORMAT_VERSION if self.to_dict().keys() == _FIRST else EXTENDED
+        return FORMAT_VERSION if self.to_dict().keys() - _READ == _FIRST else EXTENDED
 
     @property
     def drawn_context(self) -> float | None:
@@ -92,6 +99,9 @@ class PlanOptions:
 
 _FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
 """The options of format version 1."""
+
+_READ = {"ignored"}
+"""Later options that decide what is read and change nothing of how it is stored."""
 
 _DEFAULTS = {field.name: field.default for field in fields(PlanOptions)}
 
@@ -214,13 +224,15 @@ def shuffle(annotations: Annotations, seed: int) -> tuple[Annotations, rng.U64]:
     rank[order] = np.arange(len(order))
     image = rank[annotations.image]
     boxes = np.lexsort((annotations.ordinal, image))
-    columns = ("ordinal", "xywh", "label", "annotation_id", "has_id", "crowd", "reason")
+    columns = ("ordinal", "xywh", "label", "annotation_id", "has_id", "crowd", "ignored", "reason")
     ordered = replace(
         annotations,
         ids=tuple(annotations.ids[index] for index in order),
         files=tuple(annotations.files[index] for index in order),
         widths=annotations.widths[order],
         heights=annotations.heights[order],
+        image_ids=(),
+        details=None,
         image=image[boxes],
         **{name: getattr(annotations, name)[boxes] for name in columns},
     )

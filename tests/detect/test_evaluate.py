@@ -15,7 +15,7 @@ from tests.helpers.detection import as_predictions, write_annotations
 @pytest.mark.slow(seconds=3)
 def test_ap_is_pycocotools_own(real_data: Path) -> None:
     annotations = real_data / "coco_small_val" / "annotations.json"
-    read = read_ground_truth(annotations)
+    read = read_ground_truth(str(annotations), None)
     noisy = [
         {**one, "bbox": [x + 0.2 * w, y, w, 0.9 * h], "score": (37 * index % 101) / 101}
         for index, one in enumerate(as_predictions(read.truth))
@@ -36,7 +36,7 @@ def test_ap_is_pycocotools_own(real_data: Path) -> None:
 
 def test_no_detection_is_an_ap_of_zero_and_foreign_ones_are_refused(tmp_path: Path) -> None:
     box = {"id": 0, "image_id": 1, "category_id": 4, "bbox": [1, 1, 20, 20]}
-    read = read_ground_truth(write_annotations(tmp_path / "a.json", [box, {**box, "bbox": [50, 1, 20, 20]}]))
+    read = read_ground_truth(str(write_annotations(tmp_path / "a.json", [box, {**box, "bbox": [50, 1, 20, 20]}])), None)
     assert score(read.truth, []).stats["AP"] == 0
     assert score(read.truth, as_predictions(read.truth)).stats["AP"] == 1
     with pytest.raises(UserError, match="another dataset"):

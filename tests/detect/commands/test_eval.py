@@ -15,7 +15,7 @@ from tests.helpers.detection import as_predictions
 @pytest.mark.parametrize("name", ["coco_small_val", "bccd", "voc2007_224/val"])
 def test_ground_truth_given_as_predictions_has_an_ap_of_one(real_data: Path, tmp_path: Path, name: str) -> None:
     annotations = real_data / name / "annotations.json"
-    found = as_predictions(read_ground_truth(annotations).truth)
+    found = as_predictions(read_ground_truth(str(annotations), None).truth)
     (tmp_path / "results.json").write_text(json.dumps(found))
     arguments = ["eval", "--annotations", str(annotations), "--results", str(tmp_path / "results.json")]
     result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path)], catch_exceptions=False)

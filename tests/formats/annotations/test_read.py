@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import read_annotations
 from jigsaw_pretrain.formats.annotations.voc import read_voc
 from tests.helpers.prepped import Drawn, rows, run_shards
+from tests.helpers.writers import write_voc, write_yolo
 
 
 @pytest.fixture
@@ -25,51 +25,6 @@ def whole(drawn: Drawn) -> Drawn:
         ]:
             drawn.box(image, box, category=1 + (box[0] + number) % 2)
     return drawn
-
-
-def boxes_of(drawn: Drawn) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in drawn.annotations:
-        found[drawn.images[annotation["image_id"] - 1]["file_name"]].append(annotation)
-    return found
-
-
-def write_voc(drawn: Drawn, folder: Path, origin: int) -> None:
-    for image in drawn.images:
-        objects = "".join(
-            f"<object><name>{drawn.categories[a['category_id'] - 1]['name']}</name><bndbox>"
-            f"<xmin>{a['bbox'][0] + origin}</xmin><ymin>{a['bbox'][1] + origin}</ymin>"
-            f"<xmax>{a['bbox'][0] + a['bbox'][2]}</xmax><ymax>{a['bbox'][1] + a['bbox'][3]}</ymax></bndbox>"
-            "<part><name>leg</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>1</xmax><ymax>1</ymax></bndbox></part>"
-            "</object>"
-            for a in boxes_of(drawn)[image["file_name"]]
-        )
-        path = (folder / image["file_name"]).with_suffix(".xml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            f"<annotation><folder>x</folder><filename>{Path(image['file_name']).name}</filename>"
-            f"<size><width>{image['width']}</width><height>{image['height']}</height><depth>3</depth></size>{objects}"
-            "</annotation>"
-        )
-
-
-def write_yolo(drawn: Drawn, folder: Path, empty: bool) -> None:
-    for image in drawn.images:
-        lines = []
-        for a in boxes_of(drawn)[image["file_name"]]:
-            x, y, w, h = a["bbox"]
-            values = (
-                (x + w / 2) / image["width"],
-                (y + h / 2) / image["height"],
-                w / image["width"],
-                h / image["height"],
-            )
-            lines.append(" ".join([str(a["category_id"] - 1), *(f"{value:.10f}" for value in values)]))
-        path = (folder / "labels" / image["file_name"]).with_suffix(".txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if lines or empty:
-            path.write_text("\n".join(lines) + "\n")
-    (folder / "data.yaml").write_text("path: ../x\ntrain: images\nnc: 2\nnames: [ant, bee]\n")
 
 
 def crops(out: Path) -> list[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.yolo import class_names
 from jigsaw_pretrain.formats.images.source import ImageSource
 from tests.helpers.prepped import Drawn
@@ -16,7 +16,7 @@ def test_polygons_and_bad_lines_of_yolo(drawn: Drawn) -> None:
     (drawn.folder / "labels" / "lost.txt").write_text("0 0.5 0.5 0.1 0.1")
     (drawn.folder / "data.yaml").write_text("names:\n  0: a\n  1: b\n")
     images = str(drawn.folder / "images")
-    found = listed(read_annotations(str(drawn.folder), images), ImageSource(images), "ignore")
+    found = listed(read_annotations(str(drawn.folder), images), ImageSource(images), Reading())
     assert found.classes == ("a", "b") and found.xywh[0].tolist() == [10, 20, 40, 70]
     assert found.label.tolist() == [0, 0, -1, -1, 1]
     assert [(row.image_file, row.reason) for row in found.skipped] == [("lost.jpg", "image file is missing")]
