@@ -116,7 +116,7 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
                 boxes[rows],
                 found.label[rows],
                 crowd[rows],
-                tuple(details.segmentations[row] for row in rows),
+                tuple(details.segmentations[row] for row in rows.tolist()),
             )
         )
     categories = tuple((int(number), name) for number, name in zip(found.category_ids, found.classes, strict=True))
@@ -148,7 +148,7 @@ def _truth(
     kept = np.flatnonzero(np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
     areas = np.where(np.isnan(found.details.areas), found.xywh[:, 2] * found.xywh[:, 3], found.details.areas)
     annotations: list[dict[str, Any]] = []
-    for row in kept:
+    for row in kept.tolist():
         record = {
             "id": len(annotations) + 1,
             "image_id": records[found.image[row]].id,

@@ -184,7 +184,8 @@ class ImageReader:
             self._source, self._process = ImageSource(self._url, self._members), os.getpid()
         try:
             raw = self._source.read(record.file_name)
-            return np.asarray(decode_raster(raw, record.width, record.height, self._exif, RGB8), dtype=np.uint8)
+            pixels = decode_raster(raw, record.width, record.height, self._exif, RGB8)
+            return np.require(pixels, np.uint8, "W")
         except ImageError as error:
             raise UserError(
                 f"{self._source.describe().rstrip('/')}/{record.file_name} cannot be trained on ({error}): replace it, "

@@ -482,7 +482,7 @@ class Evaluator:
         model: nn.Module,
         config: DetectorConfig,
         validation: GroundTruth,
-        images: Path,
+        images: str,
         ranks: Ranks,
         workers: int,
     ) -> None:
@@ -513,7 +513,7 @@ class Evaluator:
 
 
 def finish(
-    trainer: DetectorTrainer, validation: GroundTruth | None, images: Path | None, write_page: WritePage | None
+    trainer: DetectorTrainer, validation: GroundTruth | None, images: str | None, write_page: WritePage | None
 ) -> None:
     """Write the weights, the evaluation's files, the summary and the page."""
     ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate

@@ -243,7 +243,9 @@ def assemble(read: ReadTable, sha256: str, keep_ignored: bool = False) -> Annota
         category_ids=tuple(read.category_ids) or tuple(range(len(classes))),
         notes=tuple(read.notes),
         details=boxes.details
-        and BoxDetails(boxes.details.areas[keep], [boxes.details.segmentations[row] for row in np.flatnonzero(keep)]),
+        and BoxDetails(
+            boxes.details.areas[keep], [boxes.details.segmentations[row] for row in np.flatnonzero(keep).tolist()]
+        ),
     )
 
 

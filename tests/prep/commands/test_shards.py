@@ -14,7 +14,7 @@ from PIL import Image
 
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
-from jigsaw_pretrain.formats.jigsaw import aspect_group
+from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, aspect_group
 from tests.helpers.prepped import Drawn, Run, rows, run_shards, tree
 
 
@@ -142,7 +142,7 @@ def test_one_group_alone(drawn: Drawn, prepped: Run, group: str, size: tuple[int
     dataset = open_dataset(str(drawn.folder / "out"))
     assert {shard.group for shard in dataset.shards} == {group}
     for other in {"S", "T", "W"} - {group}:
-        assert f"group {other} is empty" in result.output
+        assert f"group {GROUP_WORDS[other]} has no crops: its slots take {group} crops" in result.output
     check_dataset(drawn.folder / "annotations.json", drawn.folder / "images", drawn.folder / "out")
 
 
