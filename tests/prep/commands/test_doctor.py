@@ -103,7 +103,7 @@ def test_thin_groups(drawn: Drawn) -> None:
         drawn.add(f"{number}.jpg", (500, 400), [(10, 10, 200, 200)])
     found = examine(drawn)
     texts = [finding["text"] for finding in found["findings"] if finding["check"] == "groups"]
-    assert any("group T is empty" in text for text in texts) and found["exit_code"] == 1
+    assert any("T (tall) has no crops" in text for text in texts) and found["exit_code"] == 1
 
 
 @pytest.mark.parametrize("kind", ["no file", "no json", "no box", "no image", "no folder", "ids"])
