@@ -33,8 +33,8 @@ from jigsaw_pretrain.detect.models.weights import (
     load,
     load_neck,
     pyramid_of,
+    read_backbone,
     read_neck,
-    read_weights,
 )
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, fit_to_dataset, learning_rate
 from jigsaw_pretrain.detect.run import (
@@ -193,8 +193,7 @@ def _trainer(
     if not resuming and state is not None:
         found, partial = state, recipe.partial
         report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
-        for line in report.lines():
-            ranks.log_rank_zero(line)
+        ranks.log_rank_zero(f"weights {report.text}")
         config = replace(config, weights=asdict(report))
     model, frozen = detector_from_config(config, network, ranks.device)
     if not resuming:
@@ -241,7 +240,7 @@ def _config(
 ) -> tuple[DetectorConfig, dict[str, torch.Tensor] | None]:
     """The run's config without the reports on weights, and the weights."""
     short = float(np.median([min(record.width, record.height) for record in training.images]))
-    state = None if job.init == "scratch" else read_weights(Path(job.init))
+    state = None if job.init == "scratch" else read_backbone(Path(job.init))
     built = recipe.norm
     if recipe.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
         built = "sync-bn"
@@ -267,8 +266,7 @@ def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module,
         )
         return config
     report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
-    for line in report.lines():
-        ranks.log_rank_zero(line)
+    ranks.log_rank_zero(f"neck {report.text}")
     return replace(config, neck=asdict(report))
 
 

@@ -1,8 +1,7 @@
-"""Weights for the backbone and the neck: read, matched name by name, reported, and refused where they do not fit.
+"""Weights for the backbone and the neck: what a source means, and what may differ from the detector's own.
 
-A source is a state-dict file under torchvision's names or a run's folder. Files are read with ``weights_only=True``:
-they cannot run code. Nothing is matched silently: every tensor is counted as matched, missing, unexpected or of another
-shape.
+A source is a weights file under torchvision's names or a run's folder. Nothing is matched silently: every tensor is
+counted as matched, missing, unexpected or of another shape (train/models/weights.py), and what differs is refused.
 
 - *Backbone.* From a run's backbone.pth, else its newest checkpoint; of a file with a neck too, the backbone's part.
   What is missing or odd is refused unless the recipe says ``partial = true``. Two differences are no mistakes and are
@@ -16,10 +15,8 @@ shape.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 from torchvision.ops import FeaturePyramidNetwork
@@ -33,6 +30,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     newest_checkpoint,
     trained_state,
 )
+from jigsaw_pretrain.train.models.weights import Match, few, match, read_weights
 
 BACKBONE_FILE = "backbone.pth"
 PYRAMID_FILE = "backbone-fpn.pth"
@@ -45,88 +43,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NECK_NAME = re.compile(r"(inner_blocks|layer_blocks)\.(\d+)\.(.+)")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """How a source's tensors met the model's: names, and shapes where they differ."""
-
-    source: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every tensor of the model was matched and none was left over that matters."""
-        return not (self.missing or self.unexpected or self.reshaped)
-
-    def counted(self, what: str) -> list[str]:
-        """How many tensors of ``what`` matched, and the names of those that did not."""
-        lines = [
-            f"{what} {self.source}: {len(self.matched)} matched, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected, {len(self.reshaped)} of another shape"
-        ]
-        for word in ("missing", "unexpected", "reshaped"):
-            if names := getattr(self, word):
-                lines.append(f"  {'of another shape' if word == 'reshaped' else word}: {few(names)}")
-        return lines
-
-
-@dataclass(frozen=True)
-class MatchReport(Compared):
-    """How a file's tensors met the network's.
-
-    classifier: names behind the feature map. statistics: of batch norms, given to a network that keeps none, or wanted
-    by one and not given.
-    """
-
-    classifier: tuple[str, ...]
-    statistics: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """What a person is shown."""
-        lines = self.counted("weights")
-        if self.classifier:
-            lines.append(f"  not used: {few(self.classifier)} (the classifier)")
-        if self.statistics:
-            lines.append(f"  batch statistics that only one side has: {len(self.statistics)} tensors, left out")
-        return lines
-
-
-@dataclass(frozen=True)
-class NeckReport(Compared):
-    """How a neck's tensors met the pyramid's.
-
-    finer: of levels that the detector does not have. own: of levels that only the detector has. norms: of the norm of
-    the detector's pyramid, as far as the neck has none. biases: which it replaces.
-    """
-
-    finer: tuple[str, ...]
-    own: tuple[str, ...]
-    norms: tuple[str, ...]
-    biases: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """What a person is shown."""
-        lines = self.counted("neck")
-        if self.finer:
-            lines.append(f"  not used: {len(self.finer)} tensors of finer levels than this detector has")
-        if self.own:
-            lines.append(f"  begun at random: {len(self.own)} tensors of levels that only the detector has (P6, P7)")
-        if self.norms:
-            lines.append(
-                f"  of the pyramid's norm {len(self.norms)} tensors are not in the neck and begin as built; "
-                f"{len(self.biases)} biases that it replaces are left out"
-            )
-        return lines
-
-
-def few(names: tuple[str, ...], most: int = 6) -> str:
-    """The first of some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def read_weights(source: Path) -> dict[str, Tensor]:
+def read_backbone(source: Path) -> dict[str, Tensor]:
     """The backbone's state dict from a file or a run's folder.
 
     Raises UserError where there is none, where it is no state dict, or where reading it would run code.
@@ -139,10 +56,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
                 f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
             )
         return backbone_state(trained_state(found[1]))
-    state = read_file(path)
-    if any(name.startswith(BODY) for name in state):
-        return {name.removeprefix(BODY): one for name, one in state.items() if name.startswith(BODY)}
-    return state
+    state = read_weights(str(path))
+    return _part(state, BODY) or state
 
 
 def read_neck(source: Path) -> dict[str, Tensor]:
@@ -153,8 +68,7 @@ def read_neck(source: Path) -> dict[str, Tensor]:
     if source.is_dir() and (source / PYRAMID_FILE).exists():
         source = source / PYRAMID_FILE
     if not source.is_dir():
-        state = read_file(source)
-        return {name.removeprefix(PYRAMID): one for name, one in state.items() if name.startswith(PYRAMID)}
+        return _part(read_weights(str(source)), PYRAMID)
     if (source / BACKBONE_FILE).exists():
         return {}
     found = newest_checkpoint(source / CHECKPOINTS)
@@ -166,20 +80,8 @@ def source_file(source: Path) -> Path:
     return source / BACKBONE_FILE if source.is_dir() and (source / BACKBONE_FILE).exists() else source
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; raises UserError where there is none, or where reading it would run code."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"--init {path} does not exist: give `scratch`, a weights file or a run's folder") from error
-    except Exception as error:
-        raise UserError(f"{path} is not a state dict that can be read safely ({str(error).splitlines()[0]})") from error
-    if not isinstance(state, Mapping) or not state or not all(isinstance(one, Tensor) for one in state.values()):
-        raise UserError(
-            f"{path} is not a state dict of tensors under torchvision's names: write one with "
-            "`jigsaw-train export --to torchvision`"
-        )
-    return dict(state)
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)}
 
 
 def brings_statistics(state: Mapping[str, Tensor]) -> bool:
@@ -190,47 +92,31 @@ def brings_statistics(state: Mapping[str, Tensor]) -> bool:
     return bool(means) and bool(variances) and gathered
 
 
-def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: bool) -> MatchReport:
+def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: bool) -> Match:
     """Copy ``state`` into the network and report; raises UserError for a mismatch unless ``partial``."""
-    own = network.state_dict()
     stem = state.get("conv1.weight")
     if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
         raise UserError(
             f"{source} takes images of {stem.shape[1]} channels, and these detectors read 8-bit RGB: fine-tune a "
             "detector of your own (`jigsaw-train export` writes the weights, and beside them how to normalise)"
         )
-    ours_keep = any(name.endswith("running_mean") for name in own)
-    theirs_keep = any(name.endswith("running_mean") for name in state)
-    one_sided = ours_keep != theirs_keep
-    matched, reshaped, missing, unexpected, classifier, statistics = [], [], [], [], [], []
-    for name, value in own.items():
-        if name in state and state[name].shape == value.shape:
-            matched.append(name)
-        elif name in state:
-            reshaped.append(f"{name} {list(state[name].shape)} for {list(value.shape)}")
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
-            statistics.append(name)
-        else:
-            missing.append(name)
-    for name in state:
-        if name in own:
-            continue
-        if name.startswith("fc."):
-            classifier.append(name)
-        elif name.endswith("num_batches_tracked") or (one_sided and name.endswith(STATISTICS)):
-            statistics.append(name)
-        else:
-            unexpected.append(name)
-    kinds = (matched, missing, unexpected, reshaped, classifier, statistics)
-    report = MatchReport(source, *(tuple(kind) for kind in kinds))
-    if not report.complete and (not partial or not matched):
+    classifier = tuple(name for name in state if name.startswith("fc."))
+    own = network.state_dict()
+    is_one_sided = any(name.endswith("running_mean") for name in own) != any(
+        name.endswith("running_mean") for name in state
+    )
+    statistics = {name for name in {*own, *state} if is_one_sided and name.endswith(STATISTICS)}
+    notes = [f"not used: {few(classifier)} (the classifier)"] if classifier else []
+    if statistics:
+        notes.append(f"batch statistics that only one side has: {len(statistics)} tensors, left out")
+    found = match(state, network, source, notes, ignored={*classifier, *statistics})
+    if not found.complete and (not partial or not found.matched):
         raise UserError(
-            "\n".join(report.lines())
-            + "\nThese are weights of another backbone: give --backbone the one they were trained with"
-            + (", or --set partial=true to take what matches." if matched else ".")
+            f"{found}: these are weights of another backbone; give --backbone the one they were trained with"
+            + (", or --set partial=true to take what matches" if found.matched else "")
         )
-    network.load_state_dict({name: state[name] for name in matched}, strict=False)
-    return report
+    network.load_state_dict({name: state[name] for name in found.matched}, strict=False)
+    return found
 
 
 def pyramid_of(model: nn.Module) -> FeaturePyramidNetwork | None:
@@ -240,53 +126,47 @@ def pyramid_of(model: nn.Module) -> FeaturePyramidNetwork | None:
     return found
 
 
-def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source: str) -> NeckReport:
-    """Copy a neck into a detector's pyramid and report; raises UserError, with the report, where it does not fit."""
+def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source: str) -> Match:
+    """Copy a neck into a detector's pyramid and report; raises UserError where it does not fit."""
     ours = {name: one for name, one in pyramid.state_dict().items() if _NECK_NAME.fullmatch(name)}
-    own = tuple(name for name in pyramid.state_dict() if name not in ours)
+    only_here = [name for name in pyramid.state_dict() if name not in ours]
     skipped = LEVELS - len(pyramid.inner_blocks)
     placed: dict[str, Tensor] = {}
-    finer: list[str] = []
+    finer = 0
     for name, value in neck.items():
-        match = _NECK_NAME.fullmatch(name)
-        if match is None:
+        found = _NECK_NAME.fullmatch(name)
+        if found is None:
             placed[name] = value
-        elif int(match[2]) < skipped:
-            finer.append(name)
+        elif int(found[2]) < skipped:
+            finer += 1
         else:
-            placed[f"{match[1]}.{int(match[2]) - skipped}.{match[3]}"] = value
-    normed = any(_is_norm(name) for name in placed)
-    norms = tuple(
-        name for name in ours if name not in placed and _is_norm(name) and (not normed or name.endswith(STATISTICS))
-    )
-    biases = tuple(name for name in placed if norms and name.endswith(".0.bias") and name not in ours)
-    shared = {name for name in ours if name in placed}
-    matched = tuple(name for name in ours if name in shared and placed[name].shape == ours[name].shape)
-    report = NeckReport(
-        source,
-        matched,
-        missing=tuple(name for name in ours if name not in shared and name not in norms),
-        unexpected=tuple(name for name in placed if name not in shared and name not in biases),
-        reshaped=tuple(
-            f"{name} {list(placed[name].shape)} for {list(ours[name].shape)}"
-            for name in ours
-            if name in shared and name not in matched
-        ),
-        finer=tuple(finer),
-        own=own,
-        norms=norms,
-        biases=biases,
-    )
+            placed[f"{found[1]}.{int(found[2]) - skipped}.{found[3]}"] = value
+    is_normed = any(_is_norm(name) for name in placed)
+    norms = [
+        name for name in ours if name not in placed and _is_norm(name) and (not is_normed or name.endswith(STATISTICS))
+    ]
+    biases = [name for name in placed if norms and name.endswith(".0.bias") and name not in ours]
+    notes = []
+    if finer:
+        notes.append(f"not used: {finer} tensors of finer levels than this detector has")
+    if only_here:
+        notes.append(f"begun at random: {len(only_here)} tensors of levels that only the detector has (P6, P7)")
+    if norms:
+        notes.append(
+            f"of the pyramid's norm {len(norms)} tensors are not in the neck and begin as built; "
+            f"{len(biases)} biases that it replaces are left out"
+        )
+    report = match(placed, pyramid, source, notes, ignored={*only_here, *norms, *biases})
     if not report.complete:
-        raise UserError("\n".join(report.lines()) + f"\n{_remedy(placed, ours)}, or --set neck=none to leave it out.")
-    pyramid.load_state_dict({name: placed[name] for name in matched}, strict=False)
+        raise UserError(f"{report}: {_remedy(placed, ours)}, or --set neck=none to leave it out")
+    pyramid.load_state_dict({name: placed[name] for name in report.matched}, strict=False)
     return report
 
 
 def _is_norm(name: str) -> bool:
     """Whether an entry is of the layer after a convolution."""
-    match = _NECK_NAME.fullmatch(name)
-    return match is not None and match[3].startswith("1.")
+    found = _NECK_NAME.fullmatch(name)
+    return found is not None and found[3].startswith("1.")
 
 
 def _remedy(neck: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
@@ -294,7 +174,7 @@ def _remedy(neck: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
     first = "inner_blocks.0.0.weight"
     widths = [state[first].shape[0] if first in state else 0 for state in (neck, ours)]
     if widths[0] != widths[1]:
-        return f"The neck has {widths[0]} channels, this detector's pyramid {widths[1]}: --set width={widths[0]}"
+        return f"the neck has {widths[0]} channels, this detector's pyramid {widths[1]}: --set width={widths[0]}"
     if any(_is_norm(name) for name in neck) and not any(_is_norm(name) for name in ours):
-        return "The neck was trained with a norm that this detector's pyramid has not: --norm gn"
-    return "This is no neck of that backbone: give the --backbone it was trained with"
+        return "the neck was trained with a norm that this detector's pyramid has not: --norm gn"
+    return "this is no neck of that backbone: give the --backbone it was trained with"

@@ -326,7 +326,7 @@ def _execute(
     state = ranks.run_on_all(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     trainer = trainer_of(job, state, open_source, digest_line)
     if not trainer.resume() and (file := recipe.init) is not None:
-        ranks.log_rank_zero(f"begun from {ranks.run_on_all(lambda: load_weights(state.backbone, file))}")
+        ranks.log_rank_zero(f"begun from {ranks.run_on_all(lambda: load_weights(state.backbone, file)).text}")
     until = min(recipe.steps, stop_after or recipe.steps)
     ending = None
     if state.step < until:

@@ -22,7 +22,7 @@ from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
-from jigsaw_pretrain.train.models.weights import COUNTER
+from jigsaw_pretrain.train.models.weights import COUNTER, match
 
 PYRAMID_TARGET = "torchvision-fpn"
 
@@ -92,9 +92,8 @@ def _proven(own: feature_maps.Backbone, state: StateDict, other: str) -> dict[st
         if own.in_channels != 3:
             set_input_channels(other, whole, own.in_channels)
     head = own.head if other == name else backbones.build(other, own.norm, in_channels=own.in_channels).head
-    expected = {key: value.shape for key, value in whole.state_dict().items() if key not in head}
-    found = {key: value.shape for key, value in state.items()}
-    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    found = match(state, whole, name, ignored=head)
+    wrong = [*found.missing, *found.unexpected, *found.reshaped]
     if wrong:
         raise UserError(
             f"the entries of {name} are not those of {other}: {len(wrong)} differ (such as {wrong[0]}); export "

@@ -1,14 +1,15 @@
-"""Weights files: read without unpickling code, and matched to a backbone key by key or refused.
+"""Weights files: read without unpickling code, and matched to a module name by name or refused.
 
 A file may hold a state dict, one under `model` or `state_dict` (a checkpoint of ours among them), or safetensors;
 the classifier's entries are left out. A key that finds no place is the classic way to lose a pre-training, so nothing
 is loaded by halves: every weight of the backbone must be there, of its shape, and nothing else. Seconds.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.models.feature_maps import Backbone
@@ -19,19 +20,73 @@ COUNTER = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Match:
-    """What loading a file found: entries taken, the classifier's left out, counters that the file lacks."""
+    """How a file's entries meet a module's, by name.
 
-    file: str
-    taken: int
-    left_out: tuple[str, ...]
-    counters: int
+    reshaped: the names of entries of another shape, with both shapes. notes: what is no mistake and a person should
+    know.
+    """
+
+    source: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry of the module was matched and none was left over."""
+        return not (self.missing or self.unexpected or self.reshaped)
 
     def __str__(self) -> str:
-        such = f" (such as {self.left_out[0]})" if self.left_out else ""
-        return (
-            f"{self.file}: {self.taken} entries matched, 0 missing, 0 unexpected; "
-            f"{len(self.left_out)} of the classifier left out{such}"
-        ) + (f"; {self.counters} batch counters not in the file" if self.counters else "")
+        """One line: how many of each kind, and which did not match."""
+        reshaped = tuple(f"{name} {shapes}" for name, shapes in self.reshaped.items())
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", reshaped))
+        counted = [f"{len(names)} {kind}" + (f" ({few(names)})" if names else "") for kind, names in kinds]
+        return f"{self.source}: {', '.join([f'{len(self.matched)} matched', *counted])}"
+
+    @property
+    def text(self) -> str:
+        """The line, and the notes below it."""
+        return "\n  ".join([str(self), *self.notes])
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def match(
+    state: Mapping[str, Tensor],
+    module: nn.Module,
+    source: str,
+    notes: Sequence[str] = (),
+    ignored: Collection[str] = (),
+) -> Match:
+    """How a state meets a module, by the lists of ``load_state_dict`` itself; the module stays as it is.
+
+    So what a layer forgives is forgiven here (counters of batch norm that old files lack). ignored: names that are
+    neither missing nor unexpected.
+    """
+    own = module.state_dict()
+    shared = [name for name in own if name in state]
+    reshaped = {
+        name: f"{list(state[name].shape)} for {list(own[name].shape)}"
+        for name in shared
+        if state[name].shape != own[name].shape
+    }
+    # Its own values in place of the state's: the lists are the same, and nothing changes.
+    missing, unexpected = module.load_state_dict(
+        {name: own.get(name, one) for name, one in state.items()}, strict=False
+    )
+    return Match(
+        source,
+        tuple(name for name in shared if name not in reshaped),
+        tuple(name for name in missing if name not in ignored),
+        tuple(name for name in unexpected if name not in ignored),
+        reshaped,
+        tuple(notes),
+    )
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
@@ -62,30 +117,23 @@ def read_weights(file: str) -> dict[str, Tensor]:
 
 def load_weights(backbone: Backbone, file: str) -> Match:
     """Put a file's weights into the backbone; raises UserError naming what is missing, unexpected or misshapen."""
-    state = read_weights(file)
-    own = backbone.module.state_dict()
-    left_out = tuple(sorted(set(state) & backbone.head))
-    kept = {key: value for key, value in state.items() if key not in backbone.head}
-    counters = {key for key in own if key.endswith(COUNTER)} - set(kept)
-    problems = {
-        "missing": sorted(set(own) - set(kept) - counters),
-        "unexpected": sorted(set(kept) - set(own)),
-        "of another shape": sorted(key for key in set(own) & set(kept) if own[key].shape != kept[key].shape),
-    }
-    wrong = [f"{len(keys)} {what} (such as {keys[0]})" for what, keys in problems.items() if keys]
-    if wrong:
-        taken = len(set(own) & set(kept)) - len(problems["of another shape"])
-        stems = [key for key in problems["of another shape"] if own[key].shape[1:2] == (backbone.in_channels,)]
-        if len(wrong) == 1 and len(stems) == len(problems["of another shape"]) > 0:
-            raise UserError(
-                f"{file} is of a {backbone.name} over {kept[stems[0]].shape[1]} input channels ({stems[0]}), and the "
-                f"crops have {backbone.in_channels}: begin from weights of as many, or without init"
-            )
+    state, own = read_weights(file), backbone.module.state_dict()
+    head = tuple(sorted(set(state) & backbone.head))
+    kept = {name: value for name, value in state.items() if name not in backbone.head}
+    counters = sum(name.endswith(COUNTER) and name not in kept for name in own)
+    notes = [f"not used: {few(head)} (the classifier)"] if head else []
+    notes += [f"{counters} batch counters are not in the file"] if counters else []
+    found = match(kept, backbone.module, file, notes)
+    if found.complete:
+        backbone.module.load_state_dict(kept, strict=False)
+        return found
+    stem = next((name for name in found.reshaped if own[name].shape[1:2] == (backbone.in_channels,)), None)
+    if stem is not None and not found.missing and not found.unexpected and len(found.reshaped) == 1:
         raise UserError(
-            f"{file} is not of a {backbone.name}: {' and '.join(wrong)} entries; {taken} of {len(own)} would match"
+            f"{file} is of a {backbone.name} over {kept[stem].shape[1]} input channels ({stem}), and the crops have "
+            f"{backbone.in_channels}: begin from weights of as many, or without init"
         )
-    backbone.module.load_state_dict(kept, strict=False)
-    return Match(file, len(kept), left_out, len(counters))
+    raise UserError(f"{found}: these are not weights of a {backbone.name}")
 
 
 def _safetensors(file: str) -> dict[str, Tensor]:

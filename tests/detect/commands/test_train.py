@@ -134,7 +134,7 @@ def test_refusals_name_the_thing_and_the_remedy(
     assert "no residual network" in detect(tmp_path / "c", expect=2, backbone="vgg11").output
     said = detect(tmp_path / "d", expect=2, init=tiny_weights, backbone="tinybottleneck").output
     assert "missing" in said and "weights of another backbone" in said
-    assert "does not exist" in detect(tmp_path / "e", expect=2, init=tmp_path / "none.pth").output
+    assert "is missing" in detect(tmp_path / "e", expect=2, init=tmp_path / "none.pth").output
     (tmp_path / "odd.pth").write_bytes(b"odd")
     assert "odd.pth" in detect(tmp_path / "f", expect=2, init=tmp_path / "odd.pth").output
     detect(tmp_path / "g", norm="gn", model="faster-rcnn-fpn", steps=1)
@@ -150,7 +150,7 @@ def test_weights_that_fit_in_part_are_taken_only_when_told(tmp_path: Path, detec
     said = detect(tmp_path / "run", expect=2, init=tmp_path / "partial.pth").output
     assert "layer2.0.conv1.weight" in said and "layer9.weight" in said
     said = detect(tmp_path / "run", init=tmp_path / "partial.pth", partial=True, model="retinanet").output
-    assert "1 missing, 1 unexpected" in said
+    assert "1 missing (layer2.0.conv1.weight), 1 unexpected (layer9.weight)" in said
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_a_remedy(tmp_path: Path, detect: Run, plain_runs: None) -> None:
@@ -163,15 +163,15 @@ def test_a_run_is_taken_by_its_backbone_or_else_its_newest_checkpoint(
 ) -> None:
     state = torch.load(tiny_weights, weights_only=True)
     run = tmp_path / "pretrained"
-    assert "does not exist" in detect(tmp_path / "a", expect=2, init=run).output
+    assert "is missing" in detect(tmp_path / "a", expect=2, init=run).output
     run.mkdir()
     assert "neither backbone.pth nor a checkpoint" in detect(tmp_path / "a", expect=2, init=run).output
     content = {"model": {**{f"backbone.{name}": value for name, value in state.items()}, "head.bias": torch.zeros(3)}}
     save_checkpoint(run / "checkpoints", 7, content, keep=1)
     options = {"model": "faster-rcnn-fpn", "freeze": "backbone", "norm": "frozen-bn", "steps": 1}
     detect(tmp_path / "by-checkpoint", init=run, **options)
-    torch.save({"state_dict": state}, run / "backbone.pth")
-    assert "not a state dict of tensors" in detect(tmp_path / "b", expect=2, init=run).output
+    torch.save([torch.zeros(1)], run / "backbone.pth")
+    assert "holds no state dict" in detect(tmp_path / "b", expect=2, init=run).output
     torch.save({**state, "fc.weight": torch.zeros(3, 3)}, run / "backbone.pth")
     assert "not used: fc.weight (the classifier)" in detect(tmp_path / "by-file", init=run, **options).output
     for name in ("by-checkpoint", "by-file"):

@@ -54,7 +54,7 @@ def test_every_model_with_a_pyramid_starts_from_the_neck(
         pyramid = loaded.pop().fpn.state_dict()
         assert all(torch.equal(value, pyramid[name]) for name, value in neck.items())
         kept = json.loads((tmp_path / model / "config.json").read_text())["neck"]
-        assert len(kept["matched"]) == len(neck) and kept["own"] == []
+        assert len(kept["matched"]) == len(neck) and kept["notes"] == []
     said = detect(tmp_path / "retinanet", init=tmp_path / "run", norm="gn", model="retinanet").output
     quarter = len(neck) // 4
     assert f"{3 * quarter} matched, 0 missing" in said and f"{quarter} tensors of finer levels" in said
@@ -87,7 +87,7 @@ def test_a_neck_of_another_width_or_norm_is_refused_with_the_remedy(
 ) -> None:
     pretrained(tmp_path / "wide", "norm=gn", width=64)
     said = detect(tmp_path / "a", expect=2, init=tmp_path / "wide", norm="gn", model="faster-rcnn-fpn").output
-    assert "The neck has 64 channels, this detector's pyramid 32: --set width=64, or --set neck=none" in said
+    assert "the neck has 64 channels, this detector's pyramid 32: --set width=64, or --set neck=none" in said
     assert not (tmp_path / "a" / "config.json").exists()
     pretrained(tmp_path / "gn", "norm=gn")
     said = detect(tmp_path / "b", expect=2, init=tmp_path / "gn", norm="frozen-bn", model="faster-rcnn-fpn").output
@@ -102,7 +102,7 @@ def test_a_neck_of_another_width_or_norm_is_refused_with_the_remedy(
     del broken["fpn.layer_blocks.1.0.weight"]
     save_file(tmp_path / "broken.pth", broken)
     said = detect(tmp_path / "d", expect=2, init=tmp_path / "broken.pth", norm="gn", model="faster-rcnn-fpn").output
-    assert "missing: layer_blocks.1.0.weight" in said
+    assert "1 missing (layer_blocks.1.0.weight)" in said
 
 
 def test_an_exported_file_brings_backbone_and_neck(

@@ -39,24 +39,27 @@ def test_every_form_of_a_state_dict_loads(tmp_path: Path) -> None:
         backbone = backbones.build(OWN)
         match = load_weights(backbone, str(tmp_path / name))
         assert same(dict(backbone.module.state_dict()), state), name
-        assert "10 entries matched, 0 missing, 0 unexpected" in str(match)
+        assert "10 matched, 0 missing, 0 unexpected, 0 of another shape" in str(match)
 
 
 def test_the_classifier_and_old_counters_are_shown(tmp_path: Path) -> None:
     whole = backbones.whole_model("shufflenet_v2_x0_5").state_dict()
     torch.save({key: one for key, one in whole.items() if "num_batches" not in key}, tmp_path / "old.pth")
     match = load_weights(backbones.build("shufflenet_v2_x0_5"), str(tmp_path / "old.pth"))
-    assert match.left_out == ("fc.bias", "fc.weight") and match.counters == 56
-    assert "2 of the classifier left out (such as fc.bias); 56 batch counters" in str(match)
+    assert match.complete
+    assert match.notes == (
+        "not used: fc.bias, fc.weight (the classifier)",
+        "56 batch counters are not in the file",
+    )
 
 
 def test_nothing_is_matched_by_halves(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     state = tensors()
     for change, message in (
-        ({"0.weight": None}, "1 missing .such as 0.weight. entries; 9 of 10 would match"),
-        ({"spare": torch.zeros(1)}, "1 unexpected .such as spare."),
-        ({"0.bias": torch.zeros(9)}, "1 of another shape .such as 0.bias."),
+        ({"0.weight": None}, r"9 matched, 1 missing \(0.weight\)"),
+        ({"spare": torch.zeros(1)}, r"1 unexpected \(spare\)"),
+        ({"0.bias": torch.zeros(9)}, r"1 of another shape \(0.bias"),
     ):
         torch.save({key: one for key, one in {**state, **change}.items() if one is not None}, file)
         backbone = backbones.build(OWN)
