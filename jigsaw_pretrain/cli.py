@@ -9,8 +9,11 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,19 +43,71 @@ def show_log() -> None:
         logger.addHandler(_Echo())
 
 
+UNFORESEEN = 70
+"""The exit status of a command that ends with an exception that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+
+DEBUG = "JIGSAW_DEBUG"
+"""The environment variable that does what ``--debug`` does."""
+
+
 class Command(click.Command):
-    """A click command that ends a UserError with ``Error: ...`` on standard error: ``@click.command(cls=Command)``."""
+    """A click command whose errors are one line on standard error: ``@click.command(cls=Command)``.
+
+    A UserError is the user's to mend, an OSError the machine's; anything else is a bug, whose traceback goes to a file
+    unless ``--debug`` is given.
+    """
+
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        shown = "Show the traceback of an error that nobody foresaw."
+        self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=shown))
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
         show_log()
+        words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
         try:
             return super().main(*args, **extra)
-        except UserError as error:
+        except Exception as error:
             if not extra.get("standalone_mode", True):
                 raise
-            click.echo(f"Error: {error.message}", err=True)
-            sys.exit(error.exit_code)
+            if not isinstance(error, UserError | OSError | MemoryError) and (
+                "--debug" in words or os.environ.get(DEBUG)
+            ):
+                raise
+            line, status = _one_line(error, words)
+        click.echo(f"Error: {line}", err=True)
+        sys.exit(status)
+
+
+def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:
+    """What to say of an error that ends a command called with these words, and the exit status."""
+    if isinstance(error, UserError):
+        return error.message, error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return redacted(f"{where}{error.strerror or _first_line(error)}"), UserError.exit_code
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this. Give it more, or fewer --workers.", UserError.exit_code
+    called = redacted(" ".join([Path(sys.argv[0]).name, *words]))[:300]
+    told = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="jigsaw-traceback-", suffix=".txt", delete=False) as file:
+            file.write(f"{called}\n\n{redacted(told)}")
+        kept = f"the traceback in {file.name}"
+    except OSError:
+        kept = "the traceback that --debug shows"
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    found = redacted(f"{type(error).__name__} {_first_line(error)}".strip())
+    return (
+        f"{called}: {found} (in {Path(innermost.filename).name}, line {innermost.lineno}). Nobody foresaw this: it is "
+        f"a bug of jigsaw-pretrain. Please report it with {kept}."
+    ), UNFORESEEN
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""
 
 
 class LazyGroup(Command, click.Group):

@@ -23,6 +23,7 @@ import os
 import random
 import re
 import secrets
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,6 +67,9 @@ PUBLISH_TRIES = 5
 
 STALE_SECONDS = 3600.0
 """Age of a temporary file that a dead process left, where the file system knows no locks."""
+
+LOCK_SECONDS = 3.0
+"""How long another's lock on a folder is waited for."""
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
 """How many things are asked for at the same time: the latency of a store is hidden by width."""
@@ -127,6 +131,21 @@ class Storage:
             raise ValueError(f"{self.describe(name)} is not a local file")
         return Path(self._path(name))
 
+    def regular_file(self, name: str, most: int | None = None) -> Path:
+        """The path of a local file that can be read to its end: no folder, FIFO or device, and at most ``most`` bytes.
+
+        Raises OSError.
+        """
+        path = self.local_path(name)
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a file but a FIFO, socket or device", str(path))
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than such a file may have", str(path))
+        return path
+
     def describe(self, name: str) -> str:
         """``name`` with the root as the user gave it, for messages: without passwords and signatures."""
         return f"{redacted(self.url).rstrip('/')}/{name}" if name else redacted(self.url)
@@ -143,12 +162,18 @@ class Storage:
             return False
         return True
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file; raises FileNotFoundError."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of one file, at most ``most`` where it is local; raises FileNotFoundError."""
+        if self.is_local:
+            return self.regular_file(name, most).read_bytes()
         return self._ask(lambda: bytes(self.fs.cat_file(self._path(name))), name)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
+        if self.is_local:
+            with self.regular_file(name).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
         data = self._ask(lambda: bytes(self.fs.cat_file(self._path(name), start=offset, end=offset + size)), name)
         # Simple web servers do not know ranges and answer with the whole file.
         return data if len(data) <= size else data[offset : offset + size]
@@ -185,10 +210,36 @@ class Storage:
         else:
             self._ask(lambda: self.fs.pipe_file(self._path(name), data), name)
 
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; None where there is none."""
+        try:
+            return int(self._ask(lambda: self.fs.info(self._path(name)), name)["size"])
+        except (FileNotFoundError, NotADirectoryError, TypeError):
+            return None
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda: self.fs.rm_file(self._path(name)), name)
+
+    @contextlib.contextmanager
+    def locked(self, exclusive: bool) -> Iterator[Callable[[], None]]:
+        """Hold a lock on a local root, exclusively or shared with others; gives what makes an exclusive one shared.
+
+        Leaves no file. Does nothing for a store, nor where the file system knows no locks. Raises UserError where
+        others keep it for LOCK_SECONDS.
+        """
+        if not self.is_local or fcntl is None:
+            yield lambda: None
+            return
+        folder = self.local_path("")
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock_within(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, self.describe(""))
+            yield lambda: _lock_within(descriptor, fcntl.LOCK_SH, self.describe(""))
+        finally:
+            os.close(descriptor)
 
     def sweep(self, *folders: str) -> None:
         """Remove what killed processes left in these folders; other processes' unfinished files stay."""
@@ -388,6 +439,23 @@ def _lock(descriptor: int) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _lock_within(descriptor: int, kind: int, where: str) -> None:
+    """Take a lock, waiting up to LOCK_SECONDS for it; raises UserError."""
+    for last in (*(False,) * int(LOCK_SECONDS / 0.1), True):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return
+            if last:
+                raise UserError(
+                    f"{where} is being written by another jigsaw-prep command. Wait for it, or end it, and run this "
+                    "command again."
+                ) from error
+        time.sleep(0.1)
 
 
 def _remove_if_left(path: Path) -> bool:

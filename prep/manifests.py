@@ -4,20 +4,34 @@ Needs the output alone, in any process. Reads every part's record, and its rows 
 crops, which are held as one compressed file (about 50 MB) in memory.
 """
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import Description, drawn_context, memory_file
-from jigsaw_pretrain.formats.dataset.schema import SHARDS, SKIPPED, crops_schema, read_rows, table_bytes
+from jigsaw_pretrain.formats.dataset.dataset import MEND, Description, drawn_context, memory_file
+from jigsaw_pretrain.formats.dataset.schema import (
+    BOX,
+    EDGES,
+    MARGINS,
+    SHARDS,
+    SKIPPED,
+    DamagedTable,
+    check_crops,
+    crops_schema,
+    open_table,
+    read_group,
+    table_bytes,
+)
 from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.formats.pixels import RGB8, pixel_format
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.images.statistics import mean_and_std
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
@@ -25,6 +39,7 @@ from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
 from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
+    ShardRecord,
     check_agreement,
     read_parts,
     require_plan,
@@ -32,6 +47,11 @@ from jigsaw_pretrain.prep.records import (
     skip_limit,
 )
 from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
+
+CHECKED = ("label", "offset", "size", *EDGES, *MARGINS, *BOX)
+"""The columns that ``check_crops`` looks at."""
+
+_WHOLE, _FLOAT = re.compile(r"\d{1,60}"), re.compile(r"-?\d(\.\d{1,20})?(e[+-]\d{2})?|-?\d{1,20}(\.\d{1,20})?")
 
 
 def finish(url: str, max_skipped: float = 1.0) -> Summary:
@@ -63,31 +83,31 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
     return summary
 
 
-def manifests(out: Storage, plan: PlanRecord, records: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
+def manifests(out: Storage, plan: PlanRecord, parts: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
     """The four files of a finished dataset by name, dataset.json last, and its figures."""
     shard_rows = [
         {"name": shard.name, "group": group, "part": record.part, "crops": shard.crops, "bytes": shard.bytes}
         | {"sha256": shard.sha256}
         for group in GROUPS
-        for record in records
+        for record in parts
         for shard in record.shards
         if shard.group == group
     ]
-    statistics, schema = _RowStatistics(drawn_context(plan.options)), crops_schema(plan.format_version)
-    crops = table_bytes(schema, statistics.watch(_crop_tables(out, records, schema)))
+    statistics = _RowStatistics(drawn_context(plan.options))
+    crops = table_bytes(crops_schema(plan.format_version), statistics.watch(_crop_tables(out, plan, parts)))
     shards = pa.Table.from_pylist(shard_rows, schema=SHARDS)
     skipped = pa.concat_tables(
         [
-            read_rows(out.read(layout.PLAN_SKIPPED)).cast(SKIPPED),
-            *(skipped_table(record.skipped) for record in records if record.skipped),
+            records.read_skipped(out, layout.PLAN_SKIPPED),
+            *(skipped_table(record.skipped) for record in parts if record.skipped),
         ]
     )
-    summary = statistics.summary(plan, records, skipped)
+    summary = statistics.summary(plan, parts, skipped)
     made = {
         layout.CROPS: crops,
         layout.SHARD_TABLE: table_bytes(SHARDS, [shards]),
         layout.SKIPPED: table_bytes(SKIPPED, [skipped.combine_chunks()]),
-        layout.DATASET: describe(plan, summary).to_json(),
+        layout.DATASET: describe(plan, summary, hashlib.sha256(crops).hexdigest()).to_json(),
     }
     return made, summary
 
@@ -98,7 +118,7 @@ def tidy(out: Storage) -> None:
     records.clear_markers(out)
 
 
-def describe(plan: PlanRecord, summary: Summary) -> Description:
+def describe(plan: PlanRecord, summary: Summary, crops_sha256: str) -> Description:
     """dataset.json of a finished dataset."""
     return Description(
         format_version=plan.format_version,
@@ -109,6 +129,7 @@ def describe(plan: PlanRecord, summary: Summary) -> Description:
         options=plan.options,
         versions=plan.versions,
         totals=summary.totals(),
+        crops_sha256=crops_sha256,
     )
 
 
@@ -134,22 +155,43 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
     return records
 
 
-def _crop_tables(out: Storage, records: list[PartRecord], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of each shard: all of S by part, then T, then W. Parts keep one row group per shard, in that order."""
+def _crop_tables(out: Storage, plan: PlanRecord, parts: list[PartRecord]) -> Iterator[tuple[str, pa.Table]]:
+    """Group and rows of each shard: all of S by part, then T, then W; raises UserError for damaged rows."""
     row_groups = [
-        (record.part, index)
+        (record.part, index, shard)
         for group in GROUPS
-        for record in records
+        for record in parts
         for index, shard in enumerate(record.shards)
         if shard.group == group
     ]
 
-    def read(row_group: tuple[int, int]) -> pa.Table:
-        part, index = row_group
-        rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(part))))
-        return rows.read_row_group(index, use_threads=False).cast(schema)
+    def read(row_group: tuple[int, int, ShardRecord]) -> tuple[str, pa.Table]:
+        part, index, shard = row_group
+        name = layout.part_rows(part)
+        try:
+            return shard.group, part_rows(out.read(name), plan, part, index, shard)
+        except FileNotFoundError as error:
+            raise UserError(f"{out.describe(name)} is missing. {MEND}") from error
+        except DamagedTable as error:
+            raise UserError(f"{out.describe(name)} {error}. {MEND}") from error
 
     return map_ahead(read, row_groups, 1 if out.is_local else REMOTE_THREADS)
+
+
+def part_rows(raw: bytes, plan: PlanRecord, part: int, index: int, shard: ShardRecord) -> pa.Table:
+    """The rows of a part's ``index``-th shard, from the bytes of the part's table; raises DamagedTable."""
+    schema = crops_schema(plan.format_version)
+    file = open_table(memory_file(raw), schema)
+    if index >= file.metadata.num_row_groups:
+        raise DamagedTable("is damaged: it does not have a row group for each shard")
+    rows = read_group(file, schema, index, shard.crops)
+    values = {name: rows.column(name).to_numpy() for name in CHECKED if name in schema.names}
+    check_crops(values, shard.bytes, len(plan.classes))
+    same = {"part": part, "shard": shard.name, "group": shard.group}
+    for name, value in same.items():
+        if not pc.all(pc.equal(rows.column(name), value)).as_py():
+            raise DamagedTable(f"is damaged: row group {index} has another {name} than its shard")
+    return rows
 
 
 class _RowStatistics:
@@ -159,9 +201,9 @@ class _RowStatistics:
         self.columns: list[list[np.ndarray]] = [[], [], [], []]
         self._context = context
 
-    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for rows in tables:
-            group = GROUPS.index(rows.column("group")[0].as_py())
+    def watch(self, tables: Iterator[tuple[str, pa.Table]]) -> Iterator[pa.Table]:
+        for name, rows in tables:
+            group = GROUPS.index(name)
             widths, heights = self._sizes(rows).T
             label = rows.column("label").to_numpy()
             values = (label, np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
@@ -182,6 +224,8 @@ class _RowStatistics:
         labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
         pixels = pixel_format(plan.options.get("pixels"), layout.PLAN)
         sums = [record.pixels for record in records if record.pixels is not None]
+        for record in records:
+            check_sums(record, pixels)
         return Summary(
             classes=plan.classes,
             counts=count_crops(labels, groups, len(plan.classes)),
@@ -198,6 +242,15 @@ class _RowStatistics:
             pixels=pixels,
             measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
         )
+
+
+def check_sums(record: PartRecord, pixels: PixelFormat) -> None:
+    """Raise UserError where a part's sums of pixels are not those of the format."""
+    number = _FLOAT if pixels.dtype == "float32" else _WHOLE
+    texts = [] if record.pixels is None else [record.pixels.sums, record.pixels.squares]
+    good = all(len(values) == pixels.channels and all(number.fullmatch(text) for text in values) for values in texts)
+    if not good or (record.pixels is None) != (pixels == RGB8) or (record.pixels and record.pixels.count < 0):
+        raise UserError(f"{layout.part_record(record.part)} is damaged (its sums of pixels). {MEND}")
 
 
 def _encoded(records: list[PartRecord]) -> Counter[str]:

@@ -34,6 +34,8 @@ from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
     check_agreement,
+    check_shards,
+    finished_dataset,
     publish_plan,
     read_parts,
     read_plan,
@@ -166,9 +168,8 @@ def shards(
         UserError: The annotations or images cannot be used, or ``out`` holds another dataset.
         OSError: A disk or store that fails.
     """
-    job, progress = PrepJob(annotations, images, out, seed, _options(shaping)), progress or Logged()
-    if _cut_job(job, None, workers, scheduler, max_skipped, overwrite, progress):
-        progress.finished(finish(out, max_skipped))
+    job = PrepJob(annotations, images, out, seed, _options(shaping))
+    _cut_job(job, None, workers, scheduler, max_skipped, overwrite, progress or Logged())
     return open_dataset(out)
 
 
@@ -210,12 +211,13 @@ def _cut_job(
     overwrite: bool,
     progress: Progress,
 ) -> Plan | None:
-    """Cut the parts of a job, or of its task, that are missing; None where the dataset is finished already."""
+    """Cut what is missing and finish, or cut a task's share of it; None where the dataset is finished already."""
     raw = read_annotations(job.annotations, job.images)
     out = Storage(job.out)
     if not overwrite:
-        job = settled(job, begun_as(out, job, raw.sha256))
-        if out.exists(layout.DATASET):
+        record = begun_as(out, job, raw.sha256)
+        job = settled(job, record)
+        if _is_finished(out, record):
             tidy(out)
             return None
     source = ImageSource(job.images)
@@ -223,14 +225,37 @@ def _cut_job(
     made = plan_job(job, raw, source)
     del raw
     check_means(job.options)
-    if overwrite:
-        remove_dataset(out)
-    begin(made, out)
     mine = task.mine(made.part_count) if task else range(made.part_count)
     count = min(workers or usable_cores(), len(mine)) or 1
-    with open_executor(count, scheduler) as (executor, at_once):
-        cut(made, job, source, mine, executor, at_once, max_skipped, progress)
+    with out.locked(exclusive=overwrite) as share:
+        if overwrite:
+            remove_dataset(out)
+        begin(made, out)
+        if task:
+            share()
+        with open_executor(count, scheduler) as (executor, at_once):
+            cut(made, job, source, mine, executor, at_once, max_skipped, progress)
+        if not task:
+            progress.finished(finish(job.out, max_skipped))
     return made
+
+
+def _is_finished(out: Storage, plan: PlanRecord | None) -> bool:
+    """Whether ``out`` holds the finished dataset of a plan; raises UserError where that is damaged or a stranger's.
+
+    A damaged dataset.json is none: the manifests are made again from the parts.
+    """
+    if plan is None:
+        if out.exists(layout.DATASET):
+            raise UserError(
+                f"{out.describe('')} holds a dataset without {layout.PLAN}, so nothing says that it is of these "
+                "annotations and options. Start anew with --overwrite, or name another --out."
+            )
+        return False
+    dataset = finished_dataset(out, plan)
+    if dataset is not None:
+        check_shards(out, dataset)
+    return dataset is not None
 
 
 def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
@@ -382,10 +407,10 @@ def recut(
     source.check()
     plan = plan_job(job, raw, source)
     begin(plan, storage)
-    storage.remove(layout.DATASET)
-    for number in parts:
-        storage.remove(layout.part_record(number))
-    with open_executor(workers, scheduler) as (executor, at_once):
+    with storage.locked(exclusive=True), open_executor(workers, scheduler) as (executor, at_once):
+        storage.remove(layout.DATASET)
+        for number in parts:
+            storage.remove(layout.part_record(number))
         cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped, progress)
     return finish(out, max_skipped)
 

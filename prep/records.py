@@ -22,14 +22,29 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import json_bytes
+from jigsaw_pretrain.formats.dataset.dataset import (
+    MEND,
+    MOST_BYTES,
+    MOST_CROPS,
+    MOST_SHARD_BYTES,
+    READABLE,
+    Classes,
+    Count,
+    Dataset,
+    Sha256,
+    check_options,
+    json_bytes,
+    open_dataset,
+)
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import Plan
@@ -57,16 +72,16 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of plan.json; manifests/README.md defines each field."""
 
     format_version: int
-    plan: str
+    plan: Sha256
     seed: int
     options: dict[str, Any]
     versions: dict[str, str]
-    classes: list[str]
-    parts: int
-    images: int
-    images_listed: int
-    crops: int
-    negatives_wanted: int
+    classes: Classes
+    parts: Annotated[int, msgspec.Meta(ge=1, le=layout.MOST_PARTS)]
+    images: Count
+    images_listed: Count
+    crops: Count
+    negatives_wanted: Count
 
 
 class ShardRecord(msgspec.Struct, frozen=True):
@@ -74,9 +89,9 @@ class ShardRecord(msgspec.Struct, frozen=True):
 
     name: str
     group: str
-    crops: int
-    bytes: int
-    sha256: str
+    crops: Annotated[int, msgspec.Meta(ge=1, le=MOST_CROPS)]
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARD_BYTES)]
+    sha256: Sha256
 
 
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,11 +104,11 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     part: int
     plan: str
     versions: dict[str, str]
-    images: int
-    crops: int
+    images: Count
+    crops: Count
     shards: list[ShardRecord]
     skipped: list[Skipped]
-    encoded: dict[str, int] | None = None
+    encoded: dict[str, Count] | None = None
     pixels: PixelSums | None = None
 
     @property
@@ -131,14 +146,19 @@ def recorded_options(options: dict[str, Any], annotations_sha256: str) -> dict[s
 
 def read_plan(out: Storage) -> PlanRecord | None:
     """The plan that ``out`` was begun with; None where none was. Raises UserError for a damaged record."""
+    where = out.describe(layout.PLAN)
     try:
-        return msgspec.json.decode(out.read(layout.PLAN), type=PlanRecord)
+        plan = msgspec.json.decode(out.read(layout.PLAN, MOST_BYTES), type=PlanRecord)
+        if plan.format_version not in READABLE:
+            raise UserError(f"{where} is of format version {plan.format_version}, which this program does not know.")
+        check_options(plan.options, where)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{out.describe(layout.PLAN)} is damaged ({error}). Remove the shards and manifests there and start anew."
+            f"{where} is damaged ({str(error)[:200]}). Start anew with `jigsaw-prep shards --overwrite`."
         ) from error
+    return plan
 
 
 def require_plan(out: Storage) -> PlanRecord:
@@ -149,6 +169,28 @@ def require_plan(out: Storage) -> PlanRecord:
             f"{out.describe(layout.PLAN)} is missing: nothing was begun there. Run `jigsaw-prep shards` first."
         )
     return plan
+
+
+def finished_dataset(out: Storage, plan: PlanRecord) -> Dataset | None:
+    """The dataset that ``out`` holds; None where it is not finished, is damaged or is of another plan."""
+    try:
+        dataset = open_dataset(out.url)
+    except UserError:
+        return None
+    return dataset if dataset.description.plan == plan.plan else None
+
+
+def check_shards(out: Storage, dataset: Dataset) -> None:
+    """Raise UserError where a shard is not there with its size."""
+    listed = {entry.name: entry.bytes for entry in out.entries(layout.SHARDS)}
+    for shard in dataset.shards:
+        name = f"{layout.SHARDS}/{shard.name}"
+        # A store may list late.
+        if listed.get(shard.name) != shard.bytes and (out.is_local or out.size(name) != shard.bytes):
+            raise UserError(
+                f"{out.describe(name)} is missing or does not have {shard.bytes:,} bytes. Run `jigsaw-prep verify "
+                "--repair`, or start anew with --overwrite."
+            )
 
 
 def publish_plan(out: Storage, plan: Plan) -> None:
@@ -175,13 +217,22 @@ def _plan_rows(plan: Plan) -> bytes:
 def read_part(out: Storage, number: int) -> PartRecord | None:
     """The done record of a part; None where the part is not done. Raises UserError for a damaged record."""
     try:
-        return msgspec.json.decode(out.read(layout.part_record(number)), type=PartRecord)
+        record = msgspec.json.decode(out.read(layout.part_record(number), MOST_BYTES), type=PartRecord)
+        if record.part != number:
+            raise ValueError(f"it is of part {record.part}")
+        # A name leads to a file: it is the one that layout gives, or none.
+        groups = [shard.group for shard in record.shards if shard.name == layout.shard_name(shard.group, number)]
+        if len(groups) < len(record.shards) or groups != [group for group in GROUPS if group in groups]:
+            raise ValueError("its shards are not those of a part")
+        if record.crops != sum(shard.crops for shard in record.shards):
+            raise ValueError("its shards do not have its crops")
+        return record
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         name = out.describe(layout.part_record(number))
         raise UserError(
-            f"{name} is damaged ({error}). Remove it; the same command then cuts the part again."
+            f"{name} is damaged ({str(error)[:200]}). Remove it; the same command then cuts the part again."
         ) from error
 
 
@@ -310,7 +361,7 @@ def status(url: str, now: float | None = None) -> RunStatus:
         lost=len(lost),
         failed={number: failure_reason(out, number) for number in failed},
         parts_per_second=_speed(sorted(moment for moment in written if moment is not None)),
-        finished=out.exists(layout.DATASET),
+        finished=finished_dataset(out, plan) is not None,
     )
 
 
@@ -412,11 +463,19 @@ class SkipLimit:
 
 def skip_limit(share: float, out: Storage, usable: int) -> SkipLimit:
     """The limit of an output that has a plan; usable: images that the plan could use."""
-    table = schema.read_rows(out.read(layout.PLAN_SKIPPED))
-    rows = table.select(["image_file", "annotation_id", "ordinal", "reason"]).to_pylist()
-    reasons = [
-        row["reason"]
-        for row in rows
-        if row["image_file"] is not None and row["annotation_id"] is None and row["ordinal"] is None
-    ]
-    return SkipLimit(share, out, usable, count_reasons(reasons))
+    table = read_skipped(out, layout.PLAN_SKIPPED)
+    of_images = pc.and_(
+        pc.is_valid(table.column("image_file")),
+        pc.and_(pc.is_null(table.column("annotation_id")), pc.is_null(table.column("ordinal"))),
+    )
+    return SkipLimit(share, out, usable, count_reasons(table.column("reason").filter(of_images).to_pylist()))
+
+
+def read_skipped(out: Storage, name: str) -> pa.Table:
+    """The rows of a table of skipped things; raises UserError where it is missing or damaged."""
+    try:
+        return schema.read_table(out.read(name), schema.SKIPPED)
+    except FileNotFoundError as error:
+        raise UserError(f"{out.describe(name)} is missing. {MEND}") from error
+    except schema.DamagedTable as error:
+        raise UserError(f"{out.describe(name)} {error}. {MEND}") from error

@@ -9,18 +9,18 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable
-from typing import Any
 
-import pyarrow.parquet as pq
-import simplejpeg
+import pyarrow as pa
+from msgspec import UNSET
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import memory_file
-from jigsaw_pretrain.formats.dataset.schema import crops_schema
-from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, decode_member, pixel_format
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.dataset.schema import EDGES, MARGINS, DamagedTable
+from jigsaw_pretrain.formats.pixels import PixelFormat, decode_member, pixel_format
+from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
-from jigsaw_pretrain.prep.manifests import manifests, read_records
+from jigsaw_pretrain.prep.manifests import check_sums, manifests, part_rows, read_records
 from jigsaw_pretrain.prep.records import Damage, PlanRecord, ShardRecord, read_part, require_plan, shaping_versions
 from jigsaw_pretrain.storage import Storage
 
@@ -37,8 +37,8 @@ def verify(url: str, *, workers: int | None = None) -> list[Damage]:
     found += [Damage(None, f"{layout.SHARDS}/{name}", "is of no part of this dataset") for name in _strays(out, plan)]
     found += _inspect_plan_rows(out)
     # Other versions give manifests of other bytes; the shards can be verified by any.
-    if not found and plan.versions == shaping_versions():
-        found += _inspect_manifests(out, plan)
+    if not found:
+        found += _inspect_manifests(out, plan) if plan.versions == shaping_versions() else _inspect_dataset(out, plan)
     return sorted(found, key=lambda damage: (damage.part is None, damage.part or 0, damage.file))
 
 
@@ -53,60 +53,64 @@ def inspect_part(task: tuple[str, int, PlanRecord]) -> list[Damage]:
             return [Damage(number, name, "is missing: the part is not done")]
         if record.plan != plan.plan or record.versions != plan.versions:
             return [Damage(number, name, "is of another plan or other versions")]
-        rows = pq.ParquetFile(memory_file(out.read(layout.part_rows(number))))
-        if rows.num_row_groups != len(record.shards):
-            return [Damage(number, layout.part_rows(number), "does not have a row group for each shard")]
-        count, schema = rows.num_row_groups, crops_schema(plan.format_version)
-        tables = [rows.read_row_group(i, use_threads=False).cast(schema) for i in range(count)]
-    except UserError:
+        pixels = pixel_format(plan.options.get("pixels"), layout.PLAN)
+        check_sums(record, pixels)
+    except (UserError, OSError):
         return [Damage(number, name, "cannot be read")]
+    name = layout.part_rows(number)
+    try:
+        raw = out.read(name)
+        tables = [part_rows(raw, plan, number, index, shard) for index, shard in enumerate(record.shards)]
     except FileNotFoundError:
-        return [Damage(number, layout.part_rows(number), "is missing")]
-    except Exception as error:
-        # pyarrow raises many kinds of errors for damaged files.
-        return [Damage(number, layout.part_rows(number), f"cannot be read ({type(error).__name__})")]
-    pixels = pixel_format(plan.options.get("pixels"), layout.PLAN)
+        return [Damage(number, name, "is missing")]
+    except DamagedTable as error:
+        return [Damage(number, name, str(error))]
+    except OSError as error:
+        return [Damage(number, name, f"cannot be read ({error.strerror or error})")]
     damages = (
-        (shard, _inspect_shard(out, shard, rows.to_pylist(), pixels))
-        for shard, rows in zip(record.shards, tables, strict=True)
+        (shard, _inspect_shard(out, shard, rows, pixels)) for shard, rows in zip(record.shards, tables, strict=True)
     )
     return [Damage(number, f"{layout.SHARDS}/{shard.name}", what) for shard, what in damages if what]
 
 
-def _inspect_shard(out: Storage, shard: ShardRecord, rows: list[dict[str, Any]], pixels: PixelFormat) -> str:
+def _inspect_shard(out: Storage, shard: ShardRecord, rows: pa.Table, pixels: PixelFormat) -> str:
     """What is wrong with a shard, in words; nothing where it is whole."""
+    name = f"{layout.SHARDS}/{shard.name}"
     try:
-        data = out.read(f"{layout.SHARDS}/{shard.name}")
-    except FileNotFoundError:
+        with out.regular_file(name).open("rb") if out.is_local else io.BytesIO(out.read(name)) as file:
+            return _inspect_file(file, shard, rows, pixels)
+    except (FileNotFoundError, NotADirectoryError):
         return "is missing"
-    if len(data) != shard.bytes:
-        return f"has {len(data):,} bytes, not {shard.bytes:,}"
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def _inspect_file(file: io.BufferedReader | io.BytesIO, shard: ShardRecord, rows: pa.Table, pixels: PixelFormat) -> str:
+    length = file.seek(0, io.SEEK_END)
+    if length != shard.bytes:
+        return f"has {length:,} bytes, not {shard.bytes:,}"
+    file.seek(0)
+    if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
         return "has another SHA-256 than its record"
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             members = [(member.name, member.offset_data, member.size) for member in tar]
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError):
         return "is no tar"
+    listed = rows.select([name for name in ("key", "offset", "size", *EDGES, *MARGINS) if name in rows.column_names])
+    crops = listed.to_pylist()
     if [member for member in members if not member[0].endswith(".cls")] != [
-        (f"{row['key']}.{pixels.member}", row["offset"], row["size"]) for row in rows
+        (f"{row['key']}.{pixels.member}", row["offset"], row["size"]) for row in crops
     ]:
         return "does not hold the crops of its rows"
-    return next((f"{row['key']} {what}" for row in rows if (what := _inspect_crop(data, row, pixels))), "")
-
-
-def _inspect_crop(data: bytes, row: dict[str, Any], form: PixelFormat) -> str:
-    raw = data[row["offset"] : row["offset"] + row["size"]]
-    left, top, right, bottom = (row.get(name, 0) for name in schema.MARGINS)
-    expected = (row["bottom"] - row["top"] + top + bottom, row["right"] - row["left"] + left + right)
-    if form != RGB8:
-        whole = decode_member(raw, form, expected[1], expected[0])
-        return "" if whole is not None else f"is no {form.member} of its row's size and of {form}"
-    try:
-        pixels = simplejpeg.decode_jpeg(raw, "RGB")
-    except ValueError:
-        return "cannot be decoded"
-    return "" if pixels.shape[:2] == expected else "has another size than its row"
+    for row in crops:
+        file.seek(row["offset"])
+        left, top, right, bottom = (row.get(name, 0) for name in MARGINS)
+        width, height = row["right"] - row["left"] + left + right, row["bottom"] - row["top"] + top + bottom
+        if decode_member(file.read(row["size"]), pixels, width, height) is None:
+            return f"{row['key']} is no {pixels.member} of its row's size and of {pixels}"
+    return ""
 
 
 def _inspect_manifests(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
@@ -118,15 +122,29 @@ def _inspect_manifests(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
                 yield Damage(None, name, "is not what the parts give")
         except FileNotFoundError:
             yield Damage(None, name, "is missing")
+        except OSError as error:
+            yield Damage(None, name, f"cannot be read ({error.strerror or error})")
+
+
+def _inspect_dataset(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
+    """What is wrong with the manifests by themselves."""
+    try:
+        dataset = open_dataset(out.url)
+        if dataset.description.plan != plan.plan:
+            yield Damage(None, layout.DATASET, "is of another plan")
+        found = hashlib.sha256(out.read(layout.CROPS)).hexdigest()
+        if dataset.description.crops_sha256 not in (UNSET, found):
+            yield Damage(None, layout.CROPS, "has another SHA-256 than dataset.json says")
+        records.read_skipped(out, layout.SKIPPED)
+    except (UserError, OSError) as error:
+        yield Damage(None, layout.DATASET, str(error))
 
 
 def _inspect_plan_rows(out: Storage) -> Iterable[Damage]:
     try:
-        schema.read_rows(out.read(layout.PLAN_SKIPPED)).cast(schema.SKIPPED)
-    except FileNotFoundError:
-        yield Damage(None, layout.PLAN_SKIPPED, "is missing")
-    except Exception as error:
-        yield Damage(None, layout.PLAN_SKIPPED, f"cannot be read ({type(error).__name__})")
+        records.read_skipped(out, layout.PLAN_SKIPPED)
+    except (UserError, OSError):
+        yield Damage(None, layout.PLAN_SKIPPED, "is missing or cannot be read")
 
 
 def _strays(out: Storage, plan: PlanRecord) -> list[str]:

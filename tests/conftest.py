@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# What nobody foresaw is a test's failure, with its traceback.
+os.environ["JIGSAW_DEBUG"] = "1"
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -3,20 +3,29 @@
 Its presence means that the dataset is complete: prep writes it last and removes it first. Opening a dataset reads two
 small files (dataset.json and shards.parquet; 10,000 shards in about 20 ms); row groups of crops.parquet are read as
 the trainer gets to their shards. Nothing here parses a tar.
+
+Datasets are shared, so each is read as a stranger's: everything is checked whole against what prep writes, and anything
+else is refused with a UserError that names the file.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import UNSET, Meta, UnsetType
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.pixels import PixelFormat, pixel_format
+from jigsaw_pretrain.formats.dataset.schema import DamagedTable, check_crops, open_table, read_group
+from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import TRIES, Storage
 
 FORMAT_VERSION = 1
@@ -28,17 +37,35 @@ EXTENDED = 2
 READABLE = (FORMAT_VERSION, EXTENDED)
 
 
+MOST_BYTES = 64 << 20
+"""The most that a JSON file of a dataset may have: a million classes, or as many skipped images of one part."""
+
+MOST_CROPS = 1 << 22
+"""The most crops of one shard."""
+
+LEAST_BYTES = 2048
+"""The least that a crop takes of a tar: two headers, the label and the member."""
+
+MOST_SHARD_BYTES = 1 << 40
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Classes = Annotated[list[Annotated[str, Meta(max_length=10_000)]], Meta(min_length=1, max_length=100_000)]
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of dataset.json; manifests/README.md defines each field."""
 
     format_version: int
-    classes: list[str]
+    classes: Classes
     background: int
     seed: int
-    plan: str
+    plan: Sha256
     options: dict[str, Any]
     versions: dict[str, str]
     totals: dict[str, Any]
+    crops_sha256: Sha256 | UnsetType = UNSET
+    """SHA-256 of crops.parquet; datasets of earlier programs do not have it."""
 
     def to_json(self) -> bytes:
         """The file's bytes."""
@@ -48,6 +75,53 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 def json_bytes(record: msgspec.Struct) -> bytes:
     """A record as a JSON file: keys sorted, two spaces of indent, a final newline."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+class _Options(msgspec.Struct):
+    """What readers of dataset.json and plan.json rely on among the options."""
+
+    context: Annotated[float, Meta(ge=1, le=10)] | UnsetType = UNSET
+    context_at: Literal["prep", "train"] | UnsetType = UNSET
+    encode: Literal["pixels", "lossless"] | UnsetType = UNSET
+    exif: Literal["ignore", "apply"] | UnsetType = UNSET
+    subsampling: Literal["444", "422", "420", "440", "411"] | UnsetType = UNSET
+    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
+    crops_per_part: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    negatives_per_positive: Annotated[float, Meta(ge=0, le=100)] | UnsetType = UNSET
+
+
+class _Totals(msgspec.Struct):
+    """What readers of dataset.json rely on among the totals."""
+
+    images: Count | UnsetType = UNSET
+    crops: Count | UnsetType = UNSET
+    by_label: list[Count] | UnsetType = UNSET
+    mean: list[float] | UnsetType = UNSET
+    std: list[Annotated[float, Meta(ge=0)]] | UnsetType = UNSET
+
+
+def check_options(options: Mapping[str, Any], where: str) -> PixelFormat:
+    """The pixel format of recorded options; raises UserError where they are not what prep records."""
+    try:
+        found = msgspec.convert(options, _Options)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where} is damaged (options: {error}). Prep the dataset again.") from error
+    if found.context_at == "train" and found.context is UNSET:
+        raise UserError(f"{where} is damaged (options: the context is missing). Prep the dataset again.")
+    return pixel_format(options.get("pixels"), where)
+
+
+def _check_totals(description: Description, pixels: PixelFormat) -> None:
+    """Raise ValidationError for totals that prep does not write."""
+    found = msgspec.convert(description.totals, _Totals)
+    if found.by_label is not UNSET and len(found.by_label) != len(description.classes) + 1:
+        raise msgspec.ValidationError("by_label does not have a count for each label")
+    for name in ("mean", "std"):
+        values = getattr(found, name)
+        if pixels != RGB8 and (values is UNSET or len(values) != pixels.channels):
+            raise msgspec.ValidationError(f"{name} does not have a number for each channel")
+        if values is not UNSET and not all(math.isfinite(value) for value in values):
+            raise msgspec.ValidationError(f"{name} is not finite")
 
 
 class ShardRow(msgspec.Struct, frozen=True):
@@ -107,75 +181,143 @@ def drawn_context(options: Mapping[str, Any]) -> float | None:
 
 
 def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
-    """Read dataset.json and shards.parquet below ``url`` (a folder or an fsspec URL), each in up to ``tries`` tries.
+    """Open the finished dataset below ``url``; reads dataset.json and shards.parquet.
 
-    Raises UserError where there is none, where prep has not finished, or where the format is newer than this program.
+    Args:
+        url: A folder or an fsspec URL.
+        options: For the store's driver.
+        tries: How often each file is asked for.
+
+    Returns:
+        The dataset: its description, classes and shards.
+
+    Raises:
+        UserError: There is none, prep has not finished, files are damaged, or the format is newer than this program.
+        StoreError: The store fails.
     """
     storage = Storage(url, options, tries)
-    if not storage.exists(layout.DATASET):
-        raise UserError(
-            f"{storage.describe(layout.DATASET)} is missing: no dataset has been finished there. "
-            f"Run `make shards OUT={url}` (or `jigsaw-prep shards --out {url} ...`), which resumes what was begun."
-        )
-    raw = storage.read(layout.DATASET)
+    with _named_errors(storage):
+        if not storage.exists(layout.DATASET):
+            shown = storage.describe("")
+            raise UserError(
+                f"{storage.describe(layout.DATASET)} is missing: no dataset has been finished there. "
+                f"Run `make shards OUT={shown}` (or `jigsaw-prep shards --out {shown} ...`), which resumes "
+                "what was begun."
+            )
+        raw = storage.read(layout.DATASET, MOST_BYTES)
+        description = read_description(raw, storage.describe(layout.DATASET))
+        table = storage.read(layout.SHARD_TABLE, MOST_BYTES)
+    try:
+        shards = _shard_rows(schema.read_table(table, schema.SHARDS))
+    except DamagedTable as error:
+        raise UserError(f"{storage.describe(layout.SHARD_TABLE)} {error}. {MEND}") from error
+    return Dataset(url, description, shards, hashlib.sha256(raw + table).hexdigest())
+
+
+MEND = "Run `jigsaw-prep verify --repair`, or prep the dataset again."
+
+
+@contextlib.contextmanager
+def _named_errors(storage: Storage) -> Iterator[None]:
+    """Turn what a local file system says into a UserError; stores' failures are the caller's, who may try again."""
+    try:
+        yield
+    except OSError as error:
+        if not storage.is_local:
+            raise
+        where = error.filename or storage.describe(layout.MANIFESTS)
+        raise UserError(f"{where} cannot be read ({error.strerror or error}). {MEND}") from error
+
+
+def read_description(raw: bytes, where: str) -> Description:
+    """The contents of dataset.json, checked; raises UserError, which calls the file ``where``."""
     try:
         version = msgspec.json.decode(raw, type=dict[str, Any]).get("format_version")
         if version not in READABLE:
             raise UserError(
-                f"{storage.describe(layout.DATASET)} is of format version {version}; this program reads versions "
+                f"{where} is of format version {str(version)[:40]}; this program reads versions "
                 f"{' and '.join(str(one) for one in READABLE)}. Prep the dataset again with this version."
             )
         description = msgspec.json.decode(raw, type=Description)
-        drawn_context(description.options)
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{storage.describe(layout.DATASET)} is damaged ({error}). Prep the dataset again.") from error
-    table_raw = storage.read(layout.SHARD_TABLE)
-    try:
-        rows = schema.read_rows(table_raw).to_pylist()
-        shards = tuple(ShardRow(index, **row) for index, row in enumerate(rows))
-    except Exception as error:
-        raise UserError(
-            f"{storage.describe(layout.SHARD_TABLE)} is damaged ({error}). "
-            "Run `jigsaw-prep verify --repair`, or prep the dataset again."
-        ) from error
-    fingerprint = hashlib.sha256(raw + table_raw).hexdigest()
-    return Dataset(url, description, shards, fingerprint)
+        if description.background != len(description.classes):
+            raise msgspec.ValidationError("background is not the number of classes")
+        _check_totals(description, check_options(description.options, where))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged ({str(error)[:200]}). Prep the dataset again.") from error
+    return description
+
+
+def _shard_rows(table: pa.Table) -> tuple[ShardRow, ...]:
+    """The rows of shards.parquet; raises DamagedTable for what prep does not write."""
+    crops, size, part = (table.column(name).to_numpy() for name in ("crops", "bytes", "part"))
+    good = (part >= 0) & (crops >= 1) & (crops <= MOST_CROPS) & (size <= MOST_SHARD_BYTES)
+    good &= crops * LEAST_BYTES <= size
+    if not good.all():
+        raise DamagedTable(f"is damaged: row {int(np.argmin(good)):,} has an impossible part, crops or bytes")
+    if pc.all(pc.match_substring_regex(table.column("sha256"), r"\A[0-9a-f]{64}\z")).as_py() not in (True, None):
+        raise DamagedTable("is damaged: a sha256 is not 64 hexadecimal digits")
+    if table.num_rows > 3 * layout.MOST_PARTS:
+        raise DamagedTable(f"is damaged: it has {table.num_rows:,} shards")
+    shards = tuple(ShardRow(index, **row) for index, row in enumerate(table.to_pylist()))
+    for shard in shards:
+        # A name leads to a file: it is the one that layout gives, or none.
+        if shard.group not in GROUPS or shard.name != layout.shard_name(shard.group, shard.part):
+            raise DamagedTable(f"is damaged: row {shard.index:,} does not have its shard's name")
+    if len({shard.name for shard in shards}) < len(shards):
+        raise DamagedTable("is damaged: a shard is listed twice")
+    return shards
 
 
 def memory_file(raw: bytes) -> Any:
     """A readable file over bytes, as pyarrow wants it."""
-    import pyarrow as pa
-
     return pa.BufferReader(raw)
 
 
 class CropIndex:
-    """The rows of crops.parquet for single shards, one row group at a time.
+    """The rows of crops.parquet for single shards, one row group at a time, each checked whole.
 
-    Holds the file open (local) or fetched once whole (remote); build it in the process that reads. raw: the file's
-    bytes, where the caller has them (mapped, they cost no memory).
+    Holds the file open (local) or fetched once whole (remote); build it in the process that reads. file: the file, open
+    for reading, where the caller has it. Raises UserError, as ``rows`` does.
     """
 
-    COLUMNS = ("key", "label", "left", "top", "right", "bottom", "offset", "size", *schema.MARGINS)
+    COLUMNS = ("key", "label", *schema.EDGES, "offset", "size", *schema.MARGINS)
 
-    def __init__(self, dataset: Dataset, options: Mapping[str, Any] | None = None, raw: Any = None) -> None:
+    def __init__(
+        self, dataset: Dataset, options: Mapping[str, Any] | None = None, file: BinaryIO | None = None
+    ) -> None:
         storage = Storage(dataset.url, options)
         self._name = storage.describe(layout.CROPS)
-        if storage.is_local and raw is None:
-            self._file = pq.ParquetFile(str(storage.local_path(layout.CROPS)))
-        else:
-            self._file = pq.ParquetFile(memory_file(storage.read(layout.CROPS) if raw is None else raw))
-        if self._file.num_row_groups != len(dataset.shards):
+        self._background = dataset.description.background
+        self._schema = schema.crops_schema(dataset.description.format_version)
+        with _named_errors(storage):
+            if file is not None:
+                source = pa.PythonFile(file, "r")
+            elif storage.is_local:
+                source = str(storage.regular_file(layout.CROPS))
+            else:
+                source = memory_file(storage.read(layout.CROPS))
+            with self._damage():
+                self._file = open_table(source, self._schema)
+        if self._file.metadata.num_row_groups != len(dataset.shards):
             raise UserError(
-                f"{self._name} has {self._file.num_row_groups} row groups for {len(dataset.shards)} shards: it is of "
-                "another dataset. Prep the dataset again."
+                f"{self._name} has {self._file.metadata.num_row_groups} row groups for {len(dataset.shards)} shards: "
+                f"it is of another dataset. {MEND}"
             )
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedTable as error:
+            raise UserError(f"{self._name} {error}. {MEND}") from error
 
     def rows(self, shard: ShardRow, columns: tuple[str, ...] = COLUMNS) -> dict[str, npt.NDArray[Any]]:
         """Columns of one shard's crops in member order, each a numpy array of ``shard.crops`` elements."""
-        held = [name for name in columns if name in self._file.schema_arrow.names]
-        table = self._file.read_row_group(shard.index, columns=held, use_threads=False)
-        rows = {name: np.asarray(table.column(name).to_numpy(zero_copy_only=False)) for name in held}
+        checked = dict.fromkeys((*columns, "label", "offset", "size", *schema.EDGES, *schema.MARGINS))
+        with self._damage():
+            table = read_group(self._file, self._schema, shard.index, shard.crops, tuple(checked))
+            rows = {name: table.column(name).to_numpy() for name in table.column_names}
+            check_crops(rows, shard.bytes, self._background)
         # Members of version 1 are their crops and nothing beyond.
         none = np.zeros(shard.crops, dtype=np.int32)
         return {name: none if name in schema.MARGINS and name not in rows else rows[name] for name in columns}

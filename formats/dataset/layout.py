@@ -19,6 +19,10 @@ PLAN_SKIPPED = f"{PARTS}/plan-skipped.parquet"
 _SHARD = re.compile(rf"([{''.join(GROUPS)}])-(\d{{6,}})\.tar")
 
 
+MOST_PARTS = 1_000_000
+"""The most parts of a dataset."""
+
+
 def shard_name(group: str, part: int) -> str:
     """``S-000017.tar`` for group S of part 17."""
     if group not in GROUPS or part < 0:

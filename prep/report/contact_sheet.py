@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.pixels import DisplayRange, decode_member, displayed
+from jigsaw_pretrain.formats.dataset.dataset import MEND
+from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, decode_member, displayed
 from jigsaw_pretrain.storage import Storage
 
 OBJECT = (230, 159, 0)
@@ -44,14 +46,16 @@ class CropRow:
 
 
 def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, display: DisplayRange | None = None) -> Image.Image:
-    """The crop scaled to fit a cell, with the object's box; raises OSError for a crop that cannot be read.
+    """The crop scaled to fit a cell, with the object's box; raises UserError for a crop that cannot be read.
 
     display: how members that are no JPEG are shown.
     """
-    raw = storage.read_range(f"{layout.SHARDS}/{crop.shard}", crop.offset, crop.size)
-    member = (
-        Image.open(io.BytesIO(raw)).convert("RGB") if display is None else Image.fromarray(_shown(raw, crop, display))
-    )
+    name = f"{layout.SHARDS}/{crop.shard}"
+    try:
+        raw = storage.read_range(name, crop.offset, crop.size)
+    except FileNotFoundError as error:
+        raise UserError(f"{storage.describe(name)} is missing. {MEND}") from error
+    member = Image.fromarray(_shown(raw, crop, display, storage.describe(name)))
     margins = crop.margins
     image = member.crop((margins[0], margins[1], member.width - margins[2], member.height - margins[3]))
     scale = min(cell / image.width, cell / image.height, 4.0)
@@ -68,13 +72,14 @@ def thumbnail(storage: Storage, crop: CropRow, cell: int = CELL, display: Displa
     return image
 
 
-def _shown(raw: bytes, crop: CropRow, display: DisplayRange) -> npt.NDArray[np.uint8]:
+def _shown(raw: bytes, crop: CropRow, display: DisplayRange | None, where: str) -> npt.NDArray[np.uint8]:
     left, top, right, bottom = crop.margins
     width, height = crop.right - crop.left + left + right, crop.bottom - crop.top + top + bottom
-    whole = decode_member(raw, display.pixels, width, height)
+    pixels = RGB8 if display is None else display.pixels
+    whole = decode_member(raw, pixels, width, height)
     if whole is None:
-        raise OSError(f"a crop in {crop.shard} is no {display.pixels.member} of {display.pixels}")
-    return displayed(whole, display.pixels, display.mean, display.std)
+        raise UserError(f"{where} holds a crop that is no {pixels.member} of {width}x{height} pixels. {MEND}")
+    return whole if display is None else displayed(whole, display.pixels, display.mean, display.std)
 
 
 def sheet(

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, GROUPS, TALL_BELOW, WIDE_ABOVE
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
+from jigsaw_pretrain.prep.records import read_skipped
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
 
@@ -31,16 +32,20 @@ def display_range(dataset: Dataset) -> DisplayRange | None:
     return None if dataset.pixels == RGB8 else DisplayRange(dataset.pixels, *dataset.measured)
 
 
-def read_crops(storage: Storage, dataset: Dataset) -> Columns:
+def read_crops(dataset: Dataset) -> Columns:
     """The columns of crops.parquet that the page needs, each [crops], the margins zero where there are none.
 
     ``width`` and ``height`` are the crops', or those of the mean enlargement where the trainer draws the context.
     """
-    wanted = ["shard", "offset", "size", "label", "group", *schema.EDGES, *schema.BOX]
-    table = schema.read_rows(storage.read(layout.CROPS), [*wanted, *schema.MARGINS])
-    crops = {name: table.column(name).to_numpy() for name in wanted}
-    none = np.zeros(table.num_rows, dtype=np.int32)
-    crops |= {name: table.column(name).to_numpy() if name in table.column_names else none for name in schema.MARGINS}
+    index = CropIndex(dataset)
+    wanted = ("offset", "size", "label", *schema.EDGES, *schema.BOX, *schema.MARGINS)
+    tables = [index.rows(shard, wanted) for shard in dataset.shards]
+    crops = {name: np.concatenate([table[name] for table in tables]) for name in wanted} if tables else {}
+    counts = [shard.crops for shard in dataset.shards]
+    for name in ("name", "group"):
+        values = np.array([getattr(shard, name) for shard in dataset.shards], dtype=object)
+        crops["shard" if name == "name" else name] = np.repeat(values, counts)
+    none = np.zeros(sum(counts), dtype=np.int32)
     boxes, truth, margins = (
         np.stack([crops[name] for name in columns], axis=1) for columns in (schema.EDGES, schema.BOX, schema.MARGINS)
     )
@@ -167,14 +172,15 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
 def _skipped(storage: Storage) -> Section:
     if not storage.exists(layout.SKIPPED):
         return Section("Skipped", missing=f"{layout.SKIPPED} is not there.")
-    rows = schema.read_rows(storage.read(layout.SKIPPED)).to_pylist()
-    if not rows:
+    rows = read_skipped(storage, layout.SKIPPED)
+    if not rows.num_rows:
         return Section("Skipped", "Nothing: every annotation that is no crowd region became a crop.")
-    by_reason: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_reason.setdefault((row["stage"], row["reason"].split(":")[0]), []).append(row)
+    stages, reasons = (rows.column(name).to_pylist() for name in ("stage", "reason"))
+    by_reason: dict[tuple[str, str], list[int]] = {}
+    for place, (stage, reason) in enumerate(zip(stages, reasons, strict=True)):
+        by_reason.setdefault((stage, reason.split(":")[0]), []).append(place)
     table = [
-        [stage, reason, len(found), "; ".join(_thing(row) for row in found[:3])]
+        [stage, reason, len(found), "; ".join(_thing(row) for row in rows.take(found[:3]).to_pylist())]
         for (stage, reason), found in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
     text = "Images and annotations that gave no crop, and why. skipped.parquet has a row for each."
@@ -203,7 +209,7 @@ def page(url: str) -> str:
         done = sum(1 for name in storage.list(f"{layout.MANIFESTS}/parts") if name.endswith(".json"))
         text = f"{error.message} Parts finished so far: {done}."
         return render("Crops of an unfinished dataset", "Not finished.", [Section("What is missing", missing=text)])
-    crops = read_crops(storage, dataset)
+    crops = read_crops(dataset)
     total = len(crops["label"])
     background = int((crops["label"] == dataset.description.background).sum())
     tiles = {

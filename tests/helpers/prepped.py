@@ -98,7 +98,7 @@ class Small:
     annotations: Path
     images: Path
     crops_per_part: int
-    tree: Mapping[str, bytes]
+    tree: Mapping[str, bytes] = field(repr=False)
 
     @property
     def options(self) -> tuple[str, ...]:

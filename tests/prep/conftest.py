@@ -1,9 +1,11 @@
 """Running the shards command on a drawn dataset."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import Result
 
-from tests.helpers.prepped import Drawn, Run, run_shards
+from tests.helpers.prepped import Drawn, Run, Small, run_shards
 
 
 @pytest.fixture
@@ -16,3 +18,11 @@ def prepped(drawn: Drawn) -> Run:
         return result
 
     return go
+
+
+@pytest.fixture
+def made(small: Small, tmp_path: Path) -> Path:
+    """A finished dataset to damage."""
+    out = tmp_path / "out"
+    assert small.run(out).exit_code == 0
+    return out

@@ -1,26 +1,27 @@
-"""Reads crops where they lie: a shard's rows from the manifest, its bytes memory-mapped, never a tar parsed.
+"""Reads crops where they lie: a shard's rows from the manifest, its members by their offsets, never a tar parsed.
 
-A shard costs about 3 ms to open (its row group of crops.parquet) and a microsecond per crop from then on; pages of a
-mapped shard are shared by all lanes, workers and ranks of the host. Everything is built in the process that reads.
+A shard costs about 3 ms to open (its row group of crops.parquet) and two microseconds per crop from then on; its pages
+in memory are the system's, shared by all lanes, workers and ranks of the host. Members are read, not mapped: a mapped
+file that shrinks kills the process. Everything is built in the process that reads.
 Where shards are files of another machine, data/remote.py fetches them: a shard is always opened as a local file. One
 that is left out (a bad one, where the run goes on without it) keeps its rows and has no bytes: its crops are
 unreadable.
 """
 
-import mmap
+import errno
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
 from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.formats.pixels import RGB8, decode_member
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.formats.pixels import decode_member
+from jigsaw_pretrain.storage import Storage, redacted
 from jigsaw_pretrain.train.data.remote import BadShard, ReadOptions, RemoteShards
 
 CROP = np.dtype(
@@ -55,8 +56,8 @@ CropArray = npt.NDArray[np.void]
 class ShardFiles(Protocol):
     """Where shards are found as local files."""
 
-    def index(self) -> Any:
-        """The bytes of crops.parquet; None where it is a local file."""
+    def index(self) -> BinaryIO | None:
+        """crops.parquet, open for reading; None where it lies in the dataset's own folder."""
         ...
 
     def ask(self, shard: ShardRow, urgency: int) -> None:
@@ -87,15 +88,24 @@ class LocalShards:
     def open(self, shard: ShardRow) -> BinaryIO:
         """The file of one shard; raises BadShard where it is missing or not of the size in shards.parquet."""
         name = f"{layout.SHARDS}/{shard.name}"
-        path = self._storage.local_path(name)
-        found = path.stat().st_size if path.is_file() else None
-        if found != shard.bytes:
-            wrong = "is missing" if found is None else f"has {found:,} bytes where the manifest says {shard.bytes:,}"
-            raise BadShard(
-                f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
-                "or train without it by --on-bad-shard skip"
-            )
-        return path.open("rb")
+        wrong = ""
+        try:
+            path = self._storage.regular_file(name)
+            found = path.stat().st_size
+            if found != shard.bytes:
+                wrong = f"has {found:,} bytes where the manifest says {shard.bytes:,}"
+            else:
+                return path.open("rb", buffering=0)
+        except (FileNotFoundError, NotADirectoryError):
+            wrong = "is missing"
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            wrong = f"cannot be read ({error.strerror or error})"
+        raise BadShard(
+            f"{self._storage.describe(name)} {wrong}: run `jigsaw-prep verify --repair`, prep the dataset again, "
+            "or train without it by --on-bad-shard skip"
+        )
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -107,7 +117,7 @@ def shard_files(dataset: Dataset, access: ReadOptions) -> ShardFiles:
 
 
 class _OpenShard:
-    """One shard's rows (``dtype`` [crops]), keys, and bytes; None of these without a file."""
+    """One shard's rows (``dtype`` [crops]), keys, and file; None for one that is left out."""
 
     def __init__(
         self, shard: ShardRow, rows: Mapping[str, npt.NDArray[Any]], file: BinaryIO | None, dtype: np.dtype[Any]
@@ -126,11 +136,12 @@ class _OpenShard:
             self.crops["left"], self.crops["top"] = rows["left"], rows["top"]
             self.crops["box"] = np.stack([rows[name] for name in schema.BOX], axis=1)
         self.keys = rows.get("key")
-        self.bytes: npt.NDArray[np.uint8] | None = None
-        if file is not None:
-            with file:
-                # The mapping keeps its own descriptor, and with it the file's place in the cache.
-                self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        # While it is open the file keeps its place in the cache.
+        self.file = file
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 class CropReader:
@@ -152,7 +163,7 @@ class CropReader:
         left_out: Iterable[str] = (),
     ) -> None:
         self._dataset, self._files, self._capacity = dataset, files, max(1, capacity)
-        self._index = CropIndex(dataset, raw=files.index())
+        self._index = CropIndex(dataset, file=files.index())
         self.context = dataset.drawn_context
         self.dtype = CROP if self.context is None else IN_CONTEXT
         self._columns = tuple(name for name in CropIndex.COLUMNS if with_keys or name != "key")
@@ -160,7 +171,7 @@ class CropReader:
             self._columns += schema.BOX
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._skip_bad = skip_bad
-        self._lossless = None if dataset.pixels == RGB8 else dataset.pixels
+        self._pixels, self._where = dataset.pixels, redacted(dataset.url)
         before = set(left_out)
         self.left_out = {shard.index: "left out before" for shard in dataset.shards if shard.name in before}
 
@@ -175,10 +186,13 @@ class CropReader:
         try:
             return self._files.open(shard)
         except BadShard as error:
-            if not self._skip_bad:
-                raise
-            self.left_out[shard.index] = error.message
+            self._leave_out(shard.index, error)
             return None
+
+    def _leave_out(self, shard: int, error: BadShard) -> None:
+        if not self._skip_bad:
+            raise error
+        self.left_out[shard] = error.message
 
     def _shard(self, index: int) -> _OpenShard:
         found = self._open.get(index)
@@ -186,7 +200,7 @@ class CropReader:
             shard = self._dataset.shards[index]
             found = _OpenShard(shard, self._index.rows(shard, self._columns), self._file(shard), self.dtype)
             if len(self._open) >= self._capacity:
-                self._open.popitem(last=False)
+                self._open.popitem(last=False)[1].close()
             self._open[index] = found
         else:
             self._open.move_to_end(index)
@@ -194,6 +208,8 @@ class CropReader:
 
     def close(self) -> None:
         """Let go of all shards."""
+        for shard in self._open.values():
+            shard.close()
         self._open.clear()
         self._files.close()
 
@@ -218,16 +234,16 @@ class CropReader:
         They are a view into its member, of ``stored`` x ``high`` pixels, from ``x``, ``y`` on. None where the bytes are
         no whole member of that size.
         """
-        raw = self._shard(shard).bytes
-        if raw is None:
+        file = self._shard(shard).file
+        if file is None:
             return None
-        if self._lossless is not None:
-            whole = decode_member(raw[offset : offset + size].tobytes(), self._lossless, stored, high)
-            return None if whole is None else whole[y : y + height, x : x + width]
-        try:
-            pixels = simplejpeg.decode_jpeg(raw[offset : offset + size], colorspace="RGB")
-        except ValueError:
+        raw = os.pread(file.fileno(), size, offset)
+        if len(raw) < size:
+            name = self._dataset.shards[shard].name
+            self._leave_out(shard, BadShard(f"{name} of {self._where} became shorter while it was being read"))
+            self._open.pop(shard).close()
             return None
-        if pixels.shape != (high, stored, 3):
-            return None
-        return pixels if (stored, high) == (width, height) else pixels[y : y + height, x : x + width]
+        whole = decode_member(raw, self._pixels, stored, high)
+        if whole is None or (stored, high) == (width, height):
+            return whole
+        return whole[y : y + height, x : x + width]

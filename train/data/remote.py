@@ -9,10 +9,11 @@ reads; its threads end with the process whatever they are doing.
 The cache: each file is fetched once, whole and verified, then shared by every rank and run. It lies under its content's
 key, so datasets that hold the same shard share it. Whoever lacks a file fills a temporary one beside it under the key's
 lock and renames it, so a kill at any moment leaves the whole file or none; what a killed process left is removed by the
-next one that makes room. Readers hold a shared lock on what they have mapped, and only files on which an exclusive lock
-can be had are evicted, the one opened longest ago first. Opening a cached file takes about 50 us; making room looks at
-every file of the folder (10,000 in 50 ms). The locks are flock(2): a folder on a local disk, or on an NFS that supports
-them.
+next one that makes room. The files lie in a subfolder of the folder that is named, and only what the cache itself could
+have put there is ever removed. Readers hold a shared lock on what they have open, and only files on which an exclusive
+lock can be had are evicted, the one opened longest ago first. Opening a cached file takes about 50 us; making room
+looks at every file of the folder (10,000 in 50 ms). The locks are flock(2): a folder on a local disk, or on an NFS that
+supports them.
 
 Prefer fsspec's own caches (simplecache, filecache) for a few files of one process: they neither verify, share between
 processes nor evict by size.
@@ -22,20 +23,23 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import queue
+import re
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow.parquet as pq
+from filelock import FileLock
+from msgspec import UNSET
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
@@ -48,10 +52,13 @@ from jigsaw_pretrain.storage import (
     driver_options,
     fetch_with_retries,
     open_store,
+    redacted,
     sync_folder,
 )
 
-_PART = ".part"
+_FOLDER = "jigsaw-shards"
+_KEY = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"\.[0-9a-f]{64}\.(\d{1,15})\.[0-9a-f]{8}\.part")
 
 BAD_SHARD = ("stop", "skip")
 
@@ -74,9 +81,14 @@ def check_shard(path: Path, shard: ShardRow) -> None:
     if size != shard.bytes:
         raise WrongContent(f"has {size:,} bytes where the manifest says {shard.bytes:,}")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != shard.sha256:
-        raise WrongContent(f"has sha256 {found[:12]} where the manifest says {shard.sha256[:12]}")
+        _check_sha256(file, shard.sha256)
+
+
+def _check_sha256(file: BufferedReader, expected: str) -> None:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    if found != expected:
+        raise WrongContent(f"has sha256 {found[:12]} where the manifest says {expected[:12]}")
 
 
 def fetch_shard(fetcher: Fetcher, name: str, path: Path, shard: ShardRow) -> None:
@@ -102,25 +114,22 @@ class _CacheEntry:
     path: Path
     size: int
     used: float
-
-    @property
-    def is_part(self) -> bool:
-        return self.path.name.endswith(_PART)
+    is_part: bool
 
 
 class ShardCache:
-    """A folder of at most ``limit`` bytes (None: half of what the disk has free and the cache holds).
+    """Files below ``folder`` of at most ``limit`` bytes (None: half of what the disk has free and the cache holds).
 
     More is held only where everything is in use. Safe among threads, processes and after a fork. Raises UserError for a
     folder that cannot be made or written.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
-        self.folder = folder
-        self._locks = folder / "locks"
+        self.folder = folder / _FOLDER
+        self._locks = self.folder / "locks"
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
-            self.limit = (shutil.disk_usage(folder).free + self.held()) // 2 if limit is None else limit
+            self.limit = (shutil.disk_usage(self.folder).free + self.held()) // 2 if limit is None else limit
         except OSError as error:
             raise UserError(f"cache {folder} cannot be used ({error.strerror}): name a folder with --cache") from error
 
@@ -128,25 +137,32 @@ class ShardCache:
         """Bytes of all its files, those being filled included."""
         return sum(entry.size for entry in self._entries())
 
-    def open(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BinaryIO:
+    def open(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BufferedReader:
         """The file of a key, open for reading and safe from eviction until it and every mapping of it are closed.
 
         size: its bytes, where known. fill: writes the whole, verified content to a path (of a file that exists); called
         only where the cache lacks the key, by one process of the host at a time.
         """
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a cache: it is not 64 hexadecimal digits")
         found = self._existing(key, size)
         if found is not None:
             return found
-        with _locked(self._locks / f"{key[:3]}.lock"):
+        with _lock(self._locks / f"{key[:3]}.lock"):
             # Another process may have filled it meanwhile.
             return self._existing(key, size) or self._filled(key, size, fill)
 
-    def _existing(self, key: str, size: int | None) -> BinaryIO | None:
+    def _existing(self, key: str, size: int | None) -> BufferedReader | None:
         try:
-            descriptor = os.open(self.folder / key, os.O_RDONLY | os.O_CLOEXEC)
+            # What is no file must neither be waited for nor followed.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+            descriptor = os.open(self.folder / key, flags)
         except FileNotFoundError:
             return None
         try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{self.folder / key} is not a file that the cache made: remove it")
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             status = os.fstat(descriptor)
             if status.st_nlink and size is not None and status.st_size != size:
@@ -161,7 +177,11 @@ class ShardCache:
         os.close(descriptor)
         return None
 
-    def _filled(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BinaryIO:
+    def discard(self, key: str) -> None:
+        """Forget a file whose content is not what it was when it was verified."""
+        (self.folder / key).unlink(missing_ok=True)
+
+    def _filled(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BufferedReader:
         part, descriptor = self._make_room(key, size or 0)
         try:
             fill(part)
@@ -182,13 +202,13 @@ class ShardCache:
 
     def _make_room(self, key: str, size: int) -> tuple[Path, int]:
         """Evict until ``size`` bytes fit; a temporary file that counts as so many, locked, and its descriptor."""
-        with _locked(self.folder / "room.lock"):
+        with _lock(self.folder / "room.lock"):
             entries = sorted(self._entries(), key=lambda entry: entry.used)
             held = sum(entry.size for entry in entries)
             for entry in entries:
                 if (entry.is_part or held + size > self.limit) and _remove_unused(entry.path):
                     held -= entry.size
-            part = self.folder / f".{key}.{size}.{secrets.token_hex(4)}{_PART}"
+            part = self.folder / f".{key}.{size}.{secrets.token_hex(4)}.part"
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             return part, descriptor
@@ -198,12 +218,10 @@ class ShardCache:
             for item in found:
                 with contextlib.suppress(FileNotFoundError):
                     status = item.stat(follow_symlinks=False)
-                    if item.name.endswith(_PART):
-                        yield _CacheEntry(
-                            Path(item.path), max(status.st_size, int(item.name.split(".")[-3])), status.st_mtime
-                        )
-                    elif item.is_file(follow_symlinks=False) and not item.name.endswith(".lock"):
-                        yield _CacheEntry(Path(item.path), status.st_size, status.st_mtime)
+                    part = _PART.fullmatch(item.name)
+                    if stat.S_ISREG(status.st_mode) and (part or _KEY.fullmatch(item.name)):
+                        size = max(status.st_size, int(part[1])) if part else status.st_size
+                        yield _CacheEntry(Path(item.path), size, status.st_mtime, part is not None)
 
 
 def _remove_unused(path: Path) -> bool:
@@ -222,17 +240,9 @@ def _remove_unused(path: Path) -> bool:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file exclusively, against threads and processes alike; a dead holder's lock is free."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        # A process forked meanwhile holds the descriptor too: closing it here alone would not free the lock.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+def _lock(path: Path) -> FileLock:
+    """A lock to hold exclusively, against threads and processes alike; a dead holder's lock is free."""
+    return FileLock(path, poll_interval=0.005, mode=0o644)
 
 
 @dataclass(frozen=True)
@@ -260,7 +270,7 @@ class ReadOptions:
         options = driver_options(url, self.read_timeout, 16)
         open_store(url, self.read_timeout)
         return fetch_with_retries(
-            lambda: open_dataset(url, options, tries=1), self.read_retries, f"{url.rstrip('/')}/manifests"
+            lambda: open_dataset(url, options, tries=1), self.read_retries, f"{redacted(url).rstrip('/')}/manifests"
         )
 
 
@@ -293,7 +303,7 @@ class _Request:
     """A shard to be fetched once, by whichever thread claims it first."""
 
     shard: ShardRow
-    file: "Future[BinaryIO]" = field(default_factory=Future)
+    file: "Future[BufferedReader]" = field(default_factory=Future)
     claim: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -309,29 +319,46 @@ class RemoteShards:
         self._queues: dict[str, queue.PriorityQueue[tuple[int, int, _Request | None]]] = {}
         self._asked = 0
 
-    def index(self) -> mmap.mmap:
-        """The bytes of crops.parquet, mapped: fetched whole, once a host; raises UserError where it is damaged."""
-        shards = len(self._dataset.shards)
+    def index(self) -> BufferedReader:
+        """crops.parquet, open for reading: fetched whole, once per host; raises UserError where it is damaged."""
+        # Where no manifest has its hash, what is cached belongs to exactly this dataset.json and shards.parquet.
+        key = hashlib.sha256(f"{self._dataset.fingerprint} {layout.CROPS}".encode()).hexdigest()
 
         def check(path: Path) -> None:
-            try:
-                with pq.ParquetFile(str(path)) as file:
-                    found = file.num_row_groups
-            except (OSError, ValueError) as error:
-                raise WrongContent(f"is damaged ({error})") from error
-            if found != shards:
-                raise WrongContent(f"has {found} row groups for {shards} shards")
+            with path.open("rb") as file:
+                self._check_index(file)
 
-        # No manifest has its hash: what is cached belongs to exactly this dataset.json and shards.parquet.
-        key = hashlib.sha256(f"{self._dataset.fingerprint} {layout.CROPS}".encode()).hexdigest()
+        def fill(path: Path) -> None:
+            self._fetcher.fetch(layout.CROPS, path, check)
+
         try:
-            with self._file(key, None, lambda path: self._fetcher.fetch(layout.CROPS, path, check)) as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file = self._file(key, None, fill)
+            if self._cache is not None:
+                try:
+                    self._check_index(file)
+                except WrongContent:
+                    file.close()
+                    self._cache.discard(key)
+                    file = self._file(key, None, fill)
+            return file
         except (WrongContent, FileNotFoundError) as error:
             raise UserError(
-                f"{self._dataset.url.rstrip('/')}/{layout.CROPS} cannot be used ({error}): run `jigsaw-prep verify "
-                "--repair`, or prep the dataset again"
+                f"{self._fetcher.describe(layout.CROPS)} cannot be used ({error}): run `jigsaw-prep verify --repair`, "
+                "or prep the dataset again"
             ) from error
+
+    def _check_index(self, file: BufferedReader) -> None:
+        """Raise WrongContent where a file, which is left at its begin, is not the dataset's crops.parquet."""
+        shards, digest = len(self._dataset.shards), self._dataset.description.crops_sha256
+        if digest is not UNSET:
+            _check_sha256(file, digest)
+        try:
+            found = pq.ParquetFile(file).metadata.num_row_groups
+        except (OSError, ValueError) as error:
+            raise WrongContent(f"is damaged ({error})") from error
+        file.seek(0)
+        if found != shards:
+            raise WrongContent(f"has {found} row groups for {shards} shards")
 
     def ask(self, shard: ShardRow, urgency: int) -> None:
         """Fetch a shard ahead of time; asking again may make it more urgent."""
@@ -339,7 +366,7 @@ class RemoteShards:
             self._jobs[shard.index] = _Request(shard)
         self._enqueue(self._jobs[shard.index], urgency)
 
-    def open(self, shard: ShardRow) -> BinaryIO:
+    def open(self, shard: ShardRow) -> BufferedReader:
         """The shard's file, once it is here; the caller closes it. Raises BadShard, UserError."""
         job = self._jobs.get(shard.index) or _Request(shard)
         self._enqueue(job, NOW)
@@ -375,11 +402,11 @@ class RemoteShards:
                 except BaseException as error:
                     job.file.set_exception(error)
 
-    def _shard(self, shard: ShardRow) -> BinaryIO:
+    def _shard(self, shard: ShardRow) -> BufferedReader:
         name = f"{layout.SHARDS}/{shard.name}"
         return self._file(shard.sha256, shard.bytes, lambda path: fetch_shard(self._fetcher, name, path, shard))
 
-    def _file(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BinaryIO:
+    def _file(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BufferedReader:
         if self._cache is not None:
             return self._cache.open(key, size, fill)
         with tempfile.NamedTemporaryFile(prefix="jigsaw-shard-") as file:
@@ -389,6 +416,6 @@ class RemoteShards:
             return path.open("rb")
 
 
-def _close_file(file: "Future[BinaryIO]") -> None:
+def _close_file(file: "Future[BufferedReader]") -> None:
     with contextlib.suppress(BaseException):
         file.result().close()

@@ -56,7 +56,7 @@ def _write(root: Path) -> None:
     shards = {"S-000000.tar": 3, "W-000000.tar": 2}
     tables = [pa.Table.from_pylist([_crop(s, i) for i in range(n)], schema.CROPS) for s, n in shards.items()]
     rows = [
-        {"name": s, "group": s[0], "part": 0, "crops": n, "bytes": 1024, "sha256": "0" * 64} for s, n in shards.items()
+        {"name": s, "group": s[0], "part": 0, "crops": n, "bytes": 10240, "sha256": "0" * 64} for s, n in shards.items()
     ]
     storage.publish(layout.CROPS, schema.table_bytes(schema.CROPS, tables))
     storage.publish(layout.SHARD_TABLE, schema.table_bytes(schema.SHARDS, [pa.Table.from_pylist(rows, schema.SHARDS)]))

@@ -58,12 +58,12 @@ def test_the_least_recently_used_goes_first_and_what_is_mapped_stays(tmp_path: P
     for number in (1, 2, 1, 3, 4):
         time.sleep(0.01)
         sources[number].read(cache)
-    held = {path.name for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".lock"}
+    held = {path.name for path in cache.folder.iterdir() if path.is_file() and path.suffix != ".lock"}
     assert held == {key_of(number) for number in (0, 3, 4)} and cache.held() == 3000
     assert bytes(mapped) == content(0)
     mapped.close()
     sources[5].read(cache)
-    assert not (tmp_path / key_of(0)).exists()
+    assert not (cache.folder / key_of(0)).exists()
 
 
 def test_everything_in_use_goes_over_the_limit(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_everything_in_use_goes_over_the_limit(tmp_path: Path) -> None:
 def test_a_file_of_another_size_is_filled_again(tmp_path: Path) -> None:
     cache, source = ShardCache(tmp_path, 10_000), Source(1)
     source.read(cache)
-    (tmp_path / key_of(1)).write_bytes(content(1)[:10])
+    (cache.folder / key_of(1)).write_bytes(content(1)[:10])
     assert source.read(cache) == content(1) and source.fills == 2
 
 
@@ -145,5 +145,5 @@ def test_two_processes_under_kills_never_serve_a_wrong_byte(tmp_path: Path) -> N
     for number in range(12):
         assert Source(number, 10_000).read(cache) == content(number, 10_000)
     # What the dead were filling is gone.
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    assert not [path for path in cache.folder.iterdir() if path.name.endswith(".part")]
     assert cache.held() <= 60_000

@@ -1,0 +1,105 @@
+"""A stranger's dataset: no traceback, no hang, nothing touched outside it, whatever its files say."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.prep.commands.finish import finish_command
+from jigsaw_pretrain.prep.commands.report import report
+from jigsaw_pretrain.prep.commands.status import status
+from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
+from tests.helpers.attacks import attack
+from tests.helpers.prepped import Small, invoke, tree
+from tests.helpers.settings import SOAK
+
+COMMANDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "status": lambda out: (status, "--out", out),
+    "report": lambda out: (report, "--out", out),
+    "verify": lambda out: (verify, "--out", out, "--workers", "1"),
+    "finish": lambda out: (finish_command, "--out", out),
+}
+
+
+def read_all(out: str) -> None:
+    """What the trainer reads: every crop of every shard."""
+    dataset = open_dataset(out)
+    reader = CropReader(dataset, LocalShards(dataset), capacity=2, with_keys=True)
+    for shard in dataset.shards:
+        crops = reader.crops(shard.index)
+        reader.keys(crops)
+        for crop in crops[SOURCE].tolist():
+            pixels = reader.decode(*crop)
+            assert pixels is None or pixels.size
+    reader.close()
+
+
+@pytest.mark.slow(seconds=25)
+# An attack is as small as it can be; shrinking would only cost time.
+@settings(max_examples=2000 if SOAK else 60, phases=(Phase.explicit, Phase.generate))
+@given(draw=st.data())
+def test_any_attack_costs_a_line(small: Small, draw: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        victim, out = Path(scratch) / "victim", Path(scratch) / "a" / "out"
+        victim.write_bytes(b"private")
+        for name, data in small.tree.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(data)
+        done = attack(out, draw)
+        with np.errstate(all="raise"), contextlib.suppress(UserError):
+            read_all(str(out))
+        name = draw.draw(st.sampled_from(["shards", *COMMANDS]), label="command")
+        result = small.run(out) if name == "shards" else invoke(*COMMANDS[name](str(out)))
+        clean = result.exception is None or isinstance(result.exception, SystemExit)
+        assert clean and result.exit_code in (0, 1, 2), f"{done}: {name}: {result.exception!r}"
+        assert victim.read_bytes() == b"private" and sorted(path.name for path in Path(scratch).iterdir()) == [
+            "a",
+            "victim",
+        ]
+        assert [path.name for path in (Path(scratch) / "a").iterdir()] == ["out"]
+
+
+def test_a_shrinking_shard_is_named(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name, data in small.tree.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
+    dataset = open_dataset(str(out))
+    for skip in (False, True):
+        reader = CropReader(dataset, LocalShards(dataset), capacity=2, skip_bad=skip)
+        crop = reader.crops(0)[SOURCE].tolist()[-1]
+        path = out / "shards" / dataset.shards[0].name
+        whole = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(1000)
+        if skip:
+            assert reader.decode(*crop) is None and list(reader.left_out) == [0]
+        else:
+            with pytest.raises(UserError, match=dataset.shards[0].name):
+                reader.decode(*crop)
+        path.write_bytes(whole)
+
+
+def test_a_finished_dataset_is_one_whose_shards_are_there(small: Small, made: Path) -> None:
+    assert "nothing to do" in small.run(made).output
+    shard = next((made / "shards").iterdir())
+    kept = shard.read_bytes()
+    shard.write_bytes(kept[:-1])
+    refused = small.run(made)
+    assert refused.exit_code == 2 and shard.name in refused.output and "nothing to do" not in refused.output
+    shard.write_bytes(kept)
+    description = made / "manifests" / "dataset.json"
+    description.write_text("{}")
+    assert small.run(made).exit_code == 0 and tree(made) == small.tree
+    (made / "manifests" / "plan.json").unlink()
+    foreign = small.run(made)
+    assert foreign.exit_code == 2 and "plan.json" in foreign.output
