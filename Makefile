@@ -133,7 +133,7 @@ evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VA
 	$(BIN)/python -m train evaluate --run "$(RUN)" --data "$(HELD_DATA)"
 
 preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
-	$(BIN)/python -m train preview --data "$(OUT)" --out preview.png --count 16
+	$(BIN)/python -m train preview --data "$(OUT)" --recipe "$(RECIPE)" --out preview.png --count 16
 
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
@@ -148,7 +148,7 @@ detect: $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/bac
 
 compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
-		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set norm=gn --workers $(WORKERS) --gpus $(GPUS)
+		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set model.norm=gn --workers $(WORKERS) --gpus $(GPUS)
 
 # Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -73,7 +73,11 @@ def main(out: Path, seeds: int, recipe: Path, settings: tuple[str, ...], workers
     machine = ("--workers", workers, "--device", device)
     found: dict[str, list[Any]] = {way: [] for way in WAYS}
     for seed in range(seeds):
-        chosen = ["--recipe", str(recipe), *(part for one in (*settings, f"seed={seed}") for part in ("--set", one))]
+        chosen = [
+            "--recipe",
+            str(recipe),
+            *(part for one in (*settings, f"data.seed={seed}") for part in ("--set", one)),
+        ]
         for way in WAYS:
             data = prep(drawn, out / f"at-{way}", "--context-at", way, "--workers", 1)
             found[way].append(accuracy(out / f"{way}-{seed}", data, held_out, chosen, machine))

@@ -23,12 +23,19 @@ import torch
 from bench.sample import ROOT, prepped
 from bench.timing import Goal, judged, write
 
-TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=8", "lr_batch=8", "lr_peak=0.05")
+TOY = (
+    "model.backbone=resnet18",
+    "data.template_size=64",
+    "data.template_split=32",
+    "data.batch=8",
+    "optim.lr_batch=8",
+    "optim.lr_peak=0.05",
+)
 
 
 def command(name: str, data: str, settings: tuple[str, ...], steps: int, *more: str) -> float:
     """Seconds of a `python -m train` command."""
-    options = [part for one in (*settings, f"steps={steps}", "warmup_steps=1") for part in ("--set", one)]
+    options = [part for one in (*settings, f"optim.steps={steps}", "optim.warmup_steps=1") for part in ("--set", one)]
     begun = time.perf_counter()
     line = [sys.executable, "-m", "train", name, "--data", data, *options, *more]
     subprocess.run(line, check=True, cwd=ROOT)
@@ -45,7 +52,7 @@ def command(name: str, data: str, settings: tuple[str, ...], steps: int, *more: 
 @click.option("--device", default="auto", show_default=True)
 def main(data: str | None, steps: int, settings: tuple[str, ...], workers: int, device: str) -> None:
     """Print forecast and run, and write bench/results/estimate.json."""
-    chosen = settings or (*TOY, "erf_every=100", "checkpoint_every=100")
+    chosen = settings or (*TOY, "loss.erf_every=100", "run.checkpoint_every=100")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = data or prepped(folder / "sample", 120)

@@ -27,7 +27,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 FLOOR = "decode the four crops (floor)"
 LANES = "lanes (this project)"
@@ -48,15 +48,15 @@ class Decoded:
             simplejpeg.decode_jpeg(jpeg, "RGB")
 
 
-def ours(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> None:
+def ours(dataset: Dataset, options: DataOptions, steps: int) -> None:
     """Batches as a worker makes them."""
-    assembler = Assembler(dataset, template, options, range(options.lane_count))
-    images = np.zeros((options.batch, template.size, template.size, 3), dtype=np.uint8)
+    assembler = Assembler(dataset, options, range(options.lane_count))
+    images = np.zeros((options.batch, options.template_size, options.template_size, 3), dtype=np.uint8)
     for step in range(steps):
         assembler.step(step, images)
 
 
-def record(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> Decoded:
+def record(dataset: Dataset, options: DataOptions, steps: int) -> Decoded:
     """The JPEGs of the crops in these jigsaws."""
     seen, original = Decoded(), simplejpeg.decode_jpeg
 
@@ -66,17 +66,17 @@ def record(dataset: Dataset, template: Template, options: StreamOptions, steps: 
 
     simplejpeg.decode_jpeg = noting
     try:
-        ours(dataset, template, options, steps)
+        ours(dataset, options, steps)
     finally:
         simplejpeg.decode_jpeg = original
     return seen
 
 
-def received(dataset: Dataset, template: Template, options: StreamOptions, steps: int) -> float:
+def received(dataset: Dataset, options: DataOptions, steps: int) -> float:
     """CPU microseconds a jigsaw of the main process with two workers, the first three batches aside."""
     import time
 
-    loader = JigsawLoader(dataset, template, options, workers=2, stop_step=steps + 3)
+    loader = JigsawLoader(dataset, options, workers=2, stop_step=steps + 3)
     try:
         batches = iter(loader)
         for _ in itertools.islice(batches, 3):
@@ -106,12 +106,12 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
             named = ["--annotations", f"{source}/annotations.json", "--images", f"{source}/images", "--out", data]
             subprocess.run([*python, "shards", *named], check=True, cwd=root, stdout=subprocess.DEVNULL)
         dataset, template = open_dataset(data), Template()
-        options, steps = StreamOptions(batch=batch, lanes=lanes), max(1, jigsaws // batch)
-        crops = record(dataset, template, options, steps)
+        options, steps = DataOptions(batch=batch, lanes=lanes), max(1, jigsaws // batch)
+        crops = record(dataset, options, steps)
         count = steps * batch
         cases: dict[str, Callable[[], object]] = {
             FLOOR: crops.replay,
-            LANES: lambda: ours(dataset, template, options, steps),
+            LANES: lambda: ours(dataset, options, steps),
         }
         own_format = peers.webdataset_streams(dataset, Path(scratch))
         cases[BOX] = lambda: peers.assemble(own_format, template, count, window_only=True)
@@ -137,7 +137,7 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
             else:
                 click.echo(f"{what}: {times_faster:.2f}")
                 summary[what] = times_faster
-        main_process = received(dataset, template, options, 4 * steps)
+        main_process = received(dataset, options, 4 * steps)
         summary["main process"] = judged("us a jigsaw in the main process", main_process, Goal(120), ".0f")
         write("load", summary)
 

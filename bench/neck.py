@@ -32,14 +32,21 @@ from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJo
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import State, build_state, grids, region_maps
 from jigsaw_pretrain.train.erf import Grid, label_weights, region_masses
-from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 
-TOY = ("backbone=resnet18", "template_size=128", "template_split=32", "batch=16", "lanes=16", "lr_batch=16")
-RATES = ("steps=200", "warmup_steps=20", "lr_start=0.005", "lr_peak=0.05")
+TOY = (
+    "model.backbone=resnet18",
+    "data.template_size=128",
+    "data.template_split=32",
+    "data.batch=16",
+    "data.lanes=16",
+    "optim.lr_batch=16",
+)
+RATES = ("optim.steps=200", "optim.warmup_steps=20", "optim.lr_start=0.005", "optim.lr_peak=0.05")
 CASES = {
     "no neck": (),
-    "fpn of 64": ("neck=fpn", "neck_channels=64"),
-    "fpn of 256": ("neck=fpn",),
+    "fpn of 64": ("model.neck=fpn", "model.neck_channels=64"),
+    "fpn of 256": ("model.neck=fpn",),
 }
 IMAGES = 4
 
@@ -66,7 +73,7 @@ def errors(state: State, recipe: Recipe, batch: Batch, drawn: int) -> dict[str, 
         filled = region_masses(level, images, regions, grid=chosen)[:, lines][:, :, lines]
         own = regions[lines][:, lines]
         row: dict[str, float] = {}
-        for name, tau in (("weights", recipe.tau), ("shares", 0.0)):
+        for name, tau in (("weights", recipe.loss.tau), ("shares", 0.0)):
             apart = (label_weights(measured, own, tau) - label_weights(filled, own, tau)).abs()
             row |= {f"{name}, mean": float(apart.mean()), f"{name}, largest": float(apart.max())}
         found[stage.level] = row
@@ -84,9 +91,9 @@ def main(data: str | None, steps: int, drawn: int, repeats: int) -> None:
     """Print both tables and write bench/results/neck.json."""
     with tempfile.TemporaryDirectory() as scratch:
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 120))
-        recipes = {name: load_recipe(None, (*TOY, *RATES, *more)).resolved() for name, more in CASES.items()}
+        recipes = {name: Recipe.load(None, (*TOY, *RATES, *more)).resolved() for name, more in CASES.items()}
         plain = recipes["no neck"]
-        source = JigsawLoader(dataset, plain.template, plain.stream, workers=0, stop_step=steps)
+        source = JigsawLoader(dataset, plain.data, workers=0, stop_step=steps)
         batches = iter(source)
         first = next(batches)
         first = Batch(first.step, first.images.clone(), first.labels.clone(), first.groups.clone(), 0)

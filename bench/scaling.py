@@ -28,10 +28,9 @@ from rich.table import Table
 from bench.timing import RESULTS, Goal, judged, write
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.tiny import make_dataset
 
 OPENING = Goal(3.0)
@@ -64,7 +63,7 @@ def start(data: str) -> Row:
     began = time.perf_counter()
     dataset = open_dataset(data)
     opened = time.perf_counter()
-    loader = JigsawLoader(dataset, Template(), StreamOptions(batch=64, lanes=64), workers=WORKERS, stop_step=1)
+    loader = JigsawLoader(dataset, DataOptions(batch=64, lanes=64), workers=WORKERS, stop_step=1)
     for _ in loader:
         pass
     return {"shards": len(dataset.shards), "open_s": opened - began, "first_batch_s": time.perf_counter() - opened}
@@ -73,8 +72,8 @@ def start(data: str) -> Row:
 def memory(data: str, lanes: int) -> Row:
     """MB that a worker of ``lanes`` lanes takes beyond a process that has only imported, after four steps."""
     before = _resident()
-    dataset, options = open_dataset(data), StreamOptions(batch=lanes, lanes=lanes)
-    assembler = Assembler(dataset, Template(), options, range(lanes))
+    dataset, options = open_dataset(data), DataOptions(batch=lanes, lanes=lanes)
+    assembler = Assembler(dataset, options, range(lanes))
     out = np.zeros((lanes, 224, 224, 3), dtype=np.uint8)
     for step in range(4):
         assembler.step(step, out)

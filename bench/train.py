@@ -50,10 +50,10 @@ from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
 from jigsaw_pretrain.train.engine.trainer import Trainer
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 
-ON_GPU = ("batch=256", "precision=bf16")
-TOY = ("backbone=resnet18", "template_size=64", "template_split=32", "batch=16")
+ON_GPU = ("data.batch=256", "run.precision=bf16")
+TOY = ("model.backbone=resnet18", "data.template_size=64", "data.template_split=32", "data.batch=16")
 
 SHARDS, DEVICE, CLASSES = "jigsaws from shards", "jigsaws on the device", "torchvision's classification"
 
@@ -63,8 +63,8 @@ class Classifier(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.whole = backbones.whole_model(recipe.backbone)
-        self.pixels = DenseClassifier(nn.Identity(), 1, 1, *recipe.normalisation)
+        self.whole = backbones.whole_model(recipe.model.backbone)
+        self.pixels = DenseClassifier(nn.Identity(), 1, 1, *recipe.data.normalisation)
         self.pixels.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,11 +80,11 @@ def classification(recipe: Recipe, ranks: Ranks, machine: MachineOptions, batch:
     forward = torch.compile(model) if machine.compiles(ranks.device) else model
     fused = ranks.device.type == "cuda" or None
     optimizer = torch.optim.SGD(model.whole.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
-    scaler = loss_scaler(recipe.precision, ranks.device)
+    scaler = loss_scaler(recipe.run.precision, ranks.device)
     images, labels = batch.images.to(ranks.device), batch.labels[:, 0].to(ranks.device)
 
     def step() -> None:
-        with autocast(recipe.precision, ranks.device):
+        with autocast(recipe.run.precision, ranks.device):
             logits = forward(images)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(nn.functional.cross_entropy(logits.float(), labels)).backward()
@@ -169,18 +169,22 @@ def main(
     """Print the tables and write bench/results/train.json."""
     ranks, machine = start(device), MachineOptions(compiling)
     on_gpu = ranks.device.type == "cuda"
-    recipe = load_recipe(None, (*(ON_GPU if on_gpu else TOY), *settings)).resolved()
+    recipe = Recipe.load(None, (*(ON_GPU if on_gpu else TOY), *settings)).resolved()
     workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
-    set_arithmetic(ranks.device, tf32=recipe.tf32, deterministic=False)
+    set_arithmetic(ranks.device, tf32=recipe.run.tf32, deterministic=False)
     with tempfile.TemporaryDirectory() as scratch:
         dataset = open_dataset(data or prepped(Path(scratch) / "sample", 240))
         origin = Origin(tuple(dataset.classes), dataset.fingerprint)
         # No refresh falls among the timed steps; it is timed apart.
         job = TrainingJob(
-            replace(recipe, erf_every=10**9), origin, RunFolder(Path(scratch)), ranks, machine_options=machine
+            recipe.updated("loss.erf_every=1_000_000_000"),
+            origin,
+            RunFolder(Path(scratch)),
+            ranks,
+            machine_options=machine,
         )
         trainer = trainer_of(job, build_state(job.recipe, len(dataset.classes) + 1, ranks))
-        one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.batch)
+        one_worker = worker_speed(loader_source(job, dataset, 1, False), recipe.data.batch)
         source = loader_source(job, dataset, workers, False)(0, 10**6)
         try:
             first = next(iter(loader_source(job, dataset, 0, False)(0, 1)))
@@ -201,8 +205,8 @@ def main(
             refresh = min(interleaved({"refresh": lambda: trainer.task.refresh(picked)}, 2, now)["refresh"])
         finally:
             source.close()
-        per, step_time = block * recipe.batch, statistics.median(times[DEVICE]) / block
-        needed = max(1, math.ceil(recipe.batch / step_time / one_worker))
+        per, step_time = block * recipe.data.batch, statistics.median(times[DEVICE]) / block
+        needed = max(1, math.ceil(recipe.data.batch / step_time / one_worker))
         fed = None
         if on_gpu and needed < (os.cpu_count() or 1):
             with_needed = loader_source(job, dataset, needed, False)(0, 10**6)
@@ -211,8 +215,9 @@ def main(
                 fed = share(interleaved(pair, repeats, now), SHARDS, DEVICE)
             finally:
                 with_needed.close()
-    where = f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, {recipe.backbone} at {recipe.template_size} px"
-    title = f"{where}, {recipe.precision}, {recipe.batch} a step, {workers} workers"
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    where = f"{device}, {recipe.model.backbone} at {recipe.data.template_size} px"
+    title = f"{where}, {recipe.run.precision}, {recipe.data.batch} a step, {workers} workers"
     rows = show(title, times, DEVICE, per, "image")
     for name, seconds in times.items():
         click.echo(f"{name}: {per / statistics.median(seconds):,.1f} images/s")

@@ -83,15 +83,15 @@ def evaluate_model(
     dataset = DetectionDataset(annotations, images, plan, None, masks=False)
     mine = list(range(ranks.rank, len(annotations.images), ranks.world))
     batches = validation_batches(dataset, mine, batch, workers)
-    autocast = recipe.precision == "bf16"
+    autocast = recipe.run.precision == "bf16"
 
     def predict() -> list[Detection]:
-        return detections(model, recipe.model, batches, annotations, ranks.device, autocast, stopped)
+        return detections(model, recipe.model.name, batches, annotations, ranks.device, autocast, stopped)
 
     found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):
         return None
-    masks_too = recipe.model == "mask-rcnn-fpn" and annotations.segmented == 1
+    masks_too = recipe.model.name == "mask-rcnn-fpn" and annotations.segmented == 1
 
     def scored() -> tuple[Score, Score | None]:
         boxes = score(annotations.truth, [{k: v for k, v in one.items() if k != "segmentation"} for one in found])

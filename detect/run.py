@@ -17,7 +17,7 @@ from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.detect.models import backbone, detectors
 from jigsaw_pretrain.detect.models.backbone import added_norm
-from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe, from_mapping
+from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
 
@@ -49,7 +49,7 @@ class DetectorConfig:
     def write(self, folder: Path) -> None:
         """Publish config.json."""
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-        values = {"kind": KIND, **asdict(self), "versions": versions}
+        values = {"kind": KIND, **asdict(self), "recipe": self.recipe.to_dict(), "versions": versions}
         Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
@@ -65,7 +65,7 @@ def read_config(folder: Path) -> DetectorConfig:
     if values.get("kind") != KIND:
         raise UserError(f"{folder} is no detector run: its {CONFIG} is of another kind")
     return DetectorConfig(
-        recipe=from_mapping(values["recipe"], str(path)),
+        recipe=DetectorRecipe.from_dict(values["recipe"], str(path)),
         plan=ScaledRecipe(**{**values["plan"], "drops": tuple(values["plan"]["drops"])}),
         norm_built=values["norm_built"],
         categories=tuple((one, name) for one, name in values["categories"]),
@@ -78,15 +78,15 @@ def read_config(folder: Path) -> DetectorConfig:
 
 def backbone_from_config(config: DetectorConfig, device: torch.device) -> ResNet:
     """The backbone of a config, randomly initialised from torch's global generator."""
-    return backbone.build_backbone(config.recipe.backbone, config.norm_built, device)
+    return backbone.build_backbone(config.recipe.model.backbone, config.norm_built, device)
 
 
 def detector_from_config(
     config: DetectorConfig, network: ResNet, device: torch.device
 ) -> tuple[nn.Module, list[nn.Module]]:
     """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
-    frozen = backbone.freeze(network, config.recipe.freeze)
-    added = added_norm(config.norm_built if config.recipe.norm != "frozen-bn" else "frozen-bn", device)
+    frozen = backbone.freeze(network, config.recipe.model.freeze)
+    added = added_norm(config.norm_built if config.recipe.model.norm != "frozen-bn" else "frozen-bn", device)
     model = detectors.build_detector(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
     return model.to(device), frozen
 

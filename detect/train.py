@@ -188,10 +188,10 @@ def _trainer(
     else:
         ranks.run_on_rank_zero(lambda: _prepare_folder(job))
         config, state = ranks.run_on_all(lambda: _config(job, recipe, training))
-    torch.manual_seed(int(rng.key_of_text(recipe.seed, "detector's initial weights")) >> 1)
+    torch.manual_seed(int(rng.key_of_text(recipe.data.seed, "detector's initial weights")) >> 1)
     network = backbone_from_config(config, ranks.device)
     if not resuming and state is not None:
-        found, partial = state, recipe.partial
+        found, partial = state, recipe.model.partial
         report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
         ranks.log_rank_zero(f"weights {report.text}")
         config = replace(config, weights=asdict(report))
@@ -222,12 +222,10 @@ def _prepare_folder(job: DetectorJob) -> None:
 
 def _require_same(config: DetectorConfig, recipe: DetectorRecipe, training: GroundTruth, job: DetectorJob) -> None:
     """Refuse to resume a run as another one."""
-    changed = [key for key, value in asdict(config.recipe).items() if getattr(recipe, key) != value]
-    if changed:
-        key = changed[0]
+    if changed := recipe.differences(config.recipe):
         raise UserError(
-            f"{job.run} was begun with {key} = {getattr(config.recipe, key)!r}, not {getattr(recipe, key)!r}: resume "
-            "it with the options it was begun with, or name another folder"
+            f"{job.run} was begun with another recipe ({'; '.join(changed)}): resume it with the options it was begun "
+            "with, or name another folder"
         )
     if config.categories != training.categories:
         raise UserError(f"{job.run} was begun with other categories than {job.annotations} has: name its own file")
@@ -241,8 +239,8 @@ def _config(
     """The run's config without the reports on weights, and the weights."""
     short = float(np.median([min(record.width, record.height) for record in training.images]))
     state = None if job.init == "scratch" else read_backbone(Path(job.init))
-    built = recipe.norm
-    if recipe.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
+    built = recipe.model.norm
+    if recipe.model.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
         built = "sync-bn"
     data = {
         "annotations": str(job.annotations),
@@ -260,9 +258,10 @@ def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module,
     if not neck:
         return config
     pyramid, recipe = pyramid_of(model), config.recipe
-    if pyramid is None or recipe.neck == "none":
+    if pyramid is None or recipe.model.pretrained_neck == "none":
         ranks.log_rank_zero(
-            f"neck {job.init}: left out ({'neck = none' if pyramid else f'{recipe.model} has no pyramid'})"
+            f"neck {job.init}: left out "
+            f"({'model.pretrained_neck = none' if pyramid else f'{recipe.model.name} has no pyramid'})"
         )
         return config
     report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
@@ -275,43 +274,46 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
     norms = {id(one) for module in model.modules() if is_norm(module) for one in module.parameters(recurse=False)}
     learned = [one for one in model.parameters() if one.requires_grad]
     groups = [
-        {"params": [one for one in learned if id(one) not in norms], "weight_decay": recipe.weight_decay},
-        {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.norm_decay},
+        {"params": [one for one in learned if id(one) not in norms], "weight_decay": recipe.optim.weight_decay},
+        {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.optim.norm_decay},
     ]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]], lr=recipe.optim.lr, momentum=recipe.optim.momentum
+    )
 
 
 def _batches(trainer: DetectorTrainer, training: GroundTruth, job: DetectorJob) -> Any:
     recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
     landscape = np.array([record.width >= record.height for record in training.images])
-    order = Order(landscape, recipe.batch, recipe.seed)
-    key = rng.key_of_text(recipe.seed, "detector's augmentation")
-    augmentation = Augmentation(recipe.flip, (recipe.jitter_low, recipe.jitter_high), key)
-    dataset = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model == "mask-rcnn-fpn")
+    order = Order(landscape, recipe.data.batch, recipe.data.seed)
+    key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
+    augmentation = Augmentation(recipe.data.flip, (recipe.data.jitter_low, recipe.data.jitter_high), key)
+    dataset = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model.name == "mask-rcnn-fpn")
     steps = range(trainer.progress.step, plan.steps)
-    return training_batches(dataset, order, steps, ranks.rank, recipe.batch // ranks.world, job.workers)
+    return training_batches(dataset, order, steps, ranks.rank, recipe.data.batch // ranks.world, job.workers)
 
 
 def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> str:
     """What the run is about to do, with warnings, in a few lines."""
     recipe, plan = config.recipe, config.plan
     lines = [
-        f"{recipe.model}, {recipe.backbone}, {config.norm_built}, freeze {recipe.freeze}, from {config.init}; "
-        f"{len(training.images)} images, {len(training.categories)} classes, {ranks.world} rank(s) on {ranks.device}",
-        f"fitted to this dataset: {plan.steps} steps of {recipe.batch} ({plan.epochs:.1f} epochs), rate {plan.lr:.4g}, "
-        f"warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, images "
-        f"{plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}",
+        f"{recipe.model.name}, {recipe.model.backbone}, {config.norm_built}, freeze {recipe.model.freeze}, "
+        f"from {config.init}; {len(training.images)} images, {len(training.categories)} classes, "
+        f"{ranks.world} rank(s) on {ranks.device}",
+        f"fitted to this dataset: {plan.steps} steps of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
+        f"rate {plan.lr:.4g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
+        f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}",
     ]
-    if config.norm_built != recipe.norm:
+    if config.norm_built != recipe.model.norm:
         lines.append(
             "warning: frozen-bn needs weights that bring batch statistics, and these bring none: batch norm that "
             "learns (sync-bn) is built in its place"
         )
-    if recipe.freeze == "backbone" and config.init == "scratch":
+    if recipe.model.freeze == "backbone" and config.init == "scratch":
         lines.append("warning: a frozen backbone from scratch stays random: give --init weights")
     if training.unusable:
         lines.append(f"warning: {training.unusable} boxes cannot be used and are left out of training")
-    if recipe.model == "mask-rcnn-fpn" and training.segmented < 1:
+    if recipe.model.name == "mask-rcnn-fpn" and training.segmented < 1:
         lines.append(
             f"warning: {1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole "
             "boxes, so the mask head learns rectangles from them"
@@ -347,9 +349,9 @@ def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopReq
         window.add(losses, waited)
         progress.step += 1
         stopping = ranks.all_reduce_max(int(stop.name is not None)) > 0
-        saving = progress.step % recipe.save_every == 0 or progress.step >= last or stopping
+        saving = progress.step % recipe.run.checkpoint_every == 0 or progress.step >= last or stopping
         # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
-        if saving or progress.step % recipe.log_every == 0 or _due(recipe, progress.step):
+        if saving or progress.step % recipe.run.log_every == 0 or _due(recipe, progress.step):
             row = window.row(trainer)
             write(row)
             _log_progress(trainer, row)
@@ -364,18 +366,20 @@ def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopReq
 def one_step(trainer: DetectorTrainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
     """One optimiser step on this rank's samples; returns its losses by name."""
     recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
-    key = rng.derive_key(rng.key_of_text(recipe.seed, "detector's sampling"), step, trainer.ranks.rank)
+    key = rng.derive_key(rng.key_of_text(recipe.data.seed, "detector's sampling"), step, trainer.ranks.rank)
     torch.manual_seed(int(key[0]) >> 1)
     for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.config.plan, step, recipe.warmup_factor, recipe.gamma)
-    pairs = [to_device(sample, device, label_offset(recipe.model)) for sample in samples]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        group["lr"] = learning_rate(trainer.config.plan, step, recipe.optim.warmup_factor, recipe.optim.gamma)
+    pairs = [to_device(sample, device, label_offset(recipe.model.name)) for sample in samples]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
         losses: dict[str, Tensor] = stepped([image for image, _ in pairs], [target for _, target in pairs])
     total: Tensor = sum(losses.values())  # type: ignore[assignment]
     trainer.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    if recipe.clip:
-        nn.utils.clip_grad_norm_([one for one in trainer.model.parameters() if one.requires_grad], recipe.clip)
+    if recipe.optim.clip_norm:
+        nn.utils.clip_grad_norm_(
+            [one for one in trainer.model.parameters() if one.requires_grad], recipe.optim.clip_norm
+        )
     trainer.optimizer.step()
     return losses
 
@@ -397,7 +401,7 @@ def _set_mode(trainer: DetectorTrainer) -> None:
 
 def _due(recipe: DetectorRecipe, step: int) -> bool:
     """Whether an evaluation on the way belongs after ``step`` steps."""
-    return bool(recipe.eval_every and step and step % recipe.eval_every == 0)
+    return bool(recipe.run.val_every and step and step % recipe.run.val_every == 0)
 
 
 def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
@@ -443,7 +447,8 @@ class _LossWindow:
         loss = sum(shared)
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
-                f"the loss is {loss} at step {progress.step}: lower the learning rate (--set lr=...), or set clip=10"
+                f"the loss is {loss} at step {progress.step}: lower the learning rate (--set optim.lr=...), "
+                "or clip (--set optim.clip_norm=10)"
             )
         recipe = trainer.config.recipe
         memory = torch.cuda.max_memory_allocated(ranks.device) if ranks.device.type == "cuda" else None
@@ -452,7 +457,7 @@ class _LossWindow:
             "loss": loss,
             "losses": dict(zip(names, shared, strict=True)),
             "lr": trainer.optimizer.param_groups[0]["lr"],
-            "images_per_second": round(self.steps * recipe.batch / max(elapsed, 1e-9), 3),
+            "images_per_second": round(self.steps * recipe.data.batch / max(elapsed, 1e-9), 3),
             "seconds_per_step": round(elapsed / self.steps, 5),
             "data_wait": round(self.waited / max(elapsed, 1e-9), 4),
             "seconds": round(progress.seconds, 3),
@@ -499,7 +504,7 @@ class Evaluator:
             self._images,
             ranks,
             self._workers,
-            max(1, recipe.batch // ranks.world),
+            max(1, recipe.data.batch // ranks.world),
             stopped,
         )
         if self.last is None:

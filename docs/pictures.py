@@ -35,14 +35,12 @@ def jigsaws(data: str, run: Path) -> Image.Image:
     """Nine jigsaws as the run's trainer saw them at its first steps."""
     _, recipe, _ = open_trained(RunFolder(run))
     dataset = open_dataset(data)
-    loader = JigsawLoader(dataset, recipe.template, recipe.stream, workers=0, stop_step=1)
-    batch = next(iter(loader))
-    chosen = slice(0, 9)
+    batch = JigsawLoader(dataset, recipe.data, workers=0).first(9)
     page = sheet(
-        batch.images[chosen].numpy(),
-        batch.labels[chosen].tolist(),
-        batch.groups[chosen].tolist(),
-        recipe.template,
+        batch.images.numpy(),
+        batch.labels.tolist(),
+        batch.groups.tolist(),
+        recipe.data.template,
         dataset.classes,
     )
     page.thumbnail((1200, 1200))

@@ -55,8 +55,15 @@ def small():
 TOY = [
     part
     for setting in (
-        *("template_size=64", "template_split=32", "batch=4", "lanes=4", "steps=2", "warmup_steps=1"),
-        *("lr_batch=4", "lr_start=0.01", "lr_peak=0.02", "erf_every=2"),
+        *(
+            "data.template_size=64",
+            "data.template_split=32",
+            "data.batch=4",
+            "data.lanes=4",
+            "optim.steps=2",
+            "optim.warmup_steps=1",
+        ),
+        *("optim.lr_batch=4", "optim.lr_start=0.01", "optim.lr_peak=0.02", "loss.erf_every=2"),
     )
     for part in ("--set", setting)
 ]
@@ -153,7 +160,9 @@ def only_the_wheel(installed: Installed, printed: str) -> bool:
 @pytest.mark.slow(seconds=35)
 def test_a_backbone_of_ones_own_is_pretrained_by_two_spawned_workers(installed: Installed) -> None:
     command = ("pretrain", "--data", "data", "--run", "own", "--workers", "2", "--no-page", "--log", "none")
-    done = installed.run("python", "train.py", "spawn", "train", *command, *TOY, "--set", "backbone=mymodel:small")
+    done = installed.run(
+        "python", "train.py", "spawn", "train", *command, *TOY, "--set", "model.backbone=mymodel:small"
+    )
     assert (installed.folder / "own" / "backbone.pth").is_file()
     assert only_the_wheel(installed, done)
 
@@ -162,12 +171,21 @@ def test_a_backbone_of_ones_own_is_pretrained_by_two_spawned_workers(installed: 
 def test_two_forked_workers_then_export_and_a_detector(installed: Installed) -> None:
     pretrain = ("pretrain", "--data", "data", "--run", "resnet", "--workers", "2", "--no-page", "--log", "none")
     export = ("export", "--run", "resnet", "--to", "torchvision", "--out", "weights.pth")
-    tiny = ("batch=2", "steps=1", "short_side=64", "width=16", "fc=16", "rois=8", "proposals=16", "backbone=resnet18")
+    tiny = (
+        "data.batch=2",
+        "optim.steps=1",
+        "data.short_side=64",
+        "model.neck_channels=16",
+        "model.fc=16",
+        "model.rois=8",
+        "model.proposals=16",
+        "model.backbone=resnet18",
+    )
     recipe = str(REPOSITORY / "recipes" / "detect-sample.toml")
     detector: tuple[str, ...] = ("train", "--annotations", "sample/annotations.json", "--images", "sample/images")
     detector += ("--run", "detector", "--init", "weights.pth", "--recipe", recipe, "--workers", "1")
     detector += tuple(part for setting in tiny for part in ("--set", setting))
-    begun = ("train", *pretrain, *TOY, "--set", "backbone=resnet18")
+    begun = ("train", *pretrain, *TOY, "--set", "model.backbone=resnet18")
     done = installed.run("python", "train.py", "fork", *begun, ";", "train", *export, ";", "detect", *detector)
     assert (installed.folder / "weights.pth").stat().st_size > 1 << 20
     assert "scratch" in installed.run("jigsaw-detect", "compare", "--help")
@@ -185,7 +203,7 @@ def test_two_ranks_under_torchrun(installed: Installed, form: tuple[str, str]) -
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
     base = (option, "--", program, "pretrain", "--data", "data", "--run", run, "--workers", "1", "--no-page")
-    installed.run(*launch, *base, *TOY, "--set", "backbone=mymodel:small", "--log", "none")
+    installed.run(*launch, *base, *TOY, "--set", "model.backbone=mymodel:small", "--log", "none")
     assert (installed.folder / run / "backbone.pth").is_file()
 
 

@@ -9,12 +9,13 @@ measures the pre-training task, not detection: compare runs of one dataset by it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec.structs import replace
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_GROUPS, REGIONS
@@ -108,7 +109,7 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
     """
     recipe, ranks = job.recipe, job.ranks
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
-    stream = replace(recipe.stream, augment=False, balance="none")
+    stream = replace(recipe.data, augment=False, balance="none")
 
     def validate(state: State) -> dict[str, Any]:
         # Running statistics differ between ranks; those that count are rank 0's.
@@ -116,12 +117,11 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
         maps = region_maps(recipe, state.backbone, ranks.device)
         source = JigsawLoader(
             dataset,
-            recipe.template,
             stream,
             rank=ranks.rank,
             world=ranks.world,
             workers=workers,
-            stop_step=-(-wanted // recipe.batch),
+            stop_step=-(-wanted // recipe.data.batch),
             access=access,
         )
         try:

@@ -87,7 +87,7 @@ def _evaluate_run(
     config = ranks.run_on_all(lambda: read_config(run))
     truth, folder = ranks.run_on_all(lambda: _validation(config, run, annotations, images, reading))
     model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
-    batch = max(1, config.recipe.batch // ranks.world)
+    batch = max(1, config.recipe.data.batch // ranks.world)
     evaluation = evaluate_model(model, config.recipe, config.plan, truth, folder, ranks, workers, batch)
     assert evaluation is not None
 

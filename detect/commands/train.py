@@ -11,13 +11,32 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.detect.commands import options
-from jigsaw_pretrain.detect.recipe import FREEZES, MODELS, NORMS, PRECISIONS, SCHEDULES, read_recipe
+from jigsaw_pretrain.detect.recipe import (
+    DetectorName,
+    DetectorNorm,
+    DetectorPrecision,
+    DetectorRecipe,
+    Freeze,
+    Schedule,
+)
 from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.detect.train import DetectorJob, run_job
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
+
+SHORT = {
+    "model": "model.name",
+    "backbone": "model.backbone",
+    "norm": "model.norm",
+    "freeze": "model.freeze",
+    "schedule": "optim.schedule",
+    "precision": "run.precision",
+    "seed": "data.seed",
+}
+"""Options that are short for a key of the recipe."""
 
 
 @click.command(cls=Command)
@@ -30,14 +49,18 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="folder of the run, made if need be")
 @click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; without one, the Jigsaw paper's recipe")
-@click.option("--model", type=click.Choice(MODELS), help="overrules the recipe's")
+@click.option("--model", type=click.Choice(choices(DetectorName)), help="overrules the recipe's")
 @click.option("--backbone", help="resnet18 to resnet152, resnext*, wide_resnet*")
-@click.option("--norm", type=click.Choice(NORMS), help="normalisation; frozen-bn needs weights with statistics")
-@click.option("--freeze", type=click.Choice(FREEZES), help="what of the backbone stays as the weights have it")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="length, in multiples of the recipe's")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="bf16 needs a recent GPU to be of use")
+@click.option(
+    "--norm", type=click.Choice(choices(DetectorNorm)), help="normalisation; frozen-bn needs weights with statistics"
+)
+@click.option("--freeze", type=click.Choice(choices(Freeze)), help="what of the backbone stays as the weights have it")
+@click.option("--schedule", type=click.Choice(choices(Schedule)), help="length, in multiples of the recipe's")
+@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="bf16 needs a recent GPU to be of use")
 @click.option("--seed", type=int, help="of initialisation, order, augmentation and sampling")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="overrule one key of the recipe; repeatable")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override one key of the recipe; repeatable"
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="processes that read images")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 @click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
@@ -57,7 +80,7 @@ def train(
     device: str,
     resume: bool,
     stop_after: int | None,
-    **options: Any,
+    **shortcuts: Any,
 ) -> None:
     """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page.
 
@@ -65,7 +88,8 @@ def train(
     takes --run for its own --run-path. SIGTERM and SIGINT save a checkpoint and end with status 0.
     """
     with rank_zero_errors():
-        chosen = read_recipe(recipe, sets, options)
+        sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
+        chosen = DetectorRecipe.load(recipe, sets)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if (val_annotations is None) != (val_images is None):
@@ -74,6 +98,8 @@ def train(
         data = (annotations, images, val_annotations, val_images)
         job = DetectorJob(*data, run, init, workers, resume, stop_after, reading)
         ranks = start(device)
-        if chosen.batch % ranks.world:
-            raise UserError(f"a batch of {chosen.batch} is not divisible by {ranks.world} ranks: --set batch=...")
+        if chosen.data.batch % ranks.world:
+            raise UserError(
+                f"a batch of {chosen.data.batch} is not divisible by {ranks.world} ranks: --set data.batch=..."
+            )
         run_job(job, chosen, ranks, write_page)

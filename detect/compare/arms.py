@@ -32,7 +32,7 @@ class Arm:
     @property
     def has_neck(self) -> bool:
         """Whether a pyramid is pre-trained."""
-        return "neck=fpn" in (self.pretrain or ())
+        return "model.neck=fpn" in (self.pretrain or ())
 
     @property
     def pretraining(self) -> str:
@@ -51,16 +51,26 @@ ARMS = {
             "jigsaw-frozen",
             "Jigsaw pre-training, backbone frozen, cascade head with 4conv1fc",
             pretrain=(),
-            detect=("freeze=backbone", "model=cascade-rcnn-fpn", "head=4conv1fc"),
+            detect=("model.freeze=backbone", "model.name=cascade-rcnn-fpn", "model.head=4conv1fc"),
         ),
-        Arm("jigsaw-cascade", "the same head, backbone not frozen", (), ("model=cascade-rcnn-fpn", "head=4conv1fc")),
-        Arm("global", "global classification (Table 2)", ("strategy=global",)),
-        Arm("block-wise", "block-wise classification (Table 2)", ("strategy=block-wise",)),
-        Arm("warp", "crops warped to their regions (Table 1)", ("fit=warp",)),
-        Arm("resize", "crops resized into their regions (Table 1)", ("fit=resize",)),
-        Arm(NECK, "Jigsaw pre-training of backbone and pyramid (neck = fpn)", ("neck=fpn",)),
-        Arm("neck-backbone-only", "the same, but the pyramid starts at random", ("neck=fpn",), ("neck=none",)),
-        *(Arm(f"tau-{tau}", f"threshold {tau} (Figure 7a)", (f"tau={tau}",)) for tau in _TAUS),
+        Arm(
+            "jigsaw-cascade",
+            "the same head, backbone not frozen",
+            (),
+            ("model.name=cascade-rcnn-fpn", "model.head=4conv1fc"),
+        ),
+        Arm("global", "global classification (Table 2)", ("loss.strategy=global",)),
+        Arm("block-wise", "block-wise classification (Table 2)", ("loss.strategy=block-wise",)),
+        Arm("warp", "crops warped to their regions (Table 1)", ("data.fit=warp",)),
+        Arm("resize", "crops resized into their regions (Table 1)", ("data.fit=resize",)),
+        Arm(NECK, "Jigsaw pre-training of backbone and pyramid (model.neck = fpn)", ("model.neck=fpn",)),
+        Arm(
+            "neck-backbone-only",
+            "the same, but the pyramid starts at random",
+            ("model.neck=fpn",),
+            ("model.pretrained_neck=none",),
+        ),
+        *(Arm(f"tau-{tau}", f"threshold {tau} (Figure 7a)", (f"loss.tau={tau}",)) for tau in _TAUS),
         Arm("imagenet", "a given weights file", weights=Path("imagenet")),
     )
 }

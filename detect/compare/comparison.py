@@ -17,7 +17,7 @@ from jigsaw_pretrain.detect.compare.report import write_report
 from jigsaw_pretrain.detect.compare.results import RunResult, read_result, spread
 from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
-from jigsaw_pretrain.detect.recipe import DetectorRecipe, read_recipe
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
@@ -64,9 +64,9 @@ class Comparison:
         Likewise for an arm with a neck and a detector without a pyramid.
         """
         for arm in self.arms:
-            if arm.has_neck and (model := self._detector(arm).model) == "faster-rcnn-c4":
+            if arm.has_neck and (model := self._detector(arm).model.name) == "faster-rcnn-c4":
                 raise UserError(
-                    f"--arms {arm.name}: {model} has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"
+                    f"--arms {arm.name}: {model} has no pyramid for a neck's weights: --set model.name=faster-rcnn-fpn"
                 )
         path = self.folder / SETTINGS
         values = json.loads(json.dumps(asdict(self.settings)))
@@ -149,8 +149,8 @@ class Comparison:
         if settings.pretrain_recipe:
             arguments += ["--recipe", settings.pretrain_recipe]
         # A detector takes a neck of its own width only.
-        width = (f"neck_channels={self._detector(arm).width}",) if arm.has_neck else ()
-        for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"seed={seed}"):
+        width = (f"model.neck_channels={self._detector(arm).model.neck_channels}",) if arm.has_neck else ()
+        for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"data.seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         runner.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
@@ -159,7 +159,7 @@ class Comparison:
     def _detector(self, arm: Arm) -> DetectorRecipe:
         """An arm's recipe of the detector."""
         settings = self.settings
-        return read_recipe(Path(settings.recipe) if settings.recipe else None, (*settings.sets, *arm.detect))
+        return DetectorRecipe.load(settings.recipe, (*settings.sets, *arm.detect))
 
     def _detect(
         self,
@@ -179,7 +179,7 @@ class Comparison:
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
         if settings.recipe:
             arguments += ["--recipe", settings.recipe]
-        for item in (*settings.sets, *arm.detect, f"lr={rate!r}", f"seed={seed}", *more):
+        for item in (*settings.sets, *arm.detect, f"optim.lr={rate!r}", f"data.seed={seed}", *more):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         what = f"{name or arm.name}, {folder or f'seed {seed}'}, lr {rate:g}"
@@ -199,4 +199,4 @@ class Comparison:
         Storage(noted.parent).publish(noted.name, json.dumps(steps).encode())
         arm = next(one for one in self.arms if one.name == SCRATCH)
         for seed in self.settings.seeds:
-            runner.run(self._detect(runner, arm, seed, rate, name=EQUAL_COST, more=(f"steps={steps}",)))
+            runner.run(self._detect(runner, arm, seed, rate, name=EQUAL_COST, more=(f"optim.steps={steps}",)))

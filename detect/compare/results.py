@@ -75,8 +75,8 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
     curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run / METRICS) if "AP" in row]
     return RunResult(
         arm=arm or arm_name(config),
-        seed=config.recipe.seed,
-        lr=config.recipe.lr,
+        seed=config.recipe.data.seed,
+        lr=config.recipe.optim.lr,
         steps=summary["steps"],
         ap=summary["AP"],
         pretrain_seconds=before,
@@ -92,7 +92,8 @@ def arm_name(config: DetectorConfig) -> str:
     """What distinguishes a run but for its seed: where it started (a trailing number dropped) and its settings."""
     recipe = config.recipe
     start = re.sub(r"[-_.]?\d+$", "", Path(config.init).stem) or config.init
-    return f"{start}, {recipe.model}, {config.norm_built}, freeze {recipe.freeze}, lr {recipe.lr:g}, {recipe.schedule}"
+    model = f"{recipe.model.name}, {config.norm_built}, freeze {recipe.model.freeze}"
+    return f"{start}, {model}, lr {recipe.optim.lr:g}, {recipe.optim.schedule}"
 
 
 def by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:

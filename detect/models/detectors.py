@@ -50,9 +50,9 @@ def build_detector(
     ``added``: the norm of the layers that the detector adds (see added_norm). Takes images as a list of float [3, h, w]
     in 0..1 and targets as torchvision's models do.
     """
-    if recipe.model == "faster-rcnn-c4":
+    if recipe.model.name == "faster-rcnn-c4":
         model: nn.Module = _c4(recipe, network, classes, anchor_scale)
-    elif recipe.model == "retinanet":
+    elif recipe.model.name == "retinanet":
         model = _retinanet(recipe, network, classes, anchor_scale, added)
     else:
         model = _pyramid(recipe, network, classes, anchor_scale, added)
@@ -77,8 +77,8 @@ def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> 
         rpn_anchor_generator=AnchorGenerator((tuple(side * scale for side in ANCHORS),), (RATIOS,)),
         rpn_pre_nms_top_n_train=12_000,
         rpn_pre_nms_top_n_test=6_000,
-        rpn_post_nms_top_n_train=2 * recipe.proposals,
-        rpn_post_nms_top_n_test=recipe.proposals,
+        rpn_post_nms_top_n_train=2 * recipe.model.proposals,
+        rpn_post_nms_top_n_test=recipe.model.proposals,
         box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
         box_head=RegionHead(layer4),
         box_predictor=FastRCNNPredictor(channels[3], classes + 1),
@@ -89,35 +89,35 @@ def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> 
 def _pyramid(
     recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
 ) -> FasterRCNN:
-    backbone = _pyramid_backbone(network, recipe.width, added, 0, LastLevelMaxPool())
+    backbone = _pyramid_backbone(network, recipe.model.neck_channels, added, 0, LastLevelMaxPool())
     canonical = max(1, round(224 * scale))
     pool = MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2, canonical_scale=canonical)
     options: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(tuple((side * scale,) for side in ANCHORS), (RATIOS,) * len(ANCHORS)),
-        "rpn_post_nms_top_n_train": recipe.proposals,
-        "rpn_post_nms_top_n_test": recipe.proposals,
+        "rpn_post_nms_top_n_train": recipe.model.proposals,
+        "rpn_post_nms_top_n_test": recipe.model.proposals,
         "box_roi_pool": pool,
         "box_head": _box_head(recipe, added),
-        "box_predictor": FastRCNNPredictor(recipe.fc, classes + 1),
+        "box_predictor": FastRCNNPredictor(recipe.model.fc, classes + 1),
         **_box_options(recipe),
     }
-    if recipe.model == "mask-rcnn-fpn":
+    if recipe.model.name == "mask-rcnn-fpn":
         return MaskRCNN(
             backbone,
             mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2, canonical_scale=canonical),
-            mask_head=MaskRCNNHeads(recipe.width, [recipe.width] * 4, 1, added),
-            mask_predictor=MaskRCNNPredictor(recipe.width, recipe.width, classes + 1),
+            mask_head=MaskRCNNHeads(recipe.model.neck_channels, [recipe.model.neck_channels] * 4, 1, added),
+            mask_predictor=MaskRCNNPredictor(recipe.model.neck_channels, recipe.model.neck_channels, classes + 1),
             **options,
         )
     model = FasterRCNN(backbone, **options)
-    if recipe.model == "cascade-rcnn-fpn":
+    if recipe.model.name == "cascade-rcnn-fpn":
         model.roi_heads = CascadeRoIHeads(
             pool,
             [_box_head(recipe, added) for _ in THRESHOLDS],
-            [CascadePredictor(recipe.fc, classes + 1) for _ in THRESHOLDS],
-            recipe.rois,
-            recipe.score_threshold,
-            recipe.detections,
+            [CascadePredictor(recipe.model.fc, classes + 1) for _ in THRESHOLDS],
+            recipe.model.rois,
+            recipe.model.score_threshold,
+            recipe.model.detections,
         )
     return model
 
@@ -125,17 +125,23 @@ def _pyramid(
 def _retinanet(
     recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
 ) -> RetinaNet:
-    backbone = _pyramid_backbone(network, recipe.width, added, 1, LastLevelP6P7(recipe.width, recipe.width))
+    backbone = _pyramid_backbone(
+        network,
+        recipe.model.neck_channels,
+        added,
+        1,
+        LastLevelP6P7(recipe.model.neck_channels, recipe.model.neck_channels),
+    )
     octaves = tuple(tuple(side * scale * 2 ** (third / 3) for third in range(3)) for side in ANCHORS)
     anchors = AnchorGenerator(octaves, (RATIOS,) * len(ANCHORS))
-    head = RetinaNetHead(recipe.width, anchors.num_anchors_per_location()[0], classes, added)
+    head = RetinaNetHead(recipe.model.neck_channels, anchors.num_anchors_per_location()[0], classes, added)
     return RetinaNet(
         backbone,
         classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=recipe.score_threshold,
-        detections_per_img=recipe.detections,
+        score_thresh=recipe.model.score_threshold,
+        detections_per_img=recipe.model.detections,
     )
 
 
@@ -146,16 +152,18 @@ def _pyramid_backbone(network: ResNet, width: int, added: NormLayer | None, firs
 
 
 def _box_head(recipe: DetectorRecipe, added: NormLayer | None) -> nn.Module:
-    if recipe.head == "4conv1fc":
-        return FastRCNNConvFCHead((recipe.width, 7, 7), [recipe.width] * 4, [recipe.fc], added)
-    return TwoMLPHead(recipe.width * 49, recipe.fc)
+    if recipe.model.head == "4conv1fc":
+        return FastRCNNConvFCHead(
+            (recipe.model.neck_channels, 7, 7), [recipe.model.neck_channels] * 4, [recipe.model.fc], added
+        )
+    return TwoMLPHead(recipe.model.neck_channels * 49, recipe.model.fc)
 
 
 def _box_options(recipe: DetectorRecipe) -> dict[str, Any]:
     return {
-        "box_batch_size_per_image": recipe.rois,
-        "box_score_thresh": recipe.score_threshold,
-        "box_detections_per_img": recipe.detections,
+        "box_batch_size_per_image": recipe.model.rois,
+        "box_score_thresh": recipe.model.score_threshold,
+        "box_detections_per_img": recipe.model.detections,
     }
 
 

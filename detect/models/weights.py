@@ -113,7 +113,7 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
     if not found.complete and (not partial or not found.matched):
         raise UserError(
             f"{found}: these are weights of another backbone; give --backbone the one they were trained with"
-            + (", or --set partial=true to take what matches" if found.matched else "")
+            + (", or --set model.partial=true to take what matches" if found.matched else "")
         )
     network.load_state_dict({name: state[name] for name in found.matched}, strict=False)
     return found
@@ -158,7 +158,7 @@ def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source
         )
     report = match(placed, pyramid, source, notes, ignored={*only_here, *norms, *biases})
     if not report.complete:
-        raise UserError(f"{report}: {_remedy(placed, ours)}, or --set neck=none to leave it out")
+        raise UserError(f"{report}: {_remedy(placed, ours)}, or --set model.pretrained_neck=none to leave it out")
     pyramid.load_state_dict({name: placed[name] for name in report.matched}, strict=False)
     return report
 
@@ -174,7 +174,10 @@ def _remedy(neck: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
     first = "inner_blocks.0.0.weight"
     widths = [state[first].shape[0] if first in state else 0 for state in (neck, ours)]
     if widths[0] != widths[1]:
-        return f"the neck has {widths[0]} channels, this detector's pyramid {widths[1]}: --set width={widths[0]}"
+        return (
+            f"the neck has {widths[0]} channels, this detector's pyramid {widths[1]}: "
+            f"--set model.neck_channels={widths[0]}"
+        )
     if any(_is_norm(name) for name in neck) and not any(_is_norm(name) for name in ours):
         return "the neck was trained with a norm that this detector's pyramid has not: --norm gn"
     return "this is no neck of that backbone: give the --backbone it was trained with"

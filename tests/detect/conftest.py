@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from jigsaw_pretrain.detect.cli import main
-from tests.helpers.detection import SETTINGS, TINY, draw, toml
+from tests.helpers.detection import SETTINGS, TINY, draw, set_options
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def detect(tiny_data: Path) -> Callable[..., Result]:
             if key in sets:
                 options[key] = sets.pop(key)
         arguments = ["train", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
-        arguments += [part for key, value in sets.items() for part in ("--set", f"{key}={toml(value)}")]
+        arguments += set_options(**sets)
         result = CliRunner().invoke(main, [*arguments, *flags], catch_exceptions=False)
         assert result.exit_code == expect, result.output
         return result

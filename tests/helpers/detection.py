@@ -10,13 +10,15 @@ from torch import nn
 from torchvision.models._api import register_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
+
 TINY = "tinyresnet"
 SETTINGS = {
     "steps": 2,
     "batch": 2,
     "short_side": 64,
     "anchor_scale": 0.25,
-    "width": 32,
+    "neck_channels": 32,
     "fc": 32,
     "rois": 16,
     "proposals": 30,
@@ -86,6 +88,12 @@ def draw(folder: Path, count: int, seed: int, masks: bool = False) -> tuple[Path
     path = folder / "annotations.json"
     path.write_text(json.dumps(document))
     return path, images
+
+
+def set_options(**values: Any) -> list[str]:
+    """The --set options that give a detector recipe's keys these values, the section of each key being looked up."""
+    paths = {key: f"{section}.{key}" for section, keys in DetectorRecipe().to_dict().items() for key in keys}
+    return [part for key, value in values.items() for part in ("--set", f"{paths.get(key, key)}={toml(value)}")]
 
 
 def toml(value: Any) -> str:

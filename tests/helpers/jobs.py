@@ -16,27 +16,27 @@ from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.sources import CLASSES, SyntheticSource
 
 ORIGIN = Origin(tuple(f"class {i}" for i in range(CLASSES)), "f" * 64)
 
 SMALL = (
-    "backbone=shufflenet_v2_x0_5",
-    "template_size=64",
-    "template_split=32",
-    "batch=4",
-    "lanes=4",
-    "steps=6",
-    "warmup_steps=2",
-    "lr_batch=4",
-    "lr_start=0.01",
-    "lr_peak=0.02",
-    "erf_every=4",
+    "model.backbone=shufflenet_v2_x0_5",
+    "data.template_size=64",
+    "data.template_split=32",
+    "data.batch=4",
+    "data.lanes=4",
+    "optim.steps=6",
+    "optim.warmup_steps=2",
+    "optim.lr_batch=4",
+    "optim.lr_start=0.01",
+    "optim.lr_peak=0.02",
+    "loss.erf_every=4",
 )
 
 
-BASE = [part for setting in (*SMALL, "steps=4", "erf_every=3") for part in ("--set", setting)]
+BASE = [part for setting in (*SMALL, "optim.steps=4", "loss.erf_every=3") for part in ("--set", setting)]
 """The options of a command that give a small job of four steps."""
 
 
@@ -69,16 +69,24 @@ def plain_for_vgg11() -> Iterator[None]:
 
 
 def small_job(folder: Path, *settings: str, ranks: Ranks | None = None) -> TrainingJob:
-    recipe = load_recipe(None, (*SMALL, *settings)).resolved()
+    recipe = Recipe.load(None, (*SMALL, *settings)).resolved()
     return TrainingJob(recipe, ORIGIN, RunFolder(folder), ranks or Ranks())
 
 
 def synthetic(job: TrainingJob, fail_at: int | None = None) -> OpenSource:
     def open_source(first: int, end: int) -> SyntheticSource:
         recipe, ranks = job.recipe, job.ranks
-        lanes = recipe.stream.lane_count
+        lanes = recipe.data.lane_count
         return SyntheticSource(
-            recipe.template, recipe.batch, lanes, first, end, ranks.rank, ranks.world, recipe.seed, fail_at
+            recipe.data.template,
+            recipe.data.batch,
+            lanes,
+            first,
+            end,
+            ranks.rank,
+            ranks.world,
+            recipe.data.seed,
+            fail_at,
         )
 
     return open_source

@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Template
 from jigsaw_pretrain.train.data.batch import Batch
+from jigsaw_pretrain.train.recipe import DataOptions
 
 CLASSES = 5
 """Foreground classes; the background is one more."""
@@ -68,3 +70,8 @@ class SyntheticSource:
 
     def close(self) -> None:
         self.closed = True
+
+
+def small_data(**more: Any) -> DataOptions:
+    """Options of jigsaws of 96 pixels cut at 32."""
+    return DataOptions(template_size=96, template_split=32, **more)

@@ -8,15 +8,14 @@ import pytest
 import s3fs
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.loader import loaders_of
 from jigsaw_pretrain.train.data.remote import ReadOptions
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.servers import FaultyProxy, Store, s3_server
+from tests.helpers.sources import small_data
 
-TEMPLATE = Template(96, 32)
-OPTIONS = StreamOptions(batch=16, lanes=8)
+OPTIONS = small_data(batch=16, lanes=8)
 
 
 def upload(store: Store, folder: Path, prefix: str) -> str:
@@ -52,12 +51,11 @@ def lines(
     first: int = 0,
     steps: int = 5,
     start_method: str | None = None,
-    options: StreamOptions = OPTIONS,
+    options: DataOptions = OPTIONS,
 ) -> list[str]:
     """What `digest` prints for a dataset."""
     loaders = loaders_of(
         dataset,
-        TEMPLATE,
         options,
         world=world,
         workers=workers,

@@ -23,7 +23,14 @@ from tests.helpers.detection import TINY
 from tests.helpers.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
 from tests.helpers.sources import SyntheticSource
 
-BN_FREE = ("backbone=vgg11", "batch=8", "lanes=4", "lr_peak=0.5", "steps=8", "log_every=3")
+BN_FREE = (
+    "model.backbone=vgg11",
+    "data.batch=8",
+    "data.lanes=4",
+    "optim.lr_peak=0.5",
+    "optim.steps=8",
+    "run.log_every=3",
+)
 
 
 @dataclass
@@ -43,11 +50,11 @@ def troubled(job: TrainingJob, rank: int, *, signal_at: int | None = None, fail_
     recipe, ranks = job.recipe, job.ranks
     chosen = ranks.rank == rank
     return Troubled(
-        recipe.template,
-        recipe.batch,
-        recipe.stream.lane_count,
+        recipe.data.template,
+        recipe.data.batch,
+        recipe.data.lane_count,
         0,
-        recipe.steps,
+        recipe.optim.steps,
         ranks.rank,
         ranks.world,
         fail_at=fail_at if chosen else None,
@@ -80,15 +87,24 @@ def scenes(folder: Path) -> None:
     except (RuntimeError, UserError) as error:
         (folder / f"failed-{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
     # Batch statistics differ between ranks; those in the checkpoint and the table are rank 0's.
-    batch_norm = small_job(folder / "batch-norm", "erf_every=2", ranks=ranks)
+    batch_norm = small_job(folder / "batch-norm", "loss.erf_every=2", ranks=ranks)
     state = execute(batch_norm, synthetic(batch_norm))
     tables = ranks.all_gather(state.tables[0].weights)
     assert torch.equal(*tables)
     # A parameter without a gradient would make the ranks wait for each other for ever.
-    neck = small_job(folder / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8", "steps=2", ranks=ranks)
+    neck = small_job(
+        folder / "neck",
+        f"model.backbone={TINY}",
+        "model.neck=fpn",
+        "model.neck_channels=8",
+        "optim.steps=2",
+        ranks=ranks,
+    )
     state = execute(neck, synthetic(neck))
     assert all(torch.equal(*ranks.all_gather(table.weights)) for table in state.tables) and len(state.tables) == 4
-    accumulated = small_job(folder / "accumulated", *BN_FREE, "precision=bf16", "micro_batch=1", "ema=0.5", ranks=ranks)
+    accumulated = small_job(
+        folder / "accumulated", *BN_FREE, "run.precision=bf16", "optim.micro_batch=1", "optim.ema=0.5", ranks=ranks
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "BACKEND", "aot_eager")
         _execute(replace(accumulated, machine_options=MachineOptions(compile="on")))

@@ -11,6 +11,7 @@ from tests.helpers.browser import look
 from tests.helpers.commands import run_command
 from tests.helpers.jobs import SMALL
 from tests.helpers.prepped import Drawn
+from tests.helpers.settings import sets
 
 NASTY = "<script>alert(1)</script>"
 SETTINGS = [part for setting in (*SMALL, "steps=4", "erf_every=2", "checkpoint_every=2") for part in ("--set", setting)]
@@ -108,7 +109,8 @@ def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
 @pytest.mark.slow(seconds=6)
 def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -> None:
     page, figures = tmp_path / "erf.html", tmp_path / "erf.json"
-    common = ("--data", data, "--backbone", "shufflenet_v2_x0_5", "--size", 64, "--split", 32, "--count", 4)
+    size = ("data.template_size=64", "data.template_split=32", "data.batch=4")
+    common = ("--data", data, "--count", 4, *sets("model.backbone=shufflenet_v2_x0_5", *size))
     weights = ("--weights", "random", "--weights", run / "backbone.pth")
     result = run_command(train_main, "erf", *common, *weights, "--out", page, "--json", figures)
     assert result.exit_code == 0, result.output
@@ -118,6 +120,8 @@ def test_fields_of_weights_side_by_side(data: Path, run: Path, tmp_path: Path) -
     sides = list(found["random"]["sides"].values())
     assert sides == sorted(sides) and sides[0] > 0
     check(page, "RMS radius")
-    wrong = run_command(train_main, "erf", *common[:2], "--backbone", "resnet18", *weights[2:], "--out", page)
+    wrong = run_command(
+        train_main, "erf", *common[:2], *sets("model.backbone=resnet18", *size), *weights[2:], "--out", page
+    )
     assert wrong.exit_code == 2
     assert "is not of a resnet18" in wrong.output

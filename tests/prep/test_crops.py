@@ -132,7 +132,17 @@ def test_training_sees_the_sources_pixels_and_the_identities_of_the_encoded_data
 
     lines = []
     for folder in ("lossless", "pixels"):
-        arguments = ["digest", "--data", str(mixed.folder / folder), "--batch", "4", "--lanes", "2", "--steps", "3"]
+        arguments = [
+            "digest",
+            "--data",
+            str(mixed.folder / folder),
+            "--set",
+            "data.batch=4",
+            "--set",
+            "data.lanes=2",
+            "--steps",
+            "3",
+        ]
         found = CliRunner().invoke(train, arguments, catch_exceptions=False)
         lines.append([line.split()[:2] for line in found.stdout.splitlines()])
     assert lines[0] == lines[1] and len(lines[0]) == 3

@@ -7,7 +7,6 @@ per file: ResNet-50 at 224 px with 16 jigsaws takes about 20 s on one core.
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +18,17 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.html import Figure, Section, Table, chart, render
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.options import recipe_options
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.erf import SHARES, FieldNumbers, eval_mode, field_map, field_numbers
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.weights import load_weights
-from jigsaw_pretrain.train.recipe import Recipe, StreamOptions
+from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.figures import draw_fields
 
 RANDOM = "random"
@@ -57,38 +57,35 @@ def _figure(named: dict[str, list[Tensor]]) -> Figure:
 
 @click.command(cls=Command)
 @click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
-@click.option("--backbone", required=True, help="The backbone they are of, as in a recipe.")
 @click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are measured on.")
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="How many jigsaws.")
-@click.option("--size", default=224, show_default=True, help="Side of a jigsaw in pixels.")
-@click.option("--split", default=64, show_default=True, help="Where the template is cut.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the jigsaws and of `random` weights.")
+@recipe_options
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("erf.html"), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="The numbers as JSON.")
 def erf(
     weights: tuple[str, ...],
-    backbone: str,
     data: str,
     count: int,
-    size: int,
-    split: int,
-    seed: int,
+    recipe: Path | None,
+    settings: tuple[str, ...],
     out: Path,
     json_file: Path | None,
 ) -> None:
-    """Measure and draw the effective receptive field of weights, to compare pre-trainings."""
-    template = Template(size, split)
-    stream = replace(StreamOptions(seed=seed, batch=count), lanes=count if count <= 64 else None)
+    """Measure and draw the effective receptive field of weights, to compare pre-trainings.
+
+    The weights are of the recipe's backbone; they are measured on the first jigsaws of the recipe's run.
+    """
     dataset = open_dataset(data)
-    loader = JigsawLoader(dataset, template, stream, workers=0, stop_step=1)
-    pixels, (mean, std) = dataset.pixels, Recipe().resolved(dataset).normalisation
-    pictures = next(iter(loader)).images.clone()
+    chosen = Recipe.load(recipe, settings).resolved(dataset)
+    options, backbone = chosen.data, chosen.model.backbone
+    pixels, (mean, std) = dataset.pixels, options.normalisation
+    pictures = JigsawLoader(dataset, options, workers=0).first(count).images
     fields: dict[str, list[Tensor]] = {}
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
-        torch.manual_seed(key_of_text(seed, "random weights"))
+        torch.manual_seed(key_of_text(options.seed, "random weights"))
         built = backbones.build(backbone, in_channels=pixels.channels)
-        region_map = template.region_map(built.stride)
+        region_map = options.template.region_map(built.stride)
         if file != RANDOM:
             load_weights(built, file)
         images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels=pixels).normalise(pictures)
@@ -103,8 +100,8 @@ def erf(
         click.echo(f"{file}: {sides}; RMS radius {found.rms_radius:.1f} px")
     heads = ["weights", *(f"{share:.0%} of the mass, px" for share in SHARES), "RMS radius, px"]
     text = (
-        f"{backbone} at {size} px on {count} jigsaws. The table gives the side of the smallest square about the "
-        "central position that holds a share of its field's mass."
+        f"{backbone} at {options.template_size} px on {count} jigsaws. The table gives the side of the smallest square "
+        "about the central position that holds a share of its field's mass."
     )
     section = Section("Effective receptive fields", text, [Table(heads, rows)], figures=[_figure(fields)])
     publish_locally(out, render("Receptive fields", "What a feature looks at.", [section]).encode())

@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ import torch
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.options import recipe_options
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.optim import set_arithmetic
@@ -25,7 +26,7 @@ from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob, lo
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.recipe import Recipe, load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
 WARM = 5
@@ -66,14 +67,14 @@ class Forecast:
 
 def forecast(recipe: Recipe, costs: Costs, world: int) -> Forecast:
     """What the full recipe costs on ``world`` devices."""
-    refreshes = -(-recipe.steps // recipe.erf_every) if recipe.strategy == "erf-adaptive" else 0
-    saves = -(-recipe.steps // recipe.checkpoint_every)
-    seconds = costs.start + recipe.steps * costs.step + refreshes * costs.refresh + saves * costs.save
+    refreshes = -(-recipe.optim.steps // recipe.loss.erf_every) if recipe.loss.strategy == "erf-adaptive" else 0
+    saves = -(-recipe.optim.steps // recipe.run.checkpoint_every)
+    seconds = costs.start + recipe.optim.steps * costs.step + refreshes * costs.refresh + saves * costs.save
     hours = seconds / 3600
     shares = {"data": costs.wait / costs.step, "copies": costs.copy / costs.step}
     largest = max(shares, key=lambda key: shares[key])
     limit = largest if shares[largest] >= SLOW else "compute"
-    return Forecast(hours, hours * world / 24, recipe.batch / costs.step, limit)
+    return Forecast(hours, hours * world / 24, recipe.data.batch / costs.step, limit)
 
 
 def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
@@ -98,7 +99,7 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
         first = _now(ranks) - began
         images = batch.images.to(ranks.device)
         refresh = 0.0
-        if job.recipe.strategy == "erf-adaptive":
+        if job.recipe.loss.strategy == "erf-adaptive":
             refresh = _timed(ranks, lambda: trainer.task.refresh(trainer.task.first_of_lanes(images)))
         for _ in range(WARM - 1):
             step()
@@ -138,8 +139,7 @@ def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
 
 @click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
+@recipe_options
 @click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
@@ -161,10 +161,11 @@ def estimate(
     with rank_zero_errors(), tempfile.TemporaryDirectory() as scratch:
         ranks = start(device)
         dataset = ranks.run_on_all(lambda: open_dataset(data))
-        chosen = ranks.run_on_all(lambda: load_recipe(recipe, settings).resolved(dataset))
+        chosen = ranks.run_on_all(lambda: Recipe.load(recipe, settings).resolved(dataset))
         # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
-        timed = replace(chosen, steps=chosen.steps + chosen.warmup_steps + WARM + steps, erf_every=10**9, init=None)
-        set_arithmetic(ranks.device, tf32=chosen.tf32, deterministic=False)
+        reach = chosen.optim.steps + chosen.optim.warmup_steps + WARM + steps
+        timed = chosen.updated(f"optim.steps={reach}", "loss.erf_every=1_000_000_000", "model.init=none")
+        set_arithmetic(ranks.device, tf32=chosen.run.tf32, deterministic=False)
         origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
         job = TrainingJob(
             timed,
@@ -192,7 +193,7 @@ def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: i
         f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s"
     )
     ranks.log_rank_zero(
-        f"the full recipe: {recipe.steps:,} steps of {recipe.batch} on {ranks.world} {kind}"
+        f"the full recipe: {recipe.optim.steps:,} steps of {recipe.data.batch} on {ranks.world} {kind}"
         f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
     )
     remedy = {

@@ -1,12 +1,12 @@
 """`evaluate`: accuracy by region, group and class on the jigsaws of a dataset."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
@@ -56,16 +56,16 @@ def evaluate(
     maps = region_maps(recipe, backbone, chosen)
     wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
     batch = min(batch, wanted)
-    stream = replace(recipe.stream, batch=batch, lanes=None, augment=False, balance="none")
+    stream = replace(recipe.data, batch=batch, lanes=None, augment=False, balance="none")
     end = -(-wanted // batch)
-    source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=end, access=access)
+    source = JigsawLoader(dataset, stream, workers=workers, stop_step=end, access=access)
     for note in source.notes:
         click.echo(note, err=True)
     try:
         predictions = predict(model, source, maps)
     finally:
         source.close()
-    report = {"step": content["step"], "backbone": recipe.backbone, **summarise(predictions, dataset.classes)}
+    report = {"step": content["step"], "backbone": recipe.model.backbone, **summarise(predictions, dataset.classes)}
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

@@ -11,11 +11,11 @@ weights, and averaged weights (`ema`) have theirs only approximately; a detector
 them. Prefer the run's own where each GPU had 32 jigsaws or more at once.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from jigsaw_pretrain.cli import Command
@@ -55,8 +55,8 @@ def export(
     """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
     folder, target = open_run(run), TARGETS[to]
     description, recipe, content = open_trained(folder)
-    if backbone is not None and backbone != recipe.backbone:
-        raise UserError(f"{run} is of {recipe.backbone}, not of {backbone}: name another --run or --backbone")
+    if backbone is not None and backbone != recipe.model.backbone:
+        raise UserError(f"{run} is of {recipe.model.backbone}, not of {backbone}: name another --run or --backbone")
     if out.suffix != target.suffix and to in ("detectron2", "safetensors"):
         raise UserError(f"--out {out}: {to} picks its loader by the extension: end the name with {target.suffix}")
     state = trained_state(content)
@@ -67,28 +67,28 @@ def export(
     weights, pyramid = backbone_state(state), pyramid_state(state)
     if to == PYRAMID_TARGET and not pyramid:
         raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
-    pixels, (mean, std) = pixels_of(folder, description), recipe.normalisation
-    found = check_own(recipe.backbone, weights, recipe.norm, pixels.channels)
+    pixels, (mean, std) = pixels_of(folder, description), recipe.data.normalisation
+    found = check_own(recipe.model.backbone, weights, recipe.model.norm, pixels.channels)
     converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
     info = ExportInfo(
         out.name,
-        recipe.backbone,
+        recipe.model.backbone,
         found.channels,
         found.stride,
         mean,
         std,
         tuple(sorted(found.head)),
-        recipe.norm,
-        recipe.neck_channels,
+        recipe.model.norm,
+        recipe.model.neck_channels,
         pixels,
         stem(found),
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (
-        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.steps} steps, batch {recipe.batch}, "
-        f"{len(description['classes'])} classes{averaged}."
+        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.optim.steps} steps, "
+        f"batch {recipe.data.batch}, {len(description['classes'])} classes{averaged}."
     )
-    about = {"backbone": recipe.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
+    about = {"backbone": recipe.model.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
     if not pixels.is_rgb8:
         about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
     publish_locally(out, target.pack(converted, about))
@@ -96,8 +96,8 @@ def export(
     publish_locally(note, readme(info, to, origin).encode())
     size = sum(value.numel() * value.element_size() for value in converted.values())
     click.echo(
-        f"{out}: {recipe.backbone} after {content['step']} of {recipe.steps} steps, {len(converted)} tensors, "
-        f"{size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
+        f"{out}: {recipe.model.backbone} after {content['step']} of {recipe.optim.steps} steps, "
+        f"{len(converted)} tensors, {size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
     )
     if pyramid and to != PYRAMID_TARGET:
         click.echo(f"the backbone alone: --to {PYRAMID_TARGET} has the neck's weights too")
@@ -146,13 +146,15 @@ def recalibrated(
     check_pixels(folder, pixels_of(folder, read_description(folder)), dataset.pixels)
     _, model = build_model(recipe, dataset.label_count, dataset.pixels)
     model.load_state_dict(state)
-    batch = min(recipe.micro_batch or recipe.batch, 64, jigsaws)
-    stream = replace(recipe.stream, batch=batch, lanes=None)
-    source = JigsawLoader(dataset, recipe.template, stream, workers=workers, stop_step=-(-jigsaws // batch))
+    batch = min(recipe.optim.micro_batch or recipe.data.batch, 64, jigsaws)
+    stream = replace(recipe.data, batch=batch, lanes=None)
+    source = JigsawLoader(dataset, stream, workers=workers, stop_step=-(-jigsaws // batch))
     try:
         found = remeasure(model, source)
     finally:
         source.close()
     if not found:
-        raise UserError(f"--recalibrate-bn: {recipe.backbone} has no batch norm with running statistics; leave it out")
+        raise UserError(
+            f"--recalibrate-bn: {recipe.model.backbone} has no batch norm with running statistics; leave it out"
+        )
     return model.state_dict()

@@ -13,6 +13,19 @@ from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_ca
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def recipe_options(command: F) -> F:
+    """Give a click command --recipe and --set, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
+    file = click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
+    settings = click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Override one key of the recipe; repeatable.",
+    )
+    return file(settings(command))
+
+
 def read_options(command: F) -> F:
     """Give a click command the options of ReadOptions, as the keyword arguments that ``read_options_from`` takes."""
     retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)

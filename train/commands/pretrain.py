@@ -8,24 +8,24 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from
+from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, digest_lines, execute, loader_source
 from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, choose_recipe, open_run, origin_of
 from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
 from jigsaw_pretrain.train.evaluate import validation
-from jigsaw_pretrain.train.recipe import BALANCES, NECKS
+from jigsaw_pretrain.train.recipe import Balance, Neck
 from jigsaw_pretrain.train.report.page import RunPage
 
 
 @click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overrides one key of the recipe.")
-@click.option("--balance", type=click.Choice(BALANCES), help="Favour rare classes: the recipe's key of that name.")
-@click.option("--neck", type=click.Choice(NECKS), help="Pre-train a pyramid too: the recipe's key of that name.")
+@recipe_options
+@click.option("--balance", type=click.Choice(choices(Balance)), help="Short for --set data.balance=...")
+@click.option("--neck", type=click.Choice(choices(Neck)), help="Short for --set model.neck=...")
 @click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
@@ -81,8 +81,8 @@ def pretrain(
     with rank_zero_errors():
         ranks = start(device)
         access = read_options_from(**access_settings)
-        settings += (f"balance={balance}",) if balance else ()
-        settings += (f"neck={neck}",) if neck else ()
+        settings += (f"data.balance={balance}",) if balance else ()
+        settings += (f"model.neck={neck}",) if neck else ()
         folder = ranks.run_on_all(lambda: open_run(run))
         if folder.remote:
             ranks.run_on_rank_zero(folder.remote.pull)
@@ -91,7 +91,7 @@ def pretrain(
         dataset = ranks.run_on_all(lambda: access.open_dataset(data))
         chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
         options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
-        origin = origin_of(dataset, chosen.stream)
+        origin = origin_of(dataset, chosen.data)
         callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
         job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title="pretrain")
         if val_data:
@@ -99,6 +99,6 @@ def pretrain(
             check_classes(folder, job.origin.classes, tuple(held_out.classes))
             check_pixels(folder, job.origin.pixels, held_out.pixels)
             validate = validation(job, held_out, workers, access)
-            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.steps // 20))
+            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.optim.steps // 20))
         open_source = loader_source(job, dataset, workers, log_digest, access)
         execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)

@@ -173,7 +173,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
     if dataset.fingerprint == description["dataset"]:
         click.echo(f"warning: {data} is the dataset that {run} was trained on: nothing is held out", err=True)
     chosen = start(device).device
-    found = read_crops(dataset, side or recipe.template_size - recipe.template_split, crops)
+    found = read_crops(dataset, side or recipe.data.template_size - recipe.data.template_split, crops)
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{data} has too few images for a probe: prep a larger held-out dataset")
@@ -186,7 +186,7 @@ def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | 
         if name == "random":
             gather_statistics(model, found, chosen)
         results[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
-    report = summary(results, found, recipe.backbone, content["step"])
+    report = summary(results, found, recipe.model.backbone, content["step"])
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

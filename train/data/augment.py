@@ -26,7 +26,7 @@ from jigsaw_pretrain.formats.boxes import MEAN_SHIFT, draw_crops
 from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
 from jigsaw_pretrain.rng import U64, derive_key, key_of_text, randint, random_u64, uniform
 from jigsaw_pretrain.train.data.reader import CropArray
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 I64 = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
@@ -59,7 +59,7 @@ class Draws:
 
 
 def draw(
-    options: StreamOptions,
+    options: DataOptions,
     lanes: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
     with_shifts: bool = False,

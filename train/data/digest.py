@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from jigsaw_pretrain.train.data.batch import BatchSource
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 Pair = tuple[bytes, bytes]
 
@@ -40,7 +40,7 @@ def digest_line(step: int, pairs: Sequence[Pair]) -> str:
     return f"{step} {' '.join(batch_digest(pairs))}"
 
 
-def digest_lines(loaders: Sequence[BatchSource], options: StreamOptions) -> Iterator[str]:
+def digest_lines(loaders: Sequence[BatchSource], options: DataOptions) -> Iterator[str]:
     """The lines of a run whose ranks are ``loaders``, made with digests; ends when they end, and closes them."""
     try:
         for batches in zip(*loaders, strict=True):

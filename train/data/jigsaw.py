@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS, Template
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.train.data.augment import (
     Draws,
     Windows,
@@ -28,7 +28,7 @@ from jigsaw_pretrain.train.data.augment import (
 from jigsaw_pretrain.train.data.reader import SOURCE, CropArray, CropReader, shard_files
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of, sort_square_crops
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 Pixels = npt.NDArray[Any]
 
@@ -60,8 +60,7 @@ class Assembler:
     def __init__(
         self,
         dataset: Dataset,
-        template: Template,
-        options: StreamOptions,
+        options: DataOptions,
         lanes: Sequence[int],
         *,
         with_digests: bool = False,
@@ -70,7 +69,7 @@ class Assembler:
     ) -> None:
         # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
         cv2.setNumThreads(1)
-        self._template, self._options, self._lanes = template, options, list(lanes)
+        self._template, self._options, self._lanes = options.template, options, list(lanes)
         self._dataset, self._begun = dataset, False
         access = access or ReadOptions()
         slots = slots_of(dataset, options)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.rng import derive_key, permutation, randint
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 I64 = npt.NDArray[np.int64]
 
@@ -135,15 +135,15 @@ def class_weights(counts: Sequence[int], balance: str, max_repeat: int) -> I64 |
     return np.rint(np.minimum(ratio, max_repeat) * UNIT_WEIGHT).astype(np.int64)
 
 
-def weights_of(dataset: Dataset, options: StreamOptions) -> I64 | None:
+def weights_of(dataset: Dataset, options: DataOptions) -> I64 | None:
     """The weights of a dataset's labels; raises UserError where its manifest does not count them."""
     if options.balance == "none":
         return None
     counts = dataset.description.totals.get("by_label")
     if not isinstance(counts, list) or len(counts) != dataset.label_count:
         raise UserError(
-            f"{dataset.url.rstrip('/')}/manifests/dataset.json does not count crops by label, which --balance "
-            f"{options.balance} needs: prep the dataset again with this version, or use --balance none"
+            f"{dataset.url.rstrip('/')}/manifests/dataset.json does not count crops by label, which data.balance = "
+            f"{options.balance} needs: prep the dataset again with this version, or --set data.balance=none"
         )
     return class_weights(counts, options.balance, options.max_repeat)
 

@@ -19,7 +19,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
 from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 BUFFERS = 3
 """Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.
@@ -50,7 +50,7 @@ IN_FLIGHT = BATCHES_AHEAD + 2
 stays valid while the next is drawn."""
 
 
-def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
+def lanes_of_rank(options: DataOptions, rank: int, world: int) -> list[int]:
     """The lanes of one rank, ascending; raises UserError where the ranks would get different numbers of them."""
     lanes = options.lane_count
     if lanes % world:
@@ -58,7 +58,7 @@ def lanes_of_rank(options: StreamOptions, rank: int, world: int) -> list[int]:
         multiples = [n for n in range(world, options.batch + 1, world) if options.batch % n == 0]
         remedy = f"run on one of {fitting} processes"
         if multiples:
-            remedy += f", or start a new run with --lanes of {multiples}"
+            remedy += f", or start a new run with data.lanes one of {multiples}"
         raise UserError(f"{lanes} lanes cannot be shared equally by {world} processes: {remedy}")
     if not 0 <= rank < world:
         raise UserError(f"rank {rank} is not one of {world} processes")
@@ -82,14 +82,13 @@ class _LaneBatches(IterableDataset[_Sent]):
     def __init__(
         self,
         dataset: Dataset,
-        template: Template,
-        options: StreamOptions,
+        options: DataOptions,
         lanes: Sequence[int],
         steps: range,
         ring: torch.Tensor,
         more: dict[str, Any],
     ) -> None:
-        self._dataset, self._template, self._options = dataset, template, options
+        self._dataset, self._options = dataset, options
         self._lanes, self._steps, self._ring, self._more = list(lanes), steps, ring, more
 
     def __iter__(self) -> Iterator[_Sent]:
@@ -97,7 +96,7 @@ class _LaneBatches(IterableDataset[_Sent]):
         assert worker is not None
         lanes = self._lanes[worker.id :: worker.num_workers]
         try:
-            assembler = Assembler(self._dataset, self._template, self._options, lanes, **self._more)
+            assembler = Assembler(self._dataset, self._options, lanes, **self._more)
             for step in self._steps:
                 # Asked for two steps ahead (DataLoader's prefetching), so nobody reads what is overwritten here.
                 mine = self._ring[step % IN_FLIGHT, worker.id :: worker.num_workers].numpy()
@@ -128,19 +127,18 @@ def _as_sent(sent: Any) -> Any:
 class JigsawLoader:
     """One rank's batches (data.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
 
-    workers: processes, at most one a lane; 0 assembles in this process. with_digests: compute digests as well.
-    pin_memory: keep batches in page-locked memory, for copies to a GPU that do not wait. start_method: "fork", "spawn"
-    or "forkserver"; None for Python's own default. access: how shards are read. ``notes`` says in plain words what is
-    special about the dataset, ``shares`` is the share of each group in all crops drawn. Raises UserError for lanes that
-    the ranks cannot share equally, for a cache or a /dev/shm too small, and while iterating for damaged or missing
-    shards and for a worker that ended.
+    options: a recipe's section ``data``, which decides what the batches hold. workers: processes, at most one a lane; 0
+    assembles in this process. with_digests: compute digests as well. pin_memory: keep batches in page-locked memory,
+    for copies to a GPU that do not wait. start_method: "fork", "spawn" or "forkserver"; None for Python's own default.
+    access: how shards are read. ``notes`` says in plain words what is special about the dataset, ``shares`` is the
+    share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a cache
+    or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        template: Template,
-        options: StreamOptions,
+        options: DataOptions,
         *,
         rank: int = 0,
         world: int = 1,
@@ -152,7 +150,7 @@ class JigsawLoader:
         start_method: str | None = None,
         access: ReadOptions | None = None,
     ) -> None:
-        self._dataset, self._template, self._options = dataset, template, options
+        self._dataset, self._options = dataset, options
         self._lanes = lanes_of_rank(options, rank, world)
         self.lanes_per_rank = len(self._lanes)
         slots = slots_of(dataset, options)
@@ -167,7 +165,7 @@ class JigsawLoader:
         pixels = dataset.pixels
         if self._workers:
             check_shared_memory(
-                self.lanes_per_rank * options.chunk * template.size**2 * pixels.channels * pixels.itemsize
+                self.lanes_per_rank * options.chunk * options.template_size**2 * pixels.channels * pixels.itemsize
             )
         self._received: Iterator[_Sent] | None = None
 
@@ -175,13 +173,27 @@ class JigsawLoader:
         """Do without these shards (their names), as a run did that is continued; before iterating."""
         self._left_out = tuple(shards)
 
+    def first(self, count: int) -> Batch:
+        """The first ``count`` jigsaws of this rank as one batch; iterating then starts anew."""
+        batches: list[Batch] = []
+        for batch in self:
+            # Its images are overwritten by later batches.
+            batches.append(replace(batch, images=batch.images.clone()))
+            if sum(len(one.images) for one in batches) >= count:
+                break
+        self.close()
+        images, labels, groups = (
+            torch.cat([getattr(one, name) for one in batches])[:count] for name in ("images", "labels", "groups")
+        )
+        return Batch(step=batches[0].step, images=images, labels=labels, groups=groups)
+
     def _more(self) -> dict[str, Any]:
         return {"with_digests": self._with_digests, "access": self._access, "left_out": self._left_out}
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
         self.close()
-        size, pixels = self._template.size, self._dataset.pixels
+        size, pixels = self._options.template_size, self._dataset.pixels
         shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
         ring = []
         if self._workers == 0 or self._pin_memory:
@@ -189,7 +201,7 @@ class JigsawLoader:
         return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
 
     def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
-        assembler = Assembler(self._dataset, self._template, self._options, self._lanes, **self._more())
+        assembler = Assembler(self._dataset, self._options, self._lanes, **self._more())
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
@@ -200,12 +212,10 @@ class JigsawLoader:
 
     def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
         """Batches as the workers write them; copied to ``ring`` where there is one."""
-        size, k, pixels = self._template.size, self._options.chunk, self._dataset.pixels
+        size, k, pixels = self._options.template_size, self._options.chunk, self._dataset.pixels
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
         shared = _shared_empty(shape, torch_dtype(pixels))
-        lane_batches = _LaneBatches(
-            self._dataset, self._template, self._options, self._lanes, self._steps, shared, self._more()
-        )
+        lane_batches = _LaneBatches(self._dataset, self._options, self._lanes, self._steps, shared, self._more())
         context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
@@ -310,8 +320,7 @@ def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
 
 def loaders_of(
     dataset: Dataset,
-    template: Template,
-    options: StreamOptions,
+    options: DataOptions,
     *,
     world: int,
     workers: int,
@@ -324,7 +333,6 @@ def loaders_of(
     return [
         JigsawLoader(
             dataset,
-            template,
             options,
             rank=rank,
             world=world,

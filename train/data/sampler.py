@@ -16,10 +16,10 @@ from jigsaw_pretrain.rng import U64, derive_key, key_of_text, permutation, randi
 from jigsaw_pretrain.train.data.lanes import I64, GroupLanes, OpenUnit, resample_by_class, weights_of
 from jigsaw_pretrain.train.data.reader import CropArray, CropReader
 from jigsaw_pretrain.train.data.remote import FIRST, NEXT
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 
 
-def slots_of(dataset: Dataset, options: StreamOptions) -> SlotPlan:
+def slots_of(dataset: Dataset, options: DataOptions) -> SlotPlan:
     """How a dataset's groups feed the slots; raises UserError for a dataset without crops."""
     counts = {group: sum(shard.crops for shard in dataset.of_group(group)) for group in GROUPS}
     return fill_slots(counts, options.max_repeat)
@@ -74,7 +74,7 @@ class CropSampler:
     """
 
     def __init__(
-        self, dataset: Dataset, slots: SlotPlan, options: StreamOptions, lanes: Sequence[int], reader: CropReader
+        self, dataset: Dataset, slots: SlotPlan, options: DataOptions, lanes: Sequence[int], reader: CropReader
     ) -> None:
         self._slots, self._count = slots, options.lane_count
         self._replacement_key = key_of_text(options.seed, "unreadable")

@@ -103,7 +103,7 @@ class PretrainingTask:
     @property
     def steps(self) -> int:
         """Of the recipe."""
-        return self._recipe.steps
+        return self._recipe.optim.steps
 
     @property
     def stepper(self) -> Stepper:
@@ -138,7 +138,7 @@ class PretrainingTask:
         recipe, state = self._recipe, self.state
         images, labels = self._moved(batch)
         pictures: dict[str, Any] = {}
-        if recipe.strategy == "erf-adaptive" and state.step % recipe.erf_every == 0:
+        if recipe.loss.strategy == "erf-adaptive" and state.step % recipe.loss.erf_every == 0:
             pictures = self.refresh(self.first_of_lanes(images))
         stepper = self.stepper
         if not state.model.training:
@@ -159,7 +159,7 @@ class PretrainingTask:
 
     def first_of_lanes(self, images: Tensor) -> Tensor:
         """The first jigsaw of each of this rank's lanes, of its images in lane order."""
-        return images[:: len(images) * self._ranks.world // self._recipe.stream.lane_count]
+        return images[:: len(images) * self._ranks.world // self._recipe.data.lane_count]
 
     def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch's images and labels on the device; a GPU's copies do not wait."""
@@ -197,7 +197,7 @@ class PretrainingTask:
         count = masses.new_tensor([len(normalised)])
         summed = self._ranks.all_reduce_sum(torch.cat([masses.flatten() * count, count]))
         masses = (summed[:-1] / summed[-1]).view_as(masses)
-        return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self._recipe.tau))
+        return ErfTable(self.state.step, masses, erf.label_weights(masses, region_map, self._recipe.loss.tau))
 
     def rows(self, window: WindowMetrics) -> list[Row]:
         """One row per step; all rows of a window carry its speed, waiting share and device-seconds per step.
@@ -230,7 +230,7 @@ class PretrainingTask:
 
     def check(self) -> None:
         """Refuse to go on where too many crops could not be decoded."""
-        self._data_errors.check(self._recipe.batch)
+        self._data_errors.check(self._recipe.data.batch)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """The state, and what it belongs to."""
@@ -252,7 +252,7 @@ class PretrainingTask:
         about: dict[str, Any] = {"name": found.name, "channels": found.channels, "stride": found.stride}
         if neck is not None:
             levels = {one.level: one.stride for one in found.stages}
-            about["neck"] = {"name": self._recipe.neck, "channels": neck.channels, "levels": levels}
+            about["neck"] = {"name": self._recipe.model.neck, "channels": neck.channels, "levels": levels}
         describe_run(self._job.folder, self._recipe, self._job.origin, about)
 
 
@@ -284,14 +284,14 @@ def trainer_of(
     task = PretrainingTask(job, state, open_source, digest_line)
     recipe = job.recipe
     evaluation = (
-        Validation(job.validate, job.val_every, state, recipe.steps) if job.validate and job.val_every else None
+        Validation(job.validate, job.val_every, state, recipe.optim.steps) if job.validate and job.val_every else None
     )
     options = TrainerOptions(
         job.folder,
         job.ranks,
-        recipe.log_every,
-        recipe.checkpoint_every,
-        job.keep or recipe.keep_checkpoints,
+        recipe.run.log_every,
+        recipe.run.checkpoint_every,
+        job.keep or recipe.run.keep_checkpoints,
         task.describe,
         recipe.to_dict(),
         job.callbacks,
@@ -312,7 +312,7 @@ def execute(
     """
     ranks = job.ranks
     with (
-        arithmetic(ranks.device, tf32=job.recipe.tf32, deterministic=job.machine_options.deterministic),
+        arithmetic(ranks.device, tf32=job.recipe.run.tf32, deterministic=job.machine_options.deterministic),
         torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
     ):
         return _execute(job, open_source, stop_after, digest_line)
@@ -325,9 +325,9 @@ def _execute(
     ranks.run_on_rank_zero(lambda: check_origin(folder, job.origin))
     state = ranks.run_on_all(lambda: build_state(recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     trainer = trainer_of(job, state, open_source, digest_line)
-    if not trainer.resume() and (file := recipe.init) is not None:
+    if not trainer.resume() and (file := recipe.model.init) is not None:
         ranks.log_rank_zero(f"begun from {ranks.run_on_all(lambda: load_weights(state.backbone, file)).text}")
-    until = min(recipe.steps, stop_after or recipe.steps)
+    until = min(recipe.optim.steps, stop_after or recipe.optim.steps)
     ending = None
     if state.step < until:
         announce(job, state, until)
@@ -336,16 +336,16 @@ def _execute(
         ending = trainer.run(until)
     else:
         ranks.log_rank_zero(
-            f"{folder}: {state.step} of {recipe.steps} steps are done; nothing is left to do up to {until}"
+            f"{folder}: {state.step} of {recipe.optim.steps} steps are done; nothing is left to do up to {until}"
         )
-    if state.step >= recipe.steps:
+    if state.step >= recipe.optim.steps:
         ranks.run_on_rank_zero(lambda: _publish_backbone(folder, state))
         ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
-        if recipe.neck != "none":
+        if recipe.model.neck != "none":
             ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
         why = f"on {ending} " if ending else ""
-        ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.steps}: continue with --resume")
+        ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.optim.steps}: continue with --resume")
     return state
 
 
@@ -354,33 +354,37 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
     recipe, ranks = job.recipe, job.ranks
     start_rate, peak = recipe.rates
     stride, levels = state.backbone.stride, [stage.level for stage in state.backbone.stages]
-    neck = f" with a neck ({recipe.neck}, {levels[0]} to {levels[-1]} of {recipe.neck_channels})" if levels else ""
-    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.batch // ranks.world
+    neck = (
+        f" with a neck ({recipe.model.neck}, {levels[0]} to {levels[-1]} of {recipe.model.neck_channels})"
+        if levels
+        else ""
+    )
+    micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.data.batch // ranks.world
     ranks.log_rank_zero(
-        f"{recipe.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
-        f"{len(job.origin.classes)} classes and background, {recipe.strategy}, {ranks.world} x {ranks.device.type}"
+        f"{recipe.model.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
+        f"{len(job.origin.classes)} classes and background, {recipe.loss.strategy}, {ranks.world} x {ranks.device.type}"
     )
     if not job.origin.pixels.is_rgb8:
-        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.normalisation)
+        mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.data.normalisation)
         ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
     ranks.log_rank_zero(
-        f"steps {state.step} to {until} of {recipe.steps}, batch {recipe.batch} in {recipe.lanes} lanes, learning rate "
-        f"{start_rate:.4g} to {peak:.4g} over {recipe.warmup_steps} steps, then cosine to 0"
+        f"steps {state.step} to {until} of {recipe.optim.steps}, batch {recipe.data.batch} in {recipe.data.lanes} "
+        f"lanes, learning rate {start_rate:.4g} to {peak:.4g} over {recipe.optim.warmup_steps} steps, then cosine to 0"
     )
-    if recipe.precision != "fp32" or micro_batch < share:
+    if recipe.run.precision != "fp32" or micro_batch < share:
         ranks.log_rank_zero(
-            f"{recipe.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"
+            f"{recipe.run.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"
         )
-    if recipe.micro_batch and recipe.batch >= recipe.micro_batch > share and not recipe.sync_bn:
+    if recipe.optim.micro_batch and recipe.data.batch >= recipe.optim.micro_batch > share and not recipe.model.sync_bn:
         ranks.log_rank_zero(
-            f"the recipe's batch statistics are of {recipe.micro_batch} jigsaws, here of {share}, a process's "
-            "share: use fewer processes, or sync_bn",
+            f"the recipe's batch statistics are of {recipe.optim.micro_batch} jigsaws, here of {share}, a process's "
+            "share: use fewer processes, or model.sync_bn = true",
             logging.WARNING,
         )
-    if recipe.warmup_steps >= recipe.steps:
+    if recipe.optim.warmup_steps >= recipe.optim.steps:
         ranks.log_rank_zero(
-            f"the warm-up ({recipe.warmup_steps} steps) is as long as the run ({recipe.steps}): the rate "
-            "never falls; set warmup_steps lower",
+            f"the warm-up ({recipe.optim.warmup_steps} steps) is as long as the run ({recipe.optim.steps}): the rate "
+            "never falls; set optim.warmup_steps lower",
             logging.WARNING,
         )
 
@@ -401,8 +405,7 @@ def loader_source(
     def open_source(first: int, end: int) -> BatchSource:
         loader = JigsawLoader(
             dataset,
-            job.recipe.template,
-            job.recipe.stream,
+            job.recipe.data,
             rank=job.ranks.rank,
             world=job.ranks.world,
             workers=workers,
@@ -424,5 +427,5 @@ def loader_source(
 
 def digest_lines(job: TrainingJob) -> DigestLine:
     """The lines that `digest` prints, from the digests of all ranks' batches."""
-    stream, world = job.recipe.stream, job.ranks.world
+    stream, world = job.recipe.data, job.ranks.world
     return lambda step, shares: digest_line(step, interleave(shares, world, stream.lane_count, stream.chunk))

@@ -23,10 +23,12 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
@@ -35,7 +37,7 @@ from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_r
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
-from jigsaw_pretrain.train.recipe import Recipe, StreamOptions, load_recipe, recipe_from
+from jigsaw_pretrain.train.recipe import DataOptions, Recipe
 
 FORMAT_VERSION = 1
 
@@ -66,7 +68,7 @@ class Origin:
     pixels: PixelFormat = RGB8
 
 
-def origin_of(dataset: Dataset, stream: StreamOptions) -> Origin:
+def origin_of(dataset: Dataset, stream: DataOptions) -> Origin:
     """The origin of a run on this dataset."""
     said = dataset.description
     facts = {"seed": said.seed, "plan": said.plan[:12], **said.options, **said.versions, **said.totals}
@@ -142,10 +144,12 @@ def choose_recipe(
             raise UserError(
                 f"{folder} already holds a run: add --resume to continue it, or name another folder with --run"
             )
-        return load_recipe(file, settings).resolved(dataset)
-    own = recipe_from(read_description(folder)["recipe"], str(folder.description))
-    wanted = load_recipe(file, settings, base=own)
-    wanted = replace(wanted, lanes=wanted.stream.lane_count, mean=wanted.mean or own.mean, std=wanted.std or own.std)
+        return Recipe.load(file, settings).resolved(dataset)
+    own = Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
+    wanted = own.updated(*settings) if file is None else Recipe.load(file, settings)
+    chosen = wanted.data
+    data = replace(chosen, lanes=chosen.lane_count, mean=chosen.mean or own.data.mean, std=chosen.std or own.data.std)
+    wanted = replace(wanted, data=data)
     if changed := wanted.differences(own):
         raise UserError(
             f"{folder} was run with another recipe ({'; '.join(changed)}): resume it without these, "
@@ -246,7 +250,7 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
-    return description, recipe_from(description["recipe"], str(folder.description)), newest[1]
+    return description, Recipe.from_dict(description["recipe"], str(folder.description)), newest[1]
 
 
 class RemoteRunFolder:

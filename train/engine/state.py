@@ -92,26 +92,26 @@ def build_model(
 
     Raises UserError too for a neck on a backbone without its stages.
     """
-    torch.manual_seed(key_of_text(recipe.seed, "initial weights"))
-    backbone = backbones.build(recipe.backbone, recipe.norm, recipe.neck != "none", pixels.channels)
-    recipe.template.region_map(backbone.stride)
+    torch.manual_seed(key_of_text(recipe.data.seed, "initial weights"))
+    backbone = backbones.build(recipe.model.backbone, recipe.model.norm, recipe.model.neck != "none", pixels.channels)
+    recipe.data.template.region_map(backbone.stride)
     neck = None
-    if recipe.neck == "fpn":
+    if recipe.model.neck == "fpn":
         # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
-        norm = GroupNorm if recipe.norm == "gn" else None
-        neck = Neck([stage.channels for stage in backbone.stages], recipe.neck_channels, norm)
-    mean, std = recipe.normalisation
+        norm = GroupNorm if recipe.model.norm == "gn" else None
+        neck = Neck([stage.channels for stage in backbone.stages], recipe.model.neck_channels, norm)
+    mean, std = recipe.data.normalisation
     return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
 
 
 def region_maps(recipe: Recipe, backbone: feature_maps.Backbone, device: torch.device) -> list[Tensor]:
     """The region of every position (0 to 3, int64 [h, w]) of each map classified, in the order of the logits."""
-    return [torch.from_numpy(recipe.template.region_map(one.stride)).to(device) for one in backbone.maps]
+    return [torch.from_numpy(recipe.data.template.region_map(one.stride)).to(device) for one in backbone.maps]
 
 
 def grids(recipe: Recipe, backbone: feature_maps.Backbone) -> list[Grid]:
     """Where the receptive fields of each of these maps are measured."""
-    return [measuring_grid(recipe.template, one.stride, backbone.stride) for one in backbone.maps]
+    return [measuring_grid(recipe.data.template, one.stride, backbone.stride) for one in backbone.maps]
 
 
 def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFormat = RGB8) -> State:
@@ -120,17 +120,19 @@ def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFor
     Raises UserError for an unknown backbone or a template off its grid, and for sync_bn between CPUs.
     """
     backbone, model = build_model(recipe, label_count, pixels)
-    if recipe.sync_bn and ranks.world > 1:
+    if recipe.model.sync_bn and ranks.world > 1:
         if ranks.device.type != "cuda":
-            raise UserError("sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs")
+            raise UserError(
+                "model.sync_bn = true: torch shares batch statistics between GPUs only; set it to false on CPUs"
+            )
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.rates[0],
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
+        momentum=recipe.optim.momentum,
+        weight_decay=recipe.optim.weight_decay,
         fused=ranks.device.type == "cuda" or None,
     )
-    ema = EMA(model, recipe.ema) if recipe.ema else None
-    return State(backbone, model, optimizer, loss_scaler(recipe.precision, ranks.device), ema)
+    ema = EMA(model, recipe.optim.ema) if recipe.optim.ema else None
+    return State(backbone, model, optimizer, loss_scaler(recipe.run.precision, ranks.device), ema)

@@ -57,12 +57,12 @@ class MachineOptions:
 
 def micro_batch_of(recipe: Recipe, world: int) -> int:
     """Jigsaws that each of ``world`` processes takes at once; UserError where they do not divide its share."""
-    share = recipe.batch // world
-    chosen = min(recipe.micro_batch or share, share)
+    share = recipe.data.batch // world
+    chosen = min(recipe.optim.micro_batch or share, share)
     if share % chosen:
         near = [n for n in range(1, share + 1) if share % n == 0]
         raise UserError(
-            f"micro_batch = {chosen} does not divide the {share} jigsaws of each of {world} processes: "
+            f"optim.micro_batch = {chosen} does not divide the {share} jigsaws of each of {world} processes: "
             f"choose one of {near}"
         )
     return chosen
@@ -110,7 +110,7 @@ class Stepper:
         """
         rate = self._set_rate()
         # Stochastic depth and dropout draw from here: keyed by step and rank, not by what ran before.
-        torch.manual_seed(int(derive_key(self._recipe.seed, self._state.step, self._ranks.rank)[0]))
+        torch.manual_seed(int(derive_key(self._recipe.data.seed, self._state.step, self._ranks.rank)[0]))
         try:
             found, predictions = self._gradients(images, labels)
             self._apply()
@@ -135,12 +135,12 @@ class Stepper:
             part, own = images[start : start + self.micro_batch], labels[start : start + self.micro_batch]
             waits = isinstance(self._parallel, DistributedDataParallel) and start != starts[-1]
             with self._parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with autocast(recipe.precision, ranks.device):
+                with autocast(recipe.run.precision, ranks.device):
                     logits = self._parallel(part)
                 logits = [one.float() for one in logits]
                 found = torch.stack([self._loss(level, one, own) for level, one in enumerate(logits)])
                 # DDP averages over ranks; shares of unequal size would otherwise count alike.
-                state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.batch)).backward()
+                state.scaler.scale(found.mean() * (len(part) * ranks.world / recipe.data.batch)).backward()
             total += found.detach() * (len(part) / len(images))
             with torch.no_grad():
                 predictions.append(losses.predictions([one.detach() for one in logits], self._region_maps))
@@ -148,9 +148,9 @@ class Stepper:
 
     def _apply(self) -> None:
         state = self._state
-        if self._recipe.clip_norm > 0:
+        if self._recipe.optim.clip_norm > 0:
             state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._recipe.clip_norm)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._recipe.optim.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.ema is not None:
@@ -159,9 +159,9 @@ class Stepper:
     def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
         """The recipe's loss of one map, a scalar: the mean over these images."""
         region_map = self._region_maps[level]
-        if self._recipe.strategy == "block-wise":
+        if self._recipe.loss.strategy == "block-wise":
             return losses.block_wise_loss(logits, labels, region_map)
-        if self._recipe.strategy == "global":
+        if self._recipe.loss.strategy == "global":
             return losses.global_loss(logits, labels, region_map)
         return losses.erf_adaptive_loss(logits, labels, self._state.tables[level].weights, region_map)
 
@@ -170,7 +170,7 @@ class Stepper:
         recipe = self._recipe
         start, peak = recipe.rates
         rate = learning_rate(
-            self._state.step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, start=start, peak=peak
+            self._state.step, steps=recipe.optim.steps, warmup_steps=recipe.optim.warmup_steps, start=start, peak=peak
         )
         for group in self._state.optimizer.param_groups:
             group["lr"] = rate
@@ -208,15 +208,17 @@ def compile_and_dry_run(
 
 def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, share: int) -> UserError:
     """What to say when ``micro_batch`` jigsaws do not fit; tries which smaller number does."""
-    size = recipe.template_size
+    size = recipe.data.template_size
     fits = next((n for n in _smaller(micro_batch, share) if _failure(model, model, recipe, n) is None), None)
     lead = f"out of memory with {micro_batch} jigsaws of {size} x {size} pixels at once"
     if fits is None:
         return UserError(f"{lead}, and a single one does not fit either: choose a smaller backbone or template_size")
-    statistics = "" if recipe.sync_bn else f"; batch norm's statistics are then of {fits}, unless sync_bn = true"
+    statistics = (
+        "" if recipe.model.sync_bn else f"; batch norm's statistics are then of {fits}, unless model.sync_bn = true"
+    )
     return UserError(
-        f"{lead}: {fits} fit. Begin the run with --set micro_batch={fits}: {share // fits} micro-batches per step and "
-        f"process keep the batch of {recipe.batch} and its learning rates{statistics}"
+        f"{lead}: {fits} fit. Begin the run with --set optim.micro_batch={fits}: {share // fits} micro-batches per "
+        f"step and process keep the batch of {recipe.data.batch} and its learning rates{statistics}"
     )
 
 
@@ -236,7 +238,7 @@ def _check_memory(
         if failure is None:
             return
         if is_out_of_memory(failure):
-            raise out_of_memory(model, recipe, micro_batch, recipe.batch // ranks.world)
+            raise out_of_memory(model, recipe, micro_batch, recipe.data.batch // ranks.world)
         raise failure
 
     ranks.run_on_all(check)
@@ -246,10 +248,10 @@ def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: 
     """Why a forward and backward pass of ``count`` jigsaws fails, if it does."""
     with unchanged(model):
         try:
-            size, device = recipe.template_size, model.mean.device
+            size, device = recipe.data.template_size, model.mean.device
             shape = (count, size, size, model.pixels.channels)
             images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).to(torch_dtype(model.pixels))
-            with autocast(recipe.precision, device):
+            with autocast(recipe.run.precision, device):
                 logits = forward(images)
             torch.stack([one.float().logsumexp(dim=1).mean() for one in logits]).mean().backward()
             if device.type == "cuda":

@@ -60,8 +60,8 @@ def with_norm(name: str, module: nn.Module, norm: str) -> nn.Module:
                 continue
             if type(layer) is not nn.BatchNorm2d or not layer.affine:
                 raise UserError(
-                    f"norm = gn: {name} has a {type(layer).__name__}, whose place GroupNorm cannot take: train it with "
-                    "norm = bn, or name another backbone, such as resnet50"
+                    f"model.norm = gn: {name} has a {type(layer).__name__}, whose place GroupNorm cannot take: train "
+                    "it with model.norm = bn, or name another backbone, such as resnet50"
                 )
             group_norm = GroupNorm(layer.num_features)
             # Some libraries begin the last norm of a block at zero.
@@ -69,7 +69,7 @@ def with_norm(name: str, module: nn.Module, norm: str) -> nn.Module:
             setattr(parent, child, group_norm)
             found += 1
     if not found:
-        raise UserError(f"norm = gn: {name} has no batch norm to replace: leave `norm` out of the recipe")
+        raise UserError(f"model.norm = gn: {name} has no batch norm to replace: leave model.norm out of the recipe")
     return module
 
 

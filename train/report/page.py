@@ -34,7 +34,7 @@ from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.engine.state import ErfTable
-from jigsaw_pretrain.train.recipe import Recipe, recipe_from
+from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
 from jigsaw_pretrain.train.report.sheet import sheet
 from jigsaw_pretrain.train.report.snapshots import (
@@ -123,7 +123,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _recipe(run: Path) -> Recipe | None:
     try:
-        return recipe_from(read_description(RunFolder(run))["recipe"], str(run))
+        return Recipe.from_dict(read_description(RunFolder(run))["recipe"], str(run))
     except UserError:
         return None
 
@@ -136,7 +136,7 @@ def _lead(runs: Sequence[Path], found: Sequence[Metrics | None]) -> str:
         if recipe is None:
             parts.append(f"{run.name}: no step was taken")
         else:
-            parts.append(f"{recipe.backbone}, {recipe.strategy}: step {done:,} of {recipe.steps:,}")
+            parts.append(f"{recipe.model.backbone}, {recipe.loss.strategy}: step {done:,} of {recipe.optim.steps:,}")
     return "; ".join(parts) + "."
 
 
@@ -261,7 +261,7 @@ def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list
     ]
     names = sorted({text for row in shown for text in row})
     numbered = [[names.index(text) for text in row] for row in shown]
-    image = sheet(snapshot.images, numbered, snapshot.groups.tolist(), recipe.template, names)
+    image = sheet(snapshot.images, numbered, snapshot.groups.tolist(), recipe.data.template, names)
     alt = f"{len(snapshot.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
@@ -305,15 +305,15 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
     found = snapshots(run, ErfSnapshot)
     title = f"Effective receptive fields and label weights{of}"
     if not found:
-        why = "has not refreshed its table yet" if recipe.strategy == "erf-adaptive" else "uses no ERF table"
-        return [Section(title, missing=f"The run ({recipe.strategy}) {why}.")]
+        why = "has not refreshed its table yet" if recipe.loss.strategy == "erf-adaptive" else "uses no ERF table"
+        return [Section(title, missing=f"The run ({recipe.loss.strategy}) {why}.")]
     loaded = {step: load_snapshot(found[step], ErfSnapshot) for step in spread(list(found))}
     last = list(loaded)[-1]
     text = f"Refreshed {len(found)} times; the newest table is of step {last}."
-    if recipe.neck != "none":
+    if recipe.model.neck != "none":
         text += " Of the neck's levels the coarsest is shown; each has a table of its own."
     return [
-        Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.template)]),
+        Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.data.template)]),
         Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),
     ]
 
@@ -325,8 +325,8 @@ class RunPage(Callback):
     """
 
     def __init__(self, run: Path, recipe: Recipe, origin: Origin) -> None:
-        self._run, self._steps = run, recipe.steps
-        shown = DisplayRange(origin.pixels, *recipe.normalisation)
+        self._run, self._steps = run, recipe.optim.steps
+        shown = DisplayRange(origin.pixels, *recipe.data.normalisation)
         self._recorder = PredictionRecorder(len(origin.classes) + 1, shown)
         self._snapshot: PredictionSnapshot | None = None
         self._drawn = -math.inf

@@ -13,7 +13,7 @@ from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.compare.arms import ARMS
 from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.train.cli import main as train_main
-from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.tiny import make_dataset, picture
 
 
@@ -47,10 +47,11 @@ def arguments(data: Path, shards: Path, out: Path, *more: str) -> list[str]:
     for prefix, part in (("", "train"), ("val-", "val")):
         found += [f"--{prefix}annotations", str(data / part / "annotations.json")]
         found += [f"--{prefix}images", str(data / part / "images")]
-    detector = {**SETTINGS, "steps": 3, "model": "faster-rcnn-fpn", "backbone": TINY, "norm": "gn", "eval_every": 2}
-    found += [part for key, value in detector.items() for part in ("--set", f"{key}={value}")]
-    pretrain = {"backbone": TINY, "template_size": 64, "template_split": 32, "batch": 4, "steps": 2, "lr_batch": 512}
-    found += [part for key, value in pretrain.items() for part in ("--pretrain-set", f"{key}={value}")]
+    detector = {**SETTINGS, "steps": 3, "name": "faster-rcnn-fpn", "backbone": TINY, "norm": "gn", "val_every": 2}
+    found += set_options(**detector)
+    pretrain = [f"model.backbone={TINY}", "data.template_size=64", "data.template_split=32", "data.batch=4"]
+    pretrain += ["optim.steps=2", "optim.lr_batch=512"]
+    found += [part for setting in pretrain for part in ("--pretrain-set", setting)]
     return [*found, *more]
 
 
@@ -85,12 +86,12 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
         name: json.loads((tmp_path / "out" / "pretrain" / name / "seed-0" / "run.json").read_text())
         for name in ("tau-0.5", "warp", "global")
     }
-    assert taus["tau-0.5"]["recipe"]["tau"] == 0.5 and taus["warp"]["recipe"]["fit"] == "warp"
-    assert taus["global"]["recipe"]["strategy"] == "global"
+    assert taus["tau-0.5"]["recipe"]["loss"]["tau"] == 0.5 and taus["warp"]["recipe"]["data"]["fit"] == "warp"
+    assert taus["global"]["recipe"]["loss"]["strategy"] == "global"
     # Both arms with a neck start from one pre-training, whose neck is of the detector's width.
     assert [name for name in in_process.ran if name.startswith("pre-train neck")] == ["pre-train neck, seed 0"]
     recipe = json.loads((tmp_path / "out" / "pretrain" / "neck" / "seed-0" / "run.json").read_text())["recipe"]
-    assert (recipe["neck"], recipe["neck_channels"]) == ("fpn", SETTINGS["width"])
+    assert (recipe["model"]["neck"], recipe["model"]["neck_channels"]) == ("fpn", SETTINGS["neck_channels"])
     with_neck, without = (
         json.loads((tmp_path / "out" / "detect" / name / "seed-0" / "config.json").read_text())
         for name in ("neck", "neck-backbone-only")
@@ -116,11 +117,11 @@ def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
     assert "continues" not in result.output
     assert len(in_process.ran) == len(set(in_process.ran)) == 12
     swept = json.loads((tmp_path / "out" / "detect" / "jigsaw" / "sweep-0.01" / "config.json").read_text())
-    assert swept["recipe"]["seed"] == 1000 and swept["recipe"]["lr"] == 0.01
+    assert swept["recipe"]["data"]["seed"] == 1000 and swept["recipe"]["optim"]["lr"] == 0.01
     runs = sorted(str(path) for path in (tmp_path / "out" / "detect").glob("*/seed-*"))
     result = CliRunner().invoke(main, ["compare", *runs], catch_exceptions=False)
     assert result.exit_code == 0 and "scratch, faster-rcnn-fpn, gn" in result.output
-    changed = CliRunner().invoke(main, [*command, "--set", "flip=0.1"])
+    changed = CliRunner().invoke(main, [*command, "--set", "data.flip=0.1"])
     assert changed.exit_code == 2 and "holds a comparison with sets" in changed.output
 
 

@@ -18,7 +18,9 @@ Run = Callable[..., Any]
 
 def pretrained(folder: Path, *settings: str, width: int = 32) -> dict[str, torch.Tensor]:
     """A neck run's folder with a checkpoint and its exports; the model's weights."""
-    recipe = small_job(folder, f"backbone={TINY}", "neck=fpn", f"neck_channels={width}", *settings).recipe
+    recipe = small_job(
+        folder, f"model.backbone={TINY}", "model.neck=fpn", f"model.neck_channels={width}", *settings
+    ).recipe
     _, model = build_model(recipe, 3)
     state = dict(model.state_dict())
     save_checkpoint(folder / "checkpoints", 1, {"model": state}, 1)
@@ -46,7 +48,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_every_model_with_a_pyramid_starts_from_the_neck(
     tmp_path: Path, detect: Run, loaded: list[Any], plain_runs: None
 ) -> None:
-    state = pretrained(tmp_path / "run", "norm=gn")
+    state = pretrained(tmp_path / "run", "model.norm=gn")
     neck = neck_state(state)
     for model in ("faster-rcnn-fpn", "mask-rcnn-fpn", "cascade-rcnn-fpn"):
         said = detect(tmp_path / model, init=tmp_path / "run", norm="gn", model=model).output
@@ -68,10 +70,10 @@ def test_every_model_with_a_pyramid_starts_from_the_neck(
 def test_a_neck_is_left_out_where_told_and_where_there_is_no_pyramid(
     tmp_path: Path, detect: Run, loaded: list[Any], plain_runs: None
 ) -> None:
-    state = pretrained(tmp_path / "run", "norm=gn")
+    state = pretrained(tmp_path / "run", "model.norm=gn")
     options: dict[str, Any] = {"init": tmp_path / "run", "norm": "gn", "model": "faster-rcnn-fpn"}
-    said = detect(tmp_path / "without", neck="none", **options).output
-    assert "left out (neck = none)" in said
+    said = detect(tmp_path / "without", pretrained_neck="none", **options).output
+    assert "left out (model.pretrained_neck = none)" in said
     assert json.loads((tmp_path / "without" / "config.json").read_text())["neck"] is None
     without, network = loaded[-1].fpn.state_dict(), loaded.pop().body.state_dict()
     detect(tmp_path / "scratch", **{**options, "init": "scratch"})
@@ -85,11 +87,12 @@ def test_a_neck_is_left_out_where_told_and_where_there_is_no_pyramid(
 def test_a_neck_of_another_width_or_norm_is_refused_with_the_remedy(
     tmp_path: Path, detect: Run, loaded: list[Any], plain_runs: None
 ) -> None:
-    pretrained(tmp_path / "wide", "norm=gn", width=64)
+    pretrained(tmp_path / "wide", "model.norm=gn", width=64)
     said = detect(tmp_path / "a", expect=2, init=tmp_path / "wide", norm="gn", model="faster-rcnn-fpn").output
-    assert "the neck has 64 channels, this detector's pyramid 32: --set width=64, or --set neck=none" in said
+    assert "the neck has 64 channels, this detector's pyramid 32: --set model.neck_channels=64, or" in said
+    assert "--set model.pretrained_neck=none" in said
     assert not (tmp_path / "a" / "config.json").exists()
-    pretrained(tmp_path / "gn", "norm=gn")
+    pretrained(tmp_path / "gn", "model.norm=gn")
     said = detect(tmp_path / "b", expect=2, init=tmp_path / "gn", norm="frozen-bn", model="faster-rcnn-fpn").output
     assert "trained with a norm that this detector's pyramid has not: --norm gn" in said
     state = pretrained(tmp_path / "bn")
@@ -108,7 +111,7 @@ def test_a_neck_of_another_width_or_norm_is_refused_with_the_remedy(
 def test_an_exported_file_brings_backbone_and_neck(
     tmp_path: Path, detect: Run, loaded: list[Any], plain_runs: None
 ) -> None:
-    state = pretrained(tmp_path / "run", "norm=gn")
+    state = pretrained(tmp_path / "run", "model.norm=gn")
     save_file(tmp_path / "fpn.pth", pyramid_state(state))
     said = detect(tmp_path / "a", init=tmp_path / "fpn.pth", norm="gn", model="faster-rcnn-fpn").output
     assert f"neck {tmp_path / 'fpn.pth'}: {len(neck_state(state))} matched" in said

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.detection import SETTINGS, TINY
+from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.settings import REPOSITORY
 
 
@@ -34,7 +34,7 @@ def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
     # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
     command += ["-m", "--", "tests.helpers.launch", "train"]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    command += [part for key, value in {**SETTINGS, **sets}.items() for part in ("--set", f"{key}={value}")]
+    command += set_options(**{**SETTINGS, **sets})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -50,7 +50,7 @@ def losses(run: Path) -> list[float]:
 def test_two_ranks_train_as_one_and_stop_together(
     tmp_path: Path, tiny_data: Path, detect: Callable[..., Any], plain_runs: None
 ) -> None:
-    process = launch(tiny_data, tmp_path / "two", steps=2000, save_every=4)
+    process = launch(tiny_data, tmp_path / "two", steps=2000, checkpoint_every=4)
     try:
         deadline = time.monotonic() + 120
         while not ((tmp_path / "two" / "metrics.jsonl").exists() and len(losses(tmp_path / "two")) >= 5):

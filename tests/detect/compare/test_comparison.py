@@ -20,7 +20,7 @@ def test_an_arm_with_a_neck_needs_a_pyramid(tmp_path: Path) -> None:
         seeds=(0,),
         rates=(0.02,),
         recipe=None,
-        sets=("model=faster-rcnn-c4",),
+        sets=("model.name=faster-rcnn-c4",),
         pretrain_recipe=None,
         pretrain_sets=(),
         imagenet=None,
@@ -28,6 +28,6 @@ def test_an_arm_with_a_neck_needs_a_pyramid(tmp_path: Path) -> None:
         device="cpu",
         gpus=1,
     )
-    with pytest.raises(UserError, match="has no pyramid for a neck's weights: --set model=faster-rcnn-fpn"):
+    with pytest.raises(UserError, match="has no pyramid for a neck's weights: --set model.name=faster-rcnn-fpn"):
         Comparison(tmp_path / "out", settings, choose("neck", None)).prepare()
     assert not (tmp_path / "out").exists()

@@ -217,6 +217,8 @@ def test_lossless_members_show_the_same_crops_in_the_sources_pixels(source: Path
                     assert np.array_equal(shown, pixels[top : top + height, left : left + width])
         found.append(edges)
     assert found[0] == found[1]
-    lines = [CliRunner().invoke(train, ["digest", "--data", str(one), "--batch", "4"]).stdout for one in (made, out)]
+    lines = [
+        CliRunner().invoke(train, ["digest", "--data", str(one), "--set", "data.batch=4"]).stdout for one in (made, out)
+    ]
     identities = [[line.split()[:2] for line in text.splitlines()] for text in lines]
     assert identities[0] == identities[1] and len(identities[0]) == 4

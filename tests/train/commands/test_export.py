@@ -16,7 +16,7 @@ from tests.helpers.jobs import same, small_job, synthetic
 
 
 def test_statistics_are_measured_anew(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "steps=3")
+    job = small_job(tmp_path, "optim.steps=3")
     model = build_state(job.recipe, 6, Ranks()).model
     first = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
     before = {name: value.clone() for name, value in model.named_parameters()}

@@ -31,7 +31,7 @@ def test_a_run_in_two_parts_with_other_workers_is_the_same(data: Path, finished:
 def test_the_run_folder_says_what_was_run(finished: Path) -> None:
     description = json.loads((finished / "run.json").read_text())
     assert description["classes"] == CLASSES
-    assert description["recipe"]["lanes"] == 4 and description["recipe"]["tau"] == 0.7
+    assert description["recipe"]["data"]["lanes"] == 4 and description["recipe"]["loss"]["tau"] == 0.7
     assert description["backbone"] == {"name": "shufflenet_v2_x0_5", "channels": 1024, "stride": 32}
     assert set(description["versions"]) == {"python", "jigsaw-pretrain", "torch", "torchvision", "numpy"}
     assert "steps = 4" in (finished / "recipe.toml").read_text()
@@ -39,7 +39,7 @@ def test_the_run_folder_says_what_was_run(finished: Path) -> None:
 
 
 def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) -> None:
-    printed = call("digest", "--data", data, "--batch", 4, "--lanes", 4, "--size", 64, "--split", 32, "--steps", 4)
+    printed = call("digest", "--data", data, "--steps", 4, *BASE)
     assert (finished / "digest.txt").read_text() in printed.output
 
 
@@ -47,16 +47,16 @@ def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "stepz=3"], "unknown key stepz; did you mean steps?"),
+        (["--set", "stepz=3"], "did you mean optim.steps?"),
         (["--recipe", "nowhere.toml"], "nowhere.toml cannot be read"),
-        (["--set", "backbone=resnet51"], "did you mean resnet50"),
-        (["--set", "backbone=vit_b_16"], "vit_b_16"),
-        (["--set", "template_size=100", "--set", "template_split=30"], "multiples of 32"),
+        (["--set", "model.backbone=resnet51"], "did you mean resnet50"),
+        (["--set", "model.backbone=vit_b_16"], "vit_b_16"),
+        (["--set", "data.template_size=100", "--set", "data.template_split=30"], "multiples of 32"),
         (["--device", "cuda"], "shows no GPU"),
-        (["--set", "micro_batch=3"], "micro_batch = 3 does not divide the 4 jigsaws"),
-        (["--set", "precision=fp8"], "precision = fp8 must be one of fp32, bf16, fp16"),
-        (["--set", "init=nowhere.pth"], "nowhere.pth is missing"),
-        (["--set", "backbone=nowhere:build"], "nowhere.build() fails (ModuleNotFoundError"),
+        (["--set", "optim.micro_batch=3"], "optim.micro_batch = 3 does not divide the 4 jigsaws"),
+        (["--set", "run.precision=fp8"], "fp32, bf16, fp16"),
+        (["--set", "model.init=nowhere.pth"], "nowhere.pth is missing"),
+        (["--set", "model.backbone=nowhere:build"], "nowhere.build() fails (ModuleNotFoundError"),
     ],
 )
 def test_mistakes_get_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -92,7 +92,7 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
 
 @pytest.mark.slow(seconds=4)
 def test_the_first_versions_dataset_trains(tmp_path: Path) -> None:
-    settings = [part for one in (*SMALL, "steps=2") for part in ("--set", one)]
+    settings = [part for one in (*SMALL, "optim.steps=2") for part in ("--set", one)]
     arguments = ["pretrain", "--data", str(FIRST_VERSION), "--run", str(tmp_path / "run"), "--workers", "0", *settings]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output

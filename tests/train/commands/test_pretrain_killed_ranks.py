@@ -25,7 +25,7 @@ KILLS = sorted(KILLS, key=lambda kill: kill[1]) or [(1, 1), (0, 5), (1, 10)]
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("killed")
     make_dataset(folder / "data", {"S": [30, 12], "T": [10], "W": [12]})
-    settings = [*SMALL, f"steps={STEPS}", "batch=8", "checkpoint_every=3", "log_every=2"]
+    settings = [*SMALL, f"optim.steps={STEPS}", "data.batch=8", "run.checkpoint_every=3", "run.log_every=2"]
     options = [part for setting in settings for part in ("--set", setting)]
     return ["--data", str(folder / "data"), "--log-digest", "--no-page", "--device", "cpu", *options]
 

@@ -22,9 +22,9 @@ from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import SMALL
 from tests.helpers.sensors import multispectral, thermal
+from tests.helpers.settings import sets
 from tests.helpers.tiny import make_dataset, spoil
 
-SIZE = ("--size", "64", "--split", "32")
 NAMES = {"thermal": (thermal, 1), "multispectral": (multispectral, 6)}
 
 
@@ -44,7 +44,7 @@ def command(*arguments: str) -> str:
 
 
 def pretrain(data: Path, run: Path, *more: str, workers: int = 0) -> str:
-    chosen = (*SMALL, "steps=3", "erf_every=2")
+    chosen = (*SMALL, "optim.steps=3", "loss.erf_every=2")
     settings = [part for one in chosen for part in ("--set", one)]
     return command("pretrain", "--data", str(data), "--run", str(run), "--workers", str(workers), *settings, *more)
 
@@ -62,7 +62,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     assert (runs[0] / "digest.txt").read_bytes() == (runs[1] / "digest.txt").read_bytes()
     recipe = read_description(open_run(runs[0]))["recipe"]
     mean, std = open_dataset(str(out)).measured
-    assert (recipe["mean"], recipe["std"]) == (list(mean), list(std))
+    assert (recipe["data"]["mean"], recipe["data"]["std"]) == (list(mean), list(std))
     # The export loads into the library's own model with the stem of its README.
     file = tmp_path / "backbone.pth"
     command("export", "--run", str(runs[0]), "--to", "torchvision", "--out", str(file))
@@ -74,19 +74,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     found = scope["model"].load_state_dict(torch.load(file, weights_only=True), strict=False)
     assert found.unexpected_keys == [] and set(found.missing_keys) == {"fc.weight", "fc.bias"}
     # Pages, sheets and figures show and say something.
-    command(
-        "preview",
-        "--data",
-        str(out),
-        "--out",
-        str(tmp_path / "sheet.png"),
-        "--count",
-        "2",
-        "--size",
-        "64",
-        "--split",
-        "32",
-    )
+    command("preview", "--data", str(out), "--out", str(tmp_path / "sheet.png"), "--count", "2", *sets(*SMALL))
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet[16:464, 16:464].std() > 20
     page = (runs[0] / "report.html").read_text()
@@ -94,7 +82,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     assert page.count("data:image/webp") >= 1
     result = command("evaluate", "--run", str(runs[0]), "--data", str(out), "--workers", "0", "--jigsaws", "8")
     assert "all regions" in result
-    weights = ("--weights", str(file), "--backbone", "shufflenet_v2_x0_5", *SIZE)
+    weights = ("--weights", str(file), *sets(*SMALL))
     command("erf", "--data", str(out), *weights, "--count", "1", "--out", str(tmp_path / "erf.html"))
 
 
@@ -103,19 +91,19 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
     out, channels = data
     other = make_dataset(tmp_path / "rgb", {"S": [4], "T": [2], "W": [2]})
     for mean in ("[0.5, 0.5]", "[0.5, 0.5, 0.5]"):
-        arguments = ["pretrain", "--data", str(out), "--run", str(tmp_path / "run"), "--set", f"mean={mean}"]
+        arguments = ["pretrain", "--data", str(out), "--run", str(tmp_path / "run"), "--set", f"data.mean={mean}"]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2 and f"must be {channels} numbers, one for each channel" in result.output
     weights = tmp_path / "rgb.pth"
     torch.save(backbones.build("shufflenet_v2_x0_5").module.state_dict(), weights)
     with pytest.raises(UserError, match=f"over 3 input channels .* and the crops have {channels}"):
         load_weights(backbones.build("shufflenet_v2_x0_5", in_channels=channels), str(weights))
-    assert Recipe().resolved(other).mean == Recipe().normalisation[0]
+    assert Recipe().resolved(other).data.mean == Recipe().data.normalisation[0]
 
 
 def test_normalised_crops_have_mean_0_and_deviation_1(data: tuple[Path, int]) -> None:
     dataset = open_dataset(str(data[0]))
-    recipe = Recipe(backbone="shufflenet_v2_x0_5").resolved(dataset)
+    recipe = Recipe.load(None, ["model.backbone=shufflenet_v2_x0_5"]).resolved(dataset)
     _, model = build_model(recipe, dataset.label_count, dataset.pixels)
     reader = CropReader(dataset, LocalShards(dataset), capacity=9)
     crops = np.concatenate([reader.crops(shard.index) for shard in dataset.shards])
@@ -137,7 +125,5 @@ def test_a_member_that_is_damaged_is_replaced(tmp_path: Path) -> None:
     assert reader.decode(*crop[0][SOURCE].tolist()) is not None
     spoil(dataset, reader.keys(crop)[0])
     assert CropReader(dataset, LocalShards(dataset), capacity=3).decode(*crop[0][SOURCE].tolist()) is None
-    line = command(
-        "digest", "--data", str(tmp_path / "out"), "--batch", "4", "--steps", "1", "--size", "64", "--split", "32"
-    )
+    line = command("digest", "--data", str(tmp_path / "out"), "--steps", "1", *sets(*SMALL))
     assert len(line.splitlines()[-1].split()) == 3

@@ -16,7 +16,7 @@ from tests.helpers.servers import Store
 from tests.helpers.stores import proxied_store, upload
 from tests.helpers.tiny import CLASSES, all_crops, make_dataset, spoil
 
-SETTINGS = (*SMALL, "steps=4", "erf_every=3", "checkpoint_every=1", "log_every=1")
+SETTINGS = (*SMALL, "optim.steps=4", "loss.erf_every=3", "run.checkpoint_every=1", "run.log_every=1")
 BASE = [part for setting in SETTINGS for part in ("--set", setting)]
 SHARDS = {"S": [20, 14], "T": [10], "W": [12]}
 
@@ -132,7 +132,16 @@ def test_too_many_undecodable_crops_stop_the_run(tmp_path: Path) -> None:
     for key in list(all_crops(dataset))[:5]:
         spoil(dataset, key)
     result = call(
-        "pretrain", "--data", tmp_path / "data", "--run", tmp_path / "run", "--workers", 0, *BASE, "--set", "steps=20"
+        "pretrain",
+        "--data",
+        tmp_path / "data",
+        "--run",
+        tmp_path / "run",
+        "--workers",
+        0,
+        *BASE,
+        "--set",
+        "optim.steps=20",
     )
     assert result.exit_code == 2
     assert "could not be decoded, above 0.1%" in result.output and "verify --repair" in result.output

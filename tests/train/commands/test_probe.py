@@ -30,12 +30,12 @@ def dataset(folder: Path, seed: int) -> Path:
 def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     data, held_out = dataset(tmp_path / "data", 0), dataset(tmp_path / "held-out", 1)
     settings = [
-        "backbone=mobilenet_v3_small",
-        "template_size=64",
-        "template_split=32",
-        "batch=4",
-        "steps=1",
-        "lr_batch=512",
+        "model.backbone=mobilenet_v3_small",
+        "data.template_size=64",
+        "data.template_split=32",
+        "data.batch=4",
+        "optim.steps=1",
+        "optim.lr_batch=512",
     ]
     sets = [part for setting in settings for part in ("--set", setting)]
     run = str(tmp_path / "run")

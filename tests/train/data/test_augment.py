@@ -35,8 +35,9 @@ from jigsaw_pretrain.train.data.augment import (
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions, Fit
 from tests.helpers.references import centred
+from tests.helpers.sources import small_data
 from tests.helpers.tiny import CLASSES, all_crops, make_dataset
 
 Pixels = npt.NDArray[np.uint8]
@@ -82,11 +83,11 @@ def reference(pixels: Pixels, scaled: tuple[int, int], flip: bool, smooth: bool)
 @pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("fit", ["crop", "warp", "resize"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_windows_are_those_of_the_whole_resized_crop(fit: str, flip: bool) -> None:
+def test_windows_are_those_of_the_whole_resized_crop(fit: Fit, flip: bool) -> None:
     template, rng = Template(128, 32), np.random.default_rng(1)
     for trial in range(12):
         sizes = rng.integers(8, 260, (1, 4, 2))
-        options = StreamOptions(seed=trial, fit=fit, flip=float(flip), batch=1, resize_low=0.3, resize_high=1.8)
+        options = DataOptions(seed=trial, fit=fit, flip=float(flip), batch=1, resize_low=0.3, resize_high=1.8)
         draws = draw(options, np.array([0]), np.array([trial]))
         windows = place_windows(sizes[..., 0], sizes[..., 1], draws, template, fit)
         for region, place in enumerate(windows.table()[0].tolist()):
@@ -123,14 +124,14 @@ def test_the_border_of_a_crop_is_not_blended_with_padding() -> None:
                 assert (out == 200).all()
 
 
-def one(width: int, height: int, options: StreamOptions, position: int = 0) -> tuple[Draws, list[list[int]]]:
+def one(width: int, height: int, options: DataOptions, position: int = 0) -> tuple[Draws, list[list[int]]]:
     draws = draw(options, np.array([0]), np.array([position]))
     sizes = np.array([[width] * 4]), np.array([[height] * 4])
     return draws, place_windows(*sizes, draws, Template(), options.fit).table()[0].tolist()
 
 
 def test_one_ratio_for_both_axes_from_the_range() -> None:
-    options = StreamOptions(batch=1)
+    options = DataOptions(batch=1)
     ratios = []
     for position in range(300):
         draws, places = one(1000, 500, options, position)
@@ -143,7 +144,7 @@ def test_one_ratio_for_both_axes_from_the_range() -> None:
 
 
 def test_places_cover_the_whole_range_in_each_axis() -> None:
-    options = StreamOptions(batch=1, resize_low=1, resize_high=1)
+    options = DataOptions(batch=1, resize_low=1, resize_high=1)
     cut, laid = set(), set()
     for position in range(400):
         _, places = one(170, 150, options, position)
@@ -156,26 +157,26 @@ def test_places_cover_the_whole_range_in_each_axis() -> None:
 
 def test_without_augmentation_all_is_centred() -> None:
     for position in range(5):
-        draws, places = one(170, 100, StreamOptions(batch=1, augment=False), position)
+        draws, places = one(170, 100, DataOptions(batch=1, augment=False), position)
         assert (draws.ratio == 1).all() and not draws.flip.any()
         assert places[3] == [170, 100, 0, 5, 0, 64, 64 + 30, 160, 100, 0]
 
 
 def test_resize_fits_inside_and_warp_fills() -> None:
-    options = StreamOptions(batch=1, fit="resize")
+    options = DataOptions(batch=1, fit="resize")
     _, places = one(300, 100, options)
     # 160 x 53.33 in the large square, 64 x 21.33 in the small one.
     assert [place[:2] for place in places] == [[64, 21], [160, 53], [64, 21], [160, 53]]
     _, places = one(10, 10, options)
     assert [place[:2] for place in places] == [[64, 64], [64, 64], [64, 64], [160, 160]]
-    _, places = one(300, 100, StreamOptions(batch=1, fit="warp"))
+    _, places = one(300, 100, DataOptions(batch=1, fit="warp"))
     assert [place[:2] for place in places] == [[64, 64], [160, 64], [64, 160], [160, 160]]
 
 
 def test_a_crop_never_vanishes() -> None:
-    _, places = one(1, 1, StreamOptions(batch=1, resize_low=0.1, resize_high=0.1))
+    _, places = one(1, 1, DataOptions(batch=1, resize_low=0.1, resize_high=0.1))
     assert all(place[:2] == [1, 1] and place[7:9] == [1, 1] for place in places)
-    _, places = one(5000, 3, StreamOptions(batch=1, fit="resize"))
+    _, places = one(5000, 3, DataOptions(batch=1, fit="resize"))
     assert all(place[1] >= 1 for place in places)
 
 
@@ -298,7 +299,7 @@ def test_no_draw_leaves_the_member_that_prep_cut_or_the_box(
 
 def test_the_other_draws_are_the_same_with_and_without_context() -> None:
     lanes, positions = np.array([0, 3]), np.array([7, 10**9])
-    for options in (StreamOptions(), StreamOptions(augment=False)):
+    for options in (DataOptions(), DataOptions(augment=False)):
         plain, more = draw(options, lanes, positions), draw(options, lanes, positions, with_shifts=True)
         assert plain.shifts is None and more.shifts is not None and more.shifts.shape == (2, 4, 4)
         assert len(np.unique(more.shifts)) == more.shifts.size
@@ -309,11 +310,11 @@ def test_the_other_draws_are_the_same_with_and_without_context() -> None:
 def test_jigsaws_show_what_their_draws_say_and_squares_are_ordered_by_their_boxes(tmp_path: Path) -> None:
     dataset = in_context(tmp_path)
     assert dataset.drawn_context == 1.8
-    options, rows = StreamOptions(seed=2, batch=24, lanes=2, augment=False), all_crops(dataset)
+    options, rows = small_data(seed=2, batch=24, lanes=2, augment=False), all_crops(dataset)
     reader = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
     picks = CropSampler(dataset, slots_of(dataset, options), options, range(2), reader)
     images = np.zeros((24, 96, 96, 3), dtype=np.uint8)
-    Assembler(dataset, TEMPLATE, options, range(2)).step(0, images)
+    Assembler(dataset, options, range(2)).step(0, images)
     contrary = 0
     for nth, image in enumerate(images):
         lane, position = divmod(nth, 12)
@@ -335,11 +336,11 @@ def test_jigsaws_show_what_their_draws_say_and_squares_are_ordered_by_their_boxe
 
 
 def test_the_identity_covers_the_drawn_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, options = in_context(tmp_path), StreamOptions(batch=2, lanes=2, fit="warp", flip=0.0)
+    dataset, options = in_context(tmp_path), small_data(batch=2, lanes=2, fit="warp", flip=0.0)
 
     def identities() -> list[bytes]:
         images = np.zeros((2, 96, 96, 3), dtype=np.uint8)
-        found = Assembler(dataset, TEMPLATE, options, range(2), with_digests=True).step(0, images).digests
+        found = Assembler(dataset, options, range(2), with_digests=True).step(0, images).digests
         assert found is not None
         return [identity for identity, _ in found]
 

@@ -24,16 +24,17 @@ from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.references import centred
+from tests.helpers.sources import small_data
 from tests.helpers.tiny import Colours, all_crops, flat_pictures, make_dataset, spoil
 
 TEMPLATE = Template(96, 32)
 
 
-def batches(dataset: Dataset, options: StreamOptions, steps: int, **more: Any) -> list[Batch]:
+def batches(dataset: Dataset, options: DataOptions, steps: int, **more: Any) -> list[Batch]:
     found = []
-    for batch in JigsawLoader(dataset, TEMPLATE, options, workers=0, stop_step=steps, **more):
+    for batch in JigsawLoader(dataset, options, workers=0, stop_step=steps, **more):
         found.append(Batch(batch.step, batch.images.clone(), batch.labels, batch.groups, batch.replaced, batch.digests))
     return found
 
@@ -66,7 +67,7 @@ def area(row: dict[str, Any]) -> int:
 
 def test_every_region_holds_its_group_and_the_smaller_square_is_top_left(tmp_path: Path) -> None:
     dataset = flat_dataset(tmp_path, {"S": [20, 11], "T": [9], "W": [6, 7]})
-    jigsaws = owners(dataset, batches(dataset, StreamOptions(batch=8, lanes=4), 5))
+    jigsaws = owners(dataset, batches(dataset, small_data(batch=8, lanes=4), 5))
     for rows in jigsaws:
         assert tuple(row["group"] for row in rows) == REGION_GROUPS
         assert area(rows[0]) <= area(rows[3])
@@ -76,7 +77,7 @@ def test_every_region_holds_its_group_and_the_smaller_square_is_top_left(tmp_pat
 def test_each_lane_cycle_draws_every_crop_equally_often(tmp_path: Path, shards: dict[str, list[int]]) -> None:
     dataset = flat_dataset(tmp_path, shards)
     # 4 lanes: after n jigsaws a lane, each group's streams have given 4 n crops a slot.
-    jigsaws = owners(dataset, batches(dataset, StreamOptions(batch=8, lanes=4), 24))
+    jigsaws = owners(dataset, batches(dataset, small_data(batch=8, lanes=4), 24))
     drawn = Counter(row["key"] for rows in jigsaws for row in rows)
     for key, row in all_crops(dataset).items():
         of_group = sum(shards[row["group"]])
@@ -96,7 +97,7 @@ def test_every_pass_draws_every_key_once(
     tmp_path_factory: pytest.TempPathFactory, shards: dict[str, list[int]], lanes: int
 ) -> None:
     dataset = make_dataset(tmp_path_factory.mktemp("pass"), shards, low=8, high=24)
-    options = StreamOptions(batch=lanes, lanes=lanes)
+    options = small_data(batch=lanes, lanes=lanes)
     reader = CropReader(dataset, LocalShards(dataset), capacity=3, with_keys=True)
     slots = slots_of(dataset, options)
     picks = CropSampler(dataset, slots, options, range(lanes), reader)
@@ -129,7 +130,7 @@ def test_every_pass_draws_every_key_once(
 )
 def test_empty_groups(tmp_path: Path, shards: dict[str, list[int]], expected: str) -> None:
     dataset = flat_dataset(tmp_path, shards)
-    jigsaws = owners(dataset, batches(dataset, StreamOptions(batch=4, lanes=2), 6))
+    jigsaws = owners(dataset, batches(dataset, small_data(batch=4, lanes=2), 6))
     assert {"".join(row["group"] for row in rows) for rows in jigsaws} == {expected}
     assert all(area(rows[0]) <= area(rows[3]) for rows in jigsaws)
     if expected == "SSSS":
@@ -140,8 +141,8 @@ def test_empty_groups(tmp_path: Path, shards: dict[str, list[int]], expected: st
 
 def test_a_thin_group_is_topped_up(tmp_path: Path) -> None:
     dataset = flat_dataset(tmp_path, {"S": [100, 100], "T": [1], "W": [50]})
-    options = StreamOptions(batch=20, lanes=10, max_repeat=10)
-    loader = JigsawLoader(dataset, TEMPLATE, options, workers=0)
+    options = small_data(batch=20, lanes=10, max_repeat=10)
+    loader = JigsawLoader(dataset, options, workers=0)
     assert any("thin" in note for note in loader.notes)
     jigsaws = owners(dataset, batches(dataset, options, 20))
     in_slot = Counter(rows[2]["group"] for rows in jigsaws)
@@ -164,7 +165,7 @@ def test_a_thin_group_is_topped_up(tmp_path: Path) -> None:
 
 def test_unreadable_crops_are_replaced_and_counted_and_others_unchanged(tmp_path: Path) -> None:
     dataset = flat_dataset(tmp_path, {"S": [30], "T": [12], "W": [12]})
-    options = StreamOptions(batch=8, lanes=2)
+    options = small_data(batch=8, lanes=2)
     before = batches(dataset, options, 6)
     was = owners(dataset, before)
     bad = [next(key for key, row in all_crops(dataset).items() if row["group"] == group) for group in "ST"]
@@ -195,7 +196,7 @@ def test_a_group_of_one_unreadable_crop_a_unit_borrows_from_its_neighbours(tmp_p
     for key, row in all_crops(dataset).items():
         if row["shard"] == "S-000001.tar":
             spoil(dataset, key)
-    found = batches(dataset, StreamOptions(batch=4, lanes=2), 6)
+    found = batches(dataset, small_data(batch=4, lanes=2), 6)
     assert sum(batch.replaced for batch in found) > 0
 
 
@@ -205,7 +206,7 @@ def test_a_group_without_one_readable_crop_stops_the_run(tmp_path: Path) -> None
         if row["group"] == "T":
             spoil(dataset, key)
     with pytest.raises(UserError, match="group T has no crop that can be decoded"):
-        batches(dataset, StreamOptions(batch=2, lanes=2), 1)
+        batches(dataset, small_data(batch=2, lanes=2), 1)
 
 
 def test_a_missing_or_cut_shard_is_named(tmp_path: Path) -> None:
@@ -214,15 +215,15 @@ def test_a_missing_or_cut_shard_is_named(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     shard.write_bytes(whole[:700])
     with pytest.raises(UserError, match="T-000000.tar has 700 bytes where the manifest says"):
-        batches(dataset, StreamOptions(batch=2, lanes=2), 1)
+        batches(dataset, small_data(batch=2, lanes=2), 1)
     shard.unlink()
     with pytest.raises(UserError, match="T-000000.tar is missing"):
-        batches(dataset, StreamOptions(batch=2, lanes=2), 1)
+        batches(dataset, small_data(batch=2, lanes=2), 1)
 
 
 def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, {"S": [5], "T": [3], "W": [3]}, low=20, high=90)
-    options = StreamOptions(batch=4, lanes=2, augment=False)
+    options = small_data(batch=4, lanes=2, augment=False)
     assembler_keys = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
     picks = CropSampler(dataset, slots_of(dataset, options), options, range(2), assembler_keys)
     rows = all_crops(dataset)
@@ -245,25 +246,25 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
 
 def test_the_identity_names_all_that_chance_decided(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, {"S": [6], "T": [3], "W": [3]})
-    base, left_before = StreamOptions(batch=2, lanes=2), itertools.cycle([0, 255])
+    base, left_before = small_data(batch=2, lanes=2), itertools.cycle([0, 255])
 
-    def digests(options: StreamOptions) -> tuple[tuple[bytes, bytes], ...]:
+    def digests(options: DataOptions) -> tuple[tuple[bytes, bytes], ...]:
         # Whatever lay there before, such as the batch before last, is written over.
         out = np.full((2, 96, 96, 3), next(left_before), dtype=np.uint8)
-        found = Assembler(dataset, TEMPLATE, options, [0, 1], with_digests=True).step(0, out).digests
+        found = Assembler(dataset, options, [0, 1], with_digests=True).step(0, out).digests
         assert found is not None
         return found
 
-    assert digests(base) == digests(StreamOptions(batch=2, lanes=2))
+    assert digests(base) == digests(small_data(batch=2, lanes=2))
     seen = {digests(base)[0]}
     for other in (
-        StreamOptions(batch=2, lanes=2, seed=1),
-        StreamOptions(batch=2, lanes=2, flip=0.0),
-        StreamOptions(batch=2, lanes=2, flip=1.0),
-        StreamOptions(batch=2, lanes=2, resize_high=1.6),
-        StreamOptions(batch=2, lanes=2, fit="warp"),
-        StreamOptions(batch=2, lanes=2, fit="resize"),
-        StreamOptions(batch=2, lanes=2, augment=False),
+        small_data(batch=2, lanes=2, seed=1),
+        small_data(batch=2, lanes=2, flip=0.0),
+        small_data(batch=2, lanes=2, flip=1.0),
+        small_data(batch=2, lanes=2, resize_high=1.6),
+        small_data(batch=2, lanes=2, fit="warp"),
+        small_data(batch=2, lanes=2, fit="resize"),
+        small_data(batch=2, lanes=2, augment=False),
     ):
         seen.add(digests(other)[0])
     assert len({identity for identity, _ in seen}) >= 7

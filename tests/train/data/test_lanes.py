@@ -12,7 +12,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.rng import derive_key, permutation
 from jigsaw_pretrain.train.data import lanes
 from jigsaw_pretrain.train.data.lanes import UNIT_WEIGHT, GroupLanes, class_weights, resample_by_class
-from jigsaw_pretrain.train.recipe import StreamOptions
+from tests.helpers.sources import small_data
 from tests.helpers.stores import lines
 from tests.helpers.tiny import make_dataset
 
@@ -168,7 +168,7 @@ def test_batches_are_balanced_whatever_the_ranks(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, {"S": [25, 14], "T": [11, 9, 3], "W": [20]})
     plain = lines(dataset)
     for balance in ("sqrt", "uniform"):
-        options = StreamOptions(batch=16, lanes=8, balance=balance)
+        options = small_data(batch=16, lanes=8, balance=balance)
         found = lines(dataset, options=options)
         assert found != plain
         assert lines(dataset, options=options, world=2, workers=2, first=2, steps=3) == found[2:]
@@ -178,6 +178,6 @@ def test_a_manifest_without_counts_is_refused(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, {"S": [9]})
     dataset.description.totals.pop("by_label")
     with pytest.raises(UserError, match="does not count crops by label"):
-        lines(dataset, options=StreamOptions(batch=16, lanes=8, balance="sqrt"))
-    with pytest.raises(UserError, match="balance 'cubic' is not one of"):
-        StreamOptions(balance="cubic")
+        lines(dataset, options=small_data(batch=16, lanes=8, balance="sqrt"))
+    with pytest.raises(UserError, match="balance must be one of"):
+        small_data(balance="cubic")

@@ -11,15 +11,13 @@ import torch
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
 from jigsaw_pretrain.train.data.loader import IN_FLIGHT, JigsawLoader, loaders_of
-from jigsaw_pretrain.train.recipe import StreamOptions
+from tests.helpers.sources import small_data
 from tests.helpers.tiny import all_crops, make_dataset, spoil
 
-TEMPLATE = Template(96, 32)
-OPTIONS = StreamOptions(batch=16, lanes=8)
+OPTIONS = small_data(batch=16, lanes=8)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,6 @@ def lines(
 ) -> list[str]:
     loaders = loaders_of(
         dataset,
-        TEMPLATE,
         OPTIONS,
         world=world,
         workers=workers,
@@ -85,12 +82,12 @@ def test_a_far_step_opens_no_more_units_than_a_near_one(dataset: Dataset, monkey
 
 
 def test_batches_have_their_shapes_and_a_rank_its_lanes(dataset: Dataset) -> None:
-    whole = next(iter(JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=0)))
+    whole = next(iter(JigsawLoader(dataset, OPTIONS, workers=0)))
     assert whole.images.shape == (16, 96, 96, 3) and whole.images.dtype == torch.uint8
     assert whole.labels.shape == (16, 4) and whole.labels.dtype == torch.int64
     assert whole.groups.shape == (16, 4) and whole.groups.dtype == torch.uint8
     assert whole.digests is None and whole.replaced == 0
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, rank=1, world=2, workers=2)
+    loader = JigsawLoader(dataset, OPTIONS, rank=1, world=2, workers=2)
     assert loader.lanes_per_rank == 4
     part = next(iter(loader))
     lanes = whole.images.view(8, 2, 96, 96, 3)[1::2]
@@ -102,7 +99,7 @@ def test_batches_have_their_shapes_and_a_rank_its_lanes(dataset: Dataset) -> Non
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_batch_stays_valid_until_the_next_but_one(dataset: Dataset, workers: int) -> None:
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=workers)
+    loader = JigsawLoader(dataset, OPTIONS, workers=workers)
     batches = iter(loader)
     for _ in range(4):
         batch = next(batches)
@@ -118,7 +115,7 @@ def test_a_batch_stays_valid_until_the_next_but_one(dataset: Dataset, workers: i
 
 
 def test_a_second_iterator_starts_anew(dataset: Dataset) -> None:
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=1, start_step=2)
+    loader = JigsawLoader(dataset, OPTIONS, workers=1, start_step=2)
     assert [next(iter(loader)).step for _ in range(2)] == [2, 2]
     loader.close()
     loader.close()
@@ -130,20 +127,20 @@ def test_more_workers_than_lanes_are_not_started(dataset: Dataset, expected: lis
 
 def test_what_cannot_be_shared_is_refused_with_the_remedy(dataset: Dataset) -> None:
     with pytest.raises(UserError, match=r"8 lanes cannot be shared .* 3 processes: run on one of \[1, 2, 4, 8\]"):
-        JigsawLoader(dataset, TEMPLATE, OPTIONS, world=3)
-    with pytest.raises(UserError, match=r"--lanes of \[16\]"):
-        JigsawLoader(dataset, TEMPLATE, OPTIONS, world=16)
+        JigsawLoader(dataset, OPTIONS, world=3)
+    with pytest.raises(UserError, match=r"data.lanes .*\[16\]"):
+        JigsawLoader(dataset, OPTIONS, world=16)
     with pytest.raises(UserError, match="rank 2"):
-        JigsawLoader(dataset, TEMPLATE, OPTIONS, rank=2, world=2)
+        JigsawLoader(dataset, OPTIONS, rank=2, world=2)
     with pytest.raises(UserError, match="workers -1"):
-        JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=-1)
+        JigsawLoader(dataset, OPTIONS, workers=-1)
 
 
 def test_replacements_are_counted_across_workers(tmp_path: Path) -> None:
     damaged = make_dataset(tmp_path, {"S": [16], "T": [8], "W": [8]})
     spoil(damaged, next(iter(all_crops(damaged))))
     for workers in (0, 2):
-        loader = JigsawLoader(damaged, TEMPLATE, OPTIONS, workers=workers, stop_step=4)
+        loader = JigsawLoader(damaged, OPTIONS, workers=workers, stop_step=4)
         # Every lane draws every S crop once in 8 jigsaws: 8 lanes, 8 jigsaws each.
         assert sum(batch.replaced for batch in loader) == 8
 
@@ -152,7 +149,7 @@ def test_a_users_mistake_in_a_worker_stays_one_line(tmp_path: Path) -> None:
     broken = make_dataset(tmp_path, {"S": [6], "T": [3], "W": [3]})
     (tmp_path / layout.SHARDS / "W-000000.tar").unlink()
     with pytest.raises(UserError) as caught:
-        next(iter(JigsawLoader(broken, TEMPLATE, OPTIONS, workers=2)))
+        next(iter(JigsawLoader(broken, OPTIONS, workers=2)))
     assert "W-000000.tar is missing" in caught.value.message and "\n" not in caught.value.message
 
 
@@ -165,7 +162,7 @@ def children() -> list[int]:
 
 def test_a_dead_worker_ends_the_run_with_its_reason(dataset: Dataset) -> None:
     before = set(children())
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=2)
+    loader = JigsawLoader(dataset, OPTIONS, workers=2)
     batches = iter(loader)
     next(batches)
     workers = set(children()) - before
@@ -181,7 +178,7 @@ def test_a_dead_worker_ends_the_run_with_its_reason(dataset: Dataset) -> None:
 
 def test_workers_leave_signals_to_the_rank_and_end_with_the_loader(dataset: Dataset) -> None:
     before = set(children())
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=2)
+    loader = JigsawLoader(dataset, OPTIONS, workers=2)
     batches = iter(loader)
     next(batches)
     for worker in set(children()) - before:

@@ -19,9 +19,10 @@ from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader, check_shared_memory
 from jigsaw_pretrain.train.data.remote import AHEAD, THREADS_PER_GROUP, ReadOptions
-from jigsaw_pretrain.train.recipe import StreamOptions
+from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.servers import FaultyProxy, Store
-from tests.helpers.stores import OPTIONS, TEMPLATE, gets, lines, proxied_store, upload
+from tests.helpers.sources import small_data
+from tests.helpers.stores import OPTIONS, gets, lines, proxied_store, upload
 from tests.helpers.tiny import make_dataset
 
 
@@ -72,7 +73,7 @@ def test_forkserver_and_a_resume_on_other_ranks(remote: Remote, tmp_path: Path) 
 
 @pytest.mark.slow(seconds=6)
 def test_a_far_step_costs_a_request_a_stream(remote: Remote, tmp_path: Path) -> None:
-    options = StreamOptions(batch=8, lanes=8)
+    options = small_data(batch=8, lanes=8)
     big = make_dataset(tmp_path / "big", {"S": [12] * 40, "T": [6] * 40, "W": [6] * 40})
     url = upload(remote.store, tmp_path / "big", "big")
     access = ReadOptions(cache=tmp_path / "cache")
@@ -92,7 +93,7 @@ def test_a_far_step_costs_a_request_a_stream(remote: Remote, tmp_path: Path) -> 
     assert len(opened) > under_way and set(asked[: len(opened) - under_way]) <= opened
 
 
-def shard_of(dataset: Dataset, options: StreamOptions, lane: int, group: str) -> str:
+def shard_of(dataset: Dataset, options: DataOptions, lane: int, group: str) -> str:
     of_group = dataset.of_group(group)
     lanes = GroupLanes([shard.crops for shard in of_group], options.lane_count, key_of_text(0, f"group {group}"))
     return of_group[lanes.locate(lane, 0).shard].name
@@ -122,7 +123,7 @@ def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pyt
     many = make_dataset(tmp_path / "many", {"S": [10] * 24, "T": [5] * 20, "W": [5] * 20})
     access = ReadOptions(cache=None, read_timeout=0.5, read_retries=30)
     dataset = access.open_dataset(upload(remote.store, tmp_path / "many", "many"))
-    options = StreamOptions(batch=4, lanes=4)
+    options = small_data(batch=4, lanes=4)
     expected = lines(many, steps=200, options=options)
     remote.proxy.faults, remote.proxy.stall = TwentyOfEach(), 1.0
     before = len(remote.proxy.log)
@@ -173,7 +174,7 @@ def test_a_flipped_byte_is_found_and_named_or_skipped(
     found = lines(dataset, skipping, workers=workers, steps=8)
     # The position alone decides what stands in: a later start finds the same.
     assert lines(dataset, skipping, workers=1, world=2, first=5, steps=3) == found[5:]
-    loader = JigsawLoader(dataset, TEMPLATE, OPTIONS, workers=workers, stop_step=8, access=skipping)
+    loader = JigsawLoader(dataset, OPTIONS, workers=workers, stop_step=8, access=skipping)
     batches = list(loader)
     assert [name for name, _ in batches[-1].left_out] == ["S-000001.tar"]
     assert all(batch.replaced == 0 for batch in batches)
@@ -194,12 +195,12 @@ def test_too_small_a_cache_is_said_with_the_figure(remote: Remote, tmp_path: Pat
     access = ReadOptions(cache=tmp_path, cache_bytes=1000)
     dataset = access.open_dataset(remote.url)
     with pytest.raises(UserError, match="may hold 1,000 bytes") as caught:
-        JigsawLoader(dataset, TEMPLATE, OPTIONS, access=access)
+        JigsawLoader(dataset, OPTIONS, access=access)
     needed = int(caught.value.message.split("--cache-bytes ")[1].split()[0])
     assert needed == sum(shard.bytes for shard in dataset.shards)
-    JigsawLoader(dataset, TEMPLATE, OPTIONS, access=replace(access, cache_bytes=needed))
+    JigsawLoader(dataset, OPTIONS, access=replace(access, cache_bytes=needed))
     # A folder needs no cache.
-    JigsawLoader(remote.local, TEMPLATE, OPTIONS, access=access)
+    JigsawLoader(remote.local, OPTIONS, access=access)
 
 
 def test_shared_memory_too_small_is_said_with_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.pretraining import execute
 from tests.helpers.jobs import SMALL, plain_for_vgg11, rows, same, small_job, synthetic, untimed
-from tests.helpers.settings import REPOSITORY, SOAK
+from tests.helpers.settings import REPOSITORY, SOAK, sets
 from tests.helpers.tiny import make_dataset
 from tests.helpers.two_ranks import BN_FREE
 
@@ -26,7 +26,7 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     make_dataset(folder / "data", {"S": [30], "T": [10], "W": [12]})
-    settings = [part for setting in (*SMALL, "steps=3", "batch=8") for part in ("--set", setting)]
+    settings = [part for setting in (*SMALL, "optim.steps=3", "data.batch=8") for part in ("--set", setting)]
     # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
     command = [*LAUNCH, "-m", "tests.helpers.two_ranks", "--", str(folder), "--log-digest", "--workers", "1"]
     command += ["--data", str(folder / "data"), "--run", str(folder / "run"), *settings]
@@ -101,20 +101,8 @@ def test_refusals_reach_every_rank(played: Path) -> None:
 
 def test_the_command_logs_the_digests_of_one_process(played: Path) -> None:
     assert (played / "out.txt").read_text().count("step 3/3") == 1
-    command = [
-        "digest",
-        "--data",
-        str(played / "data"),
-        "--batch",
-        "8",
-        "--lanes",
-        "4",
-        "--size",
-        "64",
-        "--split",
-        "32",
-    ]
-    printed = CliRunner().invoke(main, [*command, "--split", "32", "--steps", "3"]).output
+    command = ["digest", "--data", str(played / "data"), *sets(*SMALL, "data.batch=8")]
+    printed = CliRunner().invoke(main, [*command, "--steps", "3"]).output
     assert (played / "run" / "digest.txt").read_text() in printed
     assert len(rows(played / "run")) == 3
 
@@ -122,7 +110,7 @@ def test_the_command_logs_the_digests_of_one_process(played: Path) -> None:
 @pytest.mark.skipif(not SOAK, reason="a minute; make soak runs it")
 def test_torchrun_restarts_after_a_killed_rank(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", {"S": [30], "T": [10], "W": [12]})
-    chosen = (*SMALL, "steps=20", "batch=8", "checkpoint_every=2")
+    chosen = (*SMALL, "optim.steps=20", "data.batch=8", "run.checkpoint_every=2")
     settings = [part for setting in chosen for part in ("--set", setting)]
     command = [*LAUNCH, "--max-restarts", "2", "-m", "tests.helpers.dying_rank", "--", str(tmp_path / "run")]
     command += ["--data", str(tmp_path / "data"), "--workers", "1", *settings]

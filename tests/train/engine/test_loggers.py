@@ -15,7 +15,7 @@ from tests.helpers.tiny import make_dataset
 def test_tensorboard_holds_scalars_and_pictures_and_resumes(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     make_dataset(tmp_path / "data", {"S": [20], "T": [8], "W": [8]})
-    settings = [part for setting in (*SMALL, "steps=4", "erf_every=2") for part in ("--set", setting)]
+    settings = [part for setting in (*SMALL, "optim.steps=4", "loss.erf_every=2") for part in ("--set", setting)]
     arguments = ["pretrain", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--workers", "0"]
     for more in (["--stop-after", "2"], ["--resume"]):
         result = CliRunner().invoke(main, [*arguments, *settings, *more])

@@ -17,12 +17,12 @@ from jigsaw_pretrain.train.engine.pretraining import TrainingJob, announce, exec
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import crowded_forward, same, small_job, synthetic
 
 MACHINE = MachineOptions()
 
-PLAIN = ("backbone=tests.helpers.own:plain", "steps=6", "log_every=2")
+PLAIN = ("model.backbone=tests.helpers.own:plain", "optim.steps=6", "run.log_every=2")
 
 
 def newest(job: TrainingJob) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def run(
 
 
 def test_accumulated_gradients_are_the_batches(tmp_path: Path) -> None:
-    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", "micro_batch=1")
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", "optim.micro_batch=1")
     for name, value in whole["model"].items():
         torch.testing.assert_close(value, parts["model"][name], rtol=1e-4, atol=1e-6)
     assert not same(whole["model"], parts["model"])
 
 
 def test_micro_batches_are_what_batch_statistics_are_of(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "steps=3", "micro_batch=2", "warmup_steps=1")
+    job = small_job(tmp_path, "optim.steps=3", "optim.micro_batch=2", "optim.warmup_steps=1")
     state = execute(job, synthetic(job)).model.state_dict()
     counters = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
     assert counters == {6}
@@ -56,7 +56,7 @@ def test_average_compile_accumulation_and_resume_compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step, "BACKEND", "aot_eager")
-    settings = ("ema=0.5", "micro_batch=2", "precision=bf16", "clip_norm=1.5")
+    settings = ("optim.ema=0.5", "optim.micro_batch=2", "run.precision=bf16", "optim.clip_norm=1.5")
     machine = MachineOptions(compile="on")
     whole = run(tmp_path / "whole", *settings, machine=machine)
     half = run(tmp_path / "halves", *settings, machine=machine, stop_after=3)
@@ -73,15 +73,22 @@ def test_average_compile_accumulation_and_resume_compose(
 
 
 def test_fp16_keeps_its_loss_scale_over_a_restart(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "precision=fp16")
+    whole = run(tmp_path / "whole", "run.precision=fp16")
     assert whole["scaler"]["_growth_tracker"] > 0 or whole["scaler"]["scale"] < 65536
-    run(tmp_path / "halves", "precision=fp16", stop_after=4)
-    assert same(run(tmp_path / "halves", "precision=fp16"), whole)
+    run(tmp_path / "halves", "run.precision=fp16", stop_after=4)
+    assert same(run(tmp_path / "halves", "run.precision=fp16"), whole)
     assert run(tmp_path / "plain")["scaler"] == {}
 
 
 def test_a_clipped_step_is_as_long_as_the_limit(tmp_path: Path) -> None:
-    settings = ("steps=1", "warmup_steps=1", "clip_norm=0.001", "weight_decay=0", "lr_start=0.1", "log_every=1")
+    settings = (
+        "optim.steps=1",
+        "optim.warmup_steps=1",
+        "optim.clip_norm=0.001",
+        "optim.weight_decay=0",
+        "optim.lr_start=0.1",
+        "run.log_every=1",
+    )
     job = small_job(tmp_path, *PLAIN, *settings)
     before = build_state(job.recipe, 6, Ranks()).model.state_dict()
     after = run(tmp_path, *settings)["model"]
@@ -111,9 +118,11 @@ def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError) as refusal:
         run(tmp_path, machine=MachineOptions(compile=compiling))
     assert "out of memory with 4 jigsaws of 64 x 64 pixels at once: 1 fit" in refusal.value.message
-    assert "--set micro_batch=1: 4 micro-batches per step and process keep the batch of 4" in refusal.value.message
+    assert (
+        "--set optim.micro_batch=1: 4 micro-batches per step and process keep the batch of 4" in refusal.value.message
+    )
     assert not (tmp_path / "run.json").exists()
-    assert run(tmp_path, "micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
+    assert run(tmp_path, "optim.micro_batch=1", machine=MachineOptions(compile=compiling))["step"] == 6
 
 
 def test_no_memory_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,19 +154,19 @@ def test_a_rehearsal_exchanges_no_batch_statistics(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
-    recipe = load_recipe(None, ["batch=16", "lanes=4", "micro_batch=3"])
-    with pytest.raises(UserError, match=r"micro_batch = 3 does not divide the 8 .* choose one of \[1, 2, 4, 8\]"):
+    recipe = Recipe.load(None, ["data.batch=16", "data.lanes=4", "optim.micro_batch=3"])
+    with pytest.raises(UserError, match=r"optim.micro_batch = 3 does not divide the 8 .* choose one of \[1, 2, 4, 8\]"):
         micro_batch_of(recipe, 2)
-    assert micro_batch_of(replace(recipe, micro_batch=64), 2) == 8
-    with pytest.raises(UserError, match="sync_bn = true: torch shares batch statistics between GPUs only"):
-        build_state(small_job(tmp_path, "sync_bn=true").recipe, 6, Ranks(0, 2))
-    for setting in ("precision=fp8", "ema=1", "micro_batch=0", "clip_norm=-1"):
-        with pytest.raises(UserError, match=f"recipe: {setting.split('=')[0]} = "):
-            load_recipe(None, [setting])
+    assert micro_batch_of(recipe.updated("optim.micro_batch=64"), 2) == 8
+    with pytest.raises(UserError, match="model.sync_bn = true: torch shares batch statistics between GPUs only"):
+        build_state(small_job(tmp_path, "model.sync_bn=true").recipe, 6, Ranks(0, 2))
+    for setting in ("run.precision=fp8", "optim.ema=1", "optim.micro_batch=0", "optim.clip_norm=-1"):
+        with pytest.raises(UserError, match=setting.split("=")[0]):
+            Recipe.load(None, [setting])
 
 
 def test_small_shares_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = small_job(tmp_path, *PLAIN, "micro_batch=4")
+    job = small_job(tmp_path, *PLAIN, "optim.micro_batch=4")
     announce(job, build_state(job.recipe, 6, Ranks()), 6)
     assert "batch statistics" not in caplog.text
     halves = replace(job, ranks=Ranks(0, 2))

@@ -30,7 +30,7 @@ def newest(folder: Path) -> dict[str, object]:
 @pytest.mark.slow(seconds=11)
 def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
     # It has batch statistics and stochastic depth.
-    settings = ("backbone=efficientnet_b0", "steps=20", "checkpoint_every=7", "log_every=3")
+    settings = ("model.backbone=efficientnet_b0", "optim.steps=20", "run.checkpoint_every=7", "run.log_every=3")
     whole, halves = small_job(tmp_path / "whole", *settings), small_job(tmp_path / "halves", *settings)
     execute(whole, synthetic(whole))
     execute(halves, synthetic(halves), stop_after=10)
@@ -54,7 +54,15 @@ def test_ten_and_ten_steps_are_twenty_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=18)
 def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = ("backbone=resnet18", "batch=16", "lanes=4", "steps=30", "warmup_steps=3", "lr_batch=16", "lr_peak=0.05")
+    settings = (
+        "model.backbone=resnet18",
+        "data.batch=16",
+        "data.lanes=4",
+        "optim.steps=30",
+        "optim.warmup_steps=3",
+        "optim.lr_batch=16",
+        "optim.lr_peak=0.05",
+    )
     job = small_job(tmp_path, *settings)
     state = execute(job, synthetic(job))
     found = rows(tmp_path)
@@ -84,7 +92,7 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: str) -> None:
-    job = small_job(tmp_path, f"strategy={strategy}", "steps=2", "warmup_steps=1")
+    job = small_job(tmp_path, f"loss.strategy={strategy}", "optim.steps=2", "optim.warmup_steps=1")
     assert execute(job, synthetic(job)).tables == ()
     assert len(rows(tmp_path)) == 2
 
@@ -101,7 +109,7 @@ class Interrupted(SyntheticSource):
 
 def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
     recipe = job.recipe
-    return Interrupted(recipe.template, recipe.batch, recipe.stream.lane_count, first, end)
+    return Interrupted(recipe.data.template, recipe.data.batch, recipe.data.lane_count, first, end)
 
 
 @pytest.mark.slow(seconds=4)
@@ -126,7 +134,7 @@ def test_failing_data_is_reported_after_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "lr_start=1e30", "lr_peak=1e30", "log_every=1", "checkpoint_every=1")
+    job = small_job(tmp_path, "optim.lr_start=1e9", "optim.lr_peak=1e9", "run.log_every=1", "run.checkpoint_every=1")
     with pytest.raises(UserError, match=r"the loss of step \d is nan.*lower lr_peak"):
         execute(job, synthetic(job))
     content = newest(tmp_path)
@@ -135,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: P
 
 @pytest.mark.slow(seconds=3)
 def test_a_finished_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = small_job(tmp_path, "steps=2", "warmup_steps=1")
+    job = small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=1")
     execute(job, synthetic(job))
     job.folder.backbone.unlink()
     before = job.folder.metrics.read_text()
@@ -147,13 +155,18 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
     job = small_job(tmp_path)
     execute(job, synthetic(job), stop_after=1)
-    settings = tuple(f"{key}={json.dumps(value)}" for key, value in job.recipe.to_dict().items() if value is not None)
+    settings = tuple(
+        f"{section}.{key}={json.dumps(value)}"
+        for section, table in job.recipe.to_dict().items()
+        for key, value in table.items()
+        if value is not None
+    )
     with pytest.raises(UserError, match="already holds a run: add --resume"):
         choose_recipe(job.folder, None, settings, resume=False)
     assert choose_recipe(job.folder, None, (), resume=True) == job.recipe
     assert choose_recipe(job.folder, None, settings, resume=True) == job.recipe
     with pytest.raises(UserError, match="another recipe .*tau = 0.5, was 0.7"):
-        choose_recipe(job.folder, None, ("tau=0.5",), resume=True)
+        choose_recipe(job.folder, None, ("loss.tau=0.5",), resume=True)
     with pytest.raises(UserError, match="another recipe .*backbone = resnet50, was shufflenet"):
         choose_recipe(job.folder, REPOSITORY / "recipes" / "paper-r50.toml", (), resume=True)
     renamed = replace(job, origin=Origin(("other", *ORIGIN.classes[1:]), ORIGIN.fingerprint))
@@ -165,14 +178,14 @@ def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
 
 
 def test_a_template_off_the_grid_is_refused_before_the_run_begins(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "template_split=40")
+    job = small_job(tmp_path, "data.template_split=40")
     with pytest.raises(UserError, match="off the backbone's grid of stride 32"):
         execute(job, synthetic(job))
     assert not job.folder.begun
 
 
 def test_a_warm_up_as_long_as_the_run_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = small_job(tmp_path, "steps=2", "warmup_steps=10")
+    job = small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=10")
     execute(job, synthetic(job))
     assert "the warm-up (10 steps)" in caplog.text
 
@@ -194,7 +207,7 @@ class Slow(Callback):
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_step(tmp_path: Path) -> None:
-    settings = ("checkpoint_every=2", "keep_checkpoints=3")
+    settings = ("run.checkpoint_every=2", "run.keep_checkpoints=3")
     plain, slow = small_job(tmp_path / "plain", *settings), small_job(tmp_path / "slow", *settings)
     execute(plain, synthetic(plain))
     callback = Slow()
@@ -207,7 +220,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_ste
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_error(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "checkpoint_every=2", "steps=200")
+    job = small_job(tmp_path, "run.checkpoint_every=2", "optim.steps=200")
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(UserError, match=r"checkpoint of step \d+ cannot be written .*make room, then --resume"):
         execute(job, synthetic(job))
@@ -215,7 +228,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_error(tmp_pat
 
 
 def test_a_run_leaves_torchs_random_state_and_switches_as_they_were(tmp_path: Path) -> None:
-    job = small_job(tmp_path, "steps=1", "warmup_steps=1", "tf32=false")
+    job = small_job(tmp_path, "optim.steps=1", "optim.warmup_steps=1", "run.tf32=false")
     before = torch.get_rng_state(), torch.backends.cudnn.allow_tf32
     execute(replace(job, machine_options=MachineOptions(deterministic=True)), synthetic(job))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.backends.cudnn.allow_tf32

@@ -28,7 +28,14 @@ def test_a_step_and_an_export(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     if name.startswith("vgg"):
         # Most of its time goes to drawing the 120 million weights of a classifier that is dropped.
         monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *given, **named: tensor)
-    settings = (f"backbone={name}", "batch=2", "lanes=2", "steps=1", "warmup_steps=1", "lr_batch=2")
+    settings = (
+        f"model.backbone={name}",
+        "data.batch=2",
+        "data.lanes=2",
+        "optim.steps=1",
+        "optim.warmup_steps=1",
+        "optim.lr_batch=2",
+    )
     job = small_job(tmp_path / "run", *settings)
     execute(job, synthetic(job))
     assert len(rows(tmp_path / "run")) == 1

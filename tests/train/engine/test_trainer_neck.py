@@ -19,14 +19,21 @@ from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_
 from jigsaw_pretrain.train.engine.state import State, build_model, build_state, region_maps
 from jigsaw_pretrain.train.engine.trainer import Trainer
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.recipe import load_recipe
+from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.commands import call
 from tests.helpers.detection import TINY
 from tests.helpers.exports import CLASSES, exported, normalised, picture, run_in
 from tests.helpers.jobs import rows, same, small_job, synthetic, untimed
 from tests.helpers.references import erf_adaptive_by_hand, weights_by_hand
 
-FPN = (f"backbone={TINY}", "neck=fpn", "neck_channels=8", "batch=2", "lanes=2", "log_every=1")
+FPN = (
+    f"model.backbone={TINY}",
+    "model.neck=fpn",
+    "model.neck_channels=8",
+    "data.batch=2",
+    "data.lanes=2",
+    "run.log_every=1",
+)
 
 
 def begun(folder: Path, *settings: str) -> tuple[TrainingJob, Trainer[PretrainingTask], State]:
@@ -66,8 +73,8 @@ def test_every_level_has_a_table_that_sums_to_one_and_its_own_share_of_the_loss(
     for table, region_map, level in zip(state.tables, maps, logits, strict=True):
         assert torch.allclose(table.weights.sum(dim=0), torch.ones(region_map.shape), atol=1e-6)
         own = table.weights.gather(0, region_map[None])
-        assert (own >= job.recipe.tau - 1e-6).all()
-        expected = weights_by_hand(table.masses.double().numpy(), region_map.numpy(), job.recipe.tau)
+        assert (own >= job.recipe.loss.tau - 1e-6).all()
+        expected = weights_by_hand(table.masses.double().numpy(), region_map.numpy(), job.recipe.loss.tau)
         np.testing.assert_allclose(table.weights.numpy(), expected, atol=1e-5)
         assert level.shape[2:] == region_map.shape
     row = trainer.flush()[0]
@@ -98,7 +105,7 @@ def test_the_loss_is_the_mean_of_equation_1_over_the_levels(tmp_path: Path) -> N
 
 
 def test_a_neck_run_resumes_bit_for_bit_and_leaves_backbone_and_pyramid(tmp_path: Path) -> None:
-    settings = (*FPN, "steps=4", "erf_every=3", "checkpoint_every=2", "ema=0.5")
+    settings = (*FPN, "optim.steps=4", "loss.erf_every=3", "run.checkpoint_every=2", "optim.ema=0.5")
     whole, halves = small_job(tmp_path / "whole", *settings), small_job(tmp_path / "halves", *settings)
     execute(whole, synthetic(whole))
     execute(halves, synthetic(halves), stop_after=2)
@@ -120,7 +127,7 @@ def test_a_neck_run_resumes_bit_for_bit_and_leaves_backbone_and_pyramid(tmp_path
 
 @pytest.mark.parametrize("strategy", ["block-wise", "global"])
 def test_the_other_strategies_train_every_level(tmp_path: Path, strategy: str) -> None:
-    job, trainer, state = begun(tmp_path, f"strategy={strategy}", "norm=gn")
+    job, trainer, state = begun(tmp_path, f"loss.strategy={strategy}", "model.norm=gn")
     trainer.step(next(iter(synthetic(job)(0, 1))), 0.0)
     assert state.tables == () and len(trainer.flush()[0]["loss_by_level"]) == 4
     assert any(isinstance(part, nn.GroupNorm) for part in state.model.get_submodule("neck").modules())
@@ -130,9 +137,9 @@ def test_what_has_no_stages_is_refused() -> None:
     for name in ("swin_t", "tests.helpers.own:plain", "timm:resnet18"):
         with pytest.raises(UserError, match="stages of strides 4, 8, 16 and 32"):
             backbones.build(name, multi_level=True)
-    with pytest.raises(UserError, match="recipe: neck = fpm must be one of none, fpn"):
-        load_recipe(None, ["neck=fpm"])
-    assert load_recipe(None, ["neck=none"]).neck == "none"
+    with pytest.raises(UserError, match="model.neck must be one of none, fpn"):
+        Recipe.load(None, ["model.neck=fpm"])
+    assert Recipe.load(None, ["model.neck=none"]).model.neck == "none"
 
 
 def make_run(folder: Path, *settings: str) -> Any:
@@ -140,7 +147,7 @@ def make_run(folder: Path, *settings: str) -> Any:
     recipe = small_job(folder, *settings).recipe
     torch.manual_seed(0)
     _, model = build_model(recipe, len(CLASSES) + 1)
-    describe_run(RunFolder(folder), recipe, Origin(CLASSES, "0" * 64), {"name": recipe.backbone})
+    describe_run(RunFolder(folder), recipe, Origin(CLASSES, "0" * 64), {"name": recipe.model.backbone})
     save_checkpoint(RunFolder(folder).checkpoints, 3, {"model": model.state_dict(), "recipe": recipe.to_dict()}, 1)
     return model.eval()
 
@@ -148,10 +155,16 @@ def make_run(folder: Path, *settings: str) -> Any:
 @pytest.mark.slow(seconds=9)
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_the_exported_neck_loads_strictly_into_torchvisions_detectors(tmp_path: Path, norm: str) -> None:
-    mean, std = "mean=[0.4, 0.5, 0.6]", "std=[0.2, 0.25, 0.3]"
+    mean, std = "data.mean=[0.4, 0.5, 0.6]", "data.std=[0.2, 0.25, 0.3]"
     backbone, width = ("resnet50", 256) if norm == "bn" else ("resnet18", 64)
     model = make_run(
-        tmp_path / "run", f"backbone={backbone}", "neck=fpn", f"neck_channels={width}", f"norm={norm}", mean, std
+        tmp_path / "run",
+        f"model.backbone={backbone}",
+        "model.neck=fpn",
+        f"model.neck_channels={width}",
+        f"model.norm={norm}",
+        mean,
+        std,
     )
     code = exported(tmp_path / "run", "torchvision-fpn", tmp_path / "fpn.pth")
     found = run_in(tmp_path, code)["detector"].backbone.double().eval()
@@ -168,15 +181,15 @@ def test_the_exported_neck_loads_strictly_into_torchvisions_detectors(tmp_path: 
 
 @pytest.mark.slow(seconds=3)
 def test_a_plain_backbone_is_exported_from_a_neck_run_and_no_neck_from_a_plain_one(tmp_path: Path) -> None:
-    make_run(tmp_path / "neck", f"backbone={TINY}", "neck=fpn", "neck_channels=8")
+    make_run(tmp_path / "neck", f"model.backbone={TINY}", "model.neck=fpn", "model.neck_channels=8")
     said = call("export", "--run", tmp_path / "neck", "--to", "torchvision", "--out", tmp_path / "b.pth").output
     assert "--to torchvision-fpn has the neck's weights too" in said
     state = torch.load(tmp_path / "b.pth", weights_only=True)
     assert all(name.startswith(("conv1", "bn1", "layer")) for name in state)
-    make_run(tmp_path / "plain", f"backbone={TINY}")
+    make_run(tmp_path / "plain", f"model.backbone={TINY}")
     refused = call("export", "--run", tmp_path / "plain", "--to", "torchvision-fpn", "--out", tmp_path / "f.pth")
     assert refused.exit_code == 2 and "has no neck" in refused.output and not (tmp_path / "f.pth").exists()
-    make_run(tmp_path / "other", "backbone=shufflenet_v2_x0_5", "neck=fpn", "neck_channels=8")
+    make_run(tmp_path / "other", "model.backbone=shufflenet_v2_x0_5", "model.neck=fpn", "model.neck_channels=8")
     refused = call("export", "--run", tmp_path / "other", "--to", "torchvision-fpn", "--out", tmp_path / "f.pth")
     assert refused.exit_code == 2 and "feature pyramids on ResNets" in refused.output
 
@@ -188,8 +201,15 @@ def test_the_commands_take_a_neck_run(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", {"S": [12], "T": [6], "W": [6]})
     make_dataset(tmp_path / "held", {"S": [12], "T": [6], "W": [6]}, seed=1)
     data, run = tmp_path / "data", tmp_path / "run"
-    sets = (f"backbone={TINY}", "neck_channels=8", "template_size=64", "template_split=32", "batch=4", "steps=2")
-    settings = [part for one in (*sets, "lr_peak=0.1", "warmup_steps=1") for part in ("--set", one)]
+    sets = (
+        f"model.backbone={TINY}",
+        "model.neck_channels=8",
+        "data.template_size=64",
+        "data.template_split=32",
+        "data.batch=4",
+        "optim.steps=2",
+    )
+    settings = [part for one in (*sets, "optim.lr_peak=0.1", "optim.warmup_steps=1") for part in ("--set", one)]
     options = ("--workers", 0, "--device", "cpu")
     begin = ("pretrain", "--data", data, "--run", run, "--neck", "fpn", *options, *settings, "--log", "none")
     said = call(*begin, "--val-data", tmp_path / "held", "--val-every", 1)

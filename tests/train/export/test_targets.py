@@ -22,7 +22,7 @@ from tests.helpers.jobs import same, small_job
 
 def make_run(folder: Path, backbone: str, norm: str = "bn") -> nn.Module:
     """A run with a checkpoint of random weights and batch statistics; returns its model."""
-    settings = (f"backbone={backbone}", f"mean={list(MEAN)}", f"std={list(STD)}", f"norm={norm}")
+    settings = (f"model.backbone={backbone}", f"data.mean={list(MEAN)}", f"data.std={list(STD)}", f"model.norm={norm}")
     recipe = small_job(folder, *settings).recipe
     _, model = build_model(recipe, len(CLASSES) + 1)
     words = torch.Generator().manual_seed(1)
@@ -164,7 +164,7 @@ def test_group_norm_is_kept_by_the_libraries_that_are_checked_and_refused_by_oth
 @pytest.mark.slow(seconds=3)
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "resnet18")
-    _, model = build_model(small_job(tmp_path / "x", "backbone=shufflenet_v2_x0_5").recipe, 3)
+    _, model = build_model(small_job(tmp_path / "x", "model.backbone=shufflenet_v2_x0_5").recipe, 3)
     save_checkpoint(RunFolder(tmp_path / "run").checkpoints, 4, {"model": model.state_dict()}, 1)
     for to, target in TARGETS.items():
         out = tmp_path / f"x{target.suffix}"

@@ -89,13 +89,20 @@ def test_a_bad_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
 def test_a_run_begins_from_a_file_and_needs_it_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "w.pth"
     torch.save(tensors(), file)
-    job = small_job(tmp_path / "run", f"backbone={OWN}", f"init={file}", "lr_start=0", "steps=2", "weight_decay=0")
+    job = small_job(
+        tmp_path / "run",
+        f"model.backbone={OWN}",
+        f"model.init={file}",
+        "optim.lr_start=0",
+        "optim.steps=2",
+        "optim.weight_decay=0",
+    )
     state = execute(job, synthetic(job), stop_after=1)
     assert "begun from" in caplog.text
     assert same(dict(state.model.backbone.state_dict()), tensors())
     file.unlink()
     assert execute(job, synthetic(job)).step == 2
-    bad = small_job(tmp_path / "bad", f"backbone={OWN}", f"init={file}")
+    bad = small_job(tmp_path / "bad", f"model.backbone={OWN}", f"model.init={file}")
     with pytest.raises(UserError, match="is missing"):
         execute(bad, synthetic(bad))
     assert not bad.folder.begun

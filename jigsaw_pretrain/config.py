@@ -1,0 +1,267 @@
+"""Configuration: TOML files and ``--set section.key=value`` become frozen, typed records, with errors of one line.
+
+A configuration is a ``Config`` whose fields are sections, and a section is a ``Record`` of fields that are documented
+below them. Types are msgspec's: ``Literal`` for choices, ``Annotated[float, msgspec.Meta(ge=0, le=1)]`` for bounds (an
+upper one refuses infinity). A value is checked however the record is made, and nothing is converted but a whole number
+to a number and a list to a tuple. Costs microseconds per field. Prefer a command's own option for what does not decide
+the result.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import textwrap
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import msgspec
+
+from jigsaw_pretrain.errors import UserError
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+"""A whole number of things, at least one."""
+
+CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+ShareBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=10**9)]
+
+PositiveOrZero = Annotated[float, msgspec.Meta(ge=0, le=10**9)]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A frozen record whose fields hold values of their declared types and bounds; UserError otherwise.
+
+    Declare subclasses with ``kw_only=True``; checks across fields go into ``__post_init__``, after super's.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for field in msgspec.structs.fields(self):
+            value = _checked(getattr(self, field.name), field.type, f"{type(self).__name__}.{field.name}")
+            msgspec.structs.force_setattr(self, field.name, value)
+
+
+class Config(Record, frozen=True):
+    """A record of sections, read from TOML and settings and written as TOML or plain values."""
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, settings: Iterable[str] = ()) -> Self:
+        """Read a configuration: a TOML file, or the defaults, with settings laid over it.
+
+        Args:
+            path: the TOML file; None for the defaults.
+            settings: ``section.key=value`` each, the value as TOML has it; a bare word is a string and ``none`` is
+                no value. A later one wins.
+
+        Raises:
+            UserError: naming the file or ``--set``, the key with its section, and the remedy.
+        """
+        if path is None:
+            return cls()._with({}, settings, ())
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): name a TOML file, see recipes/") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid TOML: {error}") from error
+        return cls()._with(values, settings, (str(path),))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Read plain values as ``to_dict`` gave them.
+
+        Args:
+            values: a mapping of each section's keys to their values.
+            where: what errors name, such as a file.
+
+        Raises:
+            UserError: for unknown keys and wrong values, and for the flat keys that versions before sections wrote.
+        """
+        keys = {path.partition(".")[2] for path in _kinds(cls)}
+        if any(key in keys and not isinstance(value, Mapping) for key, value in values.items()):
+            raise UserError(
+                f"{where} keeps its recipe without sections, as versions before 0.1.0 did: it cannot be continued or "
+                "read by this version; start a new run"
+            )
+        return cls()._with(values, (), (where,))
+
+    def updated(self, *settings: str) -> Self:
+        """The same with ``section.key=value`` settings laid over it; raises as ``load`` does."""
+        return self._with({}, settings, ())
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section (lists for tuples), for JSON and checkpoints."""
+        values: dict[str, dict[str, Any]] = msgspec.to_builtins(self)
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+            for section, table in values.items()
+        }
+
+    def to_toml(self) -> str:
+        """A TOML file that gives this configuration again; a key without a value is left out."""
+        sections = []
+        for section, table in self.to_dict().items():
+            # JSON's strings, numbers, booleans and lists are TOML's.
+            lines = [
+                f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items() if value is not None
+            ]
+            sections.append("\n".join((f"[{section}]", *lines)) + "\n")
+        return "\n".join(sections)
+
+    def differences(self, other: Self) -> list[str]:
+        """``section.key = mine, was theirs`` for every key that differs."""
+        mine, theirs = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
+        return [f"{key} = {_shown(mine[key])}, was {_shown(theirs[key])}" for key in mine if mine[key] != theirs[key]]
+
+    def _with(self, values: Mapping[str, Any], settings: Iterable[str], sources: tuple[str, ...]) -> Self:
+        """Lay values and then settings over this configuration, each checked under its own source's name."""
+        kinds, found = _kinds(type(self)), dict(_flat(self.to_dict()))
+        for section, table in values.items():
+            if not isinstance(table, Mapping):
+                if section in self.__struct_fields__:
+                    raise UserError(f"{sources[0]}: {section} is a section: write [{section}] and its keys below it")
+                raise _unknown(section, kinds, sources[0])
+            for key, value in table.items():
+                if (path := f"{section}.{key}") not in kinds:
+                    raise _unknown(path, kinds, sources[0])
+                found[path] = _checked(value, kinds[path], f"{sources[0]}: {path}")
+        for setting in settings:
+            path, equals, text = (part.strip() for part in setting.partition("="))
+            if not equals:
+                raise UserError(f"--set {setting}: write it as section.key=value, such as --set optim.steps=200")
+            if path not in kinds:
+                raise _unknown(path, kinds, f"--set {setting}")
+            found[path] = _checked(_value(text, kinds[path]), kinds[path], f"--set {setting}: {path}")
+            sources = (*sources, f"--set {setting}")
+        tables: dict[str, dict[str, Any]] = {}
+        for path, value in found.items():
+            section, _, key = path.partition(".")
+            tables.setdefault(section, {})[key] = value
+        sections = {field.name: field.type for field in msgspec.structs.fields(self)}
+        try:
+            # Built once, from everything: some keys are judged together.
+            return type(self)(**{name: sections[name](**table) for name, table in tables.items()})
+        except UserError as error:
+            raise UserError(f"{', '.join(sources)}: {error.message}" if sources else error.message) from error
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The strings of a ``Literal``, in the order of its declaration."""
+    assert get_origin(kind) is Literal, kind
+    return get_args(kind)
+
+
+def describe(kind: Any) -> str:
+    """What a field's values may be, in words: ``a whole number of at least 1``, ``one of crop, warp, resize``."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe(args[0]) + "".join(_bounds(one) for one in args[1:] if isinstance(one, msgspec.Meta))
+    if origin is Literal:
+        return f"one of {', '.join(args)}"
+    if origin in (Union, UnionType):
+        return " or ".join("none" if one is NoneType else describe(one) for one in args)
+    if origin is tuple:
+        return f"a list of numbers{describe(args[0]).removeprefix('a number')}"
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(kind, str(kind))
+
+
+def reference(kind: type[Config]) -> str:
+    """The sections and fields of a configuration as Markdown, from their types, defaults and docstrings."""
+    parts = []
+    for section in msgspec.structs.fields(kind):
+        said = _field_docs(section.type)
+        parts.append(f"### [{section.name}]\n\n{inspect.cleandoc(section.type.__doc__ or '').splitlines()[0]}\n")
+        parts.append("| key | value | default | what it does |\n| --- | --- | --- | --- |")
+        for field in msgspec.structs.fields(section.type):
+            text = said[field.name].replace("|", "\\|")
+            parts.append(f"| `{field.name}` | {describe(field.type)} | `{_shown(field.default)}` | {text} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """The docstring below each field of a class, in one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, below in pairwise(tree.body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _kinds(kind: type[Config]) -> dict[str, Any]:
+    """The type of each ``section.key``."""
+    return {
+        f"{section.name}.{field.name}": field.type
+        for section in msgspec.structs.fields(kind)
+        for field in msgspec.structs.fields(section.type)
+    }
+
+
+def _flat(values: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for section, table in values.items():
+        for key, value in table.items():
+            yield f"{section}.{key}", value
+
+
+def _unknown(path: str, kinds: Mapping[str, Any], where: str) -> UserError:
+    """The error for a key that does not exist, with the nearest one that does, whatever section it was given in."""
+    by_key = {known.partition(".")[2]: known for known in kinds}
+    near = difflib.get_close_matches(path.rpartition(".")[2], by_key, n=1, cutoff=0.5)
+    sections = dict.fromkeys(known.partition(".")[0] for known in kinds)
+    hint = (
+        f"did you mean {by_key[near[0]]}?" if near else f"the sections are {', '.join(sections)}, see docs/recipes.md"
+    )
+    return UserError(f"{where}: unknown key {path}; {hint}")
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A setting's text as TOML reads it; a bare word is a string, and ``none`` is no value where there may be none."""
+    if text == "none" and NoneType in get_args(kind):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """The value as a field of this type holds it."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where} must be {describe(kind)}, not {_shown(value)}") from error
+
+
+def _bounds(meta: msgspec.Meta) -> str:
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge:,} to {meta.le:,}"
+    words = {"of at least": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
+    said = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+    return f" {said}" if said else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML and ``--set`` have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value)
