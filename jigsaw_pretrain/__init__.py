@@ -19,15 +19,45 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.prep.plan.plan import Plan as Plan
     from jigsaw_pretrain.prep.records import status as status
     from jigsaw_pretrain.prep.verify import verify as verify
+    from jigsaw_pretrain.train.data.loader import JigsawLoader as JigsawLoader
+    from jigsaw_pretrain.train.erf import label_weights as label_weights
+    from jigsaw_pretrain.train.erf import region_masses as region_masses
+    from jigsaw_pretrain.train.evaluate import evaluate as evaluate
+    from jigsaw_pretrain.train.export.export import Exported as Exported
+    from jigsaw_pretrain.train.export.export import export as export
+    from jigsaw_pretrain.train.losses import block_wise_loss as block_wise_loss
+    from jigsaw_pretrain.train.losses import erf_adaptive_loss as erf_adaptive_loss
+    from jigsaw_pretrain.train.losses import global_loss as global_loss
+    from jigsaw_pretrain.train.models.classifier import DenseClassifier as DenseClassifier
+    from jigsaw_pretrain.train.probe import probe as probe
+    from jigsaw_pretrain.train.recipe import Recipe as Recipe
+    from jigsaw_pretrain.train.run import Run as Run
+    from jigsaw_pretrain.train.run import open_run as open_run
+    from jigsaw_pretrain.train.run import pretrain as pretrain
 
 _PUBLIC = {
     "Dataset": "formats.dataset.dataset",
+    "DenseClassifier": "train.models.classifier",
+    "Exported": "train.export.export",
+    "JigsawLoader": "train.data.loader",
     "Plan": "prep.plan.plan",
+    "Recipe": "train.recipe",
+    "Run": "train.run",
     "Template": "formats.jigsaw",
     "UserError": "errors",
+    "block_wise_loss": "train.losses",
+    "erf_adaptive_loss": "train.losses",
+    "evaluate": "train.evaluate",
+    "export": "train.export.export",
     "finish": "prep.manifests",
+    "global_loss": "train.losses",
+    "label_weights": "train.erf",
     "open_dataset": "formats.dataset.dataset",
+    "open_run": "train.run",
     "plan": "prep.pipeline",
+    "pretrain": "train.run",
+    "probe": "train.probe",
+    "region_masses": "train.erf",
     "repair": "prep.pipeline",
     "shards": "prep.pipeline",
     "status": "prep.records",

@@ -8,8 +8,10 @@ as in training, by the recipe's seed and the position: the same crops each time.
 measures the pre-training task, not detection: compare runs of one dataset by it, and backbones by a detector's AP.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,73 @@ from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.checkpoint import trained_state
+from jigsaw_pretrain.train.engine.distributed import start
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, Validate
-from jigsaw_pretrain.train.engine.state import State, region_maps
+from jigsaw_pretrain.train.engine.run_folder import (
+    check_classes,
+    check_pixels,
+    open_run_folder,
+    open_trained,
+    pixels_of,
+)
+from jigsaw_pretrain.train.engine.state import State, build_model, region_maps
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""
 
 Labels = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    run: str | Path,
+    dataset: Dataset,
+    *,
+    jigsaws: int | None = None,
+    batch: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    access: ReadOptions | None = None,
+) -> dict[str, Any]:
+    """How well a run's newest weights name the crops of a dataset, by region, group and class.
+
+    Args:
+        run: the run's folder or URL.
+        dataset: a prepped dataset of the run's classes and pixels, held out or not.
+        jigsaws: how many to look at; None takes one pass over the dataset, at most MOST_JIGSAWS.
+        batch: jigsaws at a time.
+        workers: processes that make them.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        access: how shards at a URL are read.
+
+    Returns:
+        ``step``, ``backbone``, ``jigsaws``, and scores (count, accuracy 0 to 1, majority share) under ``overall``,
+        ``regions``, ``groups`` and ``classes``.
+
+    Raises:
+        UserError: for a run without a checkpoint, and for a dataset of other classes or pixels.
+    """
+    folder = open_run_folder(run)
+    description, recipe, content = open_trained(folder)
+    check_classes(folder, description["classes"], tuple(dataset.classes))
+    check_pixels(folder, pixels_of(folder, description), dataset.pixels)
+    backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
+    model.load_state_dict(trained_state(content))
+    chosen = start(device).device
+    model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
+    batch = min(batch, wanted)
+    options = replace(recipe.data, batch=batch, lanes=None, augment=False, balance="none")
+    source = JigsawLoader(dataset, options, workers=workers, stop_step=-(-wanted // batch), access=access)
+    for note in source.notes:
+        log.info("%s", note)
+    try:
+        found = predict(model, source, region_maps(recipe, backbone, chosen))
+    finally:
+        source.close()
+    return {"step": content["step"], "backbone": recipe.model.backbone, **summarise(found, dataset.classes)}
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from
-from jigsaw_pretrain.train.data.loader import JigsawLoader
-from jigsaw_pretrain.train.engine.checkpoint import trained_state
-from jigsaw_pretrain.train.engine.distributed import DEVICES, start
-from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, open_run, open_trained, pixels_of
-from jigsaw_pretrain.train.engine.state import build_model, region_maps
-from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS, one_pass, predict, summarise
+from jigsaw_pretrain.train.engine.distributed import DEVICES
+from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS
 
 
 @click.command(cls=Command)
@@ -44,28 +39,9 @@ def evaluate(
 ) -> None:
     """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
     access = read_options_from(**access_settings)
-    folder = open_run(run)
-    description, recipe, content = open_trained(folder)
-    dataset = access.open_dataset(data)
-    check_classes(folder, description["classes"], tuple(dataset.classes))
-    check_pixels(folder, pixels_of(folder, description), dataset.pixels)
-    backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
-    model.load_state_dict(trained_state(content))
-    chosen = start(device).device
-    model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    maps = region_maps(recipe, backbone, chosen)
-    wanted = jigsaws or min(MOST_JIGSAWS, one_pass(dataset))
-    batch = min(batch, wanted)
-    stream = replace(recipe.data, batch=batch, lanes=None, augment=False, balance="none")
-    end = -(-wanted // batch)
-    source = JigsawLoader(dataset, stream, workers=workers, stop_step=end, access=access)
-    for note in source.notes:
-        click.echo(note, err=True)
-    try:
-        predictions = predict(model, source, maps)
-    finally:
-        source.close()
-    report = {"step": content["step"], "backbone": recipe.model.backbone, **summarise(predictions, dataset.classes)}
+    report = jp.evaluate(
+        run, access.open_dataset(data), jigsaws=jigsaws, batch=batch, workers=workers, device=device, access=access
+    )
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

@@ -1,44 +1,12 @@
-"""`export`: a run's backbone for another library, with the configuration that must go with it.
-
-The newest checkpoint is read (its averaged weights where the recipe keeps an average), the weights are renamed and
-checked (export/targets.py) before anything is written, and a README beside the file says how to load it. A key that
-finds no place or a swapped channel order is the classic way to lose a pre-training: the one is an error here, the other
-is spelt out there. Costs seconds.
-
-`--recalibrate-bn N` first measures batch norm's running statistics anew over N jigsaws of the dataset, the weights left
-as they are: N forward passes without gradients. A run's own come from one rank's micro-batches and lag behind the
-weights, and averaged weights (`ema`) have theirs only approximately; a detector that freezes batch norm lives with
-them. Prefer the run's own where each GPU had 32 jigsaws or more at once.
-"""
+"""`export`: a run's backbone for another library, with the configuration that must go with it."""
 
 from pathlib import Path
 
 import click
-import torch
-from msgspec.structs import replace
-from torch import Tensor, nn
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.data.batch import BatchSource
-from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
-from jigsaw_pretrain.train.engine.run_folder import (
-    RunFolder,
-    check_classes,
-    check_pixels,
-    open_run,
-    open_trained,
-    pixels_of,
-    read_description,
-)
-from jigsaw_pretrain.train.engine.state import build_model
-from jigsaw_pretrain.train.export.readme import ExportInfo, readme
-from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, stem
-from jigsaw_pretrain.train.recipe import Recipe
-
-NORMS = (nn.modules.batchnorm._BatchNorm,)
+from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 
 
 @click.command(cls=Command)
@@ -53,108 +21,11 @@ def export(
     run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
 ) -> None:
     """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
-    folder, target = open_run(run), TARGETS[to]
-    description, recipe, content = open_trained(folder)
-    if backbone is not None and backbone != recipe.model.backbone:
-        raise UserError(f"{run} is of {recipe.model.backbone}, not of {backbone}: name another --run or --backbone")
-    if out.suffix != target.suffix and to in ("detectron2", "safetensors"):
-        raise UserError(f"--out {out}: {to} picks its loader by the extension: end the name with {target.suffix}")
-    state = trained_state(content)
-    if jigsaws is not None:
-        if data is None:
-            raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
-        state = recalibrated(folder, description["classes"], recipe, state, data, jigsaws, workers)
-    weights, pyramid = backbone_state(state), pyramid_state(state)
-    if to == PYRAMID_TARGET and not pyramid:
-        raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
-    pixels, (mean, std) = pixels_of(folder, description), recipe.data.normalisation
-    found = check_own(recipe.model.backbone, weights, recipe.model.norm, pixels.channels)
-    converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)
-    info = ExportInfo(
-        out.name,
-        recipe.model.backbone,
-        found.channels,
-        found.stride,
-        mean,
-        std,
-        tuple(sorted(found.head)),
-        recipe.model.norm,
-        recipe.model.neck_channels,
-        pixels,
-        stem(found),
-    )
-    averaged = ", weights averaged over steps" if content.get("average") else ""
-    origin = (
-        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.optim.steps} steps, "
-        f"batch {recipe.data.batch}, {len(description['classes'])} classes{averaged}."
-    )
-    about = {"backbone": recipe.model.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
-    if not pixels.is_rgb8:
-        about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
-    publish_locally(out, target.pack(converted, about))
-    note = out.with_suffix(".README.md")
-    publish_locally(note, readme(info, to, origin).encode())
-    size = sum(value.numel() * value.element_size() for value in converted.values())
+    dataset = jp.open_dataset(data) if jigsaws is not None and data is not None else None
+    found = jp.export(run, to, out, backbone=backbone, recalibrate_bn=jigsaws, dataset=dataset, workers=workers)
     click.echo(
-        f"{out}: {recipe.model.backbone} after {content['step']} of {recipe.optim.steps} steps, "
-        f"{len(converted)} tensors, {size / 1e6:.1f} MB, checked against {to}; what to paste: {note}"
+        f"{out}: {found.backbone} after {found.step} of {found.steps} steps, {found.tensors} tensors, "
+        f"{found.bytes / 1e6:.1f} MB, checked against {to}; what to paste: {found.readme}"
     )
-    if pyramid and to != PYRAMID_TARGET:
+    if found.leaves_neck:
         click.echo(f"the backbone alone: --to {PYRAMID_TARGET} has the neck's weights too")
-
-
-def remeasure(model: nn.Module, source: BatchSource) -> int:
-    """Give every batch norm of the model the plain mean of its statistics over the source's batches; returns them.
-
-    Returns how many layers that were; the model's mode is left as it was, its gradients are not touched.
-    """
-    norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
-    modes = [(part, part.training) for part in model.modules()]
-    kept = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # the cumulative mean, not the moving one
-    with torch.no_grad():
-        for batch in source:
-            model(batch.images)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-    for part, mode in modes:
-        part.train(mode)
-    return len(norms)
-
-
-def recalibrated(
-    folder: RunFolder,
-    classes: list[str],
-    recipe: Recipe,
-    state: dict[str, Tensor],
-    data: str,
-    jigsaws: int,
-    workers: int,
-) -> dict[str, Tensor]:
-    """The model's state with statistics of (at least) ``jigsaws`` jigsaws of the dataset, augmented as in training.
-
-    Raises UserError for a dataset of other classes and for a backbone without batch norm.
-    """
-    from jigsaw_pretrain.train.data.loader import JigsawLoader
-
-    dataset = open_dataset(data)
-    check_classes(folder, classes, tuple(dataset.classes))
-    check_pixels(folder, pixels_of(folder, read_description(folder)), dataset.pixels)
-    _, model = build_model(recipe, dataset.label_count, dataset.pixels)
-    model.load_state_dict(state)
-    batch = min(recipe.optim.micro_batch or recipe.data.batch, 64, jigsaws)
-    stream = replace(recipe.data, batch=batch, lanes=None)
-    source = JigsawLoader(dataset, stream, workers=workers, stop_step=-(-jigsaws // batch))
-    try:
-        found = remeasure(model, source)
-    finally:
-        source.close()
-    if not found:
-        raise UserError(
-            f"--recalibrate-bn: {recipe.model.backbone} has no batch norm with running statistics; leave it out"
-        )
-    return model.state_dict()

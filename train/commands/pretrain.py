@@ -1,23 +1,19 @@
 """`pretrain`: from a prepped dataset to a backbone, alone or under torchrun."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
 from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
-from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
-from jigsaw_pretrain.train.engine.pretraining import TrainingJob, digest_lines, execute, loader_source
-from jigsaw_pretrain.train.engine.run_folder import check_classes, check_pixels, choose_recipe, open_run, origin_of
-from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
-from jigsaw_pretrain.train.evaluate import validation
+from jigsaw_pretrain.train.engine.loggers import NAMES
+from jigsaw_pretrain.train.engine.step import COMPILE
 from jigsaw_pretrain.train.recipe import Balance, Neck
-from jigsaw_pretrain.train.report.page import RunPage
 
 
 @click.command(cls=Command)
@@ -83,22 +79,25 @@ def pretrain(
         access = read_options_from(**access_settings)
         settings += (f"data.balance={balance}",) if balance else ()
         settings += (f"model.neck={neck}",) if neck else ()
-        folder = ranks.run_on_all(lambda: open_run(run))
-        if folder.remote:
-            ranks.run_on_rank_zero(folder.remote.pull)
-        # torchrun starts all ranks anew after a failure, with the same command line.
-        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         dataset = ranks.run_on_all(lambda: access.open_dataset(data))
-        chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, settings, resume, dataset))
-        options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
-        origin = origin_of(dataset, chosen.data)
-        callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-        job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title="pretrain")
-        if val_data:
-            held_out = ranks.run_on_all(lambda: access.open_dataset(val_data))
-            check_classes(folder, job.origin.classes, tuple(held_out.classes))
-            check_pixels(folder, job.origin.pixels, held_out.pixels)
-            validate = validation(job, held_out, workers, access)
-            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.optim.steps // 20))
-        open_source = loader_source(job, dataset, workers, log_digest, access)
-        execute(job, open_source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
+        held_out = ranks.run_on_all(lambda: access.open_dataset(val_data) if val_data else None)
+        jp.pretrain(
+            dataset,
+            run,
+            recipe,
+            settings,
+            # torchrun starts all ranks anew after a failure, with the same command line.
+            resume=resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
+            stop_after=stop_after,
+            workers=workers,
+            device=device,
+            compiling=compiling,
+            deterministic=deterministic,
+            page=page,
+            log=log,
+            log_digest=log_digest,
+            keep=keep,
+            held_out=held_out,
+            val_every=val_every,
+            access=access,
+        )

@@ -108,7 +108,7 @@ class RunFolder:
             self.remote.push()
 
 
-def open_run(run: str | Path) -> RunFolder:
+def open_run_folder(run: str | Path) -> RunFolder:
     """The run folder of a path or URL; nothing is read yet, see RemoteRunFolder.pull."""
     if "://" not in str(run):
         return RunFolder(Path(run))
@@ -128,11 +128,15 @@ def versions() -> dict[str, str]:
 
 
 def choose_recipe(
-    folder: RunFolder, file: Path | None, settings: tuple[str, ...], resume: bool, dataset: Dataset | None = None
+    folder: RunFolder,
+    recipe: Recipe | str | Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    dataset: Dataset | None = None,
 ) -> Recipe:
     """The recipe to run, with what it implies written out (Recipe.resolved).
 
-    A new run takes the file and the settings, a resumed one its own recipe.
+    A new run takes the recipe (None for the paper's) and the settings, a resumed one its own recipe.
 
     Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
     naming what differs.
@@ -144,9 +148,9 @@ def choose_recipe(
             raise UserError(
                 f"{folder} already holds a run: add --resume to continue it, or name another folder with --run"
             )
-        return Recipe.load(file, settings).resolved(dataset)
+        return _given(recipe, settings).resolved(dataset)
     own = Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
-    wanted = own.updated(*settings) if file is None else Recipe.load(file, settings)
+    wanted = own.updated(*settings) if recipe is None else _given(recipe, settings)
     chosen = wanted.data
     data = replace(chosen, lanes=chosen.lane_count, mean=chosen.mean or own.data.mean, std=chosen.std or own.data.std)
     wanted = replace(wanted, data=data)
@@ -156,6 +160,10 @@ def choose_recipe(
             "or name another folder with --run"
         )
     return own
+
+
+def _given(recipe: Recipe | str | Path | None, settings: tuple[str, ...]) -> Recipe:
+    return recipe.updated(*settings) if isinstance(recipe, Recipe) else Recipe.load(recipe, settings)
 
 
 def check_origin(folder: RunFolder, origin: Origin) -> None:

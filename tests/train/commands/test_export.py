@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.commands.export import remeasure
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.state import build_state
+from jigsaw_pretrain.train.export.export import remeasure
 from tests.helpers.commands import call
 from tests.helpers.jobs import same, small_job, synthetic
 

@@ -15,7 +15,7 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.pixels import displayed
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from jigsaw_pretrain.train.engine.run_folder import open_run, read_description
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder, read_description
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.weights import load_weights
@@ -60,7 +60,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     first, second = (torch.load(run / "backbone.pth", weights_only=True) for run in runs)
     assert all(torch.equal(first[key], second[key]) for key in {*first, *second})
     assert (runs[0] / "digest.txt").read_bytes() == (runs[1] / "digest.txt").read_bytes()
-    recipe = read_description(open_run(runs[0]))["recipe"]
+    recipe = read_description(open_run_folder(runs[0]))["recipe"]
     mean, std = open_dataset(str(out)).measured
     assert (recipe["data"]["mean"], recipe["data"]["std"]) == (list(mean), list(std))
     # The export loads into the library's own model with the stem of its README.

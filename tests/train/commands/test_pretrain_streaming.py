@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
-from jigsaw_pretrain.train.engine.run_folder import open_run
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder
 from tests.helpers.jobs import SMALL, rows, same, untimed
 from tests.helpers.servers import Store
 from tests.helpers.stores import proxied_store, upload
@@ -66,7 +66,7 @@ def test_a_run_in_a_store_is_the_one_in_a_folder(store: Store, tmp_path: Path) -
         "run.json",
     ]
     # The machine is lost, and with it what was staged there and the cache.
-    folder = open_run(run)
+    folder = open_run_folder(run)
     assert folder.remote is not None
     (folder.path / "checkpoints" / "step-00000099.pt").write_bytes(b"left by another run")
     taken = call(*start, *BASE)

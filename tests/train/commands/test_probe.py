@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.commands.probe import judged, read_crops
+from jigsaw_pretrain.train.probe import judged, read_crops
 from tests.helpers.tiny import make_dataset
 
 

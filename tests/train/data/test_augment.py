@@ -21,7 +21,6 @@ from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, Dataset, open_data
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.commands.probe import read_crops
 from jigsaw_pretrain.train.data import jigsaw
 from jigsaw_pretrain.train.data.augment import (
     Draws,
@@ -35,6 +34,7 @@ from jigsaw_pretrain.train.data.augment import (
 from jigsaw_pretrain.train.data.jigsaw import Assembler
 from jigsaw_pretrain.train.data.reader import CropReader, LocalShards
 from jigsaw_pretrain.train.data.sampler import CropSampler, slots_of
+from jigsaw_pretrain.train.probe import read_crops
 from jigsaw_pretrain.train.recipe import DataOptions, Fit
 from tests.helpers.references import centred
 from tests.helpers.sources import small_data
