@@ -80,9 +80,7 @@ def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Fig
 def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[float, float] = (6.0, 3.2)) -> Figure:
     """A chart drawn by ``draw(axes)`` on matplotlib axes of ``size`` inches, as scalable SVG in the page's colours."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure as Canvas
 
     style: dict[Any, Any] = {
         "svg.fonttype": "path",
@@ -94,19 +92,17 @@ def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[
         "axes.edgecolor": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "axes.prop_cycle": pyplot.cycler(color=PALETTE),
+        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.parse_math": False,
     }
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-        try:
-            draw(axes)
-            sink = io.StringIO()
-            figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
-        finally:
-            pyplot.close(figure)
+        # No pyplot: it would choose a backend for the whole process.
+        figure = Canvas(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     head = Markup('<svg role="img" aria-label="{}" ').format(alt)

@@ -57,8 +57,6 @@ MOST_BYTES = 16 * MAX_PIXELS
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BLACK, _RGB = 1, 2
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
-
 
 class ImageError(Exception):
     """Why an image cannot be used, in words for skipped.parquet: fixed text, what is particular after a colon."""
@@ -360,6 +358,7 @@ def _tiff_header(raw: bytes) -> RasterHeader | None:
 def _open_tiff(raw: bytes) -> Any:
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
     return tifffile.TiffFile(io.BytesIO(raw))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.cli import Command
@@ -24,6 +23,7 @@ from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import recipe_options
 from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.engine.optim import seeded
 from jigsaw_pretrain.train.erf import SHARES, FieldNumbers, eval_mode, field_map, field_numbers
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
@@ -83,8 +83,8 @@ def erf(
     fields: dict[str, list[Tensor]] = {}
     rows, found_numbers = [], {}
     for file in dict.fromkeys(weights):
-        torch.manual_seed(key_of_text(options.seed, "random weights"))
-        built = backbones.build(backbone, in_channels=pixels.channels)
+        with seeded(key_of_text(options.seed, "random weights")):
+            built = backbones.build(backbone, in_channels=pixels.channels)
         region_map = options.template.region_map(built.stride)
         if file != RANDOM:
             load_weights(built, file)

@@ -5,7 +5,8 @@ jigsaw of 224 x 224 takes 1.28. See data/loader.py for batches.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,18 @@ class LaneBatch:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Windows are too small to share out, and threads would compete with the other workers' for the cores."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        if before != 1:
+            cv2.setNumThreads(before)
+
+
 class Assembler:
     """Assembles the jigsaws of some lanes of a dataset; build it in the process that uses it.
 
@@ -67,8 +80,6 @@ class Assembler:
         access: ReadOptions | None = None,
         left_out: Iterable[str] = (),
     ) -> None:
-        # Its windows are too small to share out, and threads would compete with the other workers' for the cores.
-        cv2.setNumThreads(1)
         self._template, self._options, self._lanes = options.template, options, list(lanes)
         self._dataset, self._begun = dataset, False
         access = access or ReadOptions()
@@ -101,11 +112,14 @@ class Assembler:
             own = slice(nth * count, (nth + 1) * count)
             drawn[own] = self._sampler.chunk(lane, step * count, count, draws.substitute[own])
         crops, windows = self._arrange(drawn, draws)
-        broken = self._render(range(len(drawn)), crops, windows, out)
-        replaced = sum(self._replace_undecodable(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken)
-        if broken:
-            crops, windows = self._arrange(drawn, draws)
-            self._render(broken, crops, windows, out)
+        with _one_thread():
+            broken = self._render(range(len(drawn)), crops, windows, out)
+            replaced = sum(
+                self._replace_undecodable(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken
+            )
+            if broken:
+                crops, windows = self._arrange(drawn, draws)
+                self._render(broken, crops, windows, out)
         return LaneBatch(
             labels=crops["label"].astype(np.int64),
             groups=crops["group"].astype(np.uint8),

@@ -73,6 +73,14 @@ def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generators begin at ``seed`` inside; afterwards they are as they were."""
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iterator[None]:
     """``set_arithmetic`` for a while: the switches are afterwards as they were."""
     matmul, cudnn, name = torch.backends.cuda.matmul, torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"

@@ -15,7 +15,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler
+from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler, seeded
 from jigsaw_pretrain.train.erf import Grid, measuring_grid
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
@@ -92,16 +92,18 @@ def build_model(
 
     Raises UserError too for a neck on a backbone without its stages.
     """
-    torch.manual_seed(key_of_text(recipe.data.seed, "initial weights"))
-    backbone = backbones.build(recipe.model.backbone, recipe.model.norm, recipe.model.neck != "none", pixels.channels)
-    recipe.data.template.region_map(backbone.stride)
-    neck = None
-    if recipe.model.neck == "fpn":
-        # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
-        norm = GroupNorm if recipe.model.norm == "gn" else None
-        neck = Neck([stage.channels for stage in backbone.stages], recipe.model.neck_channels, norm)
-    mean, std = recipe.data.normalisation
-    return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
+    with seeded(key_of_text(recipe.data.seed, "initial weights")):
+        backbone = backbones.build(
+            recipe.model.backbone, recipe.model.norm, recipe.model.neck != "none", pixels.channels
+        )
+        recipe.data.template.region_map(backbone.stride)
+        neck = None
+        if recipe.model.neck == "fpn":
+            # As a detector has it: group norm with a backbone of group norm, none beside batch norm.
+            norm = GroupNorm if recipe.model.norm == "gn" else None
+            neck = Neck([stage.channels for stage in backbone.stages], recipe.model.neck_channels, norm)
+        mean, std = recipe.data.normalisation
+        return backbone, DenseClassifier(backbone.module, backbone.channels, label_count, mean, std, neck, pixels)
 
 
 def region_maps(recipe: Recipe, backbone: feature_maps.Backbone, device: torch.device) -> list[Tensor]:
