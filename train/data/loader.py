@@ -230,6 +230,8 @@ class JigsawLoader:
                     prefetch_factor=BATCHES_AHEAD,
                     collate_fn=_as_sent,
                     worker_init_fn=_prepare_worker,
+                    # Without one it would draw from the caller's global generator.
+                    generator=torch.Generator(),
                     multiprocessing_context=context,
                 )
             )
