@@ -37,7 +37,7 @@ def process_state() -> dict[str, Any]:
     root, own = logging.getLogger(), logging.getLogger("jigsaw_pretrain")
     return {
         "torch": torch.get_rng_state().tolist(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002: the global one is what must stay
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
         "random": random.getstate(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
