@@ -80,6 +80,7 @@ def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Fig
 def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[float, float] = (6.0, 3.2)) -> Figure:
     """A chart drawn by ``draw(axes)`` on matplotlib axes of ``size`` inches, as scalable SVG in the page's colours."""
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure as Canvas
 
     style: dict[Any, Any] = {
@@ -92,7 +93,7 @@ def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[
         "axes.edgecolor": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "axes.prop_cycle": cycler(color=PALETTE),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.parse_math": False,

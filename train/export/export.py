@@ -24,6 +24,7 @@ from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
+from jigsaw_pretrain.train.engine.optim import seeded
 from jigsaw_pretrain.train.engine.run_folder import (
     RunFolder,
     check_classes,
@@ -59,6 +60,7 @@ class Exported:
     leaves_neck: bool
 
 
+@seeded(0)  # what is built to be compared draws its first weights
 def export(
     run: str | Path,
     to: str,
