@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import jigsaw_pretrain as jp
+from tests.helpers.settings import REPOSITORY
 
 HEAVY = ("torch", "numpy", "click", "pyarrow", "fsspec")
 
@@ -30,3 +31,9 @@ def test_type_checkers_and_users_see_the_same_names() -> None:
     assert all(getattr(jp, name).__doc__ for name in seen)
     with pytest.raises(AttributeError):
         jp.nothing  # noqa: B018
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (REPOSITORY / "docs" / "reference" / "api.md").read_text()
+    listed = [line.removeprefix("::: ") for line in page.splitlines() if line.startswith(":::")]
+    assert sorted(listed) == sorted(f"jigsaw_pretrain.{module}.{name}" for name, module in jp._PUBLIC.items())
