@@ -34,12 +34,12 @@ LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-pe
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs bench clean
+.PHONY: help no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs docs-reference bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "variables: $(KNOWN)"
 	@echo "a sample dataset is drawn where none of ANNOTATIONS, OUT, RUN and RECIPE is given"
@@ -176,6 +176,9 @@ lint: view | $(READY)  ## ruff (lint and format), mypy, and the directions of im
 	$(BIN)/ruff format --check .
 	cd $(VIEW) && "$(abspath $(BIN))/python" -m mypy --cache-dir ../../.mypy_cache -p jigsaw_pretrain -p bench -p tests
 	cd $(VIEW) && "$(abspath $(BIN))/lint-imports" --cache-dir ../../.import_linter_cache
+
+docs-reference: | $(READY)  ## docs/recipes.md from the docstrings of the recipes' keys
+	$(BIN)/python docs/recipes.py
 
 docs: view | $(READY)  ## the documentation as a site in build/site; nothing is fetched but the tools, once
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint requirements.lock --editable '.[docs]'

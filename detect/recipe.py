@@ -52,11 +52,11 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
     """Images in a global batch, over all ranks."""
 
     short_side: Count | None = None
-    """Short side of a resized image, pixels (the side of the square under large-scale jitter). None takes what the
+    """Short side of a resized image, pixels (the side of the square under large-scale jitter). `none` takes what the
     scaling rule gives, on COCO 800 (1024 under jitter)."""
 
     long_side: Count | None = None
-    """Longest that the long side may be, pixels. None takes what the scaling rule gives, on COCO 1333."""
+    """Longest that the long side may be, pixels. `none` takes what the scaling rule gives, on COCO 1333."""
 
     flip: Share = 0.5
     """Probability that an image is flipped horizontally."""
@@ -108,7 +108,7 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
     """Width of the fully connected layers of the box head."""
 
     anchor_scale: Positive | None = None
-    """Size of the anchors relative to COCO's at a short side of 800 pixels. None takes short side / 800."""
+    """Size of the anchors relative to COCO's at a short side of 800 pixels. `none` takes short side / 800."""
 
     rois: Count = 512
     """Regions per image that the box head is trained on."""
@@ -160,7 +160,7 @@ class DetectorOptimOptions(Record, frozen=True, kw_only=True):
     """Optimizer steps of the whole run, in place of what the schedule and the scaling rule give."""
 
     warmup_steps: CountOrZero | None = None
-    """Steps of linear warm-up. None takes 500, and at most a tenth of the steps."""
+    """Steps of linear warm-up. `none` takes 500, and at most a tenth of the steps."""
 
     warmup_factor: Share = 1e-3
     """Share of the learning rate at which the warm-up begins."""

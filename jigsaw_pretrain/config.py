@@ -23,18 +23,23 @@ import msgspec
 
 from jigsaw_pretrain.errors import UserError
 
-Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+LIMIT = 10**9
+"""The largest number where there is no other bound; it keeps out infinity."""
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=LIMIT)]
 """A whole number of things, at least one."""
 
-CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=LIMIT)]
+
+Number = Annotated[float, msgspec.Meta(ge=-LIMIT, le=LIMIT)]
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 ShareBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
-Positive = Annotated[float, msgspec.Meta(gt=0, le=10**9)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LIMIT)]
 
-PositiveOrZero = Annotated[float, msgspec.Meta(ge=0, le=10**9)]
+PositiveOrZero = Annotated[float, msgspec.Meta(ge=0, le=LIMIT)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,17 +165,21 @@ def choices(kind: Any) -> tuple[str, ...]:
     return get_args(kind)
 
 
-def describe(kind: Any) -> str:
-    """What a field's values may be, in words: ``a whole number of at least 1``, ``one of crop, warp, resize``."""
+def describe(kind: Any, with_limit: bool = True) -> str:
+    """What a field's values may be, in words: ``a whole number of at least 1``, ``one of crop, warp, resize``.
+
+    Without ``with_limit``, a bound that is only LIMIT is not mentioned.
+    """
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return describe(args[0]) + "".join(_bounds(one) for one in args[1:] if isinstance(one, msgspec.Meta))
+        metas = [one for one in args[1:] if isinstance(one, msgspec.Meta)]
+        return describe(args[0], with_limit) + "".join(_bounds(meta, with_limit) for meta in metas)
     if origin is Literal:
         return f"one of {', '.join(args)}"
     if origin in (Union, UnionType):
-        return " or ".join("none" if one is NoneType else describe(one) for one in args)
+        return " or ".join("none" if one is NoneType else describe(one, with_limit) for one in args)
     if origin is tuple:
-        return f"a list of numbers{describe(args[0]).removeprefix('a number')}"
+        return f"a list of numbers{describe(args[0], with_limit).removeprefix('a number')}"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(kind, str(kind))
 
 
@@ -183,7 +192,9 @@ def reference(kind: type[Config]) -> str:
         parts.append("| key | value | default | what it does |\n| --- | --- | --- | --- |")
         for field in msgspec.structs.fields(section.type):
             text = said[field.name].replace("|", "\\|")
-            parts.append(f"| `{field.name}` | {describe(field.type)} | `{_shown(field.default)}` | {text} |")
+            parts.append(
+                f"| `{field.name}` | {describe(field.type, with_limit=False)} | `{_shown(field.default)}` | {text} |"
+            )
         parts.append("")
     return "\n".join(parts)
 
@@ -248,12 +259,14 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
         raise UserError(f"{where} must be {describe(kind)}, not {_shown(value)}") from error
 
 
-def _bounds(meta: msgspec.Meta) -> str:
-    if meta.ge is not None and meta.le is not None:
-        return f" from {meta.ge:,} to {meta.le:,}"
-    words = {"of at least": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
-    said = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
-    return f" {said}" if said else ""
+def _bounds(meta: msgspec.Meta, with_limit: bool) -> str:
+    given = {"of at least": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
+    said = {
+        word: f"{bound:,}" for word, bound in given.items() if bound is not None and (with_limit or abs(bound) != LIMIT)
+    }
+    if said.keys() == {"of at least", "at most"}:
+        return f" from {said['of at least']} to {said['at most']}"
+    return "".join(f" {'and ' if nth else ''}{word} {bound}" for nth, (word, bound) in enumerate(said.items()))
 
 
 def _shown(value: Any) -> str:

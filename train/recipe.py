@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from jigsaw_pretrain.config import Config, Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
+from jigsaw_pretrain.config import (
+    Config,
+    Count,
+    CountOrZero,
+    Number,
+    Positive,
+    PositiveOrZero,
+    Record,
+    Share,
+    ShareBelowOne,
+)
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Template
@@ -27,7 +37,7 @@ Strategy = Literal["erf-adaptive", "block-wise", "global"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-Channels = Annotated[tuple[Annotated[float, msgspec.Meta(ge=-(10**9), le=10**9)], ...], msgspec.Meta(min_length=1)]
+Channels = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1)]
 
 PositiveChannels = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 
@@ -46,14 +56,14 @@ class DataOptions(Record, frozen=True, kw_only=True):
     """The jigsaws: together with the dataset, these keys determine every batch of a run."""
 
     seed: int = 0
-    """Seed of the order of crops, of augmentation and of the initial weights."""
+    """Seed of all that is random: the order of crops, augmentation, the initial weights, dropout."""
 
     batch: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 512
     """Jigsaws in a global batch, over all ranks."""
 
     lanes: Count | None = None
     """Streams that the run is made of, fixed for its whole life; a divisor of `batch` and a multiple of the number of
-    ranks. None takes the largest divisor of `batch` not above 64."""
+    ranks. `none` takes the largest divisor of `batch` not above 64."""
 
     template_size: Count = 224
     """Side of a jigsaw, pixels (figure 4b)."""
@@ -87,10 +97,10 @@ class DataOptions(Record, frozen=True, kw_only=True):
     "uniform" all alike. The paper uses "none"."""
 
     mean: Channels | None = None
-    """Mean of each channel, of pixels in 0..1. None takes ImageNet's for 8-bit RGB, else the dataset's own."""
+    """Mean of each channel, of pixels in 0..1. `none` takes ImageNet's for 8-bit RGB, else the dataset's own."""
 
     std: PositiveChannels | None = None
-    """Standard deviation of each channel, of pixels in 0..1. None takes ImageNet's for 8-bit RGB, else the dataset's
+    """Standard deviation of each channel, of pixels in 0..1. `none` takes ImageNet's for 8-bit RGB, else the dataset's
     own."""
 
     def __post_init__(self) -> None:
@@ -140,7 +150,7 @@ class ModelOptions(Record, frozen=True, kw_only=True):
     """Normalisation: batch norm, or group norm in its place, for detectors that are fine-tuned with it."""
 
     init: str | None = None
-    """A weights file to begin from; None begins at random, as the paper does."""
+    """A weights file to begin from; `none` begins at random, as the paper does."""
 
     neck: Neck = "none"
     """"fpn" pre-trains a feature pyramid too, which the paper leaves for future work."""
@@ -192,7 +202,7 @@ class OptimOptions(Record, frozen=True, kw_only=True):
 
     micro_batch: Count | None = None
     """Jigsaws that a GPU takes at once, which is also what batch norm's statistics are of (64 in the paper: 512 over 8
-    GPUs). None takes a GPU's whole share of the batch; otherwise gradients are accumulated over it."""
+    GPUs). `none` takes a GPU's whole share of the batch; otherwise gradients are accumulated over it."""
 
     clip_norm: PositiveOrZero = 0.0
     """Largest norm of the gradient; a longer one is scaled down to it. 0 clips nothing, as in the paper."""

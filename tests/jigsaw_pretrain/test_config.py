@@ -179,6 +179,8 @@ def test_a_record_made_in_python_is_checked_alike(value: Any) -> None:
 def test_types_are_described_in_words() -> None:
     assert describe(Fruit) == "one of apple, pear, none"
     assert describe(Annotated[int, msgspec.Meta(ge=1)] | None) == "a whole number of at least 1 or none"
+    assert describe(Count) == "a whole number from 1 to 1,000,000,000"
+    assert describe(Count, with_limit=False) == "a whole number of at least 1"
     assert describe(Annotated[float, msgspec.Meta(gt=0, le=1)]) == "a number above 0 and at most 1"
 
 

@@ -97,6 +97,15 @@ def test_batches_have_their_shapes_and_a_rank_its_lanes(dataset: Dataset) -> Non
     loader.close()
 
 
+def test_the_first_jigsaws_are_those_of_the_first_batches(dataset: Dataset) -> None:
+    options = small_data(batch=4, lanes=2)
+    loader = JigsawLoader(dataset, options, workers=0)
+    whole = [(batch.images.clone(), batch.labels, batch.groups) for batch, _ in zip(loader, range(3), strict=False)]
+    first = loader.first(10)
+    for found, parts in zip((first.images, first.labels, first.groups), zip(*whole, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(parts)[:10])
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_batch_stays_valid_until_the_next_but_one(dataset: Dataset, workers: int) -> None:
     loader = JigsawLoader(dataset, OPTIONS, workers=workers)
