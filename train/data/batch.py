@@ -51,7 +51,7 @@ class BatchSource(Protocol):
         ...
 
     def leave_out(self, shards: Sequence[str]) -> None:
-        """Do without these shards (their names); before the first batch is drawn."""
+        """Leave these shards out (by name); call before the first batch is drawn."""
         ...
 
     def close(self) -> None:

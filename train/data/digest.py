@@ -1,4 +1,4 @@
-"""Digests: one line a step that says which crops, how placed, and which pixels a global batch holds.
+"""Digests: one line per step that says which crops, how placed, and which pixels a global batch holds.
 
 The identity digest covers crop keys, labels and every augmentation parameter and is the same on all machines; the
 pixels digest is the same under one requirements.lock and class of processor. Both hash the jigsaws' own digests in

@@ -129,7 +129,7 @@ class Assembler:
         )
 
     def close(self) -> None:
-        """Let go of the shards; what fetches them ahead ends."""
+        """Release the shards and stop fetching ahead."""
         self._reader.close()
 
     def _arrange(self, drawn: CropArray, draws: Draws) -> tuple[CropArray, Windows]:

@@ -44,7 +44,7 @@ Those in shared memory are IN_FLIGHT."""
 SHARED_MEMORY = Path("/dev/shm")
 
 BATCHES_AHEAD = 2
-"""Steps that a worker may work ahead of the one that its rank has received last."""
+"""Number of steps that a worker may run ahead of the last one that its rank received."""
 
 IN_FLIGHT = BATCHES_AHEAD + 2
 """Batches of a rank in shared memory: those that its workers write, the newest received, and the one before it, which
@@ -68,7 +68,7 @@ def lanes_of_rank(options: DataOptions, rank: int, world: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What a worker sends for a step, its jigsaws being in their places already; or why it stopped."""
+    """What a worker sends for a step (its jigsaws are already in shared memory), or why it stopped."""
 
     lane_batch: LaneBatch | None = None
     error: str | None = None
@@ -172,7 +172,7 @@ class JigsawLoader:
         self._received: Iterator[_Sent] | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:
-        """Do without these shards (their names), as a run did that is continued; before iterating."""
+        """Leave these shards out (by name), as the run that is continued did; call before iterating."""
         self._left_out = tuple(shards)
 
     def first(self, count: int) -> Batch:
@@ -268,7 +268,7 @@ class JigsawLoader:
         return sent
 
     def _batch(self, step: int, images: torch.Tensor, parts: list[LaneBatch]) -> Batch:
-        """Put what came with the workers' jigsaws into lane order."""
+        """Put labels, groups and digests, which the workers sent, into lane order."""
         k = self._options.chunk
         shape = (self.lanes_per_rank, k, len(REGIONS))
         labels, groups = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)

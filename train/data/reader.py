@@ -69,7 +69,7 @@ class ShardFiles(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what was asked for and not opened."""
+        """Drop what was asked for and not opened."""
         ...
 
 
@@ -108,7 +108,7 @@ class LocalShards:
         )
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to drop."""
 
 
 def shard_files(dataset: Dataset, access: ReadOptions) -> ShardFiles:
@@ -207,7 +207,7 @@ class CropReader:
         return found
 
     def close(self) -> None:
-        """Let go of all shards."""
+        """Release all shards."""
         for shard in self._open.values():
             shard.close()
         self._open.clear()

@@ -376,7 +376,7 @@ class RemoteShards:
             self._jobs.pop(shard.index, None)
 
     def close(self) -> None:
-        """End the threads once they have done what they are at, and let go of what was fetched ahead."""
+        """Stop the threads after their current fetch, and drop what was fetched ahead."""
         for waiting in self._queues.values():
             for _ in range(THREADS_PER_GROUP):
                 waiting.put((-1, 0, None))

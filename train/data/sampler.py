@@ -49,7 +49,7 @@ class _Stream:
         return unit, self._crops
 
     def ask(self, position: int, urgency: int) -> None:
-        """Have the shard that a position falls in fetched ahead."""
+        """Fetch ahead the shard that a position falls in."""
         self._reader.ask(self._shards[self._lanes.locate(self._lane, position).shard], urgency)
 
     def take(self, first: int, count: int) -> CropArray:
@@ -94,7 +94,7 @@ class CropSampler:
                 self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
 
     def begin(self, first: int) -> None:
-        """Have the shards that all lanes read for their jigsaw ``first`` fetched at once, before any is waited for."""
+        """Fetch the shards that all lanes read for their jigsaw ``first`` at once, before any lane waits for one."""
         for (lane, group), stream in self._streams.items():
             feed = self._slots.feed(group)
             stream.ask(feed.drawn_before(first * len(feed.regions), lane, self._count), FIRST)

@@ -61,7 +61,7 @@ class Backbone:
 
     @property
     def maps(self) -> tuple[Stage, ...]:
-        """What is classified: the stages, or else the one map."""
+        """The maps that are classified: the stages, or else the one map."""
         return self.stages or (Stage(self.channels, self.stride),)
 
 

@@ -20,7 +20,7 @@ COUNTER = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Match:
-    """How a file's entries meet a module's, by name.
+    """The match of a file's entries with a module's, by name.
 
     reshaped: the names of entries of another shape, with both shapes. notes: what is no mistake and a person should
     know.
@@ -63,7 +63,7 @@ def match(
     notes: Sequence[str] = (),
     ignored: Collection[str] = (),
 ) -> Match:
-    """How a state meets a module, by the lists of ``load_state_dict`` itself; the module stays as it is.
+    """Match a state with a module by ``load_state_dict``'s own lists; the module is not changed.
 
     So what a layer forgives is forgiven here (counters of batch norm that old files lack). ignored: names that are
     neither missing nor unexpected.

@@ -1,1 +1,1 @@
-"""What a run shows: its page, figures, snapshots and sheets of jigsaws."""
+"""Pages, figures, snapshots and sheets of jigsaws of a run."""

@@ -84,7 +84,7 @@ def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
 
 
 def _grid(axes: Any, rows: int, columns: int) -> Any:
-    """Take the place of one pair of axes by a grid of them."""
+    """Replace one pair of axes by a grid of them."""
     figure = axes.figure
     axes.remove()
     return figure.subplots(rows, columns, squeeze=False)

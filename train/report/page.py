@@ -340,7 +340,7 @@ class RunPage(Callback):
         return {"erf": snapshot.picture()}
 
     def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
-        """Note what the network took the crops for."""
+        """Record what the network predicted."""
         self._recorder.note(batch, labels, predictions)
 
     def on_save(self, step: int, last: bool) -> Pictures:

@@ -24,7 +24,7 @@ from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import eval_mode, field_map
 
 FOLDER = "looks"
-"""The folder's name is of the first version, as are the files': old runs stay readable."""
+"""Names of the folder and its files are those of the first version, so that old runs stay readable."""
 
 JIGSAWS = 6
 FIELD_IMAGES = 8
@@ -68,7 +68,7 @@ class PredictionSnapshot:
 
 
 def brightness(field: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """A field for the eye: logarithm over the top two decades, 0 to 1 (ratios are never taken of this)."""
+    """A field's brightness for display: logarithm over the top two decades, 0 to 1. Never compute ratios of it."""
     top = float(field.max())
     if top <= 0:
         return np.zeros(field.shape)
