@@ -7,11 +7,10 @@ import click
 
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.pixels import display_note, displayed
+from jigsaw_pretrain.formats.pixels import display_note
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.sheet import sheet
+from jigsaw_pretrain.train.report import sheet
 
 
 @click.command(cls=Command)
@@ -25,13 +24,8 @@ def preview(
 ) -> None:
     """Draw the first jigsaws of a recipe's run as the trainer sees them, regions outlined and labelled."""
     access = read_options_from(**access_settings)
-    dataset, options = access.open_dataset(data), Recipe.load(recipe, settings).data
-    loader = JigsawLoader(dataset, options, workers=0, access=access)
-    for note in loader.notes:
-        click.echo(note, err=True)
-    batch = loader.first(count)
-    shown = displayed(batch.images.numpy(), dataset.pixels, *dataset.measured)
-    page = sheet(shown, batch.labels.tolist(), batch.groups.tolist(), options.template, dataset.classes)
+    dataset = access.open_dataset(data)
+    page = sheet.preview(dataset, Recipe.load(recipe, settings).data, count, access)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         page.save(out)

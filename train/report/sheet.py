@@ -4,6 +4,7 @@ Two seconds for sixteen, most of it starting torch. For looking at data before a
 `pretrain --log-digest`'s business.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, Region, Template
+from jigsaw_pretrain.formats.pixels import displayed
+from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.recipe import DataOptions
+
+log = logging.getLogger(__name__)
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -21,6 +29,23 @@ COLOURS = ((255, 196, 61), (92, 200, 255), (146, 232, 142), (232, 146, 232), (24
 _PAGE = (24, 26, 30)
 _SHOWN = 448
 _GAP = 16
+
+
+def preview(dataset: Dataset, options: DataOptions, count: int = 16, access: ReadOptions | None = None) -> Image.Image:
+    """Draw the first jigsaws of a run as the trainer sees them, regions outlined and labelled.
+
+    Args:
+        dataset: what the run is on.
+        options: a recipe's section ``data``.
+        count: jigsaws.
+        access: how shards at a URL are read.
+    """
+    loader = JigsawLoader(dataset, options, workers=0, access=access)
+    for note in loader.notes:
+        log.info("%s", note)
+    batch = loader.first(count)
+    shown = displayed(batch.images.numpy(), dataset.pixels, *dataset.measured)
+    return sheet(shown, batch.labels.tolist(), batch.groups.tolist(), options.template, dataset.classes)
 
 
 def sheet(
