@@ -14,7 +14,8 @@ from tests.helpers.prepped import Drawn
 from tests.helpers.settings import sets
 
 NASTY = "<script>alert(1)</script>"
-SETTINGS = [part for setting in (*SMALL, "steps=4", "erf_every=2", "checkpoint_every=2") for part in ("--set", setting)]
+CHOSEN = (*SMALL, "optim.steps=4", "loss.erf_every=2", "run.checkpoint_every=2")
+SETTINGS = [part for setting in CHOSEN for part in ("--set", setting)]
 LIMIT = 10_000_000
 
 
