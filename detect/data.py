@@ -12,7 +12,6 @@
 """
 
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers
 
 
 class Order:
@@ -288,26 +288,74 @@ class _StepSampler:
 
 
 def _prepare_worker(_: int) -> None:
-    """Leave SIGINT to the parent, and start no threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave signals to the rank, and start no threads."""
+    leave_signals_to_rank()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-def training_batches(dataset: DetectionDataset, order: Order, steps: range, rank: int, share: int, workers: int) -> Any:
-    """An iterable of lists of ``share`` samples: this rank's part of each global batch of ``steps``."""
-    sampler = _StepSampler(order, steps.start, steps.stop, rank, share)
-    return _loader(dataset, sampler, workers)
+class _OrMessage(Dataset["Sample | str"]):
+    """The samples of a dataset, or what a UserError says: as an exception it would leave a worker as a traceback."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, where: tuple[int, int, int]) -> Sample | str:
+        try:
+            return self._dataset[where]
+        except UserError as error:
+            return error.message
 
 
-def validation_batches(dataset: DetectionDataset, indices: list[int], batch: int, workers: int) -> Any:
-    """An iterable of lists of samples: these images as evaluation sees them, in order."""
+class SampleLoader:
+    """Lists of samples, one for each list of places that ``batches`` gives, read by worker processes in that order.
+
+    Raises UserError while iterating for an image that cannot be trained on and for a worker that ended.
+    """
+
+    def __init__(self, dataset: DetectionDataset, batches: Any, workers: int) -> None:
+        self._loader: Any = DataLoader(
+            _OrMessage(dataset),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=_prepare_worker,
+        )
+        self._received: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """The lists; a second iterator ends the first one's workers."""
+        self.close()
+        received = self._received = iter(self._loader)
+        try:
+            while True:
+                try:
+                    samples = next_from_workers(received)
+                except StopIteration:
+                    return
+                for one in samples:
+                    if isinstance(one, str):
+                        raise UserError(one)
+                yield samples
+        finally:
+            if self._received is received:
+                self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        received, self._received = self._received, None
+        if received is not None:
+            end_workers(received)
+
+
+def training_batches(
+    dataset: DetectionDataset, order: Order, steps: range, rank: int, share: int, workers: int
+) -> SampleLoader:
+    """Lists of ``share`` samples: this rank's part of each global batch of ``steps``."""
+    return SampleLoader(dataset, _StepSampler(order, steps.start, steps.stop, rank, share), workers)
+
+
+def validation_batches(dataset: DetectionDataset, indices: list[int], batch: int, workers: int) -> SampleLoader:
+    """Lists of samples: these images as evaluation sees them, in order."""
     chunks = [[(index, 0, 0) for index in indices[at : at + batch]] for at in range(0, len(indices), batch)]
-    return _loader(dataset, chunks, workers)
-
-
-def _loader(dataset: DetectionDataset, batches: Any, workers: int) -> Any:
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, worker_init_fn=_prepare_worker
-    )
+    return SampleLoader(dataset, chunks, workers)

@@ -86,7 +86,8 @@ def evaluate_model(
     autocast = recipe.run.precision == "bf16"
 
     def predict() -> list[Detection]:
-        return detections(model, recipe.model.name, batches, annotations, ranks.device, autocast, stopped)
+        with contextlib.closing(batches):
+            return detections(model, recipe.model.name, batches, annotations, ranks.device, autocast, stopped)
 
     found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):

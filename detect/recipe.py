@@ -195,6 +195,9 @@ class DetectorRunOptions(Record, frozen=True, kw_only=True):
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
 
+    keep_checkpoints: Count = 2
+    """Checkpoints that stay, the newest ones."""
+
     val_every: CountOrZero = 0
     """Steps between evaluations on the validation set; 0 evaluates at the end only."""
 

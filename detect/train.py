@@ -1,16 +1,16 @@
-"""Trains one detector, from its arguments to the files of a finished run.
+"""Trains one detector: a task of the trainer (train/engine/trainer.py), from its arguments to a finished run's files.
 
 Every source of randomness is a function of (seed, step, rank): batches and transforms (detect/data.py), and torch's own
 generator, which the sampling of anchors and regions draws from, is reseeded at each step. So a resumed run equals an
 undisturbed one bit for bit on a CPU. What does not fit (other classes, weights of another backbone, resuming as another
-run) is refused before the first step. Losses stay on the device between the rows of metrics.jsonl.
+run) is refused before the first step.
 """
 
 import json
+import logging
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
-from jigsaw_pretrain.detect.data import Augmentation, DetectionDataset, Order, Sample, to_device, training_batches
+from jigsaw_pretrain.detect.data import (
+    Augmentation,
+    DetectionDataset,
+    Order,
+    Sample,
+    SampleLoader,
+    to_device,
+    training_batches,
+)
 from jigsaw_pretrain.detect.evaluate import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.backbone import is_norm
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.models.weights import (
     BACKBONE_FILE,
-    CHECKPOINTS,
     brings_statistics,
     load,
     load_neck,
@@ -38,8 +45,8 @@ from jigsaw_pretrain.detect.models.weights import (
 )
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, fit_to_dataset, learning_rate
 from jigsaw_pretrain.detect.run import (
+    CONFIG,
     DETECTOR,
-    METRICS,
     SUMMARY,
     DetectorConfig,
     backbone_from_config,
@@ -49,21 +56,11 @@ from jigsaw_pretrain.detect.run import (
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.engine.checkpoint import (
-    list_checkpoints,
-    newest_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-    save_file,
-)
-from jigsaw_pretrain.train.engine.distributed import Ranks, StopRequest
-from jigsaw_pretrain.train.engine.metrics import device_clock, metrics_file, read_rows
-
-KEEP = 2
-"""Checkpoints that stay."""
-
-LOG_SECONDS = 10.0
-"""Least time between two lines of progress."""
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
+from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
+from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
+from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 
 WritePage = Callable[[Path, GroundTruth, str], object]
 """Draws the page of a run: its folder, the validation set, and the folder of its images."""
@@ -71,101 +68,115 @@ WritePage = Callable[[Path, GroundTruth, str], object]
 
 @dataclass(frozen=True)
 class DetectorJob:
-    """The command's arguments that are no part of the recipe."""
+    """What is run, beside the recipe: the data as the user named it, the folder, and how the machine is used."""
 
     annotations: str
     images: str
     val_annotations: str | None
     val_images: str | None
-    run: Path
+    folder: RunFolder
     init: str
     workers: int
     resume: bool
-    stop_after: int | None
-    reading: Reading = Reading()
-
-
-@dataclass
-class DetectorProgress:
-    """Where a run is.
-
-    step: optimiser steps done. seconds: device-seconds so far (train/engine/metrics.py), without evaluations and
-    checkpoints. evaluation_seconds: those of evaluations. evaluated: the steps after which there is one.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    evaluated: set[int] = field(default_factory=set)
-
-
-@dataclass
-class DetectorTrainer:
-    """All that the training loop works on.
-
-    frozen: the modules that stay in eval mode. evaluate: None without a validation set. logged: when the last line of
-    progress was printed, by the monotonic clock.
-    """
-
-    folder: Path
-    config: DetectorConfig
     ranks: Ranks
-    model: nn.Module
-    frozen: list[nn.Module]
-    optimizer: torch.optim.SGD
-    progress: DetectorProgress
-    evaluate: "Evaluator | None"
-    logged: float = 0.0
-
-    def save(self) -> None:
-        """Publish a checkpoint of where the run is, on rank 0."""
-        content = {
-            "model": {name: value.detach().cpu() for name, value in self.model.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.progress.seconds,
-            "evaluation_seconds": self.progress.evaluation_seconds,
-        }
-        step = self.progress.step
-        self.ranks.run_on_rank_zero(lambda: str(save_checkpoint(self.folder / CHECKPOINTS, step, content, KEEP)))
-
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint; False where there is none."""
-        found = self.ranks.run_on_all(lambda: newest_checkpoint(self.folder / CHECKPOINTS))
-        if found is None:
-            return False
-        content = found[1]
-        try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{found[0]} is of another detector ({str(error).splitlines()[0]})") from error
-        step = int(content["step"])
-        self.ranks.run_on_rank_zero(lambda: metrics_file(self.folder / METRICS).cut_back(step))
-        evaluated = {row["step"] + 1 for row in read_rows(self.folder / METRICS) if "AP" in row}
-        self.progress = DetectorProgress(step, content["seconds"], content["evaluation_seconds"], evaluated)
-        return True
+    reading: Reading = Reading()
+    log: tuple[str, ...] = ()
+    title: str | None = None
 
 
-def run_job(job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, write_page: WritePage | None = None) -> None:
-    """Train as ``job`` says; every rank calls it. Raises UserError for what the user can put right.
+def train(
+    annotations: str,
+    images: str,
+    run: str | Path,
+    recipe: DetectorRecipe | None = None,
+    *,
+    val_annotations: str | None = None,
+    val_images: str | None = None,
+    init: str = "scratch",
+    reading: Reading | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    workers: int = 2,
+    device: str = "auto",
+    log: Sequence[str] = (),
+    write_page: WritePage | None = None,
+    title: str | None = None,
+) -> RunFolder:
+    """Fine-tune a detector; under torchrun every rank calls it.
 
-    write_page: draws the finished run's page, on rank 0, where there is a validation set.
+    Args:
+        annotations: COCO JSON, or a folder of VOC or YOLO files, as prep takes them.
+        images: their images, a folder, zip or tar; a path or a URL.
+        run: folder or URL of the run, made or continued.
+        recipe: None for the Jigsaw paper's.
+        val_annotations: annotations to report AP on.
+        val_images: their images.
+        init: ``scratch``, a weights file, or a pre-training run's folder.
+        reading: how annotations are read; None for the defaults of prep.
+        resume: continue from the newest checkpoint, or begin.
+        stop_after: end at this step and leave the schedule as it is.
+        workers: processes that read images; 0 reads them in this one.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        log: names of loggers (train/engine/loggers.py).
+        write_page: draws the finished run's page, where there is a validation set.
+        title: of a progress bar on a terminal; None logs lines.
+
+    Returns:
+        The run's folder. torch's global random state is afterwards as it was.
+
+    Raises:
+        UserError: for what the user can put right.
     """
+    recipe = recipe or DetectorRecipe()
+    if (val_annotations is None) != (val_images is None):
+        raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
+    ranks = start(device)
+    if recipe.data.batch % ranks.world:
+        raise UserError(f"a batch of {recipe.data.batch} is not divisible by {ranks.world} ranks: --set data.batch=...")
+    folder = ranks.run_on_all(lambda: open_run_folder(run, CONFIG))
+    if folder.remote:
+        ranks.run_on_rank_zero(folder.remote.pull)
+    data = (str(annotations), str(images), val_annotations, val_images)
+    job = DetectorJob(*data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title)
+    with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
+        _run(job, recipe, stop_after, write_page)
+    return folder
+
+
+def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write_page: WritePage | None) -> None:
+    ranks, folder = job.ranks, job.folder
     training = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     validation = ranks.run_on_all(lambda: _validation(training, job))
-    with StopRequest() as stop:
-        trainer, fresh = _trainer(job, recipe, ranks, training, validation)
-        if fresh:
-            ranks.log_rank_zero(_described(trainer.config, training, ranks))
-        batches = _batches(trainer, training, job)
-        done = train_steps(trainer, batches, min(trainer.config.plan.steps, job.stop_after or 2**62), stop)
-        if stop.name or not done:
-            ranks.log_rank_zero(f"stopped at step {trainer.progress.step}, which --resume continues")
-            return
-        if trainer.progress.step < trainer.config.plan.steps:
-            ranks.log_rank_zero(f"ended at step {trainer.progress.step} as asked, which --resume continues")
-            return
-    finish(trainer, validation, job.val_images, write_page)
+    task = _task(job, recipe, training)
+    evaluation = None
+    if validation is not None and job.val_images is not None:
+        evaluation = PeriodicAP(task, validation, job.val_images, job.workers)
+    options = TrainerOptions(
+        folder,
+        ranks,
+        recipe.run.log_every,
+        recipe.run.checkpoint_every,
+        recipe.run.keep_checkpoints,
+        lambda: task.config.write(folder.path),
+        recipe.to_dict(),
+        (),
+        job.log,
+        evaluation,
+        job.title,
+    )
+    trainer = Trainer(task, options)
+    if not trainer.resume():
+        _describe(task.config, training, ranks)
+    ending = trainer.run(min(task.steps, stop_after or task.steps))
+    if ending or task.step < task.steps:
+        why = f"on {ending} " if ending else ""
+        ranks.log_rank_zero(f"stopped {why}after step {task.step} of {task.steps}: continue with --resume")
+        return
+    _finish(task, evaluation, folder)
+    if validation is not None and (val_images := job.val_images) is not None and write_page is not None:
+        ranks.run_on_rank_zero(lambda: str(write_page(folder.path, validation, val_images)))
+    ranks.run_on_rank_zero(folder.push)
+    ranks.log_rank_zero(f"{folder}: finished after {task.step} steps, {task.seconds:.0f} s of training")
 
 
 def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
@@ -176,93 +187,224 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     return found
 
 
-def _trainer(
-    job: DetectorJob, recipe: DetectorRecipe, ranks: Ranks, training: GroundTruth, validation: GroundTruth | None
-) -> tuple[DetectorTrainer, bool]:
-    """The trainer, and whether it is at its first step (else where the newest checkpoint is)."""
-    resuming = job.resume and ranks.run_on_rank_zero(lambda: bool(list_checkpoints(job.run / CHECKPOINTS)))
-    state: dict[str, torch.Tensor] | None = None
-    if resuming:
-        config = ranks.run_on_all(lambda: read_config(job.run))
-        _require_same(config, recipe, training, job)
-    else:
-        ranks.run_on_rank_zero(lambda: _prepare_folder(job))
-        config, state = ranks.run_on_all(lambda: _config(job, recipe, training))
+class DetectorTask:
+    """A detector and what takes it through steps: an engine.trainer.TrainingTask.
+
+    seconds: device-seconds of training so far (train/engine/metrics.py), without evaluations and checkpoints.
+    evaluation_seconds: those of evaluations.
+    """
+
+    remedy = "lower the learning rate (--set optim.lr=...), or set optim.clip_norm=10"
+
+    def __init__(
+        self,
+        job: DetectorJob,
+        config: DetectorConfig,
+        training: GroundTruth,
+        model: nn.Module,
+        frozen: Sequence[nn.Module],
+    ) -> None:
+        """frozen: the modules that stay in eval mode."""
+        self.config, self.ranks, self.model = config, job.ranks, model
+        self.step, self.steps = 0, config.plan.steps
+        self.seconds = self.evaluation_seconds = 0.0
+        self._job, self._training, self._frozen = job, training, frozen
+        self._optimizer = optimizer_of(model, config.recipe)
+        self._parallel: nn.Module | None = None
+        self._batches: SampleLoader | None = None
+
+    def open(self, until: int) -> Iterator[list[Sample]]:
+        """Give this rank's samples of each batch."""
+        recipe, ranks, plan = self.config.recipe, self.ranks, self.config.plan
+        landscape = np.array([record.width >= record.height for record in self._training.images])
+        order = Order(landscape, recipe.data.batch, recipe.data.seed)
+        key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
+        augmentation = Augmentation(recipe.data.flip, (recipe.data.jitter_low, recipe.data.jitter_high), key)
+        has_masks = recipe.model.name == "mask-rcnn-fpn"
+        dataset = DetectionDataset(self._training, self._job.images, plan, augmentation, masks=has_masks)
+        share = recipe.data.batch // ranks.world
+        self._batches = training_batches(dataset, order, range(self.step, until), ranks.rank, share, self._job.workers)
+        return iter(self._batches)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def take(self, batch: list[Sample]) -> StepMetrics:
+        """One optimizer step on this rank's samples."""
+        recipe, device = self.config.recipe, self.ranks.device
+        if self._parallel is None:
+            self._parallel = parallel(self.model, self.ranks)
+        if not self.model.training:
+            self.model.train()
+        for module in self._frozen:
+            module.eval()
+        key = rng.derive_key(rng.key_of_text(recipe.data.seed, "detector's sampling"), self.step, self.ranks.rank)
+        torch.manual_seed(int(key[0]) >> 1)
+        rate = learning_rate(self.config.plan, self.step, recipe.optim.warmup_factor, recipe.optim.gamma)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        pairs = [to_device(sample, device, label_offset(recipe.model.name)) for sample in batch]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
+            losses: dict[str, Tensor] = self._parallel([image for image, _ in pairs], [target for _, target in pairs])
+        total: Tensor = sum(losses.values())  # type: ignore[assignment]
+        self._optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if recipe.optim.clip_norm:
+            nn.utils.clip_grad_norm_(
+                [one for one in self.model.parameters() if one.requires_grad], recipe.optim.clip_norm
+            )
+        self._optimizer.step()
+        return StepMetrics({name: losses[name] * len(batch) for name in sorted(losses)}, len(batch), rate)
+
+    def rows(self, window: WindowMetrics) -> list[Row]:
+        """One row per window: the mean of each loss and their sum, the speed, and ``seconds`` so far."""
+        steps = window.steps
+        losses = {name: statistics.fmean(one.means[name][0] for one in steps) for name in steps[0].means}
+        self.seconds += window.device_seconds
+        device = self.ranks.device
+        return [
+            {
+                "step": steps[-1].step,
+                "loss": sum(losses.values()),
+                "losses": losses,
+                "lr": steps[-1].lr,
+                "images_per_second": round(window.samples_per_second, 3),
+                "seconds_per_step": round(window.seconds / len(steps), 5),
+                "data_wait": round(window.data_wait, 4),
+                "seconds": round(self.seconds, 3),
+                "gpu_memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            }
+        ]
+
+    def check(self) -> None:
+        """Nothing but the loss keeps a detector from going on."""
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Model, optimizer and seconds."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "seconds": self.seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take a checkpoint's place."""
+        self.model.load_state_dict(content["model"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        self.seconds, self.evaluation_seconds = content["seconds"], content["evaluation_seconds"]
+
+
+class PeriodicAP:
+    """AP on the validation set as the run goes and at its end (engine.trainer.PeriodicEvaluation).
+
+    last: the newest evaluation of this process.
+    """
+
+    key: str | None = None
+
+    def __init__(self, task: DetectorTask, validation: GroundTruth, images: str, workers: int) -> None:
+        self._task, self._validation, self._images, self._workers = task, validation, images, workers
+        self.last: Evaluation | None = None
+
+    def due(self, step: int) -> bool:
+        """Every so many steps, and at the end."""
+        every = self._task.config.recipe.run.val_every
+        return step == self._task.steps or bool(every and step % every == 0)
+
+    def made(self, row: Row) -> bool:
+        """Whether a row has AP."""
+        return "AP" in row
+
+    def __call__(self, stopped: Stopped) -> dict[str, Any] | None:
+        """The AP values of a row, or None where a signal came in between."""
+        task, recipe, ranks = self._task, self._task.config.recipe, self._task.ranks
+        self.last = evaluate_model(
+            task.model,
+            recipe,
+            task.config.plan,
+            self._validation,
+            self._images,
+            ranks,
+            self._workers,
+            max(1, recipe.data.batch // ranks.world),
+            stopped,
+        )
+        if self.last is None:
+            return None
+        task.evaluation_seconds += self.last.seconds
+        figures: dict[str, Any] = {"seconds": round(task.seconds, 3), **self.last.boxes.stats}
+        if self.last.masks:
+            figures |= {f"mask_{name}": value for name, value in self.last.masks.stats.items()}
+        ranks.log_rank_zero(f"step {task.step}: AP {figures['AP']:.4f}  AP50 {figures['AP50']:.4f}")
+        return figures | {"evaluation_seconds": round(self.last.seconds, 3)}
+
+
+def _task(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorTask:
+    """The detector with the weights that it starts from; the same on every rank."""
+    ranks, folder = job.ranks, job.folder
+    found = ranks.run_on_rank_zero(lambda: _config_of_run(job, recipe, training))
+    is_fresh = ranks.run_on_rank_zero(lambda: not list_checkpoints(folder.checkpoints))
+    weights = None
+    if is_fresh and job.init != "scratch":
+        weights = ranks.run_on_all(lambda: read_backbone(Path(job.init)))
+    config = found or _config(job, recipe, training, weights)
     torch.manual_seed(int(rng.key_of_text(recipe.data.seed, "detector's initial weights")) >> 1)
     network = backbone_from_config(config, ranks.device)
-    if not resuming and state is not None:
-        found, partial = state, recipe.model.partial
-        report = ranks.run_on_all(lambda: load(network, found, job.init, partial))
+    if weights is not None:
+        report = ranks.run_on_all(lambda: load(network, weights, job.init, recipe.model.partial))
         ranks.log_rank_zero(f"weights {report.text}")
         config = replace(config, weights=asdict(report))
     model, frozen = detector_from_config(config, network, ranks.device)
-    if not resuming:
-        settled = config = _with_neck(job, config, model, ranks)
-        ranks.run_on_rank_zero(lambda: settled.write(job.run))
-    evaluate = None
-    if validation is not None and job.val_images is not None:
-        evaluate = Evaluator(model, config, validation, job.val_images, ranks, job.workers)
-    trainer = DetectorTrainer(
-        job.run, config, ranks, model, frozen, optimizer_of(model, config.recipe), DetectorProgress(), evaluate
-    )
-    return trainer, not (resuming and trainer.resume())
+    if is_fresh:
+        config = _with_neck(job, config, model)
+    return DetectorTask(job, config, training, model, frozen)
 
 
-def _prepare_folder(job: DetectorJob) -> None:
-    """Make the run's folder; refuse one that holds a run."""
-    if list_checkpoints(job.run / CHECKPOINTS) or (job.run / DETECTOR).exists():
-        raise UserError(f"{job.run} holds a run already: continue it with --resume, or name another folder")
-    try:
-        job.run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{job.run} cannot be made ({error.strerror}): name another folder") from error
-    remove_leftovers(job.run / CHECKPOINTS)
-    (job.run / METRICS).unlink(missing_ok=True)
-
-
-def _require_same(config: DetectorConfig, recipe: DetectorRecipe, training: GroundTruth, job: DetectorJob) -> None:
-    """Refuse to resume a run as another one."""
-    if changed := recipe.differences(config.recipe):
-        raise UserError(
-            f"{job.run} was begun with another recipe ({'; '.join(changed)}): resume it with the options it was begun "
-            "with, or name another folder"
-        )
+def _config_of_run(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorConfig | None:
+    """The config of the run that goes on, None for a new one; UserError where it would go on as another run."""
+    folder = job.folder
+    if not continues(folder, job.resume):
+        return None
+    config = read_config(folder.path)
+    check_same_recipe(folder, recipe.differences(config.recipe))
     if config.categories != training.categories:
-        raise UserError(f"{job.run} was begun with other categories than {job.annotations} has: name its own file")
+        raise UserError(f"{folder} was begun with other categories than {job.annotations} has: name its own file")
     if config.init != job.init:
-        raise UserError(f"{job.run} was begun with --init {config.init}, not {job.init}: name that, or another folder")
+        raise UserError(f"{folder} was begun with --init {config.init}, not {job.init}: name that, or another folder")
+    return config
 
 
 def _config(
-    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth
-) -> tuple[DetectorConfig, dict[str, torch.Tensor] | None]:
-    """The run's config without the reports on weights, and the weights."""
+    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth, weights: dict[str, Tensor] | None
+) -> DetectorConfig:
+    """A new run's config, without the reports on weights."""
     short = float(np.median([min(record.width, record.height) for record in training.images]))
-    state = None if job.init == "scratch" else read_backbone(Path(job.init))
     built = recipe.model.norm
-    if recipe.model.norm == "frozen-bn" and (state is None or not brings_statistics(state)):
+    if recipe.model.norm == "frozen-bn" and (weights is None or not brings_statistics(weights)):
         built = "sync-bn"
     data = {
-        "annotations": str(job.annotations),
-        "images": str(job.images),
-        "val_annotations": None if job.val_annotations is None else str(job.val_annotations),
-        "val_images": None if job.val_images is None else str(job.val_images),
+        "annotations": job.annotations,
+        "images": job.images,
+        "val_annotations": job.val_annotations,
+        "val_images": job.val_images,
     }
     plan = fit_to_dataset(recipe, len(training.images), short)
-    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None), state
+    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None)
 
 
-def _with_neck(job: DetectorJob, config: DetectorConfig, model: torch.nn.Module, ranks: Ranks) -> DetectorConfig:
+def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> DetectorConfig:
     """Put the neck that the weights come with into the model's pyramid, if so; the config with its report."""
+    ranks = job.ranks
     neck = {} if job.init == "scratch" else ranks.run_on_all(lambda: read_neck(Path(job.init)))
     if not neck:
         return config
     pyramid, recipe = pyramid_of(model), config.recipe
     if pyramid is None or recipe.model.pretrained_neck == "none":
-        ranks.log_rank_zero(
-            f"neck {job.init}: left out "
-            f"({'model.pretrained_neck = none' if pyramid else f'{recipe.model.name} has no pyramid'})"
-        )
+        why = "model.pretrained_neck = none" if pyramid else f"{recipe.model.name} has no pyramid"
+        ranks.log_rank_zero(f"neck {job.init}: left out ({why})")
         return config
     report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
     ranks.log_rank_zero(f"neck {report.text}")
@@ -277,111 +419,8 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
         {"params": [one for one in learned if id(one) not in norms], "weight_decay": recipe.optim.weight_decay},
         {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.optim.norm_decay},
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=recipe.optim.lr, momentum=recipe.optim.momentum
-    )
-
-
-def _batches(trainer: DetectorTrainer, training: GroundTruth, job: DetectorJob) -> Any:
-    recipe, ranks, plan = trainer.config.recipe, trainer.ranks, trainer.config.plan
-    landscape = np.array([record.width >= record.height for record in training.images])
-    order = Order(landscape, recipe.data.batch, recipe.data.seed)
-    key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
-    augmentation = Augmentation(recipe.data.flip, (recipe.data.jitter_low, recipe.data.jitter_high), key)
-    dataset = DetectionDataset(training, job.images, plan, augmentation, masks=recipe.model.name == "mask-rcnn-fpn")
-    steps = range(trainer.progress.step, plan.steps)
-    return training_batches(dataset, order, steps, ranks.rank, recipe.data.batch // ranks.world, job.workers)
-
-
-def _described(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> str:
-    """What the run is about to do, with warnings, in a few lines."""
-    recipe, plan = config.recipe, config.plan
-    lines = [
-        f"{recipe.model.name}, {recipe.model.backbone}, {config.norm_built}, freeze {recipe.model.freeze}, "
-        f"from {config.init}; {len(training.images)} images, {len(training.categories)} classes, "
-        f"{ranks.world} rank(s) on {ranks.device}",
-        f"fitted to this dataset: {plan.steps} steps of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
-        f"rate {plan.lr:.4g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
-        f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}",
-    ]
-    if config.norm_built != recipe.model.norm:
-        lines.append(
-            "warning: frozen-bn needs weights that bring batch statistics, and these bring none: batch norm that "
-            "learns (sync-bn) is built in its place"
-        )
-    if recipe.model.freeze == "backbone" and config.init == "scratch":
-        lines.append("warning: a frozen backbone from scratch stays random: give --init weights")
-    if training.unusable:
-        lines.append(f"warning: {training.unusable} boxes cannot be used and are left out of training")
-    if recipe.model.name == "mask-rcnn-fpn" and training.segmented < 1:
-        lines.append(
-            f"warning: {1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole "
-            "boxes, so the mask head learns rectangles from them"
-        )
-    return "\n".join(lines)
-
-
-def train_steps(trainer: DetectorTrainer, batches: Any, last: int, stop: StopRequest) -> bool:
-    """Train to step ``last`` (of the schedule's plan); False where a signal ended it, after a checkpoint."""
-    recipe, ranks, progress = trainer.config.recipe, trainer.ranks, trainer.progress
-    stepped = parallel(trainer.model, ranks)
-    metrics = metrics_file(trainer.folder / METRICS)
-    iterator = iter(batches)
-    window = _LossWindow(ranks.device)
-
-    def write(row: dict[str, Any]) -> None:
-        if ranks.first:
-            metrics.append([json.dumps(row)])
-
-    while True:
-        due = _due(recipe, progress.step) or progress.step == trainer.config.plan.steps
-        if trainer.evaluate and due and progress.step not in progress.evaluated:
-            if not _evaluated(trainer, stop, write):
-                return False
-            window = _LossWindow(ranks.device)
-        if progress.step >= last:
-            return True
-        _set_mode(trainer)
-        began = time.perf_counter()
-        samples = next(iterator)
-        waited = time.perf_counter() - began
-        losses = one_step(trainer, stepped, samples)
-        window.add(losses, waited)
-        progress.step += 1
-        stopping = ranks.all_reduce_max(int(stop.name is not None)) > 0
-        saving = progress.step % recipe.run.checkpoint_every == 0 or progress.step >= last or stopping
-        # Rows end where evaluations begin, so that no step's seconds are lost to the cost.
-        if saving or progress.step % recipe.run.log_every == 0 or _due(recipe, progress.step):
-            row = window.row(trainer)
-            write(row)
-            _log_progress(trainer, row)
-            window = _LossWindow(ranks.device)
-        if saving:
-            trainer.save()
-            window = _LossWindow(ranks.device)
-        if stopping:
-            return False
-
-
-def one_step(trainer: DetectorTrainer, stepped: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
-    """One optimiser step on this rank's samples; returns its losses by name."""
-    recipe, device, step = trainer.config.recipe, trainer.ranks.device, trainer.progress.step
-    key = rng.derive_key(rng.key_of_text(recipe.data.seed, "detector's sampling"), step, trainer.ranks.rank)
-    torch.manual_seed(int(key[0]) >> 1)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.config.plan, step, recipe.optim.warmup_factor, recipe.optim.gamma)
-    pairs = [to_device(sample, device, label_offset(recipe.model.name)) for sample in samples]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
-        losses: dict[str, Tensor] = stepped([image for image, _ in pairs], [target for _, target in pairs])
-    total: Tensor = sum(losses.values())  # type: ignore[assignment]
-    trainer.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    if recipe.optim.clip_norm:
-        nn.utils.clip_grad_norm_(
-            [one for one in trainer.model.parameters() if one.requires_grad], recipe.optim.clip_norm
-        )
-    trainer.optimizer.step()
-    return losses
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum)
 
 
 def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
@@ -392,173 +431,72 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def _set_mode(trainer: DetectorTrainer) -> None:
-    if not trainer.model.training:
-        trainer.model.train()
-    for module in trainer.frozen:
-        module.eval()
-
-
-def _due(recipe: DetectorRecipe, step: int) -> bool:
-    """Whether an evaluation on the way belongs after ``step`` steps."""
-    return bool(recipe.run.val_every and step and step % recipe.run.val_every == 0)
-
-
-def _evaluated(trainer: DetectorTrainer, stop: StopRequest, write: Callable[[dict[str, Any]], None]) -> bool:
-    """Evaluate and write the row; False where a signal came in between, after a checkpoint."""
-    assert trainer.evaluate is not None
-    progress = trainer.progress
-    row = trainer.evaluate(lambda: stop.name is not None)
-    if row is None:
-        trainer.save()
-        return False
-    progress.evaluated.add(progress.step)
-    progress.evaluation_seconds += row["evaluation_seconds"]
-    write({"step": progress.step - 1, "seconds": round(progress.seconds, 3), **row})
-    trainer.ranks.log_rank_zero(f"step {progress.step}: AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}")
-    return True
-
-
-class _LossWindow:
-    """Losses since the last row, on the device, and where the time went."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.waited = 0.0
-        self.since = time.perf_counter()
-        self.clock = device_clock(device)
-        self.spent = self.clock()
-
-    def add(self, losses: dict[str, Tensor], waited: float) -> None:
-        self.steps += 1
-        self.waited += waited
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-
-    def row(self, trainer: DetectorTrainer) -> dict[str, Any]:
-        """The mean losses over ranks and steps, and the speed; counts the window's time to the run's."""
-        ranks, progress = trainer.ranks, trainer.progress
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[name] for name in names]).double() / self.steps
-        shared = (ranks.all_reduce_sum(means) / ranks.world).tolist()
-        elapsed = time.perf_counter() - self.since
-        progress.seconds += self.clock() - self.spent
-        loss = sum(shared)
-        if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
-                f"the loss is {loss} at step {progress.step}: lower the learning rate (--set optim.lr=...), "
-                "or clip (--set optim.clip_norm=10)"
-            )
-        recipe = trainer.config.recipe
-        memory = torch.cuda.max_memory_allocated(ranks.device) if ranks.device.type == "cuda" else None
-        return {
-            "step": progress.step - 1,
-            "loss": loss,
-            "losses": dict(zip(names, shared, strict=True)),
-            "lr": trainer.optimizer.param_groups[0]["lr"],
-            "images_per_second": round(self.steps * recipe.data.batch / max(elapsed, 1e-9), 3),
-            "seconds_per_step": round(elapsed / self.steps, 5),
-            "data_wait": round(self.waited / max(elapsed, 1e-9), 4),
-            "seconds": round(progress.seconds, 3),
-            "gpu_memory": memory,
-        }
-
-
-def _log_progress(trainer: DetectorTrainer, row: dict[str, Any]) -> None:
-    """Print a line on rank 0, at most one in LOG_SECONDS."""
-    last = trainer.progress.step >= trainer.config.plan.steps
-    if time.monotonic() - trainer.logged < LOG_SECONDS and not last:
-        return
-    trainer.logged = time.monotonic()
-    trainer.ranks.log_rank_zero(
-        f"step {trainer.progress.step}/{trainer.config.plan.steps}  loss {row['loss']:.3f}  lr {row['lr']:.4g}  "
-        f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.0%}"
+def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> None:
+    """Log what the run is about to do, with warnings, in a few lines."""
+    recipe, plan = config.recipe, config.plan
+    ranks.log_rank_zero(
+        f"{recipe.model.name}, {recipe.model.backbone}, {config.norm_built}, freeze {recipe.model.freeze}, "
+        f"from {config.init}; {len(training.images)} images, {len(training.categories)} classes, "
+        f"{ranks.world} rank(s) on {ranks.device}"
     )
-
-
-class Evaluator:
-    """Evaluates the model as it is; keeps the last evaluation for the end of the run."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        config: DetectorConfig,
-        validation: GroundTruth,
-        images: str,
-        ranks: Ranks,
-        workers: int,
-    ) -> None:
-        self._model, self._config, self._validation = model, config, validation
-        self._images, self._ranks, self._workers = images, ranks, workers
-        self.last: Evaluation | None = None
-
-    def __call__(self, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-        """The AP values of a metrics row, or None where a signal came in between."""
-        recipe, ranks = self._config.recipe, self._ranks
-        self.last = evaluate_model(
-            self._model,
-            recipe,
-            self._config.plan,
-            self._validation,
-            self._images,
-            ranks,
-            self._workers,
-            max(1, recipe.data.batch // ranks.world),
-            stopped,
+    ranks.log_rank_zero(
+        f"fitted to this dataset: {plan.steps} steps of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
+        f"rate {plan.lr:.4g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
+        f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}"
+    )
+    warnings = []
+    if config.norm_built != recipe.model.norm:
+        warnings.append(
+            "frozen-bn needs weights that bring batch statistics, and these bring none: batch norm that learns "
+            "(sync-bn) is built in its place"
         )
-        if self.last is None:
-            return None
-        row: dict[str, Any] = dict(self.last.boxes.stats)
-        if self.last.masks:
-            row |= {f"mask_{name}": value for name, value in self.last.masks.stats.items()}
-        return row | {"evaluation_seconds": round(self.last.seconds, 3)}
+    if recipe.model.freeze == "backbone" and config.init == "scratch":
+        warnings.append("a frozen backbone from scratch stays random: give --init weights")
+    if training.unusable:
+        warnings.append(f"{training.unusable} boxes cannot be used and are left out of training")
+    if recipe.model.name == "mask-rcnn-fpn" and training.segmented < 1:
+        warnings.append(
+            f"{1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole boxes, so the "
+            "mask head learns rectangles from them"
+        )
+    for warning in warnings:
+        ranks.log_rank_zero(warning, logging.WARNING)
 
 
-def finish(
-    trainer: DetectorTrainer, validation: GroundTruth | None, images: str | None, write_page: WritePage | None
-) -> None:
-    """Write the weights, the evaluation's files, the summary and the page."""
-    ranks, folder, evaluator = trainer.ranks, trainer.folder, trainer.evaluate
-    if (
-        evaluator is not None
-        and evaluator.last is None
-        and not ranks.run_on_rank_zero(lambda: (folder / AP_FILE).exists())
-    ):
-        evaluator(lambda: False)
+def _finish(task: DetectorTask, evaluation: PeriodicAP | None, folder: RunFolder) -> None:
+    """Write the weights, the evaluation's files and the summary."""
+    ranks, path = task.ranks, folder.path
+    has_files = ranks.run_on_rank_zero(lambda: (path / AP_FILE).exists())
+    if evaluation is not None and evaluation.last is None and not has_files:
+        # A run that was killed between its last evaluation and here.
+        evaluation(lambda: False)
 
     def write() -> None:
-        save_file(folder / DETECTOR, {key: value.cpu() for key, value in trainer.model.state_dict().items()})
-        save_file(folder / BACKBONE_FILE, backbone.backbone_state(trainer.model))
-        if evaluator is not None and evaluator.last is not None:
-            save_evaluation(folder, evaluator.last)
-        summary = summarise(trainer)
-        Storage(folder).publish(SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
-        if validation is not None and images is not None and write_page is not None:
-            write_page(folder, validation, images)
+        save_file(path / DETECTOR, {key: value.cpu() for key, value in task.model.state_dict().items()})
+        save_file(path / BACKBONE_FILE, backbone.backbone_state(task.model))
+        if evaluation is not None and evaluation.last is not None:
+            save_evaluation(path, evaluation.last)
+        Storage(path).publish(SUMMARY, json.dumps(summarise(task, folder), indent=2).encode() + b"\n")
 
     ranks.run_on_rank_zero(write)
-    ranks.log_rank_zero(
-        f"{folder}: finished after {trainer.progress.step} steps, {trainer.progress.seconds:.0f} s of training"
-    )
 
 
-def summarise(trainer: DetectorTrainer) -> dict[str, Any]:
+def summarise(task: DetectorTask, folder: RunFolder) -> dict[str, Any]:
     """summary.json: cost, speed, memory and AP of a finished run."""
-    rows = read_rows(trainer.folder / METRICS)
+    rows = read_rows(folder.metrics)
     speeds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
     memory = [row["gpu_memory"] for row in rows if row.get("gpu_memory")]
     scored = [row for row in rows if "AP" in row]
-    device = trainer.ranks.device
+    device = task.ranks.device
     return {
-        "steps": trainer.progress.step,
+        "steps": task.step,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "world": trainer.ranks.world,
-        "seconds": round(trainer.progress.seconds, 3),
-        "device_seconds": round(trainer.progress.seconds * trainer.ranks.world, 3),
-        "evaluation_seconds": round(trainer.progress.evaluation_seconds, 3),
+        "world": task.ranks.world,
+        "seconds": round(task.seconds, 3),
+        "device_seconds": round(task.seconds * task.ranks.world, 3),
+        "evaluation_seconds": round(task.evaluation_seconds, 3),
         "seconds_per_step": statistics.median(speeds) if speeds else None,
         "gpu_memory": max(memory) if memory else None,
-        "parameters_learned": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
+        "parameters_learned": sum(one.numel() for one in task.model.parameters() if one.requires_grad),
         "AP": {key: scored[-1][key] for key in scored[-1] if "AP" in key} if scored else None,
     }

@@ -12,6 +12,7 @@ import click
 
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.detect import train as detector
 from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.detect.recipe import (
     DetectorName,
@@ -22,10 +23,9 @@ from jigsaw_pretrain.detect.recipe import (
     Schedule,
 )
 from jigsaw_pretrain.detect.report import write_page
-from jigsaw_pretrain.detect.train import DetectorJob, run_job
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
+from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors
+from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 
 SHORT = {
     "model": "model.name",
@@ -46,7 +46,7 @@ SHORT = {
 @click.option("--val-images", help="their images")
 @options.exif
 @options.ignored
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="folder of the run, made if need be")
+@click.option("--run", required=True, help="folder or URL of the run, made if need be")
 @click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; without one, the Jigsaw paper's recipe")
 @click.option("--model", type=click.Choice(choices(DetectorName)), help="overrules the recipe's")
@@ -65,6 +65,12 @@ SHORT = {
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 @click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
 @click.option("--stop-after", type=click.IntRange(1), help="end at this step and leave the schedule as it is")
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice([*NAMES, "none"]),
+    help="where else numbers go; again for more [default: tensorboard, where it is installed]",
+)
 def train(
     annotations: str,
     images: str,
@@ -72,7 +78,7 @@ def train(
     val_images: str | None,
     exif: str,
     ignored: str,
-    run: Path,
+    run: str,
     init: str,
     recipe: Path | None,
     sets: tuple[str, ...],
@@ -80,6 +86,7 @@ def train(
     device: str,
     resume: bool,
     stop_after: int | None,
+    log: tuple[str, ...],
     **shortcuts: Any,
 ) -> None:
     """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page.
@@ -89,17 +96,22 @@ def train(
     """
     with rank_zero_errors():
         sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
-        chosen = DetectorRecipe.load(recipe, sets)
         # torchrun starts all ranks anew after a failure, with the same command line.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if (val_annotations is None) != (val_images is None):
-            raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
-        reading = Reading(exif, ignored)
-        data = (annotations, images, val_annotations, val_images)
-        job = DetectorJob(*data, run, init, workers, resume, stop_after, reading)
-        ranks = start(device)
-        if chosen.data.batch % ranks.world:
-            raise UserError(
-                f"a batch of {chosen.data.batch} is not divisible by {ranks.world} ranks: --set data.batch=..."
-            )
-        run_job(job, chosen, ranks, write_page)
+        detector.train(
+            annotations,
+            images,
+            run,
+            DetectorRecipe.load(recipe, sets),
+            val_annotations=val_annotations,
+            val_images=val_images,
+            init=init,
+            reading=Reading(exif, ignored),
+            resume=resume,
+            stop_after=stop_after,
+            workers=workers,
+            device=device,
+            log=wanted(log),
+            write_page=write_page,
+            title="detect train",
+        )

@@ -114,11 +114,49 @@ def _shared_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, 0, (count,), (1,)).view(shape)
 
 
-def _prepare_worker(_: int) -> None:
-    """Ignore the signals that end a run, so that one sent to the group does not end workers before the rank's step."""
-    cv2.setNumThreads(1)
+def leave_signals_to_rank() -> None:
+    """Ignore SIGINT and SIGTERM, in a worker process.
+
+    So a signal to the process group ends no worker before its rank has finished its step.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _prepare_worker(_: int) -> None:
+    leave_signals_to_rank()
+    cv2.setNumThreads(1)
+
+
+def next_from_workers(received: Iterator[Any]) -> Any:
+    """The next thing that a DataLoader's workers send; UserError where one of them is dead."""
+    try:
+        return next(received)
+    except (RuntimeError, EOFError, OSError) as error:
+        # torch's own word, or what its pipes say where a worker dies in the middle of sending.
+        if isinstance(error, RuntimeError) and "worker" not in str(error):
+            raise
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UserError(
+            f"a loader worker ended unexpectedly ({reason}); the usual cause is too little memory: run with fewer "
+            "--workers"
+        ) from error
+
+
+def end_workers(received: Any) -> None:
+    """End the workers of a DataLoader's iterator; returns within seconds whatever they are doing."""
+    processes = list(getattr(received, "_workers", ()))
+    shut_down: Any = getattr(received, "_shutdown_workers", None)
+    if shut_down is not None:
+        # torch's handler of dead children may raise in the middle of it; whom that leaves alive is ended below.
+        with contextlib.suppress(RuntimeError):
+            shut_down()
+    for process in processes:
+        if process.is_alive():
+            # They ignore the signal by which torch ends the unwilling.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
 
 
 def _as_sent(sent: Any) -> Any:
@@ -252,17 +290,7 @@ class JigsawLoader:
                 self.close()
 
     def _receive(self, received: Iterator[_Sent]) -> _Sent:
-        try:
-            sent = next(received)
-        except (RuntimeError, EOFError, OSError) as error:
-            # torch's own word, or what its pipes say where a worker dies in the middle of sending.
-            if isinstance(error, RuntimeError) and "worker" not in str(error):
-                raise
-            reason = f"{type(error).__name__} {error}".splitlines()[0]
-            raise UserError(
-                f"a loader worker ended unexpectedly ({reason}); the usual cause is too little memory: run with fewer "
-                "--workers"
-            ) from error
+        sent: _Sent = next_from_workers(received)
         if sent.error is not None:
             raise UserError(sent.error)
         return sent
@@ -292,20 +320,8 @@ class JigsawLoader:
     def close(self) -> None:
         """End the workers; an iterator under way is finished. Returns within seconds whatever they are doing."""
         received, self._received = self._received, None
-        if received is None:
-            return
-        processes = list(getattr(received, "_workers", ()))
-        shut_down: Any = getattr(received, "_shutdown_workers", None)
-        if shut_down is not None:
-            # torch's handler of dead children may raise in the middle of it; whom that leaves alive is ended below.
-            with contextlib.suppress(RuntimeError):
-                shut_down()
-        for process in processes:
-            if process.is_alive():
-                # They ignore the signal by which torch ends the unwilling.
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-                process.join()
+        if received is not None:
+            end_workers(received)
 
 
 def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:

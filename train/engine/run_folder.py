@@ -43,8 +43,10 @@ FORMAT_VERSION = 1
 
 PACKAGES = ("jigsaw-pretrain", "torch", "torchvision", "numpy")
 
-RUN_FILES = ("run.json", "recipe.toml", "metrics.jsonl", "digest.txt")
-"""What a run is continued with, beside its newest checkpoint."""
+DESCRIPTION = "run.json"
+
+RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
+"""What a run is continued with, beside its description and its newest checkpoint."""
 
 NEWEST = "checkpoints/newest"
 """The pointer to the newest checkpoint of a run at a URL."""
@@ -79,9 +81,10 @@ def origin_of(dataset: Dataset, stream: DataOptions) -> Origin:
 class RunFolder:
     """Where a run keeps its files; of one at a URL, ``path`` is where they are staged."""
 
-    def __init__(self, path: Path, remote: "RemoteRunFolder | None" = None) -> None:
+    def __init__(self, path: Path, remote: "RemoteRunFolder | None" = None, description: str = DESCRIPTION) -> None:
+        """description: the file's name."""
         self.path, self.remote = path, remote
-        self.description = path / "run.json"
+        self.description = path / description
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.digest = path / "digest.txt"
@@ -108,12 +111,12 @@ class RunFolder:
             self.remote.push()
 
 
-def open_run_folder(run: str | Path) -> RunFolder:
+def open_run_folder(run: str | Path, description: str = DESCRIPTION) -> RunFolder:
     """The run folder of a path or URL; nothing is read yet, see RemoteRunFolder.pull."""
     if "://" not in str(run):
-        return RunFolder(Path(run))
-    remote = RemoteRunFolder(str(run))
-    return RunFolder(remote.path, remote)
+        return RunFolder(Path(run), description=description)
+    remote = RemoteRunFolder(str(run), (description, *RUN_FILES))
+    return RunFolder(remote.path, remote, description)
 
 
 def versions() -> dict[str, str]:
@@ -141,25 +144,32 @@ def choose_recipe(
     Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
     naming what differs.
     """
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"--run {folder} is a file: name a folder")
-    if not (resume and folder.begun):
-        if folder.begun:
-            raise UserError(
-                f"{folder} already holds a run: add --resume to continue it, or name another folder with --run"
-            )
+    if not continues(folder, resume):
         return _given(recipe, settings).resolved(dataset)
     own = Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
     wanted = own.updated(*settings) if recipe is None else _given(recipe, settings)
     chosen = wanted.data
     data = replace(chosen, lanes=chosen.lane_count, mean=chosen.mean or own.data.mean, std=chosen.std or own.data.std)
-    wanted = replace(wanted, data=data)
-    if changed := wanted.differences(own):
+    check_same_recipe(folder, replace(wanted, data=data).differences(own))
+    return own
+
+
+def continues(folder: RunFolder, resume: bool) -> bool:
+    """Whether this is a run that goes on; UserError for a folder that holds a run (without resume), and for a file."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"--run {folder} is a file: name a folder")
+    if folder.begun and not resume:
+        raise UserError(f"{folder} already holds a run: add --resume to continue it, or name another folder with --run")
+    return folder.begun
+
+
+def check_same_recipe(folder: RunFolder, changed: list[str]) -> None:
+    """Refuse to continue a run with another recipe; ``changed`` says what differs."""
+    if changed:
         raise UserError(
             f"{folder} was run with another recipe ({'; '.join(changed)}): resume it without these, "
             "or name another folder with --run"
         )
-    return own
 
 
 def _given(recipe: Recipe | str | Path | None, settings: tuple[str, ...]) -> Recipe:
@@ -269,7 +279,9 @@ class RemoteRunFolder:
     The staged folder is made anew at every start.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, files: tuple[str, ...]) -> None:
+        """files: that a run is continued with, whether a listing shows them or not."""
+        self._files = files
         self.url = url.rstrip("/")
         self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
         self._storage = open_store(self.url, TIMEOUT)
@@ -280,7 +292,7 @@ class RemoteRunFolder:
         """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        for name in {*RUN_FILES, *self._listed()}:
+        for name in {*self._files, *self._listed()}:
             self._fetch(name)
         names = [pointer] if (pointer := self._pointer()) else []
         names += sorted(

@@ -363,7 +363,11 @@ class Trainer(Generic[TaskT]):
         return True
 
     def _cut_back(self) -> Row | None:
-        """Leave the rows of the steps that are done; the last one of them."""
+        """Make the folder and leave the rows of the steps that are done; the last one of them."""
+        try:
+            self.options.folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.options.folder} cannot be made ({error.strerror}): name another folder") from error
         self._metrics.cut_back(self.task.step)
         return next(reversed(read_rows(self._metrics.path)), None)
 

@@ -139,8 +139,8 @@ def test_refusals_name_the_thing_and_the_remedy(
     (tmp_path / "odd.pth").write_bytes(b"odd")
     assert "odd.pth" in detect(tmp_path / "f", expect=2, init=tmp_path / "odd.pth").output
     detect(tmp_path / "g", norm="gn", model="faster-rcnn-fpn", steps=1)
-    assert "holds a run already" in detect(tmp_path / "g", expect=2, norm="gn", model="faster-rcnn-fpn").output
-    assert "was begun with" in detect(tmp_path / "g", "--resume", expect=2, norm="gn", model="retinanet").output
+    assert "already holds a run" in detect(tmp_path / "g", expect=2, norm="gn", model="faster-rcnn-fpn").output
+    assert "another recipe" in detect(tmp_path / "g", "--resume", expect=2, norm="gn", model="retinanet").output
     assert "head" in detect(tmp_path / "h", expect=2, model="retinanet", head="4conv1fc").output
 
 

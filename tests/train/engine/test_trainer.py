@@ -14,7 +14,7 @@ import torch
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback
-from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, execute
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.step import MachineOptions
@@ -233,3 +233,14 @@ def test_a_run_leaves_torchs_random_state_and_switches_as_they_were(tmp_path: Pa
     execute(replace(job, machine_options=MachineOptions(deterministic=True)), synthetic(job))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.backends.cudnn.allow_tf32
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_other_versions_are_warned_of_when_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = small_job(tmp_path, "steps=2", "warmup_steps=1")
+    execute(job, synthetic(job), stop_after=1)
+    step, path = list_checkpoints(job.folder.checkpoints)[-1]
+    content = read_checkpoint(path)
+    save_checkpoint(job.folder.checkpoints, step, {**content, "versions": {**content["versions"], "torch": "1.0"}}, 1)
+    assert "other versions" not in caplog.text
+    execute(job, synthetic(job))
+    assert "resuming with other versions (torch 1.0, now" in caplog.text

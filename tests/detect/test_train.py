@@ -1,0 +1,79 @@
+"""Training a detector: run folders in a store, data that is broken, and what a caller's process keeps."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jigsaw_pretrain.detect.annotations import read_ground_truth
+from jigsaw_pretrain.detect.data import Order
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
+from jigsaw_pretrain.detect.run import CONFIG
+from jigsaw_pretrain.detect.train import train
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints
+from jigsaw_pretrain.train.engine.metrics import read_rows
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder
+from tests.helpers.detection import SETTINGS, TINY, set_options
+from tests.helpers.jobs import same
+from tests.helpers.stores import proxied_store
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.slow(seconds=8)
+def test_a_run_in_a_store_goes_on_after_its_machine_is_lost(
+    tmp_path: Path, detect: Run, plain_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {"model": "retinanet", "norm": "gn", "steps": 4}
+    detect(tmp_path / "whole", **options)
+    with proxied_store() as (store, _):
+        run = f"s3://{store.bucket}/runs/detector"
+        detect(run, "--stop-after", "2", **options)
+        folder = open_run_folder(run, CONFIG)
+        shutil.rmtree(folder.path)
+        assert "already holds a run" in detect(run, expect=2, **options).output
+        said = detect(run, "--resume", **options).output
+        assert f"{run}: finished after 4 steps" in said
+        shutil.rmtree(folder.path)
+        assert folder.remote is not None
+        folder.remote.pull()
+        assert [row["step"] for row in read_rows(folder.metrics)] == [0, 1, 2, 3, 3]
+        whole, there = (
+            torch.load(one / "detector.pth", weights_only=True) for one in (tmp_path / "whole", folder.path)
+        )
+    assert same(dict(whole), dict(there))
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_in_one_line_after_a_checkpoint(
+    tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
+) -> None:
+    shutil.copytree(tiny_data / "train", tmp_path / "train")
+    truth = read_ground_truth(str(tmp_path / "train" / "annotations.json"), str(tmp_path / "train" / "images"))
+    landscape = np.array([record.width >= record.height for record in truth.images])
+    chosen = truth.images[int(Order(landscape, 2, 0).batch(2)[1])]
+    (tmp_path / "train" / "images" / chosen.file_name).write_bytes(b"no picture")
+    for workers in (0, 1):
+        run = tmp_path / f"run-{workers}"
+        flags = ("--images", str(tmp_path / "train" / "images"), "--workers", str(workers))
+        said = detect(run, *flags, expect=2, model="retinanet", norm="gn", steps=6).output
+        assert said.count("Error: ") == 1 and chosen.file_name in said and "Traceback" not in said
+        assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [2]
+        assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [0, 1]
+
+
+def test_a_caller_keeps_its_random_state_and_reads_the_log(
+    tmp_path: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**SETTINGS, "model.name": "retinanet", "model.norm": "gn", "model.backbone": TINY}
+    recipe = DetectorRecipe.load(None, set_options(**settings)[1::2])
+    data = str(tiny_data / "train" / "annotations.json"), str(tiny_data / "train" / "images")
+    before = torch.get_rng_state()
+    folder = train(*data, tmp_path / "run", recipe, workers=0, device="cpu", log=("tensorboard",))
+    assert torch.equal(before, torch.get_rng_state())
+    assert (folder.path / "summary.json").exists() and list((folder.path / "tensorboard").iterdir())
+    assert "finished after 2 steps" in caplog.text and capfd.readouterr().out == ""
