@@ -4,7 +4,6 @@ A run is resumed with --resume and is then bit for bit the undisturbed one on a 
 the same step. How the recipe was fitted to the dataset is printed before the first step (detect/recipe.py).
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from jigsaw_pretrain.detect.recipe import (
 )
 from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors
+from jigsaw_pretrain.train.engine.distributed import DEVICES, is_restarted, rank_zero_errors
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 
 SHORT = {
@@ -96,8 +95,6 @@ def train(
     """
     with rank_zero_errors():
         sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
-        # torchrun starts all ranks anew after a failure, with the same command line.
-        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         detector.train(
             annotations,
             images,
@@ -107,7 +104,7 @@ def train(
             val_images=val_images,
             init=init,
             reading=Reading(exif, ignored),
-            resume=resume,
+            resume=resume or is_restarted(),
             stop_after=stop_after,
             workers=workers,
             device=device,

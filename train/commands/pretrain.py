@@ -1,6 +1,5 @@
 """`pretrain`: from a prepped dataset to a backbone, alone or under torchrun."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
+from jigsaw_pretrain.train.engine.distributed import DEVICES, is_restarted, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES
 from jigsaw_pretrain.train.engine.step import COMPILE
 from jigsaw_pretrain.train.recipe import Balance, Neck
@@ -86,8 +85,7 @@ def pretrain(
             run,
             recipe,
             settings,
-            # torchrun starts all ranks anew after a failure, with the same command line.
-            resume=resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
+            resume=resume or is_restarted(),
             stop_after=stop_after,
             workers=workers,
             device=device,

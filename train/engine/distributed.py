@@ -141,6 +141,11 @@ def start(device: str = "auto") -> Ranks:
     return Ranks(rank, world, chosen)
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started all ranks anew after a failure, with the same command line: then a run resumes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:
     """The launcher's store below a prefix that no earlier start of this run has used.
 

@@ -18,6 +18,7 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_check
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, execute
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.step import MachineOptions
+from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY
 from tests.helpers.sources import SyntheticSource
@@ -168,7 +169,7 @@ def test_a_run_stays_on_its_recipe_and_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another recipe .*tau = 0.5, was 0.7"):
         choose_recipe(job.folder, None, ("loss.tau=0.5",), resume=True)
     with pytest.raises(UserError, match="another recipe .*backbone = resnet50, was shufflenet"):
-        choose_recipe(job.folder, REPOSITORY / "recipes" / "paper-r50.toml", (), resume=True)
+        choose_recipe(job.folder, Recipe.load(REPOSITORY / "recipes" / "paper-r50.toml"), (), resume=True)
     renamed = replace(job, origin=Origin(("other", *ORIGIN.classes[1:]), ORIGIN.fingerprint))
     with pytest.raises(UserError, match="label 0 is 'class 0' there and 'other' here"):
         execute(renamed, synthetic(job))
@@ -236,7 +237,7 @@ def test_a_run_leaves_torchs_random_state_and_switches_as_they_were(tmp_path: Pa
 
 
 def test_other_versions_are_warned_of_when_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = small_job(tmp_path, "steps=2", "warmup_steps=1")
+    job = small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=1")
     execute(job, synthetic(job), stop_after=1)
     step, path = list_checkpoints(job.folder.checkpoints)[-1]
     content = read_checkpoint(path)
