@@ -32,7 +32,7 @@ class _Echo(logging.Handler):
         if record.levelno < logging.ERROR and os.environ.get("RANK", "0") != "0":
             return
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        click.echo(level + record.getMessage(), err=True)
+        click.echo(redacted(level + record.getMessage()), err=True)
 
 
 def show_log() -> None:
@@ -83,7 +83,7 @@ class Command(click.Command):
 def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:
     """What to say of an error that ends a command called with these words, and the exit status."""
     if isinstance(error, UserError):
-        return error.message, error.exit_code
+        return redacted(error.message), error.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return redacted(f"{where}{error.strerror or _first_line(error)}"), UserError.exit_code

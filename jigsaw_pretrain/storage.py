@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec.config
 from fsspec import AbstractFileSystem
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -50,8 +50,14 @@ Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 30.0
-"""How long a web server may take to answer, and to go on, before the request is made again."""
+CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 12.0
+"""How long a store may take to be reached, and to go on, before the request is made again."""
+
+ANSWER_SECONDS, CONTENT_SECONDS = 15.0, 600.0
+"""How long one request for a listing or a size may take in all, and one for content, whatever the driver."""
+
+PATIENCE_SECONDS = 12.0
+"""After so long a failed request of a Storage is not made again: a store that is silent is told of within 30 s."""
 
 TRIES = 8
 """How often a request of a Storage is made before its failure is raised."""
@@ -107,7 +113,7 @@ class Storage:
     ) -> None:
         self.url, self._tries = os.fspath(url), tries
         try:
-            self.fs, root = url_to_fs(self.url, **_driver_options(self.url), **dict(options or {}))
+            self.fs, root = url_to_fs(self.url, **{**driver_options(self.url), **dict(options or {})})
         except (ImportError, ValueError) as error:
             scheme = self.url.split("://")[0]
             raise UserError(
@@ -118,12 +124,21 @@ class Storage:
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if isinstance(self.fs, AsyncFileSystem):
             _watch_forks()
+        if hasattr(self.fs, "retries"):
+            # Retries are ours alone.
+            self.fs.retries = 1
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _ask(self, action: Callable[[], Answer], name: str) -> Answer:
         return action() if self.is_local else with_retries(action, self.describe(name), self._tries)
+
+    def _call(self, method: str, *arguments: Any, seconds: float = ANSWER_SECONDS, **named: Any) -> Any:
+        """What a method of the driver returns; TimeoutError after so many seconds, of drivers that can be left."""
+        if isinstance(self.fs, AsyncFileSystem):
+            return sync(self.fs.loop, getattr(self.fs, f"_{method}"), *arguments, timeout=seconds, **named)
+        return getattr(self.fs, method)(*arguments, **named)
 
     def local_path(self, name: str) -> Path:
         """The path of a file of a local root."""
@@ -157,7 +172,7 @@ class Storage:
                 # The driver takes any failure of a web server's for a missing file, except when it reads.
                 self.read_range(name, 0, 1)
             else:
-                self._ask(lambda: self.fs.info(self._path(name)), name)
+                self._ask(lambda: self._call("info", self._path(name)), name)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -166,7 +181,7 @@ class Storage:
         """The bytes of one file, at most ``most`` where it is local; raises FileNotFoundError."""
         if self.is_local:
             return self.regular_file(name, most).read_bytes()
-        return self._ask(lambda: bytes(self.fs.cat_file(self._path(name))), name)
+        return self._ask(lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS)), name)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
@@ -174,14 +189,17 @@ class Storage:
             with self.regular_file(name).open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
-        data = self._ask(lambda: bytes(self.fs.cat_file(self._path(name), start=offset, end=offset + size)), name)
+        where = {"start": offset, "end": offset + size}
+        data = self._ask(
+            lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS, **where)), name
+        )
         # Simple web servers do not know ranges and answer with the whole file.
         return data if len(data) <= size else data[offset : offset + size]
 
     def entries(self, folder: str) -> tuple[Entry, ...]:
         """The files and folders directly in ``folder``, sorted by name; a hint, as ``list`` is."""
         try:
-            found = self._ask(lambda: self.fs.ls(self._path(folder), detail=True), folder)
+            found = self._ask(lambda: self._call("ls", self._path(folder), detail=True), folder)
         except (FileNotFoundError, NotADirectoryError):
             return ()
         entries = (
@@ -193,7 +211,7 @@ class Storage:
     def find(self) -> tuple[str, ...]:
         """The paths of all files below the root, relative to it, sorted."""
         root = self.root.rstrip("/") + "/"
-        found = self._ask(lambda: tuple(self.fs.find(self.root)), "")
+        found = self._ask(lambda: tuple(self._call("find", self.root, seconds=CONTENT_SECONDS)), "")
         return tuple(sorted(str(path).removeprefix(root) for path in found))
 
     def list(self, folder: str) -> list[str]:
@@ -208,19 +226,19 @@ class Storage:
         if self.is_local:
             publish_locally(self.local_path(name), data)
         else:
-            self._ask(lambda: self.fs.pipe_file(self._path(name), data), name)
+            self._ask(lambda: self._call("pipe_file", self._path(name), data, seconds=CONTENT_SECONDS), name)
 
     def size(self, name: str) -> int | None:
         """The bytes of a file; None where there is none."""
         try:
-            return int(self._ask(lambda: self.fs.info(self._path(name)), name)["size"])
+            return int(self._ask(lambda: self._call("info", self._path(name)), name)["size"])
         except (FileNotFoundError, NotADirectoryError, TypeError):
             return None
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self.fs.rm_file(self._path(name)), name)
+            self._ask(lambda: self._call("rm_file", self._path(name)), name)
 
     @contextlib.contextmanager
     def locked(self, exclusive: bool) -> Iterator[Callable[[], None]]:
@@ -246,20 +264,6 @@ class Storage:
         # Object stores have none: a put is whole or did not happen.
         for folder in folders if self.is_local else ():
             sweep(self.local_path(folder))
-
-
-def _driver_options(url: str) -> dict[str, Any]:
-    """What every driver is told: to list afresh each time, and not to wait for ever."""
-    if "://" not in url or url.startswith(("file://", "local://")):
-        return {}
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if url.startswith(("http://", "https://")):
-        with contextlib.suppress(ImportError):
-            from aiohttp import ClientTimeout
-
-            timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-            options["client_kwargs"] = {"timeout": timeout}
-    return options
 
 
 def _written(info: Mapping[str, Any]) -> float | None:
@@ -300,11 +304,13 @@ def with_retries(
     the least share of these that is waited; each wait may be twice as long as the one before.
     """
     first, longest, least = waits or (FIRST_WAIT, LONGEST_WAIT, 0.0)
+    begun = time.monotonic()
     for attempt in range(tries):
         try:
             return action()
         except Exception as error:
-            raised = (failure or _store_failure)(error, what, attempt + 1 == tries)
+            is_last = attempt + 1 == tries or (failure is None and time.monotonic() - begun > PATIENCE_SECONDS)
+            raised = (failure or _store_failure)(error, what, is_last)
             if raised is error:
                 raise
             if raised is not None:
@@ -315,8 +321,9 @@ def with_retries(
 
 def _store_failure(error: Exception, what: str, is_last: bool) -> Exception | None:
     """What a request of a Storage raises for a failure; None where it is made again."""
-    if isinstance(error, _FINAL):
-        return error
+    told = _told(error, what)
+    if told is not None or isinstance(error, _FINAL):
+        return told or error
     name = type(error).__name__
     if any(word in name for word in _CREDENTIALS):
         return UserError(
@@ -326,6 +333,42 @@ def _store_failure(error: Exception, what: str, is_last: bool) -> Exception | No
     if is_last or not is_transient(error):
         return StoreError(f"{redacted(what)}: {name} {redacted(' '.join(str(error).split())[:200])}".rstrip())
     return None
+
+
+_MEANINGS = {
+    **dict.fromkeys(
+        ("ExpiredToken", "TokenRefreshRequired", "RequestExpired"), "the credentials have expired: renew them"
+    ),
+    **dict.fromkeys(
+        ("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "307", "IllegalLocationConstraintException"),
+        "the store redirects to another place: name the bucket's own region (AWS_REGION) or endpoint",
+    ),
+    "AuthorizationHeaderMalformed": "the bucket is in another region: name it in AWS_REGION",
+    **dict.fromkeys(("SignatureDoesNotMatch", "InvalidAccessKeyId"), "the credentials are wrong"),
+    "RequestTimeTooSkewed": "this machine's clock is wrong, so the store refuses its signatures",
+    "TooManyRedirects": "the web server redirects without end: name the address that it leads to",
+    "401": "the web server asks for credentials, or those in the URL have expired",
+    "403": "the web server refuses access: the credentials or the signature in the URL are wrong or have expired",
+}
+"""What a store's or a web server's refusal means, by its code or its exception's name."""
+
+_LOCAL = (errno.EMFILE, errno.ENFILE)
+
+
+def _told(error: Exception, what: str) -> UserError | None:
+    """A failure that no further try will change and whose cause is known, in words."""
+    if isinstance(error, OSError) and error.errno in _LOCAL:
+        return UserError(
+            f"{redacted(what)}: too many files are open: raise the limit (ulimit -n), or use fewer --workers"
+        )
+    response = getattr(error.__cause__, "response", None)
+    codes = [str(response.get("Error", {}).get("Code"))] if isinstance(response, dict) else []
+    codes += [str(getattr(error, "status", "")), type(error).__name__]
+    if "maximum recursion depth" in str(error):
+        # So ends botocore where a store redirects to itself.
+        codes.append("Redirect")
+    meaning = next((_MEANINGS[code] for code in codes if code in _MEANINGS), None)
+    return UserError(f"{redacted(what)}: {meaning} ({redacted(_first_line(error))})") if meaning else None
 
 
 def is_transient(error: Exception) -> bool:
@@ -344,16 +387,18 @@ def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, ve
     """
 
     def failure(error: Exception, what: str, is_last: bool) -> Exception | None:
+        if (told := _told(error, what)) is not None:
+            return told
         if isinstance(error, PermissionError):
-            return UserError(f"{what} may not be {verb} ({_first_line(error)}): check the credentials")
+            return UserError(redacted(f"{what} may not be {verb} ({_first_line(error)}): check the credentials"))
         full = isinstance(error, OSError) and error.errno in _FULL
         if full or isinstance(error, _HOPELESS) or (is_last and isinstance(error, WrongContent)):
             return error
         if is_last:
             return UserError(
-                f"{what} cannot be {verb} after {retries + 1} attempts ({_first_line(error)}): check the store and the "
-                "network, then run the command again (pretrain: with --resume); --read-retries and --read-timeout "
-                "allow for a worse one"
+                f"{redacted(what)} cannot be {verb} after {retries + 1} attempts ({redacted(_first_line(error))}): "
+                "check the store and the network, then run the command again (pretrain: with --resume); --read-retries "
+                "and --read-timeout allow for a worse one"
             )
         return None
 
@@ -366,9 +411,29 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+_SECRET = re.compile(
+    r"(?i)\b([\w-]*(?:token|signature|secret|password|passwd|credential|accesskey|access_key|apikey|api_key|sig))=[^\s&'\")]+"
+)
+
+
 def redacted(text: str) -> str:
-    """A URL or a message without what follows a question mark (signatures) and without user names and passwords."""
-    return re.sub(r"\?[^\s'\")>]+", "?...", re.sub(r"://[^/@\s]+@", "://", text))
+    """A text without what may be secret in its URLs: user names and passwords, queries, fragments, tokens."""
+    text = re.sub(r"://[^/\s'\"]*@", "://", text)
+    text = re.sub(r"(://[^\s'\")>?#]*)[?#][^\s'\")>]+", r"\1?...", text)
+    return _SECRET.sub(r"\1=...", text)
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of ``name`` below ``root``, for names that come from elsewhere; raises UserError for any that leads out.
+
+    A name is relative, with forward slashes, and each of its parts is one: neither empty nor ``.`` or ``..``.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or set(name) & {"\\", "\0", ":"}:
+        raise UserError(
+            f"{redacted(name)[:200]!r} is no name of a file below {redacted(str(root))}: it leads elsewhere"
+        )
+    return root.joinpath(*parts)
 
 
 @contextlib.contextmanager
@@ -512,27 +577,33 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def driver_options(url: str, timeout: float, connections: int) -> dict[str, Any]:
-    """What a store's driver must be told so that a fetch is one GET and retries are ours alone: options by scheme."""
-    if url.split("://")[0] not in ("s3", "s3a"):
+def driver_options(
+    url: str, connect: float = CONNECT_SECONDS, silence: float = SILENCE_SECONDS, connections: int = REMOTE_THREADS
+) -> dict[str, Any]:
+    """What a store's driver is told: to list afresh, not to wait for ever, and to leave retries to its caller."""
+    if "://" not in url or url.startswith(("file://", "local://")):
         return {}
-    own = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
-    settings = {
-        "connect_timeout": timeout,
-        "read_timeout": timeout,
-        "retries": {"max_attempts": 0},
-        "max_pool_connections": connections,
-    }
-    # Its default is several ranged GETs for files above 50 MB.
-    return {"config_kwargs": own | settings, "max_concurrency": 1}
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(("http://", "https://")):
+        with contextlib.suppress(ImportError):
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
+            options["client_kwargs"] = {"timeout": timeout}
+    if url.split("://")[0] in ("s3", "s3a"):
+        own = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
+        settings = {"connect_timeout": connect, "read_timeout": silence, "retries": {"max_attempts": 0}}
+        # By default a file above 50 MB is several ranged GETs.
+        options |= {
+            "config_kwargs": own | settings | {"max_pool_connections": connections},
+            "max_concurrency": 1,
+        }
+    return options
 
 
-def open_store(url: str, timeout: float, connections: int = 16) -> Storage:
+def open_store(url: str, timeout: float, connections: int = REMOTE_THREADS) -> Storage:
     """The storage of a URL, told not to retry by itself, nor its driver where that can be told: callers do."""
-    storage = Storage(url, driver_options(url, timeout, connections), tries=1)
-    if not storage.is_local and hasattr(storage.fs, "retries"):
-        storage.fs.retries = 1
-    return storage
+    return Storage(url, driver_options(url, timeout, timeout, connections), tries=1)
 
 
 class Fetcher:
@@ -550,8 +621,14 @@ class Fetcher:
         """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
 
         def attempt() -> None:
-            self._get(name, path)
-            check(path)
+            try:
+                self._get(name, path)
+                check(path)
+            except OSError as error:
+                # What this machine's disk says is no fault of the store's.
+                if error.filename is not None and Path(str(error.filename)) == path:
+                    raise UserError(f"{path}: {error.strerror or error} (a file of this machine)") from error
+                raise
 
         fetch_with_retries(attempt, self._retries, self._storage.describe(name))
 

@@ -1,12 +1,18 @@
 """Files that appear whole or not at all, temporary files of the dead, retries, and URLs without their secrets."""
 
+import contextlib
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jigsaw_pretrain import storage
 from jigsaw_pretrain.errors import UserError
@@ -15,6 +21,8 @@ from jigsaw_pretrain.storage import (
     Storage,
     StoreError,
     atomic_write,
+    driver_options,
+    inside,
     redacted,
     sweep,
     temporary_beside,
@@ -105,6 +113,155 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_redaction() -> None:
     assert redacted("https://user:pass@host/a.json?sig=1 (x)") == "https://host/a.json?... (x)"
     assert redacted("s3://bucket/a b") == "s3://bucket/a b"
+    assert redacted("did you mean resnet50? see x") == "did you mean resnet50? see x"
+
+
+PLACES = ("user:{}@", "{}@", "?X-Amz-Signature={}", "?a=1&token={}", "#{}")
+
+
+@given(st.text("abcXYZ019:@.-_", min_size=6), st.sampled_from(PLACES))
+def test_no_secret_is_left_of_a_url(secret: str, place: str) -> None:
+    told = place.format(f"k{secret}k")
+    url = f"s3://{told}bucket/x" if told.endswith("@") else f"https://bucket/x{told}"
+    said = redacted(f"{url}: refused ({url}) '{url}'")
+    assert f"k{secret}k" not in said and said.count("bucket/x") == 3
+
+
+@given(st.text("ab./\\:\0", max_size=8))
+def test_a_name_stays_inside(name: str) -> None:
+    root = Path("/a/b")
+    try:
+        path = inside(root, name)
+    except UserError:
+        return
+    assert os.path.normpath(path) == str(path) and path.is_relative_to(root) and path != root
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers every request as its server says: status, headers, body; nothing at all where it is to be silent."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        answer = self.server.answer  # type: ignore[attr-defined]
+        if answer is None:
+            self.server.leave.wait(30)  # type: ignore[attr-defined]
+            return
+        status, headers, body = answer
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command != "HEAD" else b"")
+
+    do_HEAD = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def answering(answer: tuple[int, dict[str, str], bytes] | None) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    server.answer, server.leave = answer, threading.Event()  # type: ignore[attr-defined]
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.leave.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+
+
+def at(url: str, kind: str) -> Storage:
+    """A storage that is told of a server by its driver's options, in two tries of 0.3 s."""
+    if kind == "http":
+        return Storage(url, driver_options(url, 0.3, 0.3), tries=2)
+    options = driver_options("s3://bucket", 0.3, 0.3)
+    endpoint = {"endpoint_url": url, "region_name": "us-east-1"}
+    return Storage("s3://bucket", options | {"key": "k", "secret": "s", "client_kwargs": endpoint}, tries=2)
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_silent_store_and_a_closed_port_are_told_of_soon(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    with answering(None) as url:
+        store = at(url, kind)
+        # The driver takes any failure of a web server's for a missing file, except when it reads.
+        others: tuple[Callable[[], object], ...] = (lambda: store.entries("x"), lambda: store.size("x"))
+        for ask in (lambda: store.read("x"), *(others if kind == "s3" else ())):
+            begun = time.monotonic()
+            with pytest.raises(OSError):
+                ask()
+            assert time.monotonic() - begun < 5
+    begun = time.monotonic()
+    with pytest.raises(StoreError):
+        at(url, kind).read("x")
+    assert time.monotonic() - begun < 5
+
+
+def fault(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "said"),
+    [
+        ("s3", (400, {}, fault("ExpiredToken")), "expired"),
+        ("s3", (301, {}, fault("PermanentRedirect")), "redirect"),
+        ("s3", (403, {}, fault("SignatureDoesNotMatch")), "credentials"),
+        ("http", (403, {}, b""), "expired"),
+        ("http", (302, {"Location": "/again"}, b""), "redirect"),
+    ],
+)
+def test_what_a_refusal_means_is_told(kind: str, answer: tuple[int, dict[str, str], bytes], said: str) -> None:
+    with answering(answer) as url, pytest.raises(UserError) as caught:
+        at(url, kind).read("x")
+    assert said in caught.value.message
+
+
+def test_damage_of_this_machine_is_no_fault_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x.bin").write_bytes(b"content")
+    with file_server(tmp_path / "there") as url:
+        fetcher, folder = Fetcher(url, retries=3), tmp_path / "x.bin"
+        folder.mkdir()
+        with pytest.raises(UserError) as caught:
+            fetcher.fetch("x.bin", folder, lambda fetched: None)
+        assert "network" not in caught.value.message and str(folder) in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "large"])
+def test_what_is_no_file_is_named_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(OSError) as caught:
+        Storage(tmp_path).read("x", 1 << 20)
+    assert caught.value.filename == str(path)
+
+
+def test_a_lock_is_shared_or_alone_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LOCK_SECONDS", 0.2)
+    first, second = Storage(tmp_path), Storage(tmp_path)
+    with first.locked(exclusive=True) as share:
+        with pytest.raises(UserError, match=str(tmp_path)), second.locked(exclusive=False):
+            pass
+        share()
+        with second.locked(exclusive=False):
+            pass
+        with pytest.raises(UserError), second.locked(exclusive=True):
+            pass
+    with second.locked(exclusive=True):
+        pass
+    assert tree(tmp_path) == {}
 
 
 FORKS = multiprocessing.get_context("forkserver")

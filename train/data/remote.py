@@ -267,7 +267,7 @@ class ReadOptions:
 
     def open_dataset(self, url: str) -> Dataset:
         """formats.dataset.dataset.open_dataset, tried again where the store fails."""
-        options = driver_options(url, self.read_timeout, 16)
+        options = driver_options(url, self.read_timeout, self.read_timeout)
         open_store(url, self.read_timeout)
         return fetch_with_retries(
             lambda: open_dataset(url, options, tries=1), self.read_retries, f"{redacted(url).rstrip('/')}/manifests"
