@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import COMMAND_LINE, UserError
 from jigsaw_pretrain.storage import redacted
 
 
@@ -66,6 +66,7 @@ class Command(click.Command):
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
         show_log()
         words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
+        COMMAND_LINE.set(tuple(words))
         try:
             return super().main(*args, **extra)
         except Exception as error:

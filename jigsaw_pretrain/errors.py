@@ -4,6 +4,14 @@ Raise it wherever the cause lies outside the program: a file, an option, a machi
 traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its traceback.
 """
 
+from contextvars import ContextVar
+
+COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
+"""The words of the command that runs; none in a program that calls the library.
+
+What a file of someone else's must not decide is allowed by them (train/models/backbones.py).
+"""
+
 
 class UserError(Exception):
     """A mistake that the user can fix: one line that names the file, the thing and the remedy."""

@@ -11,13 +11,14 @@ from rich.table import Table
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from
+from jigsaw_pretrain.train.commands.options import own_backbone, read_options, read_options_from
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS
 
 
 @click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
+@own_backbone
 @click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."

@@ -13,6 +13,12 @@ from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_ca
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def own_backbone(command: F) -> F:
+    """Give a click command --backbone, whose presence on the command line is all that counts (models/backbones.py)."""
+    told = "Allow the run's own backbone (module:callable) to run its code."
+    return click.option("--backbone", metavar="NAME", expose_value=False, help=told)(command)
+
+
 def recipe_options(command: F) -> F:
     """Give a click command --recipe and --set, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
     file = click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")

@@ -11,11 +11,13 @@ from rich.table import Table
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.options import own_backbone
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
 
 @click.command(cls=Command)
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@own_backbone
 @click.option("--data", required=True, metavar="OUT2", help="Held-out dataset: other images than the run's, prepped.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."

@@ -11,7 +11,7 @@ of the host, and none of a GPU's) and the weights' bytes once more in host memor
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import atomic_write
+from jigsaw_pretrain.train.models.weights import check_tensors, load_tensors
 
 FORMAT_VERSION = 1
 
@@ -119,37 +120,61 @@ class BackgroundWriter:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of one checkpoint, tensors on the CPU; UserError for what is not one of this version's."""
+    """The contents of one checkpoint, tensors on the CPU, checked whole; UserError for what is none of this version's.
+
+    Checked are its checksums, its step against its name, and that all weights are finite.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: all hosts must see the run folder, so put it on shared storage") from error
-    except Exception as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(
-            f"{path} is not a readable checkpoint ({reason}): remove it, and the one before is used"
-        ) from error
-    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+    version = content.get("format")
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} is of checkpoint format {version}; this program reads {FORMAT_VERSION}")
+        raise UserError(f"{path} is of checkpoint format {str(version)[:40]}; this program reads {FORMAT_VERSION}")
+    named, step = _NAME.fullmatch(path.name), content.get("step")
+    if not isinstance(step, int) or step < 0 or (named is not None and step != int(named[1])):
+        raise UserError(f"{path} is damaged: it is not of the step that its name says")
+    for kind in ("model", "average"):
+        if isinstance(content.get(kind), dict):
+            check_tensors(content[kind], str(path))
     return content
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with its contents; None where there is none at all.
+def newest_checkpoint(
+    folder: Path, usable: Callable[[Path, dict[str, Any]], None] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be used, with its contents; None where there is none at all.
 
-    A damaged one (a failing disk) is passed over, and that is logged; UserError where all are.
+    A damaged one (a failing disk) is passed over, and that is logged; UserError where all are. usable: raises UserError
+    for one that does not fit the run.
     """
     last: UserError | None = None
     for _, path in reversed(list_checkpoints(folder)):
         try:
-            return path, read_checkpoint(path)
+            content = read_checkpoint(path)
+            if usable is not None:
+                usable(path, content)
+            return path, content
         except UserError as error:
             log.warning("%s", error.message)
             last = error
     if last is not None:
         raise last
     return None
+
+
+def check_fits(path: Path, content: dict[str, Any], own: Mapping[str, Tensor], steps: int) -> None:
+    """Raise UserError for a checkpoint that is not of a run of so many steps whose model has the state ``own``."""
+    if content["step"] > steps:
+        raise UserError(f"{path} is of step {content['step']:,}, and the run has {steps:,}: it is not this run's")
+    states = [content.get("model"), *([content["average"]] if content.get("average") is not None else [])]
+    for state in states:
+        state = check_tensors(state, str(path))
+        for name in sorted({*own, *state}):
+            if name not in own or name not in state or state[name].shape != own[name].shape:
+                raise UserError(f"{path} is not of this run's model: {name[:80]} is missing, odd or of another shape")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -20,23 +20,29 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, open_store
+from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, inside, open_store, redacted
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
+from jigsaw_pretrain.train.engine.checkpoint import check_fits, list_checkpoints, newest_checkpoint, read_checkpoint
+from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
 
 FORMAT_VERSION = 1
@@ -53,6 +59,24 @@ NEWEST = "checkpoints/newest"
 
 RETRIES, TIMEOUT = 5, 60.0
 """Of a request to the store of a run at a URL."""
+
+
+_CHECKPOINT = re.compile(r"step-\d{8,15}\.pt")
+_KNOWN = re.compile(
+    r"run\.json|recipe\.toml|metrics\.jsonl|digest\.txt|report\.html|backbone(-fpn)?\.pth"
+    r"|(config|summary|results|ap)\.json|page\.html|detector\.pth"
+    r"|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}|checkpoints/(newest|step-\d{8,15}\.pt)"
+)
+"""The names of the files that a run has, of a backbone or of a detector."""
+
+_LOCKS: dict[Path, FileLock] = {}
+"""The locks of the staged folders that this process trains in."""
+
+log = logging.getLogger(__name__)
+
+
+def _is_known(name: str) -> bool:
+    return _KNOWN.fullmatch(name) is not None and ".." not in name
 
 
 @dataclass(frozen=True)
@@ -78,13 +102,29 @@ def origin_of(dataset: Dataset, stream: DataOptions) -> Origin:
     return Origin(tuple(dataset.classes), dataset.fingerprint, facts, shares, dataset.pixels)
 
 
+class _Description(msgspec.Struct):
+    """What the readers of run.json rely on."""
+
+    recipe: dict[str, Any]
+    classes: Classes
+    dataset: str
+    facts: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    shares: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    backbone: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    versions: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
 class RunFolder:
     """Where a run keeps its files; of one at a URL, ``path`` is where they are staged."""
 
     def __init__(self, path: Path, remote: "RemoteRunFolder | None" = None, description: str = DESCRIPTION) -> None:
         """description: the file's name."""
-        self.path, self.remote = path, remote
-        self.description = path / description
+        self.remote, self._described = remote, description
+        self._place(path)
+
+    def _place(self, path: Path) -> None:
+        self.path = path
+        self.description = path / self._described
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.digest = path / "digest.txt"
@@ -93,12 +133,19 @@ class RunFolder:
 
     def __str__(self) -> str:
         """The folder as the user named it."""
-        return self.remote.url if self.remote else str(self.path)
+        return redacted(self.remote.url) if self.remote else str(self.path)
 
     @property
     def begun(self) -> bool:
         """Whether a run's first step was taken here."""
         return self.description.exists() or bool(list_checkpoints(self.checkpoints))
+
+    def read_apart(self) -> None:
+        """Have what lies at a URL in a folder of this process: a run may be training in the one that it stages."""
+        if self.remote:
+            self.remote.read_apart()
+            self._place(self.remote.path)
+            self.remote.pull()
 
     def stage(self, checkpoint: str) -> None:
         """Have a checkpoint of that name here, where the folder is at a URL."""
@@ -245,15 +292,21 @@ def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: di
 def read_description(folder: RunFolder) -> dict[str, Any]:
     """The contents of run.json; UserError where it is missing, damaged or newer than this program."""
     try:
-        description = json.loads(folder.description.read_text(encoding="utf-8"))
-        version = description["format"]
-    except FileNotFoundError as error:
+        raw = Storage(folder.path).read("run.json", MOST_BYTES)
+        description = msgspec.json.decode(raw, type=dict[str, Any])
+        version = description.get("format")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{folder.description} is of format {str(version)[:40]}; this program reads {FORMAT_VERSION}"
+            )
+        msgspec.convert(description, _Description)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} holds no run (no run.json): name the folder that was given as --run") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.description} is damaged ({error}): restore it, or begin another run") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{folder.description} is of format {version}; this program reads {FORMAT_VERSION}")
-    assert isinstance(description, dict)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{folder.description} is damaged ({str(error)[:200]}): restore it, or begin another run"
+        ) from error
+    pixels_of(folder, description)
     return description
 
 
@@ -262,13 +315,17 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
 
     Raises UserError where there is no run or no checkpoint yet.
     """
-    if folder.remote:
-        folder.remote.pull()
+    folder.read_apart()
     description = read_description(folder)
-    newest = newest_checkpoint(folder.checkpoints)
+    recipe = Recipe.from_dict(description["recipe"], str(folder.description))
+    _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
+    own = model.state_dict()
+    newest = newest_checkpoint(
+        folder.checkpoints, lambda path, content: check_fits(path, content, own, recipe.optim.steps)
+    )
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
-    return description, Recipe.from_dict(description["recipe"], str(folder.description)), newest[1]
+    return description, recipe, newest[1]
 
 
 class RemoteRunFolder:
@@ -276,7 +333,8 @@ class RemoteRunFolder:
 
     Files go up whole, in one put each, what has changed only: checkpoints first, then the rest, last a small pointer to
     the newest checkpoint, so that a run is never continued from a half-written one and needs no listing to be found.
-    The staged folder is made anew at every start.
+    The staged folder is made anew at every start. The process that trains locks it; a process that only reads stages in
+    a folder of its own. Names at the URL are a stranger's: only those that a run itself has are fetched.
     """
 
     def __init__(self, url: str, files: tuple[str, ...]) -> None:
@@ -286,12 +344,31 @@ class RemoteRunFolder:
         self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
         self._storage = open_store(self.url, TIMEOUT)
         self._fetcher = Fetcher(self.url, RETRIES, TIMEOUT)
+        self._apart: tempfile.TemporaryDirectory[str] | None = None
         self._pushed: dict[str, tuple[int, int]] = {}
 
+    def read_apart(self) -> None:
+        """Stage in a folder that goes with this process."""
+        if self._apart is None:
+            self._apart = tempfile.TemporaryDirectory(prefix="jigsaw-run-")
+            self.path = Path(self._apart.name)
+
     def pull(self) -> None:
-        """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run.
+
+        Raises UserError where another process of this machine trains the run.
+        """
+        try:
+            if self._apart is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock()
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self.path}: {error.strerror or error}. A run at a URL is staged there: name "
+                "another cache folder with XDG_CACHE_HOME"
+            ) from error
         for name in {*self._files, *self._listed()}:
             self._fetch(name)
         names = [pointer] if (pointer := self._pointer()) else []
@@ -307,6 +384,17 @@ class RemoteRunFolder:
                 # Passed over for the one before; what is damaged there is damaged here, and said by who reads it.
                 continue
         self._pushed = {name: self._state(name) for name in self._staged()}
+
+    def _lock(self) -> None:
+        """Keep other processes of this machine out of the staged folder, as long as this one lives."""
+        lock = _LOCKS.setdefault(self.path, FileLock(f"{self.path}.lock"))
+        try:
+            if not lock.is_locked:
+                lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{redacted(self.url)} is being trained by another process of this machine: wait for it, or end it"
+            ) from error
 
     def fetch_checkpoint(self, name: str) -> None:
         """Stage a checkpoint, unless it is (another rank of this host, or its first one, may have)."""
@@ -332,17 +420,16 @@ class RemoteRunFolder:
                 fetch_with_retries(partial(self._storage.remove, old), RETRIES, self._storage.describe(old), "removed")
 
     def _checkpoints(self) -> list[str]:
-        """What a listing shows of the checkpoints: a hint."""
-        return fetch_with_retries(
+        """What a listing shows of the checkpoints, and the pointer: a hint."""
+        found = fetch_with_retries(
             lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints")
         )
+        return [name for name in found if _is_known(f"checkpoints/{name}")]
 
     def _listed(self) -> list[str]:
         """Further files of the run (pages and what they are made of), as far as a listing shows them."""
-        root = self._storage.root.rstrip("/") + "/"
-        found = fetch_with_retries(lambda: list(self._storage.fs.find(root)), RETRIES, self.url)
-        named = (path.partition(root)[2] for path in found)
-        return [name for name in named if name and not name.startswith("checkpoints/")]
+        found = fetch_with_retries(self._storage.find, RETRIES, self._storage.describe(""))
+        return [name for name in found if _is_known(name) and not name.startswith("checkpoints/")]
 
     def _put(self, name: str, data: bytes) -> None:
         fetch_with_retries(lambda: self._storage.publish(name, data), RETRIES, self._storage.describe(name), "written")
@@ -350,12 +437,17 @@ class RemoteRunFolder:
     def _pointer(self) -> str | None:
         where = self._storage.describe(NEWEST)
         try:
-            return fetch_with_retries(lambda: self._storage.read(NEWEST), RETRIES, where).decode().strip()
+            found = fetch_with_retries(lambda: self._storage.read(NEWEST), RETRIES, where)
         except FileNotFoundError:
             return None
+        name = found[:100].decode(errors="replace").strip()
+        if not _CHECKPOINT.fullmatch(name):
+            log.warning("%s names no checkpoint (%r): the newest of the listing is taken", where, name)
+            return None
+        return name
 
     def _fetch(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError), atomic_write(self.path / name) as file:
+        with contextlib.suppress(FileNotFoundError), atomic_write(inside(self.path, name)) as file:
             self._fetcher.fetch(name, Path(file.name), lambda fetched: None)
 
     def _staged(self) -> list[str]:

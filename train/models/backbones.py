@@ -11,7 +11,8 @@ that maps [n, 3, H, W] to a feature map. For images of N channels timm is told s
 input sizes and one backward pass without data (meta tensors; a second or two), so a map that cannot be cut into
 regions, or a weight that never reaches the map, is refused before a run begins.
 
-Nothing is ever downloaded. Prefer torchvision's name where both libraries have the network: its weights load into more
+A run or a recipe may be a stranger's, so `module:callable` runs only where the command line itself names it. Nothing is
+ever downloaded. Prefer torchvision's name where both libraries have the network: its weights load into more
 detectors. Prefer a module of your own where the tracing refuses: anything that maps [n, C, H, W] to a map will do.
 """
 
@@ -27,11 +28,13 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import COMMAND_LINE, UserError
 from jigsaw_pretrain.train.models.feature_maps import _NO_STAGES, SIZES, Backbone, cut, is_map
 from jigsaw_pretrain.train.models.layers import meta_state, run_on_meta, set_input_channels, with_norm
 
 TIMM = "timm:"
+
+_ALLOWED: set[str] = set()
 
 
 def names() -> list[str]:
@@ -109,8 +112,25 @@ def whole_timm_model(name: str, norm: str = "bn", in_channels: int = 3) -> nn.Mo
     return with_norm(name, model, norm)
 
 
+def allow(name: str) -> None:
+    """Let `module:callable` run in this process, where no command line names it: for programs that call the library."""
+    _ALLOWED.add(name)
+
+
+def _check_allowed(name: str) -> None:
+    """Refuse code that only a file names: a recipe or a run may be a stranger's."""
+    named = any(word == name or word.endswith(f"={name}") for word in COMMAND_LINE.get())
+    if not named and name not in _ALLOWED:
+        raise UserError(
+            f"backbone {name} runs code of the module {name.partition(':')[0]}, and nothing but a file asks for it: "
+            f"where it is yours, name it on the command line (--backbone {name} or --set model.backbone={name}; in a "
+            "program train.models.backbones.allow)"
+        )
+
+
 def own_backbone(name: str, norm: str = "bn", in_channels: int = 3) -> Backbone:
     """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
+    _check_allowed(name)
     module = with_norm(name, _called(name, in_channels), norm)
     channels, stride, idle = _measured(name, module, in_channels)
     _refuse_idle(name, idle)
@@ -120,8 +140,8 @@ def own_backbone(name: str, norm: str = "bn", in_channels: int = 3) -> Backbone:
 def _called(name: str, in_channels: int) -> nn.Module:
     where, _, what = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
-        # As `python -m` has it; a console script would not look there.
-        sys.path.insert(0, here)
+        # A console script would not look there. Last, so that no file there stands in for an installed module.
+        sys.path.append(here)
     try:
         maker: Callable[..., object] = getattr(importlib.import_module(where), what)
         told = in_channels != 3 and "in_channels" in inspect.signature(maker).parameters

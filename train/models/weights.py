@@ -5,8 +5,13 @@ the classifier's entries are left out. A key that finds no place is the classic 
 is loaded by halves: every weight of the backbone must be there, of its shape, and nothing else. Seconds.
 """
 
+import pickle
+import stat
+import warnings
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -89,30 +94,73 @@ def match(
     )
 
 
+def load_tensors(file: str | Path) -> object:
+    """What torch.save wrote to a file, without running code from it; raises UserError, FileNotFoundError.
+
+    A file's own checksums (CRC-32) are verified: torch does not look at them. Costs 1 s per GB.
+    """
+    path = Path(file)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{file} is not a file but a folder, a FIFO or a device: name a file")
+    if not status.st_size:
+        raise UserError(f"{file} is empty: it is no weights file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                    raise UserError(f"{file} is compressed, which torch.save does not do: it is not read")
+                if (damaged := archive.testzip()) is not None:
+                    raise UserError(f"{file} is damaged: {damaged} is not what its checksum says")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        # torch's own words advise to load without weights_only, which runs whatever the file says.
+        holds_objects = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper()
+        why = (
+            "it holds objects other than tensors and plain values"
+            if holds_objects
+            else "it is damaged or of another kind"
+        )
+        raise UserError(f"{file} cannot be read safely: {why}") from error
+
+
+def check_tensors(state: object, where: str) -> dict[str, Tensor]:
+    """The state dict; raises UserError for one that is none, or holds tensors that are no weights."""
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"{where} holds no state dict: export one with `jigsaw-train export`")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{where} holds no state dict: {str(name)[:80]!r} is a {type(value).__name__} there")
+        if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise UserError(f"{where} cannot be used: {name[:80]} is no plain tensor of numbers")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise UserError(f"{where} cannot be used: {name[:80]} claims more numbers than the file holds")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{where} cannot be used: {name[:80]} has values that are not finite")
+    return state
+
+
 def read_weights(file: str) -> dict[str, Tensor]:
     """The state dict in a file, tensors on the CPU; raises UserError for whatever cannot be read safely."""
     try:
-        if file.endswith(".safetensors"):
-            content: object = _safetensors(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _safetensors(file) if file.endswith(".safetensors") else load_tensors(file)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: name a weights file such as RUN/backbone.pth") from error
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{file} is not a weights file that can be read safely ({reason})") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise UserError(f"{file} holds no state dict: export one with `python -m train export`")
+    state = check_tensors(content, file)
     for prefix in ("module.", "backbone."):
-        if any(key.startswith(prefix) for key in content):
+        if any(key.startswith(prefix) for key in state):
             # Of a whole detector or dense classifier, the backbone alone.
-            content = {key.removeprefix(prefix): one for key, one in content.items() if key.startswith(prefix)}
-    return content
+            state = {key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)}
+    return state
 
 
 def load_weights(backbone: Backbone, file: str) -> Match:
@@ -136,9 +184,16 @@ def load_weights(backbone: Backbone, file: str) -> Match:
     raise UserError(f"{found}: these are not weights of a {backbone.name}")
 
 
-def _safetensors(file: str) -> dict[str, Tensor]:
+def _safetensors(file: str) -> object:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise UserError(f"{file} needs safetensors: pip install 'jigsaw-pretrain[safetensors]'") from error
-    return load_file(file)
+    if not Path(file).is_file() and Path(file).exists():
+        raise UserError(f"{file} is not a file but a folder, a FIFO or a device: name a file")
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file} cannot be read safely: it is damaged or no safetensors file") from error

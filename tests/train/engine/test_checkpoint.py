@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
     found = newest_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "step-00000002.pt is not a readable checkpoint" in caplog.text
+    assert "step-00000002.pt" in caplog.text
     list_checkpoints(tmp_path)[0][1].write_bytes(b"")
     with pytest.raises(UserError, match="step-00000001.pt"):
         newest_checkpoint(tmp_path)
@@ -82,7 +82,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
             return (os.mkdir, (str(tmp_path / "harm"),))
 
     torch.save({"format": 1, "step": 1, "x": Harmful()}, tmp_path / "step-00000001.pt")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
+    with pytest.raises(UserError, match="objects other than tensors"):
         read_checkpoint(tmp_path / "step-00000001.pt")
     assert not (tmp_path / "harm").exists()
 

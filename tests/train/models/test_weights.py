@@ -1,6 +1,8 @@
 """Weights that a run begins with."""
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.models.weights import load_weights, read_weights
 from tests.helpers.jobs import same, small_job, synthetic
 from tests.helpers.own import tensors
 
@@ -78,7 +80,7 @@ def test_a_bad_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
     (tmp_path / "code.pth").write_bytes(pickle.dumps({"0.weight": Bomb(tmp_path / "trace")}))
     torch.save({"0.weight": Bomb(tmp_path / "trace")}, tmp_path / "zipped.pth")
     for name in ("text.pth", "text.safetensors", "code.pth", "zipped.pth"):
-        with pytest.raises(UserError, match="not a weights file that can be read safely"):
+        with pytest.raises(UserError, match="read safely"):
             load_weights(backbone, str(tmp_path / name))
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no state dict"):
@@ -106,3 +108,34 @@ def test_a_run_begins_from_a_file_and_needs_it_no_more(tmp_path: Path, caplog: p
     with pytest.raises(UserError, match="is missing"):
         execute(bad, synthetic(bad))
     assert not bad.folder.begun
+
+
+BAD: dict[str, object] = {
+    "empty": {},
+    "a list": [torch.zeros(2)],
+    "integer keys": {1: torch.zeros(2)},
+    "a number": {"a": 1.0},
+    "meta": {"a": torch.zeros(2, device="meta")},
+    "expanded": {"a": torch.zeros(1).expand(1 << 40)},
+    "sparse": {"a": torch.zeros(2, 2).to_sparse()},
+    "not finite": {"a": torch.tensor([float("inf")])},
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD, "no bytes", "fifo", "folder", "deflated"])
+def test_what_holds_no_weights_is_told_in_own_words(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    if kind in BAD:
+        torch.save(BAD[kind], file)
+    elif kind == "no bytes":
+        file.touch()
+    elif kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("w/data.pkl", bytes(1 << 20))
+    with pytest.raises(UserError) as caught:
+        read_weights(str(file))
+    assert str(file) in caught.value.message and "weights_only" not in caught.value.message

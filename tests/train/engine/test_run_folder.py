@@ -1,0 +1,162 @@
+"""A stranger's run: its names lead nowhere, its code does not run, its weights are checked before they are used."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine import run_folder
+from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint
+from jigsaw_pretrain.train.engine.pretraining import execute
+from jigsaw_pretrain.train.engine.run_folder import open_run, open_trained, read_description
+from jigsaw_pretrain.train.models import backbones
+from tests.helpers.attacks import attack_json
+from tests.helpers.commands import call
+from tests.helpers.jobs import small_job, synthetic
+
+PLAIN = "tests.helpers.own:plain"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps with two checkpoints."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    job = small_job(folder, f"model.backbone={PLAIN}", "optim.steps=4", "run.checkpoint_every=2")
+    execute(job, synthetic(job))
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to harm."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+names = st.text("./\\\\:abrunjson0123456789-pt", max_size=30) | st.sampled_from(
+    [
+        "../run.json",
+        "/run.json",
+        "//run.json",
+        "checkpoints/../run.json",
+        "checkpoints/..",
+        "looks/../../x",
+        "run.json/",
+    ]
+)
+
+
+@given(names)
+def test_only_a_runs_own_names_are_known(name: str) -> None:
+    if run_folder._is_known(name):
+        assert not {"..", "", "."} & set(name.split("/"))
+        assert name.split("/")[0] in ("run.json", "recipe.toml", "metrics.jsonl", "looks", "checkpoints", "tensorboard")
+
+
+@pytest.mark.parametrize("pointer", ["../..", "/etc/passwd", "step-1.pt", "", "\xff", "a" * 10_000])
+def test_a_hostile_pointer_leads_nowhere(pointer: str, run: Path, tmp_path: Path) -> None:
+    (run / "checkpoints" / "newest").write_text(pointer)
+    (run / "private.txt").write_text("not a run's")
+    folder = open_run(f"file://{run}")
+    _, _, content = open_trained(folder)
+    assert content["step"] == 4 and folder.path != run and not (folder.path / "private.txt").exists()
+
+
+def test_reading_a_run_that_trains_here_leaves_its_staged_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(run.parent / "cache"))
+    writer = open_run(f"file://{run}")
+    assert writer.remote
+    writer.remote.pull()
+    (writer.path / "metrics.jsonl").write_text("more\n")
+    open_trained(open_run(f"file://{run}"))
+    assert (writer.path / "metrics.jsonl").read_text() == "more\n"
+
+
+def test_code_that_only_a_file_names_does_not_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evilmod.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    description = json.loads((run / "run.json").read_text())
+    for name in ("evilmod:net", "os:abort"):
+        description["recipe"]["model"]["backbone"] = name
+        (run / "run.json").write_text(json.dumps(description))
+        result = call("export", "--run", run, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
+        assert result.exit_code == 2 and name in result.output, result.output
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_command_line_allows_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_ALLOWED", set())
+    arguments = ("export", "--run", run, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
+    assert call(*arguments).exit_code == 2
+    assert call(*arguments, "--backbone", PLAIN).exit_code == 0
+
+
+def newest(run: Path) -> Path:
+    return list_checkpoints(run / "checkpoints")[-1][1]
+
+
+def zeroed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    state = torch.load(path, weights_only=True)["model"]
+    weight = bytes(max(state.values(), key=lambda value: value.numel()).untyped_storage())
+    place = bytes(data).index(weight[:200])
+    data[place : place + 64] = bytes(64)
+    path.write_bytes(data)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def in_model(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    return lambda path: changed(path, lambda content: change(content["model"]))
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "64 zeroed bytes": zeroed,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "a list": lambda path: torch.save([1, 2], path),
+    "not finite": in_model(lambda state: next(iter(state.values())).fill_(float("nan"))),
+    "another shape": in_model(lambda state: state.update(dict.fromkeys(state, torch.zeros(2)))),
+    "a meta tensor": in_model(lambda state: state.update(extra=torch.zeros(3, device="meta"))),
+    "an integer key": in_model(lambda state: state.update({3: torch.zeros(3)})),  # type: ignore[dict-item]
+    "no model": lambda path: changed(path, lambda content: content.pop("model")),
+    "another step": lambda path: changed(path, lambda content: content.update(step=3)),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_checkpoint_that_cannot_be_used_is_passed_over_aloud(
+    run: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = newest(run)
+    HARMS[harm](path)
+    _, _, content = open_trained(open_run(str(run)))
+    assert content["step"] == 2 and str(path) in caplog.text and "weights_only" not in caplog.text
+    for _, other in list_checkpoints(run / "checkpoints"):
+        other.write_bytes(b"x")
+    with pytest.raises(UserError):
+        newest_checkpoint(run / "checkpoints")
+
+
+@given(draw=st.data())
+def test_any_run_json_costs_a_line(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
+) -> None:
+    run = tmp_path_factory.mktemp("hostile")
+    shutil.copy(trained / "run.json", run)
+    attack_json(run / "run.json", draw)
+    try:
+        read_description(open_run(str(run)))
+        open_trained(open_run(str(run)))
+    except UserError as error:
+        assert "\n" not in error.message
