@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.train.losses import block_wise_loss as block_wise_loss
     from jigsaw_pretrain.train.losses import erf_adaptive_loss as erf_adaptive_loss
     from jigsaw_pretrain.train.losses import global_loss as global_loss
+    from jigsaw_pretrain.train.models.backbones import allow_backbone as allow_backbone
     from jigsaw_pretrain.train.models.classifier import DenseClassifier as DenseClassifier
     from jigsaw_pretrain.train.probe import probe as probe
     from jigsaw_pretrain.train.recipe import Recipe as Recipe
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.train.run import pretrain as pretrain
 
 _PUBLIC = {
+    "allow_backbone": "train.models.backbones",
     "Dataset": "formats.dataset.dataset",
     "DenseClassifier": "train.models.classifier",
     "Exported": "train.export.export",

@@ -56,8 +56,7 @@ class Run:
     def metrics(self) -> list[Row]:
         """The rows of metrics.jsonl, one per step."""
         folder = open_run_folder(self.folder)
-        if folder.remote:
-            folder.remote.pull()
+        folder.read_apart()
         return read_rows(folder.metrics)
 
     def evaluate(self, dataset: Dataset, **options: Any) -> dict[str, Any]:

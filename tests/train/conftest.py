@@ -4,5 +4,5 @@ from jigsaw_pretrain.train.models import backbones
 from tests.helpers import own
 
 for name in (*vars(own), "nothing"):
-    backbones.allow(f"{own.__name__}:{name}")
-backbones.allow("no.such.module:build")
+    backbones.allow_backbone(f"{own.__name__}:{name}")
+backbones.allow_backbone("no.such.module:build")

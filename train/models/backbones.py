@@ -112,7 +112,7 @@ def whole_timm_model(name: str, norm: str = "bn", in_channels: int = 3) -> nn.Mo
     return with_norm(name, model, norm)
 
 
-def allow(name: str) -> None:
+def allow_backbone(name: str) -> None:
     """Let `module:callable` run in this process, where no command line names it: for programs that call the library."""
     _ALLOWED.add(name)
 
@@ -124,7 +124,7 @@ def _check_allowed(name: str) -> None:
         raise UserError(
             f"backbone {name} runs code of the module {name.partition(':')[0]}, and nothing but a file asks for it: "
             f"where it is yours, name it on the command line (--backbone {name} or --set model.backbone={name}; in a "
-            "program train.models.backbones.allow)"
+            "program jigsaw_pretrain.allow_backbone)"
         )
 
 

@@ -15,7 +15,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine import run_folder
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint
 from jigsaw_pretrain.train.engine.pretraining import execute
-from jigsaw_pretrain.train.engine.run_folder import open_run, open_trained, read_description
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder, open_trained, read_description
 from jigsaw_pretrain.train.models import backbones
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
@@ -63,18 +63,18 @@ def test_only_a_runs_own_names_are_known(name: str) -> None:
 def test_a_hostile_pointer_leads_nowhere(pointer: str, run: Path, tmp_path: Path) -> None:
     (run / "checkpoints" / "newest").write_text(pointer)
     (run / "private.txt").write_text("not a run's")
-    folder = open_run(f"file://{run}")
+    folder = open_run_folder(f"file://{run}")
     _, _, content = open_trained(folder)
     assert content["step"] == 4 and folder.path != run and not (folder.path / "private.txt").exists()
 
 
 def test_reading_a_run_that_trains_here_leaves_its_staged_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(run.parent / "cache"))
-    writer = open_run(f"file://{run}")
+    writer = open_run_folder(f"file://{run}")
     assert writer.remote
     writer.remote.pull()
     (writer.path / "metrics.jsonl").write_text("more\n")
-    open_trained(open_run(f"file://{run}"))
+    open_trained(open_run_folder(f"file://{run}"))
     assert (writer.path / "metrics.jsonl").read_text() == "more\n"
 
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_cannot_be_used_is_passed_over_aloud(
 ) -> None:
     path = newest(run)
     HARMS[harm](path)
-    _, _, content = open_trained(open_run(str(run)))
+    _, _, content = open_trained(open_run_folder(str(run)))
     assert content["step"] == 2 and str(path) in caplog.text and "weights_only" not in caplog.text
     for _, other in list_checkpoints(run / "checkpoints"):
         other.write_bytes(b"x")
@@ -156,7 +156,7 @@ def test_any_run_json_costs_a_line(
     shutil.copy(trained / "run.json", run)
     attack_json(run / "run.json", draw)
     try:
-        read_description(open_run(str(run)))
-        open_trained(open_run(str(run)))
+        read_description(open_run_folder(str(run)))
+        open_trained(open_run_folder(str(run)))
     except UserError as error:
         assert "\n" not in error.message
