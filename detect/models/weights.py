@@ -30,7 +30,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     newest_checkpoint,
     trained_state,
 )
-from jigsaw_pretrain.train.models.weights import Match, few, match, read_weights
+from jigsaw_pretrain.train.models.weights import Match, check_tensors, few, match, read_weights
 
 BACKBONE_FILE = "backbone.pth"
 PYRAMID_FILE = "backbone-fpn.pth"
@@ -55,7 +55,7 @@ def read_backbone(source: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{source} has neither {BACKBONE_FILE} nor a checkpoint: name a finished run, or a weights file"
             )
-        return backbone_state(trained_state(found[1]))
+        return check_tensors(backbone_state(trained_state(found[1])), str(found[0]))
     state = read_weights(str(path))
     return _part(state, BODY) or state
 
