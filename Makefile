@@ -187,7 +187,7 @@ docs: view | $(READY)  ## the documentation as a site in build/site; nothing is 
 # What `make bench` runs, one after the other; bench/quality.py trains detectors and is called by hand. bench/prep.py is
 # given a folder with annotations.json and images/ (BENCH_SOURCE), the others a prepped dataset (BENCH_DATA); without
 # them each draws its own.
-BENCHES := prep load stream train scaling estimate
+BENCHES := prep load stream train blocked scaling estimate
 BENCH_SOURCE ?=
 BENCH_DATA ?=
 GIVEN = $(if $(filter prep,$1),$(if $(BENCH_SOURCE),--data "$(BENCH_SOURCE)"),$(if $(BENCH_DATA),--data "$(BENCH_DATA)"))

@@ -320,6 +320,8 @@ class SampleLoader:
             num_workers=workers,
             collate_fn=list,
             worker_init_fn=_prepare_worker,
+            # Without one it would draw from the caller's global generator.
+            generator=torch.Generator(),
         )
         self._received: Iterator[Any] | None = None
 

@@ -5,8 +5,8 @@ the recipe, classes and dataset it belongs to. The data state is the step; rando
 is a temporary file, a sync, a rename, so a kill at any moment leaves the previous one the newest. Costs twice the
 weights' bytes (momentum; ResNet-50: 190 MB). Prefer `export` for weights alone.
 
-A run takes a snapshot in host memory and goes on, while a thread writes it. That costs the copy (ResNet-50: about 20 ms
-of the host, and none of a GPU's) and the weights' bytes once more in host memory.
+A run takes a snapshot in host memory and goes on, while a thread writes it. That costs the copy (about 0.2 ms per MB on
+a CPU; a GPU's does not make the host wait) and a checkpoint's bytes once more in host memory.
 """
 
 import logging
@@ -61,20 +61,30 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     return path
 
 
-def snapshot(value: Any) -> Any:
+def snapshot(value: Any, into: Any = None) -> Any:
     """A copy of nested dicts, lists and tuples whose tensors are in host memory and share it with nothing.
 
-    Copies from a GPU may be under way: call ``torch.cuda.synchronize`` before reading them, or wait for an event that
-    was recorded after this call. What the GPU is asked to do later does not change them.
+    Copies from a GPU may be under way: before reading them wait for an event that was recorded after this call. What
+    the GPU is asked to do later does not change them.
+
+    into: a former snapshot that nobody reads any more, whose memory is used again: two to five times as fast.
     """
     if isinstance(value, Tensor):
         value = value.detach()
+        if isinstance(into, Tensor) and (into.shape, into.dtype, into.stride()) == (
+            value.shape,
+            value.dtype,
+            value.stride(),
+        ):
+            return into.copy_(value, non_blocking=True)
         # To page-locked memory, so that the host does not wait for the device.
         return value.to("cpu", non_blocking=True) if value.is_cuda else value.clone()
     if isinstance(value, dict):
-        return {key: snapshot(one) for key, one in value.items()}
+        before = into if isinstance(into, dict) else {}
+        return {key: snapshot(one, before.get(key)) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(snapshot(one) for one in value)
+        former = into if isinstance(into, list | tuple) and len(into) == len(value) else [None] * len(value)
+        return type(value)(snapshot(one, old) for one, old in zip(value, former, strict=True))
     return value
 
 
@@ -101,6 +111,11 @@ class BackgroundWriter:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "writer")
         self._running = self._pool.submit(action)
+
+    def settle(self) -> None:
+        """Wait until the last action has ended, whatever it raised."""
+        if self._running is not None:
+            self._running.exception()
 
     def wait(self) -> None:
         """Wait until the last action has ended; raises what it raised."""

@@ -155,6 +155,7 @@ class Trainer(Generic[TaskT]):
         self.task, self.options, self.ranks = task, options, options.ranks
         self._window = MetricsWindow(self.ranks)
         self._writer = BackgroundWriter()
+        self._snapshot: dict[str, Any] | None = None
         self._saved = task.step
         self._evaluated = -1
         self._described = self._ended = False
@@ -289,7 +290,8 @@ class Trainer(Generic[TaskT]):
             return
         self._saved = step
         if self.ranks.first:
-            content = snapshot({**self.task.to_checkpoint(), "versions": versions()})
+            self._writer.settle()
+            content = self._snapshot = snapshot({**self.task.to_checkpoint(), "versions": versions()}, self._snapshot)
             copied = torch.cuda.current_stream().record_event() if self.ranks.device.type == "cuda" else None
             for callback in self._callbacks:
                 self._picture(step - 1, callback.on_save(step, last))

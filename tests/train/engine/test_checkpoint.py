@@ -112,6 +112,10 @@ def test_a_snapshot_shares_no_memory_and_keeps_forms() -> None:
         weight.zero_()
     numbers.zero_()
     assert taken["a"][0].any() and taken["b"]["c"].tolist() == [0, 1, 2]
+    again = snapshot({**value, "more": torch.ones(2)}, taken)
+    assert again["a"][0] is taken["a"][0] and not again["a"][0].any() and again["more"].tolist() == [1, 1]
+    other = snapshot({"b": {"c": torch.ones(4)}}, again)
+    assert other["b"]["c"].tolist() == [1, 1, 1, 1]
 
 
 def test_the_writer_runs_one_action_at_a_time_and_tells_of_the_first_failure() -> None:
