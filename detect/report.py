@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
+from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection
 from jigsaw_pretrain.detect.data import ImageReader
-from jigsaw_pretrain.detect.evaluate import AP_FILE, RESULTS_FILE, STATS, Detection
 from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage

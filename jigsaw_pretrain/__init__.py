@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jigsaw_pretrain import detect as detect
     from jigsaw_pretrain.errors import UserError as UserError
     from jigsaw_pretrain.formats.dataset.dataset import Dataset as Dataset
     from jigsaw_pretrain.formats.dataset.dataset import open_dataset as open_dataset
@@ -67,10 +68,15 @@ _PUBLIC = {
 }
 """The module of each public name, below this package; the same imports stand above for type checkers and editors."""
 
-__all__ = [*_PUBLIC]
+_STAGES = ("detect",)
+"""Packages with public names of their own."""
+
+__all__ = [*_PUBLIC, *_STAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
@@ -79,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_STAGES})

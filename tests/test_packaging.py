@@ -216,7 +216,7 @@ for stage in ("prep", "train", "detect"):
         runpy.run_module(stage, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         assert not ended.code, ended
-import jigsaw_pretrain.detect.train, jigsaw_pretrain.prep.pipeline, jigsaw_pretrain.train.engine.trainer
+import jigsaw_pretrain.detect.training, jigsaw_pretrain.prep.pipeline, jigsaw_pretrain.train.engine.trainer
 loaded = {id(module): module for module in sys.modules.values()}.values()
 origins = collections.Counter(spec.origin for module in loaded if (spec := getattr(module, "__spec__", None)))
 print(*(origin for origin, count in origins.items() if count > 1 and str(origin).endswith(".py")))

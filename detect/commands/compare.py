@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
+from jigsaw_pretrain import detect
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.detect.compare.arms import ARMS, choose
-from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
-from jigsaw_pretrain.detect.compare.report import markdown, tables, write_report
-from jigsaw_pretrain.detect.compare.results import read_result
-from jigsaw_pretrain.detect.compare.runner import TaskRunner
+from jigsaw_pretrain.detect.comparison.arms import ARMS
+from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
+from jigsaw_pretrain.detect.comparison.results import read_result
+from jigsaw_pretrain.detect.comparison.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
@@ -79,29 +79,27 @@ def compare(
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
         raise UserError(f"a comparison needs {', '.join(missing)}; or name finished RUNs to tabulate")
-    chosen = choose(arms, imagenet)
-    settings = Settings(
+    detect.compare(
+        out,
         annotations=str(annotations),
         images=str(images),
         val_annotations=str(val_annotations),
         val_images=str(val_images),
         data=str(data),
-        arms=tuple(arm.name for arm in chosen),
-        seeds=tuple(range(seeds)),
+        arms=arms,
+        seeds=seeds,
         rates=_rates(rates),
         recipe=recipe,
-        sets=sets,
+        settings=sets,
         pretrain_recipe=pretrain_recipe,
-        pretrain_sets=pretrain_sets,
-        imagenet=None if imagenet is None else str(imagenet),
+        pretrain_settings=pretrain_sets,
+        imagenet=imagenet,
+        budget=budget,
         workers=workers,
-        device=device,
         gpus=gpus,
+        device=device,
+        runner=TaskRunner(budget, gpus),
     )
-    comparison = Comparison(out, settings, chosen)
-    comparison.prepare()
-    if not comparison.run(TaskRunner(budget, gpus)):
-        click.echo(f"stopped before the end; the same command continues {out}")
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from jigsaw_pretrain import detect
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import choices
-from jigsaw_pretrain.detect import train as detector
 from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.detect.recipe import (
     DetectorName,
@@ -95,7 +95,7 @@ def train(
     """
     with rank_zero_errors():
         sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
-        detector.train(
+        detect.train(
             annotations,
             images,
             run,

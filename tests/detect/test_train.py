@@ -13,7 +13,7 @@ from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import Order
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import CONFIG
-from jigsaw_pretrain.detect.train import train
+from jigsaw_pretrain.detect.training import train
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import open_run_folder

@@ -1,9 +1,11 @@
 """The Python API: light to import, the same names for people, type checkers and editors, and no command line in it."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,20 +22,30 @@ def test_importing_costs_nothing_heavy_and_changes_nothing() -> None:
     assert done.stdout.split() == []
 
 
-def test_type_checkers_and_users_see_the_same_names() -> None:
-    module = ast.parse(Path(jp.__file__).read_text())
+@pytest.mark.parametrize("package", [jp, jp.detect], ids=["jigsaw_pretrain", "detect"])
+def test_type_checkers_and_users_see_the_same_names(package: Any) -> None:
+    module = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in module.body if isinstance(node, ast.If))
     seen: dict[str, str] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom) and node.module
-        seen |= {str(alias.asname): node.module.removeprefix("jigsaw_pretrain.") for alias in node.names}
-    assert seen == jp._PUBLIC and sorted(jp.__all__) == sorted(seen) and set(seen) <= set(dir(jp))
-    assert all(getattr(jp, name).__doc__ for name in seen)
+        seen |= {str(alias.asname): node.module.removeprefix(f"{package.__name__}.") for alias in node.names}
+    stages = {name for name, where in seen.items() if where == package.__name__}
+    assert {name: where for name, where in seen.items() if name not in stages} == package._PUBLIC
+    assert sorted(package.__all__) == sorted(seen) and set(seen) <= set(dir(package))
+    assert all(getattr(package, name).__doc__ for name in seen)
     with pytest.raises(AttributeError):
-        jp.nothing  # noqa: B018
+        package.nothing  # noqa: B018
+
+
+def test_a_public_function_stays_one_when_modules_are_imported() -> None:
+    for name, module in jp.detect._PUBLIC.items():
+        importlib.import_module(f"{jp.detect.__name__}.{module}")
+        assert callable(getattr(jp.detect, name))
 
 
 def test_the_reference_has_every_public_name() -> None:
     page = (REPOSITORY / "docs" / "reference" / "api.md").read_text()
     listed = [line.removeprefix("::: ") for line in page.splitlines() if line.startswith(":::")]
-    assert sorted(listed) == sorted(f"jigsaw_pretrain.{module}.{name}" for name, module in jp._PUBLIC.items())
+    public = [(package.__name__, *one) for package in (jp, jp.detect) for one in package._PUBLIC.items()]
+    assert sorted(listed) == sorted(f"{package}.{module}.{name}" for package, name, module in public)

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.detect.cli import main
-from jigsaw_pretrain.detect.compare.arms import ARMS
-from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
+from jigsaw_pretrain.detect.comparison.arms import ARMS
+from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.train.cli import main as train_main
 from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.tiny import make_dataset, picture

@@ -30,7 +30,7 @@ def pretrained(folder: Path, *settings: str, width: int = 32) -> dict[str, torch
 @pytest.fixture()
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The detectors' pyramids as they are at the first step."""
-    from jigsaw_pretrain.detect import train
+    from jigsaw_pretrain.detect import training
 
     seen: list[Any] = []
 
@@ -39,9 +39,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(found[0].backbone)
         return found
 
-    detector = train.detector_from_config
-    monkeypatch.setattr(train, "detector_from_config", peek)
-    monkeypatch.setattr(train.Trainer, "run", lambda trainer, until: trainer.options.describe() or "SIGTERM")
+    detector = training.detector_from_config
+    monkeypatch.setattr(training, "detector_from_config", peek)
+    monkeypatch.setattr(training.Trainer, "run", lambda trainer, until: trainer.options.describe() or "SIGTERM")
     return seen
 
 

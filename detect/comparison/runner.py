@@ -5,16 +5,17 @@ continued by calling it again: a training is done when the file that it writes l
 since their seconds are part of the result.
 """
 
+import logging
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import StopRequest
+
+log = logging.getLogger(__name__)
 
 GRACE = 120.0
 """Seconds that a training has for its checkpoint before it is killed."""
@@ -55,9 +56,9 @@ class TaskRunner:
         if left is not None and left <= 0:
             raise OutOfTime
         task.folder.mkdir(parents=True, exist_ok=True)
-        click.echo(f"== {task.name}")
-        with StopRequest() as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as log:
-            process = subprocess.Popen(self._command(task), stdout=log, stderr=subprocess.STDOUT)
+        log.info("== %s", task.name)
+        with StopRequest() as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
+            process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT)
             try:
                 interrupted = self._wait(process, stop)
             finally:
@@ -66,8 +67,8 @@ class TaskRunner:
         if interrupted:
             raise OutOfTime
         if process.returncode or not task.done:
-            lines = Path(log.name).read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no output'}): see {log.name}")
+            lines = Path(file.name).read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no output'}): see {file.name}")
 
     def _command(self, task: Task) -> list[str]:
         command = [sys.executable, "-m"]

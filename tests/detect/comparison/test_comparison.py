@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.detect.compare.arms import choose
-from jigsaw_pretrain.detect.compare.comparison import Comparison, Settings
+from jigsaw_pretrain.detect.comparison.arms import choose
+from jigsaw_pretrain.detect.comparison.comparison import Comparison, Settings
 from jigsaw_pretrain.errors import UserError
 
 

@@ -9,7 +9,7 @@ run) is refused before the first step.
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
+from jigsaw_pretrain.detect.coco_eval import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.data import (
     Augmentation,
     DetectionDataset,
@@ -30,7 +31,7 @@ from jigsaw_pretrain.detect.data import (
     to_device,
     training_batches,
 )
-from jigsaw_pretrain.detect.evaluate import AP_FILE, Evaluation, evaluate_model, save_evaluation
+from jigsaw_pretrain.detect.evaluation import WritePage
 from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.backbone import is_norm
 from jigsaw_pretrain.detect.models.detectors import label_offset
@@ -61,9 +62,6 @@ from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
-
-WritePage = Callable[[Path, GroundTruth, str], object]
-"""Draws the page of a run: its folder, the validation set, and the folder of its images."""
 
 
 @dataclass(frozen=True)

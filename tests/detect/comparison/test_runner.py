@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
+from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jigsaw_pretrain.detect.annotations import read_ground_truth
-from jigsaw_pretrain.detect.evaluate import STATS, score
+from jigsaw_pretrain.detect.coco_eval import STATS, score
 from jigsaw_pretrain.errors import UserError
 from tests.helpers.detection import as_predictions, write_annotations
 

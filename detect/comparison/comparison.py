@@ -6,16 +6,15 @@ the pre-training took, measured. The order puts scratch and jigsaw first, so a c
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
-
-from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm
-from jigsaw_pretrain.detect.compare.report import write_report
-from jigsaw_pretrain.detect.compare.results import RunResult, read_result, spread
-from jigsaw_pretrain.detect.compare.runner import OutOfTime, Task, TaskRunner
+from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm, choose
+from jigsaw_pretrain.detect.comparison.report import write_report
+from jigsaw_pretrain.detect.comparison.results import RunResult, read_result, spread
+from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
@@ -24,6 +23,8 @@ from jigsaw_pretrain.storage import Storage
 
 SWEEP_SEED = 1000
 SETTINGS = "settings.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,90 @@ class Settings:
     workers: int
     device: str
     gpus: int
+
+
+def compare(
+    out: str | Path,
+    *,
+    annotations: str | Path,
+    images: str | Path,
+    val_annotations: str | Path,
+    val_images: str | Path,
+    data: str | Path,
+    arms: str = "scratch,jigsaw",
+    seeds: int = 3,
+    rates: Sequence[float] = (0.01, 0.02, 0.04),
+    recipe: str | Path | None = None,
+    settings: Sequence[str] = (),
+    pretrain_recipe: str | Path | None = None,
+    pretrain_settings: Sequence[str] = (),
+    imagenet: str | Path | None = None,
+    budget: float | None = None,
+    workers: int = 2,
+    gpus: int = 1,
+    device: str = "auto",
+    runner: TaskRunner | None = None,
+) -> list[RunResult]:
+    """Pre-train, fine-tune and tabulate arms under equal conditions; called again it goes on.
+
+    Args:
+        out: folder of the comparison: tables, curves, all its runs.
+        annotations: what detectors are fine-tuned on, as prep takes it.
+        images: their images.
+        val_annotations: what AP is reported on.
+        val_images: their images.
+        data: what prep made of the same annotations, to pre-train on.
+        arms: names of arms, separated by commas (arms.py).
+        seeds: how many, from 0.
+        rates: learning rates of the sweep, for a batch of 16.
+        recipe: the detector's TOML recipe; None for the Jigsaw paper's.
+        settings: changes to it, the same for all arms.
+        pretrain_recipe: the pre-training's TOML recipe; None for the paper's.
+        pretrain_settings: changes to it, the same for all arms.
+        imagenet: a weights file for one more arm.
+        budget: seconds after which to stop; None for no limit.
+        workers: data processes of each training.
+        gpus: ranks of each training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        runner: runs the trainings; None for processes of their own, one after the other.
+
+    Returns:
+        The finished runs that are reported; comparison.json and comparison.html in ``out`` have the tables.
+
+    Raises:
+        UserError: for a folder that holds another comparison, and for a training that fails.
+    """
+    chosen = choose(arms, None if imagenet is None else Path(imagenet))
+
+    def named(value: str | Path | None) -> str | None:
+        return None if value is None else str(value)
+
+    comparison = Comparison(
+        Path(out),
+        Settings(
+            annotations=str(annotations),
+            images=str(images),
+            val_annotations=str(val_annotations),
+            val_images=str(val_images),
+            data=str(data),
+            arms=tuple(arm.name for arm in chosen),
+            seeds=tuple(range(seeds)),
+            rates=tuple(rates),
+            recipe=named(recipe),
+            sets=tuple(settings),
+            pretrain_recipe=named(pretrain_recipe),
+            pretrain_sets=tuple(pretrain_settings),
+            imagenet=named(imagenet),
+            workers=workers,
+            device=device,
+            gpus=gpus,
+        ),
+        chosen,
+    )
+    comparison.prepare()
+    if not comparison.run(runner or TaskRunner(budget, gpus)):
+        log.info("stopped before the end; the same call continues %s", out)
+    return comparison.results()
 
 
 class Comparison:
@@ -96,7 +181,7 @@ class Comparison:
             finished = False
         found = self.results()
         if found:
-            click.echo(write_report(self.folder, found, self.notes()))
+            log.info("%s", write_report(self.folder, found, self.notes()))
         return finished
 
     def notes(self) -> list[str]:

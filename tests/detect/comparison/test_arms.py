@@ -2,7 +2,7 @@
 
 import pytest
 
-from jigsaw_pretrain.detect.compare.arms import choose
+from jigsaw_pretrain.detect.comparison.arms import choose
 from jigsaw_pretrain.errors import UserError
 
 

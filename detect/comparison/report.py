@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jigsaw_pretrain import html
-from jigsaw_pretrain.detect.compare.arms import EQUAL_COST, SCRATCH
-from jigsaw_pretrain.detect.compare.results import Difference, RunResult, by_arm, difference, spread, to_json
+from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, SCRATCH
+from jigsaw_pretrain.detect.comparison.results import Difference, RunResult, by_arm, difference, spread, to_json
 from jigsaw_pretrain.html import Figure, Section, chart, render
 from jigsaw_pretrain.storage import Storage
 

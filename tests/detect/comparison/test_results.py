@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jigsaw_pretrain.detect.compare.report import cost_table, main_table, markdown
-from jigsaw_pretrain.detect.compare.results import RunResult, difference
+from jigsaw_pretrain.detect.comparison.report import cost_table, main_table, markdown
+from jigsaw_pretrain.detect.comparison.results import RunResult, difference
 
 
 def run(arm: str, seed: int, ap: float, **more: Any) -> RunResult:
