@@ -15,9 +15,13 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
-from jigsaw_pretrain.train.engine.pretraining import TrainingJob, execute
+from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import Row
+from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob, execute, trainer_of
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
+from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions
+from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY
@@ -245,3 +249,41 @@ def test_other_versions_are_warned_of_when_a_run_goes_on(tmp_path: Path, caplog:
     assert "other versions" not in caplog.text
     execute(job, synthetic(job))
     assert "resuming with other versions (torch 1.0, now" in caplog.text
+
+
+class Counting:
+    """Evaluates every other step; a signal comes in the middle of the first one where told."""
+
+    def __init__(self, key: str | None, interrupted: bool) -> None:
+        self.key, self._interrupted = key, interrupted
+
+    def due(self, step: int) -> bool:
+        return step % 2 == 0
+
+    def made(self, row: Row) -> bool:
+        return "figure" in row or "figure" in row.get(str(self.key), {})
+
+    def __call__(self, stopped: Stopped) -> dict[str, float] | None:
+        if self._interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if stopped() else {"figure": 0.5}
+
+
+@pytest.mark.slow(seconds=5)
+@pytest.mark.parametrize("key", ["validation", None])
+def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_goes_on(tmp_path: Path, key: str | None) -> None:
+    def begun(folder: Path, interrupted: bool) -> Trainer[PretrainingTask]:
+        job = small_job(folder, "optim.steps=3", "optim.warmup_steps=1", "run.log_every=3")
+        trainer = trainer_of(job, build_state(job.recipe, len(ORIGIN.classes) + 1, Ranks()), synthetic(job))
+        trainer.options = replace(trainer.options, evaluation=Counting(key, interrupted))
+        trainer.resume()
+        return trainer
+
+    assert begun(tmp_path / "whole", False).run(3) is None
+    assert begun(tmp_path / "cut", True).run(3) == "SIGTERM"
+    assert [step for step, _ in list_checkpoints(tmp_path / "cut" / "checkpoints")] == [2]
+    assert [row["step"] for row in rows(tmp_path / "cut")] == [0, 1]
+    assert begun(tmp_path / "cut", False).run(3) is None
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+    steps = [row["step"] for row in rows(tmp_path / "cut") if "figure" in str(row)]
+    assert steps == [1] and [row["step"] for row in rows(tmp_path / "cut")] == ([0, 1, 2] if key else [0, 1, 1, 2])
