@@ -210,9 +210,19 @@ class Storage:
 
     def find(self) -> tuple[str, ...]:
         """The paths of all files below the root, relative to it, sorted."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The paths of all files below the root, and links to folders that are not followed, each sorted.
+
+        Links to folders are followed within the root; those that lead out of it, or back to a folder that holds them,
+        are not.
+        """
+        if self.is_local:
+            return _walk(Path(self.root))
         root = self.root.rstrip("/") + "/"
         found = self._ask(lambda: tuple(self._call("find", self.root, seconds=CONTENT_SECONDS)), "")
-        return tuple(sorted(str(path).removeprefix(root) for path in found))
+        return tuple(sorted(str(path).removeprefix(root) for path in found)), ()
 
     def list(self, folder: str) -> list[str]:
         """Names (last component) of the files directly in ``folder``, sorted; none where there is no such folder.
@@ -264,6 +274,32 @@ class Storage:
         # Object stores have none: a put is whole or did not happen.
         for folder in folders if self.is_local else ():
             sweep(self.local_path(folder))
+
+
+def _walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``survey`` of a local folder."""
+    files: list[str] = []
+    refused: list[str] = []
+    within = os.path.realpath(root)
+    folders = [("", within)]
+    while folders:
+        before, real = folders.pop()
+        try:
+            entries = list(os.scandir(root / before))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            name = before + entry.name
+            if not entry.is_dir():
+                files.append(name)
+                continue
+            target = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{entry.name}"
+            leaves = os.path.commonpath([within, target]) != within
+            if entry.is_symlink() and (leaves or os.path.commonpath([real, target]) == target):
+                refused.append(name)
+            else:
+                folders.append((f"{name}/", target))
+    return tuple(sorted(files)), tuple(sorted(refused))
 
 
 def _written(info: Mapping[str, Any]) -> float | None:

@@ -62,6 +62,8 @@ class Shaping(TypedDict, total=False):
     subsampling: str
     exif: str
     ignored: str
+    split: str | None
+    voc_origin: int | None
     encode: str
     pixels: str
     """``auto`` (the images decide), ``rgb8``, or channels and type such as ``6xuint16``."""
@@ -275,7 +277,10 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
             f"--encode lossless cuts JPEGs out of JPEGs, and the pixels of this dataset are {options.stored}, which "
             f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
         )
-    return make_plan(annotations, options, job.seed)
+    made = make_plan(annotations, options, job.seed)
+    for note in made.notes:
+        logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
+    return made
 
 
 def settled(job: PrepJob, record: PlanRecord | None) -> PrepJob:

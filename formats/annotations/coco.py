@@ -106,13 +106,18 @@ def decode(raw: bytes, source: str, form: type[Form] = CocoFile) -> Form:  # typ
         pass
     try:
         polygons = None if form is CocoDetails else _without_polygons
-        return msgspec.convert(json.loads(raw.decode("utf-8-sig"), object_hook=polygons), form)
+        loose = json.loads(raw.decode("utf-8-sig"), object_hook=polygons)
+        return msgspec.convert(loose, form)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source} is not whole JSON: line {error.lineno} column {error.colno}: {error.msg}. "
             "Export or copy it again."
         ) from error
     except msgspec.ValidationError as error:
+        if isinstance(loose, dict) and "categories" in loose and "annotations" not in loose:
+            shape += (
+                "; one that lists categories alone, as Label Studio's notes.json, stands beside labels: name its folder"
+            )
         raise UserError(f"{source} is not a COCO annotation file: {error}. {shape}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}). {shape}.") from error

@@ -2,37 +2,70 @@
 
 The content decides which kind it is, never the name. The files are read and hashed once;
 ``listed`` then turns them into Annotations, opening images only for sizes that the annotations do not tell (YOLO never
-does).
+does). What is not looked at is told in notes.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations import folders
 from jigsaw_pretrain.formats.annotations.coco import read_coco
-from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, assemble, clean_name
+from jigsaw_pretrain.formats.annotations.folders import Labels, Names
+from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, ReadTable, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
-from jigsaw_pretrain.formats.annotations.yolo import class_names, read_yolo
+from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, read_yolo
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
-KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml"
+KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml or classes.txt"
+
+
+@dataclass(frozen=True)
+class YoloFolder:
+    """Where the files of YOLO lie: the named folder, its names file, and the labels."""
+
+    folder: Storage
+    names: Names
+    labels: Labels
 
 
 @dataclass(frozen=True)
 class RawAnnotations:
     """Annotations as bytes: kind is ``coco``, ``voc`` or ``yolo``; files by path ("" for the one file of COCO).
 
-    source: what to call them in messages. classes: of YOLO. sha256: of all that was read, names and contents.
+    source: what to call them in messages. sha256: of all that was read, names and contents. yolo: of YOLO. splits: of
+    VOC, the text of each list in ImageSets/Main by its name. notes: what was not looked at.
     """
 
     kind: str
     source: str
     files: dict[str, bytes]
     sha256: str
-    classes: tuple[str, ...] = ()
+    yolo: YoloFolder | None = None
+    splits: Callable[[], dict[str, str]] | None = None
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How annotations are to be understood.
+
+    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. ignored: ``skip`` what the
+    annotations mark as ignored (COCO's ``ignore``, VOC's ``difficult``), which is then no object and no background, or
+    ``use`` it as any other object. split: the split of a YOLO or VOC dataset that is used, None for all of them.
+    voc_origin: from which number VOC's pixels are counted, None to find out. detailed: keep areas and segmentations,
+    which detectors need.
+    """
+
+    exif: str = "ignore"
+    ignored: str = "skip"
+    split: str | None = None
+    voc_origin: int | None = None
+    detailed: bool = False
 
 
 def read_annotations(url: str, images: str) -> RawAnnotations:
@@ -44,49 +77,49 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
     parent = Storage(folder or ("/" if url.startswith("/") else "."))
     shown = redacted(url)
     try:
+        if name in ("", ".", ".."):
+            raise IsADirectoryError(url)
         raw = parent.read(name)
     except (IsADirectoryError, FileNotFoundError) as error:
         whole = Storage(url)
-        paths = whole.find()
+        paths, links = whole.survey()
         if not paths:
             kind = "is an empty folder" if isinstance(error, IsADirectoryError) else "no such file or folder"
             raise UserError(f"{shown}: {kind}. Name the annotations with --annotations: {KINDS}.") from error
-        return _read_folder(whole, paths, url, images)
+        return _read_folder(whole, paths, links, url, images)
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error}). Check its permissions and that it is whole.") from error
-    if raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"[", b"", b"<") and name.endswith((".yaml", ".yml")):
-        return _read_yolo(parent, parent.find(), name, folder, images)
-    if raw.lstrip()[:1] == b"<":
+    begins = raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    listed = folders.is_class_list(name) and begins not in (b"{", b"<")
+    if listed or (begins not in (b"{", b"[", b"", b"<") and name.lower().endswith((".yaml", ".yml"))):
+        paths, links = parent.survey()
+        return _read_yolo(parent, paths, links, folders.find_names(parent, paths, name), images)
+    if begins == b"<":
         raise UserError(f"{shown} is one XML file. Name the folder of Pascal VOC files with --annotations.")
+    if name.lower().endswith(".txt"):
+        raise UserError(f"{shown} is one txt file. Name the folder of the labels with --annotations: {KINDS}.")
     return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How annotations are to be understood.
-
-    exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. ignored: ``skip`` what the
-    annotations mark as ignored (COCO's ``ignore``, VOC's ``difficult``), which is then no object and no background, or
-    ``use`` it as any other object. detailed: keep areas and segmentations, which detectors need.
-    """
-
-    exif: str = "ignore"
-    ignored: str = "skip"
-    detailed: bool = False
 
 
 def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annotations:
     """The annotations of what was read, sizes that they do not tell taken from the images. Raises UserError."""
-    detailed = reading.detailed
     if raw.kind == "yolo":
-        read = read_yolo(
-            raw.classes, raw.files, images.files(), lambda files: images.measure(files, reading.exif), detailed
-        )
+        read = _yolo_table(raw, images, reading)
     elif raw.kind == "voc":
-        read = read_voc(raw.files, raw.source, detailed)
+        files, notes = _voc_split(raw, reading.split)
+        listing = images.files if images.can_list else None
+        read = read_voc(files, raw.source, listing, reading.voc_origin, reading.detailed)
+        read = replace(read, notes=(*read.notes, *notes))
     else:
-        read = read_coco(raw.files[""], raw.source, detailed)
-    sized = replace(read, entries=with_sizes(read.entries, images, reading.exif))
+        read = read_coco(raw.files[""], raw.source, reading.detailed)
+    if reading.split is not None and raw.kind == "coco":
+        raise UserError(
+            f"{raw.source}: a COCO file states no splits. Leave --split out, and name the split's own file."
+        )
+    if reading.voc_origin is not None and raw.kind != "voc":
+        raise UserError(f"{raw.source} is no Pascal VOC dataset: leave --voc-origin out.")
+    entries = with_sizes(read.entries, images, reading.exif)
+    sized = replace(read, entries=entries, notes=(*raw.notes, *read.notes))
     return assemble(sized, raw.sha256, reading.ignored == "use")
 
 
@@ -110,62 +143,175 @@ def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) ->
     return completed
 
 
-def _read_folder(folder: Storage, paths: Sequence[str], url: str, images: str) -> RawAnnotations:
-    recipe = next((path for path in paths if "/" not in path and path.endswith((".yaml", ".yml"))), None)
-    if recipe is not None and class_names(folder.read(recipe), folder.describe(recipe)) is not None:
-        return _read_yolo(folder, paths, recipe, url, images)
-    inner = [path for path in paths if path.startswith("Annotations/")]
-    if inner and any(path.endswith(".xml") for path in inner):
-        folder = Storage(f"{url.rstrip('/')}/Annotations")
-        paths = [path.removeprefix("Annotations/") for path in inner]
-    chosen = [path for path in paths if path.endswith(".xml") or path == CLASSES_FILE]
+def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> ReadTable:
+    """YOLO's labels with the images that they belong to."""
+    yolo = raw.yolo
+    assert yolo is not None
+    listing = images.survey()
+    notes = folders.listing_notes(listing[1], listing[0])
+    files: Sequence[str] = [file for file in listing[0] if not folders.is_hidden(file)]
+    root = folders.real_root(Storage(images.url))
+    labels: dict[str, tuple[str, bytes]] = {}
+    for path, data in raw.files.items():
+        stem = folders.image_stem(path, replace(yolo.labels, prefix=""))
+        where = yolo.labels.storage.describe(f"{yolo.labels.prefix}{path}")
+        if stem in labels:
+            raise UserError(f"{labels[stem][0]} and {where} are two label files of one image. Remove one of them.")
+        labels[stem] = where, data
+    pictures = [file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES]
+    if reading.split is not None:
+        chosen = folders.split_members(yolo.names, yolo.folder, reading.split, root, pictures)
+        if not chosen:
+            raise UserError(
+                f"{redacted(images.url)} holds no image of the split {reading.split!r} that "
+                f"{yolo.folder.describe(yolo.names.file)} states: name the folder that holds it with --images."
+            )
+        stems = {str(PurePosixPath(file).with_suffix("")) for file in chosen}
+        others = tuple(file for file in pictures if file not in set(chosen))
+        labels = {stem: label for stem, label in labels.items() if stem in stems}
+        files = chosen
+        if others:
+            notes.append(Note("images of other splits", f"not of --split {reading.split}: not used", others, False))
+    elif (note := folders.split_note(yolo.names, yolo.folder, root, pictures)) is not None:
+        notes.append(note)
+
+    def measure(some: Sequence[str]) -> list[tuple[int, int] | str]:
+        return images.measure(some, reading.exif)
+
+    read = read_yolo(yolo.names, labels, files, measure, reading.detailed)
+    return replace(read, notes=(*notes, *read.notes))
+
+
+def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes], list[Note]]:
+    """The XML files of a split that ImageSets states, all where none is asked for; raises UserError."""
+    lists = raw.splits() if raw.splits is not None else {}
+    # Lists of one class (aeroplane_train) are no splits of the dataset.
+    lists = {name: text for name, text in lists.items() if "_" not in name}
+    ids = {name: {line.split()[0] for line in text.splitlines() if line.split()} for name, text in lists.items()}
+    stems = {path: str(PurePosixPath(path).with_suffix("")) for path in raw.files if path.lower().endswith(".xml")}
+    if split is None:
+        counts = {name: sum(stem in ids[name] for stem in stems.values()) for name in ids}
+        told = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
+        if sum(count > 0 for count in counts.values()) < 2:
+            return raw.files, []
+        text = f"images of several splits are used together, held-out ones included: {told}. Give --split NAME for one"
+        return raw.files, [Note("splits", text)]
+    if split not in ids:
+        raise UserError(
+            f"{raw.source} states no split {split!r} (ImageSets/Main states: {', '.join(ids) or 'none'}). Name one of "
+            "these with --split."
+        )
+    others = tuple(path for path, stem in stems.items() if stem not in ids[split])
+    absent = tuple(sorted(ids[split] - set(stems.values())))
+    notes = [Note("images of other splits", f"not of --split {split}: not used", others, False)] if others else []
+    if absent:
+        text = f"ImageSets/Main/{split}.txt lists them, and no XML file is there"
+        notes.append(Note("images without XML", text, absent))
+    dropped = set(others)
+    return {path: data for path, data in raw.files.items() if path not in dropped}, notes
+
+
+def _read_folder(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str, images: str) -> RawAnnotations:
     shown = redacted(url)
-    if any(path.endswith(".xml") for path in chosen):
-        files = _read_all(folder, chosen)
-        return RawAnnotations("voc", folder.describe("").rstrip("/"), files, _hash(files))
-    documents = [path for path in paths if path.endswith(".json")]
+    visible = [path for path in paths if not folders.is_hidden(path)]
+    names = folders.find_names(folder, visible)
+    is_voc = any(folders.has_suffix(path, ".xml") for path in visible)
+    if names is not None and not (is_voc and folders.is_class_list(names.file)):
+        return _read_yolo(folder, paths, links, names, images)
+    if is_voc:
+        return _read_voc(folder, paths, links, url)
+    if any(folders.is_label(path) for path in visible):
+        # A folder of labels alone: its class names lie beside it.
+        parent = Storage(_parent(folder))
+        beside = [entry.name for entry in parent.entries("")]
+        names = folders.find_names(parent, [name for name in beside if _is_names_file(name)])
+        if names is not None:
+            return _read_yolo(folder, paths, links, names, images, parent)
+        raise UserError(
+            f"{shown} holds txt files and no data.yaml and no classes.txt. Put one there: a data.yaml with the class "
+            "names under `names`, or a classes.txt with one name per line."
+        )
+    documents = [path for path in visible if folders.has_suffix(path, ".json")]
     if documents:
         raise UserError(f"{shown} is a folder. Name the JSON file in it with --annotations, such as {documents[0]}.")
-    if any(path.endswith(".txt") for path in paths):
-        raise UserError(f"{shown} holds txt files and no data.yaml. Put one there, with the class names under `names`.")
     raise UserError(f"{shown} holds no annotations that are known. Name {KINDS} with --annotations.")
 
 
-def _read_yolo(folder: Storage, paths: Sequence[str], recipe: str, url: str, images: str) -> RawAnnotations:
-    raw = folder.read(recipe)
-    names = class_names(raw, folder.describe(recipe))
-    if names is None:
-        raise UserError(f"{folder.describe(recipe)} has no `names`. Name {KINDS} with --annotations.")
-    prefix = _label_folder(paths, url, images)
-    chosen = [path for path in paths if path.startswith(prefix) and _is_label(path)]
-    if not chosen:
-        raise UserError(f"{redacted(url)} holds no YOLO label files (txt) for {redacted(images)}.")
+def _parent(folder: Storage) -> str:
+    return folders.real_root(folder).rpartition("/")[0] or "/"
+
+
+def _is_names_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml")) or folders.is_class_list(name)
+
+
+def _read_voc(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str) -> RawAnnotations:
+    whole, all_paths = folder, paths
+    inner = [path for path in paths if path.startswith("Annotations/")]
+    if any(folders.has_suffix(path, ".xml") for path in inner):
+        folder = Storage(f"{url.rstrip('/')}/Annotations")
+        paths = [path.removeprefix("Annotations/") for path in inner]
+    visible = [path for path in paths if not folders.is_hidden(path)]
+    chosen = [path for path in visible if folders.has_suffix(path, ".xml") or path == CLASSES_FILE]
     files = _read_all(folder, chosen)
-    sha256 = _hash({recipe: raw, **files})
-    stripped = {path.removeprefix(prefix): data for path, data in files.items()}
-    return RawAnnotations("yolo", folder.describe(recipe), stripped, sha256, tuple(names))
+    within = "ImageSets/Main/"
+    if folder is whole and folders.real_root(folder).rpartition("/")[2] == "Annotations":
+        whole = Storage(_parent(folder))
+        all_paths = [f"{within}{name}" for name in whole.list("ImageSets/Main")]
+    lists = [path for path in all_paths if path.startswith(within) and folders.has_suffix(path, ".txt")]
+
+    def splits() -> dict[str, str]:
+        return {
+            path.removeprefix(within)[:-4]: whole.read(path).decode("utf-8", "replace")
+            for path in lists
+            if "_" not in path.removeprefix(within)
+        }
+
+    notes = folders.listing_notes(links, paths)
+    others = tuple(path for path in visible if path not in files and PurePosixPath(path).suffix.lower() not in SUFFIXES)
+    notes += _others(others)
+    where = folder.describe("").rstrip("/")
+    return RawAnnotations("voc", where, files, _hash(files), splits=splits, notes=tuple(notes))
 
 
-def _label_folder(paths: Sequence[str], url: str, images: str) -> str:
-    """Below which of the paths the images' labels lie: where ``images`` says images, that folder is named labels."""
-    inside = images.replace("\\", "/").rstrip("/").removeprefix(url.rstrip("/") + "/").split("/")
-    candidates = []
-    if "images" in inside:
-        place = len(inside) - 1 - inside[::-1].index("images")
-        rest = inside[place + 1 :]
-        before = inside[:place] if images.startswith(url.rstrip("/") + "/") else []
-        candidates = [[*before, "labels", *rest], ["labels", *rest], rest]
-    candidates += [["labels", inside[-1]], ["labels"], [inside[-1]]]
-    for candidate in candidates:
-        prefix = "".join(f"{step}/" for step in candidate)
-        if prefix and any(path.startswith(prefix) and _is_label(path) for path in paths):
-            return prefix
-    return ""
+def _read_yolo(
+    folder: Storage,
+    paths: Sequence[str],
+    links: Sequence[str],
+    names: Names | None,
+    images: str,
+    beside: Storage | None = None,
+) -> RawAnnotations:
+    """Read label files; beside: the folder of the names file, where it is another one."""
+    if names is None:
+        raise UserError(f"{folder.describe('')}: the file has no `names`. Name {KINDS} with --annotations.")
+    holder = beside or folder
+    labels = folders.find_labels(folder, paths, images)
+    if labels is None:
+        raise UserError(f"{folder.describe('')} holds no YOLO label files (txt) for {redacted(images)}.")
+    files = _read_all(labels.storage, labels.paths)
+    sha256 = _hash({names.file: names.raw, **files})
+    stripped = {path.removeprefix(labels.prefix): data for path, data in files.items()}
+    notes = folders.listing_notes(links, [path for path in paths if PurePosixPath(path).suffix.lower() not in SUFFIXES])
+    used = set(labels.paths) if labels.storage is folder else set()
+    others = tuple(
+        path
+        for path in paths
+        if path not in used
+        and path != names.file
+        and not folders.is_hidden(path)
+        and PurePosixPath(path).suffix.lower() not in SUFFIXES
+    )
+    notes += _others(others)
+    source = holder.describe(names.file)
+    return RawAnnotations("yolo", source, stripped, sha256, yolo=YoloFolder(holder, names, labels), notes=tuple(notes))
 
 
-def _is_label(path: str) -> bool:
-    name = PurePosixPath(path)
-    return name.suffix == ".txt" and name.name.lower() not in ("classes.txt", "readme.txt", "requirements.txt")
+def _others(paths: tuple[str, ...]) -> list[Note]:
+    """What else lies in the named folder."""
+    if not paths:
+        return []
+    return [Note("files not looked at", "neither labels nor pictures of these images", paths, grave=False)]
 
 
 def _read_all(folder: Storage, paths: Sequence[str]) -> dict[str, bytes]:

@@ -1,17 +1,27 @@
 """Reads Pascal VOC: a folder of XML files, one per image.
 
-About 0.1 ms per file. Classes are the names in use, sorted, or the lines of ``classes.txt`` beside the files. Boxes are
-xmin, ymin, xmax, ymax: counted from 1 with both ends included, as VOC's own are, unless a 0 occurs among all files'
-xmin and ymin, which no such file can hold: then they are edges counted from 0, as many exporters write them. An
-object's parts are no objects. Files that declare entities are refused, so that none can grow beyond its size.
+About 0.1 ms per file. Classes are the names in use, sorted, or the lines of ``classes.txt`` beside the files. An
+object's parts are no objects; truncated objects are objects, difficult ones are marked as ignored. Files that declare
+entities are refused, so that none can grow beyond its size.
+
+Which image. ``<filename>`` says so, and often is out of date, as pictures are renamed or flipped and the tag stays.
+Where a picture of the XML file's own stem is there and the tag names another one, the stem wins. Two files for one
+picture are refused: the boxes of one of them belong to another picture.
+
+Where pixels begin. Pascal VOC counts them from 1, both ends of a box included; labelImg and most own writers from 0.
+All files together decide: they are counted from 0 where a 0 occurs, which VOC cannot hold, or a fraction, or where
+labelImg's ``<path>`` stands in them and no VOC database is named; else from 1. ``origin`` says it where that is wrong.
+Either way xmax and ymax are the right and bottom edge.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.folders import is_hidden
+from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable
 
 CLASSES_FILE = "classes.txt"
@@ -26,27 +36,107 @@ class _Object:
     difficult: bool
 
 
-def read_voc(files: Mapping[str, bytes], source: str, detailed: bool = False) -> ReadTable:
-    """Class names, image entries and boxes of XML files by their paths below ``source``; raises UserError."""
-    entries: list[ImageEntry] = []
-    objects: list[list[_Object]] = []
-    for path in sorted(files):
-        if path.endswith(".xml"):
-            entry, found = _read(path, files[path], f"{source}/{path}")
-            entries.append(entry)
-            objects.append(found)
-    classes = _classes(files, objects, source)
+@dataclass(frozen=True)
+class _File:
+    """One XML file: its path, its image and objects, and who wrote it (``voc``, ``labelimg`` or nobody known)."""
+
+    path: str
+    entry: ImageEntry
+    objects: list[_Object]
+    writer: str
+
+
+def read_voc(
+    files: Mapping[str, bytes],
+    source: str,
+    images: Callable[[], Sequence[str]] | None = None,
+    origin: int | None = None,
+    detailed: bool = False,
+) -> ReadTable:
+    """Class names, image entries and boxes of XML files by their paths below ``source``; raises UserError.
+
+    images: lists the files below the image folder, where they can be listed. origin: from which number pixels are
+    counted, where the user says it.
+    """
+    read = [_read(path, files[path], f"{source}/{path}") for path in sorted(files) if path.lower().endswith(".xml")]
+    notes: list[Note] = []
+    if images is not None:
+        read = _matched(read, images(), source, notes)
+    _refuse_twins(read, source)
+    classes = _classes(files, [one.objects for one in read], source)
     label_of = {name: label for label, name in enumerate(classes)}
-    known = [thing.corners for found in objects for thing in found if thing.corners is not None]
-    from_zero = any(corners[0] == 0 or corners[1] == 0 for corners in known)
+    start, note = _origin(read, origin)
+    if note is not None:
+        notes.append(note)
     boxes = BoxList()
-    for index, found in enumerate(objects):
-        for thing in found:
-            boxes.add(index, _xywh(thing.corners, from_zero), label_of.get(thing.name, -1), thing.difficult)
-    return ReadTable(classes, entries, boxes.columns(detailed))
+    for index, one in enumerate(read):
+        for thing in one.objects:
+            boxes.add(index, _xywh(thing.corners, start), label_of.get(thing.name, -1), thing.difficult)
+    return ReadTable(classes, [one.entry for one in read], boxes.columns(detailed), notes=notes)
 
 
-def _read(path: str, raw: bytes, where: str) -> tuple[ImageEntry, list[_Object]]:
+def _matched(read: Sequence[_File], images: Sequence[str], source: str, notes: list[Note]) -> list[_File]:
+    """The files with the pictures that they belong to, of those that are there."""
+    by_stem: dict[str, list[str]] = {}
+    for file in images:
+        if not is_hidden(file) and not file.lower().endswith((".xml", ".txt")):
+            by_stem.setdefault(str(PurePosixPath(file).with_suffix("")), []).append(file)
+    there = {file for found in by_stem.values() for file in found}
+    matched, stale = [], []
+    for one in read:
+        named = one.entry.file_name.replace("\\", "/")
+        own = str(PurePosixPath(one.path).with_suffix(""))
+        stem = str(PurePosixPath(named).with_suffix("")) if named else ""
+        found = by_stem.get(own, []) if own != stem or named not in there else []
+        # A picture beats an array of the same name, which is its copy.
+        found = [file for file in found if not file.lower().endswith(".npy")] or found
+        if len(found) > 1:
+            raise UserError(
+                f"{source}/{one.path} could belong to {' or '.join(found)}, and its <filename> is "
+                f"{named or 'empty'!r}. Remove or rename one of the pictures."
+            )
+        if found:
+            if named and PurePosixPath(named).name != PurePosixPath(found[0]).name:
+                stale.append(f"{one.path} (says {PurePosixPath(named).name})")
+            one = replace(one, entry=replace(one.entry, file_name=found[0]))
+        matched.append(one)
+    if stale:
+        text = "the <filename> names another picture than the file's own name, whose picture is there and is taken"
+        notes.append(Note("stale file names", text, tuple(stale)))
+    return matched
+
+
+def _refuse_twins(read: Sequence[_File], source: str) -> None:
+    first: dict[str, str] = {}
+    for one in read:
+        name = one.entry.file_name
+        if name and first.setdefault(name, one.path) != one.path:
+            raise UserError(
+                f"{source}/{first[name]} and {source}/{one.path} both belong to the picture {name}. Remove one of "
+                "them, or correct its <filename>."
+            )
+
+
+def _origin(read: Sequence[_File], said: int | None) -> tuple[int, Note | None]:
+    """From which number pixels are counted, and what to tell of that."""
+    known = [thing.corners for one in read for thing in one.objects if thing.corners is not None]
+    if said is not None or not known:
+        return 1 if said is None else said, None
+    if any(corners[0] <= 0 or corners[1] <= 0 for corners in known):
+        start, why = 0, "a box begins at 0"
+    elif any(one.writer == "voc" for one in read):
+        start, why = 1, "the files are of a VOC database"
+    elif any(value != int(value) for corners in known for value in corners if abs(value) < 2**53):
+        start, why = 0, "some coordinates are fractions"
+    elif all(one.writer == "labelimg" for one in read if one.objects):
+        start, why = 0, "labelImg wrote the files"
+    else:
+        start, why = 1, "no box begins at 0"
+    text = f"pixels are taken as counted from {start}, as {why}; --voc-origin {1 - start} says otherwise"
+    return start, Note("VOC origin", text, grave=False)
+
+
+def _read(path: str, raw: bytes, where: str) -> _File:
     """The image of one file and its objects."""
     plain = raw.replace(b"\0", b"")
     if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
@@ -73,7 +163,9 @@ def _read(path: str, raw: bytes, where: str) -> tuple[ImageEntry, list[_Object]]
         )
         for thing in root.iter("object")
     ]
-    return ImageEntry(name, width, height), objects
+    database = (root.findtext("source/database") or "").upper()
+    writer = "voc" if "VOC" in database else "labelimg" if root.find("path") is not None else ""
+    return _File(path, ImageEntry(name, width, height), objects, writer)
 
 
 def _corners(box: ElementTree.Element | None) -> Corners | None:
@@ -93,12 +185,11 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _xywh(corners: Corners | None, from_zero: bool) -> Corners:
+def _xywh(corners: Corners | None, origin: int) -> Corners:
     if corners is None:
         return NOWHERE
     left, top, right, bottom = corners
-    if not from_zero:
-        left, top = left - 1, top - 1
+    left, top = left - origin, top - origin
     return left, top, right - left, bottom - top
 
 

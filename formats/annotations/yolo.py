@@ -1,114 +1,314 @@
-"""Reads YOLO labels: one txt file per image, lines of ``class x y width height`` as shares of it; data.yaml has names.
+"""Reads YOLO labels: one txt file per image, lines of ``class x y width height`` as shares of it.
 
 A label file belongs to the image of the same path and stem; an image without one is background, where its folder has
-label files at all. Sizes come from the images' headers (0.2 ms each locally). Lines of more than five numbers are
-polygons; their bounds are taken, as YOLO's own trainers do. Numbers that lie within a thousandth of a whole pixel are
-whole: six or ten decimals cannot say it better, and whole boxes then give the very crops of the COCO file.
+label files at all. Sizes come from the images' headers (0.2 ms each locally). Numbers that lie within a thousandth of a
+whole pixel are whole: six or ten decimals cannot say it better, and whole boxes then give the very crops of the COCO
+file.
+
+Lines of other forms are told by all lines together. Polygons and oriented boxes (pairs of x and y after the class):
+their bounds are taken, as YOLO's own trainers do. Pose lines (a box, then keypoints of two or three numbers), by
+data.yaml's ``kpt_shape``, or where all lines have one count of numbers and the keypoints lie in their boxes: the box is
+taken. What could be either, and every other form (pixels, commas, names, a sixth number), is refused with file and
+line: read as the nearest known form it would put boxes on the wrong places.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
-import yaml
+import numpy as np
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable
+from jigsaw_pretrain.formats.annotations.folders import Names, is_hidden
+from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, Floats, ImageEntry, ReadTable
 
 SUFFIXES = frozenset(
     f".{name}"
-    for name in ("bmp", "jpeg", "jpg", "jpe", "jfif", "png", "ppm", "pgm", "tif", "tiff", "webp", "jp2", "npy")
+    for name in ("bmp", "jpeg", "jpg", "jpe", "jfif", "png", "ppm", "pgm", "tif", "tiff", "webp", "jp2", "avif", "npy")
 )
 """What makes a file an image here; COCO and VOC name their images, YOLO leaves them to be found."""
 
 WHOLE = 1e-3
 
+FAR = 1.5
+"""Shares of an image beyond this are none: boxes may leave their image, but not by half of it."""
+
+MOSTLY = 0.95
+"""The share of the lines that must agree with a form that nobody states."""
+
 Size = tuple[int, int]
 Measure = Callable[[Sequence[str]], Sequence[Size | str]]
 Box = tuple[float, float, float, float]
-Line = tuple[int, Box, list[float] | None]
 
 
-def class_names(raw: bytes, source: str) -> list[str] | None:
-    """The names of a data.yaml in label order; None where it is YAML of another kind. Raises UserError."""
-    try:
-        found = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{source} is not YAML ({reason}). It needs the class names under `names`.") from error
-    names: Any = found.get("names") if isinstance(found, dict) else None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict):
-        return None
-    if not names or not all(isinstance(key, int) and 0 <= key < 10**6 for key in names):
-        raise UserError(f"{source}: `names` must give each class, numbered from 0, a name.")
-    if not all(isinstance(name, str | int | float) for name in names.values()):
-        raise UserError(f"{source}: `names` holds something that is no name. Give each class a name.")
-    return [str(names.get(label, f"class {label}")) for label in range(max(names) + 1)]
+@dataclass(frozen=True)
+class Line:
+    """A line of a label file: the file and the line's number, for messages, and its numbers (not finite: damaged)."""
+
+    where: str
+    number: int
+    values: tuple[float, ...]
+
+    def refuse(self, what: str, remedy: str) -> UserError:
+        """The error for a line of a form that is not read."""
+        return UserError(f"{self.where}, line {self.number}: {what}. {remedy}")
 
 
 def read_yolo(
-    classes: Sequence[str],
-    labels: Mapping[str, bytes],
+    names: Names,
+    labels: Mapping[str, tuple[str, bytes]],
     images: Sequence[str],
     measure: Measure,
     detailed: bool = False,
 ) -> ReadTable:
     """Class names, image entries and boxes.
 
-    labels: label files by path below their folder; images: files below the image folder; measure: gives the
-    width and height of each file, or the reason why it has none.
+    labels: by the path without suffix of the image that each belongs to, what to call the label file, and its bytes.
+    images: files below the image folder; measure: gives the width and height of each file, or the reason why it has
+    none. Raises UserError for lines of forms that are not read.
     """
-    text_of = {_stem(path): raw for path, raw in labels.items()}
-    labelled = {str(PurePosixPath(stem).parent) for stem in text_of}
-    files = sorted(file for file in images if PurePosixPath(file).suffix.lower() in SUFFIXES)
-    stems = {_stem(file) for file in files}
-    files = [file for file in files if str(PurePosixPath(file).parent) in labelled]
-    missing = [f"{stem}.jpg" for stem in sorted(text_of.keys() - stems)]
-    entries: list[ImageEntry] = []
-    boxes = BoxList()
+    pictures, notes = _pictures(images, labels)
+    labelled = {str(PurePosixPath(stem).parent) for stem in labels}
+    files = [file for file in pictures if str(PurePosixPath(file).parent) in labelled]
+    if len(files) < len(pictures):
+        others = tuple(file for file in pictures if str(PurePosixPath(file).parent) not in labelled)
+        text = "images in folders without any label file are not used"
+        notes.append(Note("images without labels", text, others))
+    stems = {stem_of(file) for file in pictures}
+    lost, texts = [], []
+    lines: dict[str, list[Line]] = {}
+    for stem, (where, raw) in sorted(labels.items()):
+        if stem in stems:
+            lines[stem] = list(_lines(where, raw, names))
+        elif raw.strip() and not _is_numeric(raw):
+            texts.append(where)
+        else:
+            lost.append(f"{stem}.jpg")
+    if texts:
+        notes.append(Note("files not looked at", "text that belongs to no image", tuple(texts), grave=False))
+    form = line_form([line for found in lines.values() for line in found], names)
+    notes += form.notes
+    classes, entries, boxes = len(names.classes), list[ImageEntry](), BoxList()
     for file, size in zip(files, measure(files), strict=True):
         number = len(entries)
         if isinstance(size, str):
             entries.append(ImageEntry(file, None, None, size))
             continue
         entries.append(ImageEntry(file, *size))
-        for label, box, polygon in _lines(text_of.get(_stem(file), b""), size):
-            boxes.add(number, box, label if label < len(classes) else -1, polygon=polygon)
-    entries += [ImageEntry(file, None, None, "image file is missing") for file in missing]
-    return ReadTable(list(classes), entries, boxes.columns(detailed))
+        for line in lines.get(stem_of(file), ()):
+            box, polygon = form.box(line, size)
+            label = line.values[0]
+            known = 0 <= label < classes and label == int(label)
+            boxes.add(number, box, int(label) if known else -1, polygon=polygon)
+    entries += [ImageEntry(file, None, None, "image file is missing") for file in lost]
+    return ReadTable(list(names.classes), entries, boxes.columns(detailed), notes=notes)
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
+    """A path without its suffix."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
-def _lines(raw: bytes, size: Size) -> list[Line]:
-    """Label, box and polygon in pixels of each line; a line that is none keeps its place with a box that is none."""
-    found = []
-    for line in raw.decode("utf-8-sig", "replace").splitlines():
-        words = line.split()
-        if words:
-            found.append(_line(words, size))
-    return found
+def _pictures(files: Sequence[str], labels: Mapping[str, object]) -> tuple[list[str], list[Note]]:
+    """The images among files, sorted, one for each stem; raises UserError where a label could be of two."""
+    notes: list[Note] = []
+    found: dict[str, str] = {}
+    copies, others = [], []
+    for file in sorted(file for file in files if not is_hidden(file)):
+        suffix = PurePosixPath(file).suffix.lower()
+        if suffix not in SUFFIXES:
+            if suffix in _OTHER_PICTURES:
+                others.append(file)
+            continue
+        stem = stem_of(file)
+        first = found.setdefault(stem, file)
+        if first == file:
+            continue
+        arrays = [one for one in (first, file) if one.lower().endswith(".npy")]
+        if len(arrays) == 1:
+            found[stem] = first if arrays[0] == file else file
+            copies.append(arrays[0])
+        elif stem in labels:
+            raise UserError(
+                f"{first} and {file} are two pictures of one name, and a label file could be of either. Remove or "
+                "rename one of them."
+            )
+        else:
+            found[file] = file
+    if copies:
+        text = "arrays beside a picture of the same name are taken for its copies and not used"
+        notes.append(Note("files not looked at", text, tuple(copies), grave=False))
+    if others:
+        text = "pictures of kinds that are not read; convert them to PNG or JPEG"
+        notes.append(Note("files not looked at", text, tuple(others)))
+    return sorted(found.values()), notes
 
 
-def _line(words: list[str], size: Size) -> Line:
+_OTHER_PICTURES = (".heic", ".heif", ".gif", ".dng", ".mpo", ".raw", ".cr2", ".nef", ".jxl", ".svg", ".exr", ".npz")
+
+
+def _is_numeric(raw: bytes) -> bool:
+    """Whether a file begins as a label does: with a line of a number."""
+    words = raw.decode("utf-8-sig", "replace").split(None, 1)
     try:
-        values = [float(word) for word in words]
-    except ValueError:
-        return -1, NOWHERE, None
-    label = int(values[0]) if values[0] >= 0 and values[0].is_integer() and values[0] < 2**31 else -1
-    width, height = size
-    if len(values) == 5:
-        x, y, w, h = values[1] * width, values[2] * height, values[3] * width, values[4] * height
-        return label, _whole((x - w / 2, y - h / 2, w, h)), None
-    if len(values) >= 7 and len(values) % 2:
+        float(words[0].rstrip(","))
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
+def _lines(where: str, raw: bytes, names: Names) -> Iterator[Line]:
+    """The lines of a label file; raises UserError for words that are no numbers."""
+    for number, text in enumerate(raw.decode("utf-8-sig", "replace").splitlines(), 1):
+        words = text.split()
+        if not words:
+            continue
+        try:
+            yield Line(where, number, tuple(map(float, words)))
+        except ValueError:
+            line = Line(where, number, ())
+            if "," in text or ";" in text:
+                raise line.refuse(
+                    "numbers are set apart or written with commas", "Write them with points, set apart by spaces."
+                ) from None
+            named = next((label for label, name in enumerate(names.classes) if text.startswith(name)), None)
+            if named is not None:
+                what = f"begins with the name of a class in place of its number, which is {named}"
+                raise line.refuse(what, f"Write classes as numbers, as {names.file} counts them from 0.") from None
+            shown = text.strip()[:40].encode("unicode_escape").decode("ascii")
+            raise line.refuse(f"{shown!r} is no label of YOLO", "Correct or remove the line.") from None
+
+
+@dataclass(frozen=True)
+class LineForm:
+    """What the numbers of lines mean. keypoints: those after a box belong to keypoints, else to a polygon."""
+
+    keypoints: bool
+    notes: tuple[Note, ...] = ()
+
+    def box(self, line: Line, size: Size) -> tuple[Box, list[float] | None]:
+        """The box of a line in pixels, and its polygon; a damaged line is a box that is none."""
+        values = line.values
+        width, height = size
+        if len(values) < 5:
+            return NOWHERE, None
+        if len(values) == 5 or self.keypoints:
+            x, y, w, h = values[1] * width, values[2] * height, values[3] * width, values[4] * height
+            return _whole((x - w / 2, y - h / 2, w, h)), None
         xs, ys = [value * width for value in values[1::2]], [value * height for value in values[2::2]]
         polygon = [value for point in zip(xs, ys, strict=True) for value in point]
-        return label, _whole((min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))), polygon
-    return label, NOWHERE, None
+        return _whole((min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))), polygon
+
+
+def line_form(lines: Sequence[Line], names: Names) -> LineForm:
+    """The form of a dataset's lines; raises UserError where they have none that is known, or could have two."""
+    _check_labels(lines, names)
+    counts = Counter(len(line.values) for line in lines)
+    longer = sorted(count for count in counts if count > 5)
+    form = LineForm(keypoints=False)
+    if names.kpt_shape is not None or names.task == "pose":
+        form = _stated_pose(lines, names, longer)
+    elif longer:
+        form = _found_form(lines, counts, names)
+    for line in lines:
+        places = line.values[1:5] if form.keypoints or len(line.values) == 5 else line.values[1:]
+        if any(FAR < abs(value) < np.inf for value in places):
+            value = next(value for value in places if FAR < abs(value) < np.inf)
+            raise line.refuse(
+                f"{value:g} is no share of an image (pixels in place of shares?)",
+                "Divide x and width by the image's width, y and height by its height.",
+            )
+    return form
+
+
+def _check_labels(lines: Sequence[Line], names: Names) -> None:
+    """Refuse classes that are counted from 1."""
+    used = Counter(line.values[0] for line in lines)
+    last = len(names.classes)
+    if last > 1 and used[last] and not used[0] and all(1 <= label <= last for label in used):
+        line = next(line for line in lines if line.values[0] == last)
+        raise line.refuse(
+            f"class {last} of {last}: classes run from 1 to {last}, and {names.file} counts its names from 0",
+            "Subtract 1 from every class, or add a name for class 0.",
+        )
+
+
+def _stated_pose(lines: Sequence[Line], names: Names, longer: Sequence[int]) -> LineForm:
+    length = 5 + names.kpt_shape[0] * names.kpt_shape[1] if names.kpt_shape else (longer[0] if longer else 5)
+    for line in lines:
+        if len(line.values) > 5 and len(line.values) != length:
+            said = f"kpt_shape {list(names.kpt_shape)}" if names.kpt_shape else "the other lines"
+            raise line.refuse(
+                f"{len(line.values)} numbers, where {said} of {names.file} makes {length}",
+                "Correct `kpt_shape`, or the line.",
+            )
+    return LineForm(keypoints=True)
+
+
+def _found_form(lines: Sequence[Line], counts: Counter[int], names: Names) -> LineForm:
+    """The form of lines that are longer than a box, told by all of them."""
+    long = [line for line in lines if len(line.values) > 5]
+    six = next((line for line in long if len(line.values) == 6), None)
+    if six is not None:
+        raise six.refuse(
+            "six numbers, where a label has five (a confidence of predictions, an angle, a track?)",
+            "Write class, x, y, width and height only; oriented boxes as four corners.",
+        )
+    length = len(long[0].values)
+    one_count = set(counts) <= {length} | set(range(5))
+    polygons = (names.task in ("segment", "obb")) or not one_count
+    if not polygons and _is_pose(long, length, 3):
+        return _pose_note(length, 3)
+    if not polygons and _is_pose(long, length, 2):
+        if _is_polygon(long):
+            raise long[0].refuse(
+                f"{length} numbers on every line may be a polygon or a box with {(length - 5) // 2} keypoints",
+                f"Say which in {names.file}: `kpt_shape: [{(length - 5) // 2}, 2]`, or `task: segment`.",
+            )
+        return _pose_note(length, 2)
+    odd = next((line for line in long if len(line.values) % 2 == 0), None)
+    if odd is not None:
+        raise odd.refuse(
+            f"{len(odd.values)} numbers are neither a box nor pairs of a polygon after the class",
+            f"If keypoints follow each box, give their `kpt_shape` in {names.file}.",
+        )
+    return LineForm(keypoints=False)
+
+
+def _pose_note(length: int, numbers: int) -> LineForm:
+    count = (length - 5) // numbers
+    text = f"lines are read as a box with {count} keypoints of {numbers} numbers, and the box is taken"
+    return LineForm(keypoints=True, notes=(Note("pose labels", text, grave=False),))
+
+
+def _is_pose(lines: Sequence[Line], length: int, numbers: int) -> bool:
+    """Whether lines of one length are boxes whose keypoints of 2 or 3 numbers lie in them."""
+    if (length - 5) % numbers:
+        return False
+    values = np.array([line.values for line in lines], dtype=np.float64)
+    x, y, w, h = (values[:, nth : nth + 1] for nth in range(1, 5))
+    points = values[:, 5:].reshape(len(values), -1, numbers)
+    if numbers == 3 and not np.isin(points[..., 2], (0, 1, 2)).all():
+        return False
+    shown = (points[..., 0] > 0) | (points[..., 1] > 0)
+    near = (np.abs(points[..., 0] - x) <= 0.55 * w) & (np.abs(points[..., 1] - y) <= 0.55 * h)
+    fits = (x - w / 2 >= -0.02) & (x + w / 2 <= 1.02) & (y - h / 2 >= -0.02) & (y + h / 2 <= 1.02)
+    if numbers == 3:
+        # Visibility is proof enough, and annotators set keypoints beside their boxes.
+        return bool(fits.mean() >= MOSTLY)
+    return bool(fits.mean() >= MOSTLY and (not shown.any() or near[shown].mean() >= MOSTLY))
+
+
+def _is_polygon(lines: Sequence[Line]) -> bool:
+    """Whether the second pair of numbers lies where the other pairs do, as a polygon's would."""
+    points = np.array([line.values[1:] for line in lines], dtype=np.float64).reshape(len(lines), -1, 2)
+    others: Floats = np.delete(points, 1, axis=1)
+    low, high = others.min(axis=1), others.max(axis=1)
+    reach = (high - low).max(axis=1, keepdims=True)
+    near = ((points[:, 1] >= low - reach) & (points[:, 1] <= high + reach)).all(axis=1)
+    return bool(near.mean() >= MOSTLY)
 
 
 def _whole(box: Box) -> Box:

@@ -46,6 +46,7 @@ class ImageSource:
         if is_archive(url):
             folder, _, self.archive = url.replace("\\", "/").rpartition("/")
             folder = folder or ("/" if url.startswith("/") else ".")
+        self.url = url
         self._storage = Storage(folder)
         self._quoted = folder.startswith(("http://", "https://"))
         self._member_offsets = member_offsets
@@ -83,13 +84,22 @@ class ImageSource:
         found = ((file, find(index, file, self._top)) for file in files)
         return {file: member for file, member in found if member is not None}
 
+    @property
+    def can_list(self) -> bool:
+        """Whether the files below the root can be listed, which plain web servers do not do."""
+        return bool(self.archive) or not self._quoted
+
     def files(self) -> tuple[str, ...]:
         """All files, relative to the root (of an archive with one top folder: to that), sorted."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All files, and links to folders that are not followed (see Storage)."""
         if not self.archive:
-            return self._storage.find()
+            return self._storage.survey()
         index = self.index()
         start = f"{self._top}/" if self._top else ""
-        return tuple(sorted(name.removeprefix(start) for name in index))
+        return tuple(sorted(name.removeprefix(start) for name in index)), ()
 
     def read(self, file: str) -> bytes:
         """The bytes of one image file; raises ImageError, StoreError."""

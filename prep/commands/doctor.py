@@ -65,16 +65,19 @@ class Finding:
     show_default=True,
     help="How EXIF rotation is treated, as in `shards`.",
 )
+@options.ignored
+@options.split
+@options.voc_origin
 @click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
 @click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
-def doctor(annotations: str, images: str, exif: str, seed: int, deep: bool, as_json: bool) -> None:
+def doctor(annotations: str, images: str, seed: int, deep: bool, as_json: bool, **reading: Any) -> None:
     """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
     findings: list[Finding] = []
     summary: Summary | None = None
     try:
         with one_line_errors(annotations):
-            for found in examine(annotations, images, PlanOptions(exif=exif), seed, deep):
+            for found in examine(annotations, images, PlanOptions(**reading), seed, deep):
                 if isinstance(found, Summary):
                     summary = found
                 else:
@@ -102,6 +105,7 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)
     plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
+    yield from note_findings(plan)
     yield from box_findings(annotations, plan)
     found = check_images(annotations, source, options.exif, decided.pixels, deep)
     yield from image_findings(found, options.exif)
@@ -134,6 +138,13 @@ def coco_findings(coco: CocoFile) -> Iterator[Finding]:
     strange = Counter(a.category_id for a in coco.annotations if a.category_id not in known)
     if strange:
         yield _warn("unknown category ids", strange, "boxes have a category that is not listed", strange.total())
+
+
+def note_findings(plan: Plan) -> Iterator[Finding]:
+    """What reading and planning noticed: files not looked at, boxes that look like mistakes."""
+    for note in plan.notes:
+        level = WARNING if note.grave else NOTE
+        yield Finding(level, note.check, max(1, len(note.things)), note.text, list(note.things[:EXAMPLES]))
 
 
 def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:

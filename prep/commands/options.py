@@ -25,6 +25,14 @@ ignored = click.option(
     help="What the annotations mark as ignored (COCO's `ignore`, VOC's `difficult`). skip: no object, and no "
     "background over it. use: an object as any other.",
 )
+split = click.option(
+    "--split", metavar="NAME", help="The split of a YOLO or VOC dataset to use, such as train; all images by default."
+)
+voc_origin = click.option(
+    "--voc-origin",
+    type=click.IntRange(0, 1),
+    help="From which number Pascal VOC files count pixels; found out by default, and told.",
+)
 again_annotations = click.option(
     "--annotations", metavar="FILE", help="The annotations, as given to `shards`; needed where parts are cut again."
 )

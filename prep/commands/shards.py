@@ -71,6 +71,8 @@ from jigsaw_pretrain.storage import redacted
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
 )
 @options.ignored
+@options.split
+@options.voc_origin
 @click.option(
     "--encode",
     type=click.Choice(ENCODINGS),

@@ -16,7 +16,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common
+from jigsaw_pretrain.formats.annotations.skipped import Note, Skipped, count_reasons, most_common
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from jigsaw_pretrain.formats.jigsaw import GROUPS
@@ -48,7 +48,7 @@ class PlanOptions:
 
     negatives_per_positive: background crops for each object crop. context: how many times as wide and as high a box may
     become. crops_per_part: the most crops in a part (images are not divided). jpeg_quality, subsampling: of the crops.
-    exif, ignored: how the annotations are to be understood (Reading). encode: ``pixels`` decodes
+    exif, ignored, split, voc_origin: how the annotations are to be understood (Reading). encode: ``pixels`` decodes
     images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep/crops.py).
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
     pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan
@@ -65,11 +65,13 @@ class PlanOptions:
     context_at: str = "prep"
     pixels: PixelFormat | None = RGB8
     ignored: str = "skip"
+    split: str | None = None
+    voc_origin: int | None = None
 
     @property
     def reading(self) -> Reading:
         """How the annotations are to be understood."""
-        return Reading(exif=self.exif, ignored=self.ignored)
+        return Reading(self.exif, self.ignored, self.split, self.voc_origin)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.
@@ -100,7 +102,7 @@ class PlanOptions:
 _FIRST = {"negatives_per_positive", "context", "crops_per_part", "jpeg_quality", "subsampling", "exif"}
 """The options of format version 1."""
 
-_READ = {"ignored"}
+_READ = {"ignored", "split", "voc_origin"}
 """Later options that decide what is read and change nothing of how it is stored."""
 
 _DEFAULTS = {field.name: field.default for field in fields(PlanOptions)}
@@ -118,7 +120,7 @@ class Plan:
 
     first_image, first_crop: int64 [parts + 1], where each part's images and crops begin. listed_images: the images of
     the annotation file, with or without crops. wanted_negatives: as many as were asked for. annotations_sha256: of the
-    annotation file. digest: SHA-256 of all that shapes shards and rows.
+    annotation file. digest: SHA-256 of all that shapes shards and rows. notes: what else the user should know.
     """
 
     options: PlanOptions
@@ -133,6 +135,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     annotations_sha256: str
     digest: str
+    notes: tuple[Note, ...] = ()
 
     @property
     def background(self) -> int:
@@ -209,6 +212,7 @@ def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan
         wanted_negatives=empty.wanted,
         skipped=skipped,
         annotations_sha256=ordered.sha256,
+        notes=ordered.notes,
         digest=digest(options, seed, ordered.classes, images, crops, first_crop, skipped),
     )
 

@@ -1,0 +1,315 @@
+"""Finds what belongs together in people's folders of YOLO labels: class names, label files, splits; and says the rest.
+
+Class names stand in a data.yaml, or one to a line in classes.txt or obj.names (labelImg, Label Studio, CVAT). Labels
+lie where YOLO's trainers look: where the image's path says ``images``, the label's says ``labels``, by real paths; else
+beside the images, else in the folder that was named. Every file that is not looked at is told in a Note. One listing of
+each folder; names files are read, labels are not.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.storage import Storage, StoreError, redacted
+
+PREFERRED = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+SPLITS = ("train", "val", "test", "minival")
+_SAME = {"valid": "val", "validation": "val"}
+_LISTS = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+_NO_LABELS = ("readme.txt", "requirements.txt", "license.txt")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a names file says: the classes in label order, and of a data.yaml also the form of lines and the splits.
+
+    kpt_shape: (k, d) of pose labels. task: what Ultralytics calls the lines' form, where it is said. splits: paths of
+    each split as written. base: what these are relative to, as written.
+    """
+
+    file: str
+    raw: bytes
+    classes: tuple[str, ...]
+    kpt_shape: tuple[int, int] | None = None
+    task: str | None = None
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where label files lie: their paths below ``storage``, all beginning with ``prefix``.
+
+    swap: the part below the prefix says ``labels`` where the image's path says ``images``.
+    """
+
+    storage: Storage
+    prefix: str
+    paths: tuple[str, ...]
+    swap: bool = False
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path is of hidden or resource files, which are nobody's data: ._a.jpg, .DS_Store, __MACOSX/..."""
+    parts = PurePosixPath(path).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1:] in (
+        ("Thumbs.db",),
+        ("desktop.ini",),
+    )
+
+
+def has_suffix(path: str, suffix: str) -> bool:
+    """Whether a path ends with a suffix, in small letters or capitals."""
+    return path.lower().endswith(suffix)
+
+
+def listing_notes(links: Sequence[str], paths: Sequence[str]) -> list[Note]:
+    """What of a listing is not looked at: links that lead out, hidden files."""
+    notes = []
+    if links:
+        text = "links to folders that lead out of the named folder are not followed; name the folder they lead to"
+        notes.append(Note("links not followed", text, tuple(links)))
+    hidden = tuple(path for path in paths if is_hidden(path))
+    if hidden:
+        notes.append(Note("hidden files", "hidden and resource files are not looked at", hidden, grave=False))
+    return notes
+
+
+def find_names(folder: Storage, paths: Sequence[str], chosen: str | None = None) -> Names | None:
+    """The names file of a folder: ``chosen``, or the one that there is; None where there is none. Raises UserError."""
+    if chosen is not None and not has_suffix(chosen, (".yaml", ".yml")[0]) and not has_suffix(chosen, ".yml"):
+        return _from_list(folder, chosen)
+    if chosen is not None:
+        return names_of_yaml(folder.read(chosen), chosen, folder.describe(chosen))
+    found, failed = [], None
+    for path in (path for path in paths if "/" not in path and path.lower().endswith((".yaml", ".yml"))):
+        try:
+            names = names_of_yaml(folder.read(path), path, folder.describe(path))
+        except UserError as error:
+            failed = failed if failed and path not in PREFERRED else error
+            continue
+        if names is not None:
+            found.append(names)
+    preferred = [names for names in found if names.file.lower() in PREFERRED]
+    if len(found) == 1 or len(preferred) == 1:
+        return (preferred or found)[0]
+    if found:
+        return _agreeing(folder, found)
+    lists = [path for path in paths if is_class_list(path) and path.count("/") <= 1]
+    if lists:
+        return _agreeing(folder, [_from_list(folder, path) for path in sorted(lists, key=lambda path: path.count("/"))])
+    if failed is not None:
+        raise failed
+    return None
+
+
+def is_class_list(path: str) -> bool:
+    """Whether a file is a list of class names by its name."""
+    name = PurePosixPath(path).name.lower()
+    return name in _LISTS or name.endswith(".names")
+
+
+def _agreeing(folder: Storage, found: Sequence[Names]) -> Names:
+    if any(names.classes != found[0].classes for names in found):
+        named = ", ".join(names.file for names in found)
+        raise UserError(
+            f"{folder.describe('')} holds several files with class names: {named}. Name the right one with "
+            "--annotations."
+        )
+    return found[0]
+
+
+def _from_list(folder: Storage, path: str) -> Names:
+    where, raw = folder.describe(path), folder.read(path)
+    try:
+        lines = [line.strip() for line in raw.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text. Write one class name per line.") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or not all(lines):
+        raise UserError(f"{where} has {'an empty line' if lines else 'no line'}. Write one class name per line.")
+    data = str(PurePosixPath(path).with_name("obj.data"))
+    splits: dict[str, tuple[str, ...]] = {}
+    if folder.exists(data):
+        pairs = (line.partition("=") for line in folder.read(data).decode("utf-8", "replace").splitlines())
+        for key, _, value in pairs:
+            key = _SAME.get(key.strip(), key.strip())
+            if key in SPLITS and value.strip():
+                splits[key] = (value.strip(),)
+    return Names(path, raw, tuple(lines), splits=splits)
+
+
+def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
+    """The names of a data.yaml; None where it is YAML of another kind. Raises UserError."""
+    try:
+        found = yaml.safe_load(raw)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{where} is not YAML ({reason}). It needs the class names under `names`.") from error
+    names: Any = found.get("names") if isinstance(found, dict) else None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        return None
+    if not names or not all(isinstance(key, int) and 0 <= key < 10**6 for key in names):
+        raise UserError(f"{where}: `names` must give each class, numbered from 0, a name.")
+    if not all(isinstance(name, str | int | float) for name in names.values()):
+        raise UserError(f"{where}: `names` holds something that is no name. Give each class a name.")
+    classes = tuple(str(names.get(label, f"class {label}")) for label in range(max(names) + 1))
+    shape = found.get("kpt_shape")
+    if shape is not None and not (
+        isinstance(shape, list | tuple)
+        and len(shape) == 2
+        and all(isinstance(one, int) for one in shape)
+        and shape[0] > 0
+        and shape[1] in (2, 3)
+    ):
+        raise UserError(f"{where}: `kpt_shape` must be the number of keypoints and 2 or 3, such as [17, 3].")
+    splits = {}
+    for key, value in found.items():
+        key = _SAME.get(str(key), str(key))
+        values = value if isinstance(value, list) else [value]
+        if key in SPLITS and value and all(isinstance(one, str) for one in values):
+            splits[key] = tuple(values)
+    base = found.get("path") if isinstance(found.get("path"), str) else None
+    task = found.get("task") if isinstance(found.get("task"), str) else None
+    return Names(path, raw, classes, tuple(shape) if shape else None, task, splits, base)
+
+
+def is_label(path: str) -> bool:
+    """Whether a file may be a label by its name."""
+    name = PurePosixPath(path).name.lower()
+    return name.endswith(".txt") and name not in _NO_LABELS and not is_class_list(path) and not is_hidden(path)
+
+
+def find_labels(folder: Storage, paths: Sequence[str], images: str) -> Labels | None:
+    """Where the labels of the images below ``images`` lie; None where there are none."""
+    named, root = real_root(folder), real_root(Storage(images))
+    listings: dict[str, tuple[Storage, Sequence[str]]] = {named: (folder, paths)}
+
+    def below(place: str, swap: bool = False) -> Labels | None:
+        """The label files below a folder, given by its real path or URL."""
+        if place == named or place.startswith(f"{named}/"):
+            storage, listed, prefix = folder, paths, place[len(named) :].lstrip("/")
+        else:
+            if place not in listings:
+                listings[place] = _listed(place)
+            (storage, listed), prefix = listings[place], ""
+        prefix = f"{prefix}/" if prefix else ""
+        found = tuple(path for path in listed if path.startswith(prefix) and is_label(path))
+        if swap:
+            found = tuple(path for path in found if "labels" in PurePosixPath(path[len(prefix) :]).parts[:-1])
+        return Labels(storage, prefix, found, swap) if found else None
+
+    steps = root.split("/")
+    places = [nth for nth in range(len(steps) - 1, -1, -1) if steps[nth] == "images"]
+    swapped = ["/".join([*steps[:nth], "labels", *steps[nth + 1 :]]) for nth in places]
+    inside = steps[places[0] + 1 :] if places else []
+    last = steps[-1]
+    nearby = ["/".join([named, "labels", *inside]), "/".join([named, *inside])] if places else []
+    nearby += [f"{named}/labels/{last}", f"{named}/labels", f"{named}/{last}"]
+    for place in swapped:
+        if (found := below(place)) is not None:
+            return found
+    if (found := below(root, swap=True)) is not None:
+        return found
+    for place in (*nearby, root, named):
+        if (found := below(place)) is not None:
+            return found
+    return None
+
+
+def real_root(storage: Storage) -> str:
+    """The root's real path, or its URL."""
+    return os.path.realpath(storage.root) if storage.is_local else redacted(storage.url).rstrip("/")
+
+
+def _listed(place: str) -> tuple[Storage, Sequence[str]]:
+    try:
+        storage = Storage(place)
+        return storage, () if storage.is_local and not Path(place).is_dir() else storage.find()
+    except (StoreError, FileNotFoundError, UserError):
+        return Storage(place), ()
+
+
+def image_stem(label: str, labels: Labels) -> str:
+    """The path, below the image folder and without suffix, of the image that a label file belongs to."""
+    stem = PurePosixPath(label[len(labels.prefix) :]).with_suffix("")
+    if not labels.swap:
+        return str(stem)
+    parts = list(stem.parts)
+    nth = len(parts) - 2 - parts[-2::-1].index("labels")
+    parts[nth] = "images"
+    return "/".join(parts)
+
+
+def split_members(names: Names, folder: Storage, split: str, root: str, files: Sequence[str]) -> list[str]:
+    """The images of a split, of the ``files`` below the real path ``root``; raises UserError where it is not there."""
+    entries = names.splits.get(_SAME.get(split, split))
+    where = folder.describe(names.file)
+    if entries is None:
+        there = ", ".join(names.splits) or "none"
+        raise UserError(f"{where} states no split {split!r} (it states: {there}). Name one of these with --split.")
+    chosen: set[str] = set()
+    for entry in entries:
+        chosen |= _of_entry(names, folder, entry, root, files)
+    return [file for file in files if file in chosen]
+
+
+def _of_entry(names: Names, folder: Storage, entry: str, root: str, files: Sequence[str]) -> set[str]:
+    """The files that one entry of a split means: a folder's, or those of a list."""
+    if not folder.is_local:
+        within = f"{root}/"
+        tail = entry.replace("\\", "/").lstrip("./").rstrip("/")
+        return {file for file in files if f"/{tail}/" in f"{within}{file}"}
+    here = (Path(real_root(folder)) / names.file).parent
+    bases = [here / names.base, here] if names.base else [here]
+    plain = entry.replace("\\", "/")
+    ways = [base / way for base in bases for way in (plain, plain.removeprefix("../"))]
+    # CVAT writes paths that begin with the folder ``data``, in which the files used to lie.
+    ways += [here / plain.partition("/")[2]] if "/" in plain else []
+    found = next((way.resolve() for way in ways if way.exists()), None)
+    if found is None:
+        raise UserError(
+            f"{folder.describe(names.file)} states {entry!r} as a split, which is not there (looked for "
+            f"{os.path.normpath(ways[0])}). Correct the path, or leave --split out to use every image."
+        )
+    if found.is_dir():
+        return {file for file in files if f"{root}/{file}".startswith(f"{found}/")}
+    known, members = set(files), set()
+    with found.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            # Lists come from other machines: the end of a path tells the image.
+            steps = line.strip().replace("\\", "/").split("/")
+            tails = ("/".join(steps[nth:]) for nth in range(len(steps)))
+            file = next((tail for tail in tails if tail in known), None)
+            if file is not None:
+                members.add(file)
+    return members
+
+
+def split_note(names: Names, folder: Storage, root: str, files: Sequence[str]) -> Note | None:
+    """That images of several splits are used together, where that is so."""
+    used = {}
+    for split in names.splits:
+        try:
+            count = len(split_members(names, folder, split, root, files))
+        except UserError:
+            continue
+        if count:
+            used[split] = count
+    if len(used) < 2:
+        return None
+    told = ", ".join(f"{split} ({count:,})" for split, count in used.items())
+    text = (
+        f"images of several splits are used together, held-out ones included: {told}. Give --split NAME to use "
+        f"one, as {names.file} states them"
+    )
+    return Note("splits", text)
