@@ -19,10 +19,14 @@ MEAN_SHIFT = 0.5
 """Of shifts that are uniform in [0, 1): with it a box has the context that it has on average."""
 
 
+FARTHEST = float(1 << 31)
+"""Pixels from which on a coordinate is no number of a box: no dataset holds such a row."""
+
+
 def finite(xywh: Floats) -> Flags:
-    """Whether all of a box's edges are finite: bool [n] for float64 [n, 4]."""
+    """Whether a box's numbers and edges are finite, and of a size that pixels have: bool [n] for float64 [n, 4]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.isfinite(np.concatenate([xywh, xywh[:, :2] + xywh[:, 2:]], axis=1)).all(axis=1)
+        return (np.abs(np.concatenate([xywh, xywh[:, :2] + xywh[:, 2:]], axis=1)) < FARTHEST).all(axis=1)
 
 
 def with_area(xywh: Floats) -> Flags:
