@@ -1,9 +1,9 @@
 """Snapshots for the run's HTML page: ERF tables and sample predictions, beside the numbers in metrics.jsonl.
 
 RUN/looks/fields-NNNNNNNN.npz at every ERF refresh (the four regions' fields, masses and weights), and
-RUN/looks/answers-NNNNNNNN.npz at every checkpoint (a few jigsaws of the last batch with what the network took their
-crops for, and what it confused since the checkpoint before). About 1 MB each at the paper's size, 20 ms to write, rank
-0's share only; training neither reads them nor changes by them. Remove the folder and the page says so.
+RUN/looks/answers-NNNNNNNN.npz at a checkpoint, at most once a minute (a few jigsaws of the last batch with what the
+network took their crops for, and what it confused since the time before). About 1 MB each at the paper's size, 20 ms to
+write, rank 0's share only; training neither reads them nor changes by them. Remove the folder and the page says so.
 """
 
 import io
@@ -49,7 +49,7 @@ class ErfSnapshot:
 
 @dataclass(frozen=True)
 class PredictionSnapshot:
-    """Predictions of the steps since the last checkpoint.
+    """Predictions of the steps since the snapshot before.
 
     images: a few jigsaws as pixels.displayed gives them, uint8 [n, size, size, 3]. labels, predictions and groups: of
     their crops, int64 [n, 4]. confusion: int64 [m, 3], rows of label, predicted class and count over all the steps.
@@ -79,7 +79,7 @@ Snapshot = TypeVar("Snapshot", ErfSnapshot, PredictionSnapshot)
 
 
 class PredictionRecorder:
-    """Gathers the predictions of the steps between two checkpoints, on the device until they are asked for."""
+    """Gathers the predictions of the steps between two snapshots, on the device until they are asked for."""
 
     def __init__(self, label_count: int, display: pixels.DisplayRange) -> None:
         self._label_count, self._display = label_count, display
