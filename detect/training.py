@@ -60,6 +60,7 @@ from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
+from jigsaw_pretrain.train.engine.optim import make_optimizer
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 
@@ -409,8 +410,8 @@ def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> De
     return replace(config, neck=asdict(report))
 
 
-def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
-    """SGD over what learns, norm layers with a weight decay of their own."""
+def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.Optimizer:
+    """The optimizer over what learns, norm layers with a weight decay of their own."""
     norms = {id(one) for module in model.modules() if is_norm(module) for one in module.parameters(recurse=False)}
     learned = [one for one in model.parameters() if one.requires_grad]
     groups = [
@@ -418,7 +419,7 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.SGD:
         {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.optim.norm_decay},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(groups, lr=recipe.optim.lr, momentum=recipe.optim.momentum)
+    return make_optimizer(groups, recipe.optim, lr=recipe.optim.lr)
 
 
 def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What an optimizer step is made of: the learning rate's schedule, the EMA of the weights, and the precision.
+"""Parts of an optimizer step: the optimizer, its learning rate's schedule, the EMA of the weights, and the precision.
 
 The schedule is section 4.1's: linear warm-up, then cosine to zero.
 
@@ -12,8 +12,9 @@ float32. Prefer fp32 on CPUs, where lower precision is emulated and slow.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,39 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, start: float, pea
     if step < warmup_steps:
         return start + (peak - start) * step / warmup_steps
     return peak * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
+
+
+class OptimSettings(Protocol):
+    """What a recipe's section ``optim`` says of the optimizer."""
+
+    @property
+    def momentum(self) -> float:
+        """Of SGD."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the parameters in groups without one of their own."""
+        ...
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    settings: OptimSettings,
+    *,
+    lr: float,
+    fused: bool | None = None,
+) -> torch.optim.Optimizer:
+    """SGD, the paper's optimizer, for pre-training and detectors alike; another one is chosen here.
+
+    Args:
+        parameters: tensors, or groups of them, which may have a ``weight_decay`` of their own.
+        settings: the section ``optim`` of the recipe.
+        lr: learning rate; both trainings set it anew at every step.
+        fused: one kernel per step, on GPUs; None leaves it to torch.
+    """
+    momentum, decay = settings.momentum, settings.weight_decay
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay, fused=fused)
 
 
 class EMA:
