@@ -56,7 +56,7 @@ from jigsaw_pretrain.detect.run import (
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import Storage, redacted
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
@@ -385,10 +385,10 @@ def _config(
     if recipe.model.norm == "frozen-bn" and (weights is None or not brings_statistics(weights)):
         built = "sync-bn"
     data = {
-        "annotations": job.annotations,
-        "images": job.images,
-        "val_annotations": job.val_annotations,
-        "val_images": job.val_images,
+        "annotations": redacted(job.annotations),
+        "images": redacted(job.images),
+        "val_annotations": job.val_annotations and redacted(job.val_annotations),
+        "val_images": job.val_images and redacted(job.val_images),
     }
     plan = fit_to_dataset(recipe, len(training.images), short)
     return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None)

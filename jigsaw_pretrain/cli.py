@@ -72,9 +72,7 @@ class Command(click.Command):
         except Exception as error:
             if not extra.get("standalone_mode", True):
                 raise
-            if not isinstance(error, UserError | OSError | MemoryError) and (
-                "--debug" in words or os.environ.get(DEBUG)
-            ):
+            if _of_machine(error) is None and ("--debug" in words or os.environ.get(DEBUG)):
                 raise
             line, status = _one_line(error, words)
         click.echo(f"Error: {line}", err=True)
@@ -85,11 +83,8 @@ def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:
     """What to say of an error that ends a command called with these words, and the exit status."""
     if isinstance(error, UserError):
         return redacted(error.message), error.exit_code
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return redacted(f"{where}{error.strerror or _first_line(error)}"), UserError.exit_code
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for this. Give it more, or fewer --workers.", UserError.exit_code
+    if (told := _of_machine(error)) is not None:
+        return redacted(told), UserError.exit_code
     called = redacted(" ".join([Path(sys.argv[0]).name, *words]))[:300]
     told = "".join(traceback.format_exception(error))
     try:
@@ -104,6 +99,35 @@ def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:
         f"{called}: {found} (in {Path(innermost.filename).name}, line {innermost.lineno}). Nobody foresaw this: it is "
         f"a bug of jigsaw-pretrain. Please report it with {kept}."
     ), UNFORESEEN
+
+
+_MACHINE = {
+    "DataLoader worker": "a process that loads data was killed, most likely for want of memory: run the command again "
+    "(pretrain: with --resume), with fewer --workers",
+    "Too many open files": "too many files are open: raise the limit (ulimit -n), or lower --workers",
+    "No space left on device": "the disk is full: make room and run the command again",
+    "PytorchStreamWriter": "a file cannot be written whole, most likely as the disk is full: make room",
+    "DefaultCPUAllocator": "there is not enough memory: lower the batch or --workers",
+    "CUDA out of memory": "the GPU has not enough memory: lower run.micro_batch or the batch",
+    "can't start new thread": "no more threads can be started: raise the limit (ulimit -u)",
+}
+"""What errors of libraries mean that come from the machine, by a part of their text."""
+
+
+def _of_machine(error: Exception) -> str | None:
+    """What to say of an error that the user or the machine has caused; None for any other."""
+    if isinstance(error, UserError):
+        return error.message
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    text = str(error)
+    for part, meaning in _MACHINE.items():
+        if part in text and isinstance(error, OSError | RuntimeError | ImportError):
+            return f"{where}{meaning} ({_first_line(error)})"
+    if isinstance(error, OSError):
+        return f"{where}{error.strerror or _first_line(error) or type(error).__name__}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this: give it more, or fewer --workers ({_first_line(error)})"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,10 +1,13 @@
+import logging
 import sys
+import tempfile
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from jigsaw_pretrain.cli import Command, LazyGroup
+from jigsaw_pretrain.cli import DEBUG, UNFORESEEN, Command, LazyGroup
 from jigsaw_pretrain.errors import UserError
 
 
@@ -26,3 +29,54 @@ def test_a_user_error_is_one_line_and_status_2(command: click.Command, arguments
 
 def test_the_library_raises_no_exception_of_click() -> None:
     assert not issubclass(UserError, click.ClickException) and "click" not in vars(sys.modules[UserError.__module__])
+
+
+def failing(error: BaseException) -> click.Command:
+    @click.command(cls=Command)
+    @click.option("--data")
+    def fail(data: str) -> None:
+        raise error
+
+    return fail
+
+
+MACHINE = (
+    OSError(28, "No space left on device", "/disk/x"),
+    PermissionError(13, "Permission denied", "/disk/x"),
+    OSError(24, "Too many open files"),
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nmore"),
+    RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0"),
+    MemoryError("Unable to allocate 9 GiB"),
+)
+
+
+@pytest.mark.parametrize("error", MACHINE, ids=str)
+def test_what_the_machine_says_is_one_line(error: Exception) -> None:
+    result = CliRunner().invoke(failing(error), [])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert str(getattr(error, "filename", None) or "") in result.stderr
+
+
+def test_what_nobody_foresaw_is_a_line_a_file_and_status_70(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(DEBUG)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = "https://me:geheim@host/x?sig=geheim"
+    command = failing(KeyError(f"no {url}"))
+    result = CliRunner().invoke(command, ["--data", url])
+    assert result.exit_code == UNFORESEEN and result.stderr.count("\n") == 1
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in result.stderr and "Traceback" in kept.read_text() and "KeyError" in result.stderr
+    assert "geheim" not in result.stderr + kept.read_text()
+    with pytest.raises(KeyError):
+        CliRunner().invoke(command, ["--debug"], catch_exceptions=False)
+
+
+def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=Command)
+    def speak() -> None:
+        logging.getLogger("jigsaw_pretrain.x").info("from s3://me:geheim@bucket/x")
+        logging.getLogger("jigsaw_pretrain.x").error("broken")
+
+    assert CliRunner().invoke(speak, []).stderr == "from s3://bucket/x\nerror: broken\n"
+    monkeypatch.setenv("RANK", "1")
+    assert CliRunner().invoke(speak, []).stderr == "error: broken\n"

@@ -1,6 +1,7 @@
 """A stranger's dataset: no traceback, no hang, nothing touched outside it, whatever its files say."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from jigsaw_pretrain.prep.commands.finish import finish_command
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
+from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.helpers.attacks import attack
-from tests.helpers.prepped import Small, invoke, tree
+from tests.helpers.prepped import Small, invoke, run_shards, tree
 from tests.helpers.settings import SOAK
 
 COMMANDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
@@ -103,3 +105,22 @@ def test_a_finished_dataset_is_one_whose_shards_are_there(small: Small, made: Pa
     (made / "manifests" / "plan.json").unlink()
     foreign = small.run(made)
     assert foreign.exit_code == 2 and "plan.json" in foreign.output
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_annotations_that_are_no_file_are_named(kind: str, small: Small, tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    result = run_shards(path, small.images, tmp_path / "out")
+    assert result.exit_code == 2 and str(path) in result.output and not (tmp_path / "out").exists()
+
+
+def test_overwriting_what_another_command_writes_is_refused(small: Small, made: Path) -> None:
+    with Storage(made).locked(exclusive=False):
+        refused = small.run(made, "--overwrite")
+        assert refused.exit_code == 2 and str(made) in refused.output
+    assert tree(made) == small.tree
+    assert small.run(made, "--overwrite").exit_code == 0 and tree(made) == small.tree

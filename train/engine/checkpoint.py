@@ -9,7 +9,9 @@ A run takes a snapshot in host memory and goes on, while a thread writes it. Tha
 a CPU; a GPU's does not make the host wait) and a checkpoint's bytes once more in host memory.
 """
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,8 +50,14 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def save_file(path: Path, value: Any) -> None:
     """``torch.save`` that makes ``value`` appear under ``path`` whole or not at all, and durably."""
-    with atomic_write(path) as file:
-        torch.save(value, file)
+    try:
+        with atomic_write(path) as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        # What torch's writer raises where the disk is full.
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

@@ -9,7 +9,9 @@ they are the wall clock's, since a rank has its GPU to itself. On a CPU they are
 process had: other programs on its cores then change how long a run takes, not what it cost.
 """
 
+import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jigsaw_pretrain.storage import atomic_write
+from jigsaw_pretrain.storage import Storage, atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """A row of metrics.jsonl; its ``step`` is the batch's number, from 0."""
@@ -37,9 +41,18 @@ class LineFile:
         """Keep whole lines of steps below ``step`` only, by atomic replacement."""
         if not self.path.exists():
             return
-        kept = [line for line in _whole_lines(self.path) if self._step_of(line) < step]
+        steps = [(line, self._step(line)) for line in _whole_lines(self.path)]
+        _tell_damaged(self.path, sum(found is None for _, found in steps))
+        kept = [line for line, found in steps if found is not None and found < step]
         with atomic_write(self.path) as file:
             file.write("".join(kept).encode())
+
+    def _step(self, line: str) -> int | None:
+        """The step of a line; None for one that is damaged."""
+        try:
+            return self._step_of(line)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError):
+            return None
 
     def replace_last(self, line: str) -> None:
         """Put ``line`` in place of the last one, by atomic replacement."""
@@ -56,12 +69,28 @@ class LineFile:
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines of a file with their ends; the last line of a killed process may be half a line and is left out."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    text = Storage(path.parent).read(path.name).decode(errors="replace")
+    return [f"{line}\n" for line in text.split("\n")[:-1]]
+
+
+def _tell_damaged(path: Path, count: int) -> None:
+    if count:
+        log.warning("%s: %d damaged lines are left out", path, count)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of metrics.jsonl as they were written; none where there is no file."""
-    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+    """The rows of metrics.jsonl as they were written; none where there is no file.
+
+    A damaged line costs that line; how many there are is logged.
+    """
+    rows, lines = [], _whole_lines(path) if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    _tell_damaged(path, len(lines) - len(rows))
+    return rows
 
 
 def metrics_file(path: Path) -> LineFile:

@@ -184,8 +184,8 @@ class Trainer(Generic[TaskT]):
         content = ranks.run_on_all(lambda: read_checkpoint(folder.checkpoints / path.name))
         try:
             self.task.restore(content)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path} is of another model than this run's ({reason}): name its own folder") from error
         self.task.step = self._saved = int(content["step"])
         now = versions()

@@ -31,7 +31,7 @@ from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, r
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
-from jigsaw_pretrain.train.engine.metrics import read_rows
+from jigsaw_pretrain.train.engine.metrics import Row, read_rows
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.engine.state import ErfTable
 from jigsaw_pretrain.train.recipe import Recipe
@@ -88,7 +88,7 @@ class Metrics:
 
 def read_metrics(path: Path, name: str) -> Metrics | None:
     """The rows of a metrics.jsonl; None where there are none."""
-    rows = read_rows(path)
+    rows = [row for row in read_rows(path) if _is_row(row)]
     if not rows:
         return None
 
@@ -100,15 +100,40 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
     return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed)
 
 
+def _is_row(row: Row) -> bool:
+    """Whether a row has the numbers that the page draws."""
+    accuracy = row.get("accuracy")
+    values = [row.get(key) for key in ("step", "loss", "lr", "images_per_second", "data_wait")]
+    values += [accuracy.get(region) if isinstance(accuracy, dict) else None for region in REGIONS]
+    return all(isinstance(value, int | float) and abs(value) < 1e300 for value in values)
+
+
 def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
     """The page of these run folders; ``refresh_seconds`` makes a browser read it again while the run goes on."""
     named = _names(runs)
-    found = [read_metrics(RunFolder(run).metrics, name) for run, name in zip(runs, named, strict=True)]
-    sections = [_curves_section([metrics for metrics in found if metrics is not None])]
+    found = [_metrics(run, name) for run, name in zip(runs, named, strict=True)]
+    sections = _drawn("Curves", lambda: [_curves_section([metrics for metrics in found if metrics is not None])])
     for run, name, metrics in zip(runs, named, found, strict=True):
         sections += _about(run, f" of {name}" if len(runs) > 1 else "", metrics)
     title = f"Pre-training {', '.join(named)}"
     return render(title, _lead(runs, found), sections, _tiles(found), refresh_seconds)
+
+
+def _metrics(run: Path, name: str) -> Metrics | None:
+    try:
+        return read_metrics(RunFolder(run).metrics, name)
+    except OSError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _drawn(title: str, sections: Callable[[], list[Section]]) -> list[Section]:
+    """The sections, or one that says why there are none: what is damaged in a run's folder costs its own part alone."""
+    try:
+        return sections()
+    except Exception as error:
+        log.warning("the page lacks %s (%s: %s)", title, type(error).__name__, str(error)[:200])
+        return [Section(title, missing=f"It could not be drawn ({type(error).__name__}): its files are damaged.")]
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -219,12 +244,13 @@ def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
     """One run's own sections."""
     recipe = _recipe(run)
     if recipe is None:
-        return [Section(f"Configuration{of}", missing=f"{run.name}/run.json is not there: no step was ever taken.")]
+        why = "is damaged" if (run / "run.json").exists() else "is not there: no step was ever taken"
+        return [Section(f"Configuration{of}", missing=f"{run.name}/run.json {why}.")]
     classes = [*read_description(RunFolder(run))["classes"], "background"]
     return [
-        *_predictions(run, of, recipe, classes),
-        *_fields(run, of, recipe),
-        _configuration(run, of, recipe),
+        *_drawn(f"Jigsaws and what they were taken for{of}", lambda: _predictions(run, of, recipe, classes)),
+        *_drawn(f"Effective receptive fields{of}", lambda: _fields(run, of, recipe)),
+        *_drawn(f"Configuration{of}", lambda: [_configuration(run, of, recipe)]),
     ]
 
 
@@ -336,7 +362,7 @@ class RunPage(Callback):
     def on_refresh(self, table: ErfTable, level: nn.Module, images: Tensor, region_map: Tensor) -> Pictures:
         """Keep the regions' fields."""
         snapshot = region_fields(level, images, region_map, table.masses, table.weights)
-        save_snapshot(self._run, table.step, snapshot)
+        self._keep(table.step, snapshot)
         return {"erf": snapshot.picture()}
 
     def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
@@ -357,7 +383,7 @@ class RunPage(Callback):
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is None:
             return
-        save_snapshot(self._run, step, snapshot)
+        self._keep(step, snapshot)
         if self._goes_on:
             self._wait()
             environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -373,7 +399,17 @@ class RunPage(Callback):
     def on_end(self, step: int) -> None:
         """Draw the page once more."""
         self._wait()
-        write_report(self._run, finished=step >= self._steps)
+        try:
+            write_report(self._run, finished=step >= self._steps)
+        except Exception as error:
+            # The page never ends a run.
+            log.warning("the page of %s was not drawn (%s: %s)", self._run, type(error).__name__, error)
+
+    def _keep(self, step: int, snapshot: ErfSnapshot | PredictionSnapshot) -> None:
+        try:
+            save_snapshot(self._run, step, snapshot)
+        except OSError as error:
+            log.warning("a snapshot of step %d was not kept: %s", step, error)
 
     def _wait(self) -> None:
         """Wait for the process that draws, if there is one, and log what went wrong with it."""

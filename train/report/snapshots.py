@@ -8,6 +8,8 @@ write, rank 0's share only; training neither reads them nor changes by them. Rem
 
 import io
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +27,9 @@ from jigsaw_pretrain.train.erf import eval_mode, field_map
 
 FOLDER = "looks"
 """Names of the folder and its files are those of the first version, so that old runs stay readable."""
+
+MOST_BYTES = 64 << 20
+"""The most of one array of a snapshot."""
 
 JIGSAWS = 6
 FIELD_IMAGES = 8
@@ -142,6 +147,19 @@ def snapshots(run: Path, kind: type[Snapshot]) -> dict[int, Path]:
 
 
 def load_snapshot(path: Path, kind: type[Snapshot]) -> Snapshot:
-    """Read one snapshot; raises OSError or ValueError for what is not one."""
-    with np.load(path, allow_pickle=False) as archive:
-        return kind(**{field.name: archive[field.name] for field in fields(kind)})
+    """Read one snapshot; raises OSError or ValueError for what is not one.
+
+    Each array's header is held against the bytes that are there before anything is allocated.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for field in fields(kind):
+                with archive.open(f"{field.name}.npy") as file:
+                    raw = file.read(MOST_BYTES + 1)
+                if len(raw) > MOST_BYTES:
+                    raise ValueError(f"{path}: {field.name} is too large for a snapshot")
+                arrays[field.name] = pixels.npy_array(raw)
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is no snapshot ({type(error).__name__})") from error
+    return kind(**arrays)

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine import run_folder
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint
+from jigsaw_pretrain.train.engine.metrics import metrics_file, read_rows
 from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.engine.run_folder import open_run_folder, open_trained, read_description
 from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.report.page import page
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
 from tests.helpers.jobs import small_job, synthetic
@@ -160,3 +164,31 @@ def test_any_run_json_costs_a_line(
         open_trained(open_run_folder(str(run)))
     except UserError as error:
         assert "\n" not in error.message
+
+
+def test_a_damaged_line_of_the_metrics_costs_that_line(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = read_rows(run / "metrics.jsonl")
+    lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    lines[1:1] = [b"{", b"\xff\xfe", b"[1]", b'{"step": "x"}', b"[" * 100_000]
+    (run / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_rows(run / "metrics.jsonl") == whole and "5 damaged lines" in caplog.text
+    metrics_file(run / "metrics.jsonl").cut_back(2)
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["garbage", "bomb", "missing array", "folder"])
+def test_a_damaged_snapshot_costs_its_part_of_the_page(run: Path, kind: str) -> None:
+    (run / "looks").mkdir(exist_ok=True)
+    path = run / "looks" / "answers-00000004.npz"
+    path.unlink(missing_ok=True)
+    if kind == "garbage":
+        path.write_bytes(b"PK\x03\x04" + bytes(100))
+    elif kind == "bomb":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", bytes(200 << 20))
+    elif kind == "missing array":
+        np.savez_compressed(path, images=np.zeros((1, 8, 8, 3), np.uint8))
+    else:
+        path.mkdir()
+    text = page([run])
+    assert "could not be drawn" in text and "Curves" in text
