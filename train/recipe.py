@@ -114,7 +114,9 @@ class DataOptions(Record, frozen=True, kw_only=True):
                 f"data.lanes = {self.lanes} must divide the batch of {self.batch}: choose one of {divisors}"
             )
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise UserError(f"data.mean = {list(self.mean)} must be as many numbers as data.std = {list(self.std)}")
+            raise UserError(
+                f"data.mean has {len(self.mean)} numbers and data.std {len(self.std)}: give each one per channel"
+            )
         _ = self.template  # refuses what it refuses
 
     @property
@@ -147,10 +149,12 @@ class ModelOptions(Record, frozen=True, kw_only=True):
     """A torchvision classification model, `timm:NAME`, or `module:callable` of your own."""
 
     norm: Norm = "bn"
-    """Normalisation: batch norm, or group norm in its place, for detectors that are fine-tuned with it."""
+    """Normalisation: batch norm, or GN(32) in its place, for detectors that are fine-tuned with it. Weights trained
+    under one norm are worth little under another."""
 
     init: str | None = None
-    """A weights file to begin from; `none` begins at random, as the paper does."""
+    """A weights file to begin from, read without unpickling code and matched key by key or refused; `none` begins at
+    random, as the paper does."""
 
     neck: Neck = "none"
     """"fpn" pre-trains a feature pyramid too, which the paper leaves for future work."""
@@ -159,7 +163,7 @@ class ModelOptions(Record, frozen=True, kw_only=True):
     """Channels of each level of the neck."""
 
     sync_bn: bool = False
-    """Compute batch norm's statistics over all GPUs."""
+    """Compute batch norm's statistics over all GPUs (not on CPUs)."""
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
@@ -202,24 +206,25 @@ class OptimOptions(Record, frozen=True, kw_only=True):
 
     micro_batch: Count | None = None
     """Jigsaws that a GPU takes at once, which is also what batch norm's statistics are of (64 in the paper: 512 over 8
-    GPUs). `none` takes a GPU's whole share of the batch; otherwise gradients are accumulated over it."""
+    GPUs). `none` takes a GPU's whole share of the batch; otherwise gradients are accumulated over it and exchanged
+    once per step."""
 
     clip_norm: PositiveOrZero = 0.0
     """Largest norm of the gradient; a longer one is scaled down to it. 0 clips nothing, as in the paper."""
 
     ema: ShareBelowOne = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is exported. 0 keeps none, as
-    in the paper."""
+    """Decay per step of an exponential moving average of the weights, kept in checkpoints, which is then what is
+    exported. 0 keeps none, as in the paper."""
 
 
 class RunOptions(Record, frozen=True, kw_only=True):
     """Arithmetic, checkpoints and records."""
 
     precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass."""
+    """Arithmetic of the forward and backward pass; fp16 scales the loss, so that small gradients survive."""
 
     tf32: bool = True
-    """Let a GPU round factors of fp32 products to TF32."""
+    """Let a GPU round the factors of fp32 products to TF32."""
 
     checkpoint_every: Count = 1_000
     """Steps between checkpoints."""

@@ -27,17 +27,21 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 @click.option("--val-annotations", help="COCO JSON to report AP on")
 @click.option("--val-images", help="folder of its images")
 @click.option("--data", help="what `jigsaw-prep shards` made of the same annotations, to pre-train on")
-@click.option("--arms", default="scratch,jigsaw", show_default=True, help=f"of {', '.join(ARMS)}")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="how many, from 0")
+@click.option("--arms", default="scratch,jigsaw", show_default=True, help=f"comma-separated, from {', '.join(ARMS)}")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="number of seeds, counted from 0")
 @click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="learning rates of the sweep, for batch 16")
-@click.option("--recipe", help="the detector's TOML recipe")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="of the detector's recipe, for all arms")
-@click.option("--pretrain-recipe", help="the pre-training's TOML recipe")
-@click.option("--pretrain-set", "pretrain_sets", multiple=True, metavar="KEY=VALUE", help="of its recipe, for all arms")
-@click.option("--imagenet", type=click.Path(path_type=Path), help="a weights file for one more arm")
-@click.option("--budget", type=click.FloatRange(min=0), help="seconds after which to stop; call again to continue")
+@click.option("--recipe", help="TOML recipe of the detector")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override a key of the detector's recipe"
+)
+@click.option("--pretrain-recipe", help="TOML recipe of the pre-training")
+@click.option(
+    "--pretrain-set", "pretrain_sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override a key of its recipe"
+)
+@click.option("--imagenet", type=click.Path(path_type=Path), help="weights file of one more arm")
+@click.option("--budget", type=click.FloatRange(min=0), help="stop after this many seconds; call again to continue")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="ranks of each training")
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 def compare(
     runs: tuple[Path, ...],

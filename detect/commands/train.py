@@ -45,30 +45,28 @@ SHORT = {
 @click.option("--val-images", help="their images")
 @options.exif
 @options.ignored
-@click.option("--run", required=True, help="folder or URL of the run, made if need be")
+@click.option("--run", required=True, help="folder or URL of the run; created if it does not exist")
 @click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; without one, the Jigsaw paper's recipe")
-@click.option("--model", type=click.Choice(choices(DetectorName)), help="overrules the recipe's")
-@click.option("--backbone", help="resnet18 to resnet152, resnext*, wide_resnet*")
-@click.option(
-    "--norm", type=click.Choice(choices(DetectorNorm)), help="normalisation; frozen-bn needs weights with statistics"
-)
-@click.option("--freeze", type=click.Choice(choices(Freeze)), help="what of the backbone stays as the weights have it")
-@click.option("--schedule", type=click.Choice(choices(Schedule)), help="length, in multiples of the recipe's")
-@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="bf16 needs a recent GPU to be of use")
-@click.option("--seed", type=int, help="of initialisation, order, augmentation and sampling")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe [default: the Jigsaw paper's]")
+@click.option("--model", type=click.Choice(choices(DetectorName)), help="short for --set model.name=...")
+@click.option("--backbone", help="short for --set model.backbone=...")
+@click.option("--norm", type=click.Choice(choices(DetectorNorm)), help="short for --set model.norm=...")
+@click.option("--freeze", type=click.Choice(choices(Freeze)), help="short for --set model.freeze=...")
+@click.option("--schedule", type=click.Choice(choices(Schedule)), help="short for --set optim.schedule=...")
+@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="short for --set run.precision=...")
+@click.option("--seed", type=int, help="short for --set data.seed=...")
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override one key of the recipe; repeatable"
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="processes that read images")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 @click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
-@click.option("--stop-after", type=click.IntRange(1), help="end at this step and leave the schedule as it is")
+@click.option("--stop-after", type=click.IntRange(1), help="stop at this step; the schedule stays as it is")
 @click.option(
     "--log",
     multiple=True,
     type=click.Choice([*NAMES, "none"]),
-    help="where else numbers go; again for more [default: tensorboard, where it is installed]",
+    help="also log numbers there; repeatable [default: tensorboard, where it is installed]",
 )
 def train(
     annotations: str,

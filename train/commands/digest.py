@@ -13,11 +13,11 @@ from jigsaw_pretrain.train.recipe import Recipe
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="The prepped dataset: a folder or URL.")
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
 @recipe_options
-@click.option("--steps", default=4, show_default=True, help="How many steps to print.")
-@click.option("--from-step", default=0, show_default=True, help="The first of them.")
-@click.option("--world", default=1, show_default=True, help="Ranks to simulate.")
+@click.option("--steps", default=4, show_default=True, help="Number of steps to print.")
+@click.option("--from-step", default=0, show_default=True, help="First step to print.")
+@click.option("--world", default=1, show_default=True, help="Number of ranks to simulate.")
 @click.option("--workers", default=0, show_default=True, help="Worker processes of each rank.")
 @read_options
 @click.option("--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="How workers are started.")

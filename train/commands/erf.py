@@ -16,12 +16,14 @@ from jigsaw_pretrain.train.report.fields import RANDOM
 
 
 @click.command(cls=Command)
-@click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; again for more.")
-@click.option("--data", required=True, metavar="OUT", help="The prepped dataset whose jigsaws are measured on.")
-@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="How many jigsaws.")
+@click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; repeatable.")
+@click.option("--data", required=True, metavar="OUT", help="Prepped dataset whose jigsaws are used.")
+@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="Number of jigsaws.")
 @recipe_options
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("erf.html"), show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="The numbers as JSON.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
+)
 def erf(
     weights: tuple[str, ...],
     data: str,
@@ -31,9 +33,9 @@ def erf(
     out: Path,
     json_file: Path | None,
 ) -> None:
-    """Measure and draw the effective receptive field of weights, to compare pre-trainings.
+    """Measure and draw the effective receptive fields of weights files, side by side.
 
-    The weights are of the recipe's backbone; they are measured on the first jigsaws of the recipe's run.
+    The recipe names the weights' backbone and gives the jigsaws: the first ones of its run.
     """
     chosen = Recipe.load(recipe, settings)
     found = fields.erf(weights, open_dataset(data), chosen, count)

@@ -30,10 +30,10 @@ from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
 WARM = 5
-"""Steps before the timed ones: caches and the loader's queue are not yet as they will be."""
+"""Steps before the timed ones, in which caches and the loader's queue fill."""
 
 SLOW = 0.1
-"""The share of a step from which waiting or copying is what limits it."""
+"""Share of a step from which waiting or copying is said to limit it."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,12 @@ def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
 @recipe_options
 @click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
-@click.option("--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="auto: on GPUs.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="Use torch.compile; auto: on GPUs."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
 def estimate(
     data: str,
@@ -157,7 +159,7 @@ def estimate(
     compiling: str,
     json_file: Path | None,
 ) -> None:
-    """Run some steps of a recipe and say what all of them will cost, and what limits them."""
+    """Time some steps of a recipe, and forecast what the whole run costs and what limits it."""
     with rank_zero_errors(), tempfile.TemporaryDirectory() as scratch:
         ranks = start(device)
         dataset = ranks.run_on_all(lambda: open_dataset(data))

@@ -21,13 +21,15 @@ from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS
 @own_backbone
 @click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
-@click.option("--jigsaws", type=click.IntRange(min=1), help=f"How many; default one pass, at most {MOST_JIGSAWS}.")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Jigsaws at a time.")
+@click.option(
+    "--jigsaws", type=click.IntRange(min=1), help=f"Number of jigsaws. [default: one pass, at most {MOST_JIGSAWS}]"
+)
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Jigsaws per forward pass.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes.")
 @read_options
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to run.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to run on.")
 def evaluate(
     run: str,
     data: str,
@@ -38,7 +40,7 @@ def evaluate(
     device: str,
     **access_settings: Any,
 ) -> None:
-    """Accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
+    """Print accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
     access = read_options_from(**access_settings)
     report = jp.evaluate(
         run, access.open_dataset(data), jigsaws=jigsaws, batch=batch, workers=workers, device=device, access=access

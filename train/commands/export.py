@@ -11,12 +11,16 @@ from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 
 @click.command(cls=Command)
 @click.option("--run", required=True, help="Folder or URL of the run.")
-@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="The library that is to load it.")
+@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Library that will load the weights.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @click.option("--backbone", help="Refuse the run unless its backbone has this name.")
-@click.option("--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Over N jigsaws of --data.")
-@click.option("--data", metavar="OUT", help="The run's dataset, for --recalibrate-bn.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For --recalibrate-bn.")
+@click.option(
+    "--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Measure batch norm anew on N jigsaws."
+)
+@click.option("--data", metavar="OUT", help="Dataset of the run, for --recalibrate-bn.")
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes, for --recalibrate-bn."
+)
 def export(
     run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
 ) -> None:

@@ -20,8 +20,8 @@ def own_backbone(command: F) -> F:
 
 
 def recipe_options(command: F) -> F:
-    """Give a click command --recipe and --set, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
-    file = click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe; without one, the paper's.")
+    """Add --recipe and --set to a click command, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
+    file = click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe. [default: the paper's]")
     settings = click.option(
         "--set",
         "settings",
@@ -33,13 +33,17 @@ def recipe_options(command: F) -> F:
 
 
 def read_options(command: F) -> F:
-    """Give a click command the options of ReadOptions, as the keyword arguments that ``read_options_from`` takes."""
+    """Add the options of ReadOptions to a click command, as the keyword arguments that ``read_options_from`` takes."""
     retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)
     options = (
-        click.option("--cache", type=click.Path(path_type=Path), help="Folder of the cache of shards, for --data URL."),
-        click.option("--cache-bytes", type=ByteCount(), help="Its limit, such as 200G; default half of the free disk."),
-        click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file of the process."),
-        click.option("--read-retries", default=5, show_default=True, type=retries, help="Further attempts at a file."),
+        click.option("--cache", type=click.Path(path_type=Path), help="Cache folder of shards, for --data URL."),
+        click.option(
+            "--cache-bytes", type=ByteCount(), help="Size of the cache, such as 200G. [default: half the free disk]"
+        ),
+        click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file instead of the cache."),
+        click.option(
+            "--read-retries", default=5, show_default=True, type=retries, help="How often to repeat a failed read."
+        ),
         click.option(
             "--read-timeout",
             default=30.0,
@@ -68,7 +72,7 @@ def read_options_from(
     read_timeout: float,
     on_bad_shard: str,
 ) -> ReadOptions:
-    """What the options of ``read_options`` say."""
+    """Make ReadOptions of the options that ``read_options`` added."""
     if no_cache and (cache or cache_bytes):
         raise UserError("--no-cache contradicts --cache and --cache-bytes: leave one out")
     folder = None if no_cache else cache or default_cache()

@@ -17,36 +17,41 @@ from jigsaw_pretrain.train.recipe import Balance, Neck
 
 @click.command(cls=Command)
 @click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@click.option("--run", required=True, help="Folder or URL of the run: made, or continued.")
+@click.option("--run", required=True, help="Folder or URL of the run; created if it does not exist.")
 @recipe_options
 @click.option("--balance", type=click.Choice(choices(Balance)), help="Short for --set data.balance=...")
 @click.option("--neck", type=click.Choice(choices(Neck)), help="Short for --set model.neck=...")
-@click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint (or begin it).")
-@click.option("--stop-after", type=click.IntRange(min=1), help="End once the run has this many steps; same schedule.")
-@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay; default the recipe's.")
-@click.option("--val-data", metavar="OUT2", help="Dataset to judge the model on, with the same classes.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop at this step; the schedule stays as it is.")
+@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints to keep. [default: run.keep_checkpoints]")
+@click.option("--val-data", metavar="OUT2", help="Held-out dataset with the same classes, to validate on.")
 @click.option(
     "--val-every",
     default=0,
     metavar="STEPS",
     type=click.IntRange(min=0),
-    help="Validate every STEPS steps (default: 20 times per run).",
+    help="Validate every STEPS steps. [default: 20 times per run]",
 )
 @read_options
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
 @click.option(
-    "--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE), help="torch.compile."
+    "--compile",
+    "compiling",
+    default="auto",
+    show_default=True,
+    type=click.Choice(COMPILE),
+    help="Use torch.compile; auto: on GPUs.",
 )
-@click.option("--deterministic", is_flag=True, help="The same bits on the same GPU, or an error; slower.")
+@click.option("--deterministic", is_flag=True, help="Same bits on the same GPU every time, or an error; slower.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option(
     "--log",
     multiple=True,
     type=click.Choice([*NAMES, "none"]),
-    help="Where else numbers and pictures go; again for more. [default: tensorboard, where it is installed]",
+    help="Also log numbers and pictures there; repeatable. [default: tensorboard, where it is installed]",
 )
-@click.option("--log-digest", is_flag=True, help="Write what every batch held to RUN/digest.txt (see `digest`).")
+@click.option("--log-digest", is_flag=True, help="Write each batch's digest to RUN/digest.txt (see `digest`).")
 def pretrain(
     data: str,
     run: str,
@@ -68,7 +73,7 @@ def pretrain(
     val_every: int,
     **access_settings: Any,
 ) -> None:
-    """Pre-train a backbone; the same under `torchrun --nproc-per-node N -m train -- pretrain ...`.
+    """Pre-train a backbone; also under `torchrun --nproc-per-node N -m train -- pretrain ...`.
 
     The two dashes keep torchrun from taking --run for an option of its own.
     SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.

@@ -14,9 +14,9 @@ from jigsaw_pretrain.train.report import sheet
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="The prepped dataset: a folder or URL.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The picture to write.")
-@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 400), help="How many jigsaws.")
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Picture to write.")
+@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 400), help="Number of jigsaws.")
 @recipe_options
 @read_options
 def preview(

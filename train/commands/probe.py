@@ -18,15 +18,17 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 @click.command(cls=Command)
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @own_backbone
-@click.option("--data", required=True, metavar="OUT2", help="Held-out dataset: other images than the run's, prepped.")
+@click.option("--data", required=True, metavar="OUT2", help="Prepped dataset of other images than the run's.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
-@click.option("--crops", default=20_000, show_default=True, type=click.IntRange(min=16), help="How many at most.")
-@click.option("--side", type=click.IntRange(min=8), help="Pixels a crop is warped to; default the large region's.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Where to run.")
+@click.option(
+    "--crops", default=20_000, show_default=True, type=click.IntRange(min=16), help="Maximum number of crops."
+)
+@click.option("--side", type=click.IntRange(min=8), help="Side of warped crops, pixels. [default: the large region's]")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to run on.")
 def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | None, device: str) -> None:
-    """A linear probe of the run's features on held-out crops, beside the backbone at random initialisation."""
+    """Fit a linear probe on features of held-out crops, of the run and of a randomly initialised backbone."""
     report = jp.probe(run, jp.open_dataset(data), crops=crops, side=side, device=device)
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())

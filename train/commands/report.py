@@ -12,10 +12,12 @@ from jigsaw_pretrain.train.report.page import page
 
 @click.command(cls=Command)
 @click.option(
-    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; again for more."
+    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; repeatable."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The page. [default: RUN/report.html; compare.html for several]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="HTML page to write. [default: RUN/report.html; compare.html for several]",
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about a run, or several side by side."""

@@ -212,7 +212,9 @@ def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, shar
     fits = next((n for n in _smaller(micro_batch, share) if _failure(model, model, recipe, n) is None), None)
     lead = f"out of memory with {micro_batch} jigsaws of {size} x {size} pixels at once"
     if fits is None:
-        return UserError(f"{lead}, and a single one does not fit either: choose a smaller backbone or template_size")
+        return UserError(
+            f"{lead}, and a single one does not fit either: choose a smaller model.backbone or data.template_size"
+        )
     statistics = (
         "" if recipe.model.sync_bn else f"; batch norm's statistics are then of {fits}, unless model.sync_bn = true"
     )

@@ -179,7 +179,7 @@ def load_weights(backbone: Backbone, file: str) -> Match:
     if stem is not None and not found.missing and not found.unexpected and len(found.reshaped) == 1:
         raise UserError(
             f"{file} is of a {backbone.name} over {kept[stem].shape[1]} input channels ({stem}), and the crops have "
-            f"{backbone.in_channels}: begin from weights of as many, or without init"
+            f"{backbone.in_channels}: name weights of as many channels, or leave model.init out"
         )
     raise UserError(f"{found}: these are not weights of a {backbone.name}")
 

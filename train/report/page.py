@@ -24,7 +24,6 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor, nn
 
-from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
@@ -147,10 +146,10 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _recipe(run: Path) -> Recipe | None:
-    try:
-        return Recipe.from_dict(read_description(RunFolder(run))["recipe"], str(run))
-    except UserError:
+    folder = RunFolder(run)
+    if not folder.description.exists():
         return None
+    return Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
 
 
 def _lead(runs: Sequence[Path], found: Sequence[Metrics | None]) -> str:
