@@ -23,7 +23,7 @@ from jigsaw_pretrain.config import (
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import Template
+from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Template
 
 Fit = Literal["crop", "warp", "resize"]
 
@@ -65,20 +65,20 @@ class DataOptions(Record, frozen=True, kw_only=True):
     """Streams that the run is made of, fixed for its whole life; a divisor of `batch` and a multiple of the number of
     ranks. `none` takes the largest divisor of `batch` not above 64."""
 
-    template_size: Count = 224
+    template_size: Count = Template.size
     """Side of a jigsaw, pixels (figure 4b)."""
 
-    template_split: Count = 64
+    template_split: Count = Template.split
     """Where the template is cut: width of the tall region and height of the wide one, pixels (figure 4b)."""
 
     fit: Fit = "crop"
     """How a crop meets its region (Table 1). "crop": resized by a random ratio, then padded or cropped. "warp": resized
     to the region, whatever its aspect. "resize": resized to fit into the region, then padded."""
 
-    resize_low: Positive = 0.8
+    resize_low: Positive = RESIZE_LOW
     """Smallest random resize ratio of "crop"."""
 
-    resize_high: Positive = 1.5
+    resize_high: Positive = RESIZE_HIGH
     """Largest random resize ratio of "crop"."""
 
     flip: Share = 0.5
@@ -87,7 +87,7 @@ class DataOptions(Record, frozen=True, kw_only=True):
     augment: bool = True
     """False draws nothing at random: ratio 1, no flip, everything centred. Evaluation uses it."""
 
-    max_repeat: Count = 20
+    max_repeat: Count = MAX_REPEAT
     """How many times as often a crop of a thin group may be drawn as one of the best-supplied group; beyond it, crops
     of other groups fill the thin group's slots. Also the largest weight that `balance` gives a class. The paper has no
     limit."""
@@ -267,7 +267,7 @@ class Recipe(Config, frozen=True, kw_only=True):
         for key, given in (("mean", mean), ("std", std)):
             if len(given) != channels:
                 raise UserError(
-                    f"recipe: data.{key} = {list(given)} must be {channels} numbers, one for each channel of the crops"
+                    f"data.{key} = {list(given)} must be {channels} numbers, one for each channel of the crops"
                 )
         data = msgspec.structs.replace(self.data, lanes=self.data.lane_count, mean=mean, std=std)
         return msgspec.structs.replace(self, data=data)

@@ -4,13 +4,13 @@ A source is a weights file under torchvision's names or a run's folder. Nothing 
 counted as matched, missing, unexpected or of another shape (train/models/weights.py), and what differs is refused.
 
 - *Backbone.* From a run's backbone.pth, else its newest checkpoint; of a file with a neck too, the backbone's part.
-  What is missing or odd is refused unless the recipe says ``partial = true``. Two differences are no mistakes and are
-  reported in words: the classifier's tensors, and batch statistics that a group norm has no use for.
-- *Neck.* It comes with a pre-training run (``neck = "fpn"``), in its folder or in the file that `train export --to
-  torchvision-fpn` writes. It has four levels; RetinaNet's pyramid begins at the second, and its P6 and P7 are its own.
-  Four differences are no mistakes and are reported in words: these two, a norm that the detector's pyramid has and the
-  neck was trained without, and the biases which that norm replaces. All others are refused. Leave a neck out with
-  ``neck = "none"``, to compare.
+  What is missing or odd is refused unless the recipe says ``model.partial = true``. Two differences are no mistakes
+  and are reported in words: the classifier's tensors, and batch statistics that a group norm has no use for.
+- *Neck.* It comes with a pre-training run (its ``model.neck = "fpn"``), in its folder or in the file that
+  `train export --to torchvision-fpn` writes. It has four levels; RetinaNet's pyramid begins at the second, and its P6
+  and P7 are its own. Four differences are no mistakes and are reported in words: these two, a norm that the detector's
+  pyramid has and the neck was trained without, and the biases which that norm replaces. All others are refused. Leave a
+  neck out with ``model.pretrained_neck = "none"``, to compare.
 """
 
 import re

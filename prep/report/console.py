@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, RESIZE_HIGH, RESIZE_LOW, Template
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.records import PartRecord
@@ -69,7 +69,8 @@ def _classes(summary: Summary) -> Table:
 
 def _slots(summary: Summary) -> Table:
     size = "" if summary.drawn_context is None else ", mean context"
-    table = Table(title=f"slot fill (template 224 split at 64, resize 0.8 to 1.5{size})", title_justify="left")
+    jigsaw = f"template {Template.size} split at {Template.split}, resize {RESIZE_LOW} to {RESIZE_HIGH}"
+    table = Table(title=f"slot fill ({jigsaw}{size})", title_justify="left")
     for name in ("slot", "group", "pixels", "filled"):
         table.add_column(name, justify="left" if name == "slot" else "right")
     for slot in summary.slots:

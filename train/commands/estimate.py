@@ -201,6 +201,6 @@ def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: i
     remedy = {
         "data": f"the loader: raise --workers above {workers}, or put the shards on a nearer disk",
         "copies": "copies to the device: the bus is slow or shared",
-        "compute": "the device's own arithmetic: precision = bf16, --compile on or more devices would help",
+        "compute": "the device's own arithmetic: run.precision = bf16, --compile on or more devices would help",
     }
     ranks.log_rank_zero(f"limited by {found.limit}: {remedy[found.limit]}")

@@ -13,7 +13,7 @@ the machine, the number of ranks or of workers.
 A run folder at a URL is staged in a folder of this machine and published at every checkpoint, by a thread while
 training goes on. A lost machine then loses the steps since the last checkpoint whose upload was done. An upload
 (ResNet-50: 190 MB) that takes longer than the steps between two checkpoints holds the next one up, so choose
-checkpoint_every by it.
+run.checkpoint_every by it.
 Prefer a local folder with a copying job beside it where the store is slow; a mounted network folder needs none of this.
 """
 

@@ -104,7 +104,7 @@ def export(
         state = recalibrated(folder, description["classes"], recipe, state, dataset, recalibrate_bn, workers)
     weights, pyramid = backbone_state(state), pyramid_state(state)
     if to == PYRAMID_TARGET and not pyramid:
-        raise UserError(f"{run} has no neck (recipe: neck = none): export --to torchvision")
+        raise UserError(f"{run} has no neck (model.neck = none): export --to torchvision")
     pixels, (mean, std) = pixels_of(folder, description), recipe.data.normalisation
     found = check_own(recipe.model.backbone, weights, recipe.model.norm, pixels.channels)
     converted = target.convert(found, pyramid if to == PYRAMID_TARGET else weights)

@@ -17,7 +17,7 @@ from jigsaw_pretrain.errors import UserError
 
 _NO_STAGES = (
     "does not show the stages of strides 4, 8, 16 and 32 that a neck stands on: choose a network of torchvision that "
-    "has them, such as resnet50, or neck = none"
+    "has them, such as resnet50, or model.neck = none"
 )
 
 SIZES = (256, 512)

@@ -10,7 +10,7 @@ to P5 (strides 4 to 32), each with a classification head and an ERF table of its
 levels' losses. A detector's further levels are no part of it: torchvision's pooled one has no weights, RetinaNet's
 P6 and P7 are the detector's. Beside a ResNet-18 at 128 pixels a step costs 1.1 times as much with 64 channels and 1.7
 times with 256, a refresh of the four tables 4 and 7 times as much as of one (docs/lab-notebook.md). Prefer
-`neck = "none"`, the paper's, for a detector without a pyramid (C4).
+`model.neck = "none"`, the paper's, for a detector without a pyramid (C4).
 
 First convolution, for other than three input channels: which convolutions see the input is found by running the network
 once without data (meta tensors). Their new weights are drawn from torch's global generator, normal with the spread of
