@@ -118,7 +118,8 @@ def attack_file(path: Path, draw: st.DataObject) -> str:
 def attack(folder: Path, draw: st.DataObject) -> str:
     """Do one attack to a folder; says what was done."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    way = draw.draw(st.sampled_from(("json", "table", "file")), label="way")
-    suffixes = {"json": (".json",), "table": (".parquet",)}.get(way, ("",))
-    path = draw.draw(st.sampled_from([path for path in files if path.name.endswith(suffixes)]), label="path")
-    return {"json": attack_json, "table": attack_table, "file": attack_file}[way](path, draw)
+    ways = {"json": attack_json, "table": attack_table, "file": attack_file}
+    suffixes = {"json": ".json", "table": ".parquet", "file": ""}
+    chosen = {way: [path for path in files if path.name.endswith(suffix)] for way, suffix in suffixes.items()}
+    way = draw.draw(st.sampled_from([way for way in ways if chosen[way]]), label="way")
+    return ways[way](draw.draw(st.sampled_from(chosen[way]), label="path"), draw)

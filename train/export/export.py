@@ -11,6 +11,7 @@ micro-batches and lag behind the weights, and averaged weights (`ema`) have thei
 freezes batch norm lives with them. Prefer the run's own where each GPU had 32 jigsaws or more at once.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def export(
             a file that is the run's own.
     """
     folder, target, out = open_run_folder(run), TARGETS[to], Path(out)
-    if out.resolve() in {one.resolve() for one in (folder.backbone, folder.pyramid)}:
+    if os.path.realpath(out) in {os.path.realpath(one) for one in (folder.backbone, folder.pyramid)}:
         raise UserError(f"--out {out} is the run's own file: name another one")
     description, recipe, content = open_trained(folder)
     if backbone is not None and backbone != recipe.model.backbone:
