@@ -6,6 +6,7 @@ traceback, whether the command is called by itself or through its group. Librari
 """
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -37,6 +38,10 @@ class _Echo(logging.Handler):
 
 def show_log() -> None:
     """Show the log of the project's modules, from INFO on; for commands, as a library's log is its caller's."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks (class names) is replaced, and never ends a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logger = logging.getLogger(__package__)
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):

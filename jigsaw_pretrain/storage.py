@@ -290,7 +290,11 @@ def _walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             continue
         for entry in entries:
             name = before + entry.name
-            if not entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = False  # a link to itself, which whoever reads it reports
+            if not is_folder:
                 files.append(name)
                 continue
             target = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{entry.name}"

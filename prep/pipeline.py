@@ -10,6 +10,7 @@ does.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from typing import Protocol, TypedDict, Unpack
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, most_common
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
+from jigsaw_pretrain.prep.images.missing import missing_images
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, wanted
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
@@ -266,6 +269,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
     Raises UserError, StoreError.
     """
     annotations, options = listed(raw, source, job.options.reading), job.options
+    missing = missing_images(annotations, source)
     if options.pixels is None:
         found = choose_pixels(annotations, source)
         options = replace(options, pixels=found.pixels)
@@ -278,7 +282,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
             f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
         )
     made = make_plan(annotations, options, job.seed)
-    for note in made.notes:
+    for note in (*made.notes, *([missing] if missing else [])):
         logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
     return made
 
@@ -345,6 +349,7 @@ def cut(
     progress: Progress,
 ) -> None:
     """Cut those of the parts that have no done record. Raises UserError, OSError."""
+    check_boxes(plan, max_skipped)
     out = Storage(job.out)
     allowed = skip_limit(max_skipped, out, plan.listed_images)
     allowed.check()
@@ -359,6 +364,23 @@ def cut(
     tasks = (task_of(plan, job, source, number) for number in missing)
     records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
     progress.cutting(records, len(listed_parts), len(listed_parts) - len(missing))
+
+
+def check_boxes(plan: Plan, max_skipped: float) -> None:
+    """Raise UserError where more than that share of the boxes cannot be used."""
+    wanted = {BoxReason(code).text for code in (BoxReason.CROWD, BoxReason.IGNORED, BoxReason.REPEATED)}
+    lost = Counter(
+        row.reason
+        for row in plan.skipped
+        if (row.ordinal is not None or row.image_file is None) and row.reason not in wanted
+    )
+    count = lost.total() + int(plan.summary().crops - plan.summary().negatives)
+    if lost.total() > max_skipped * count:
+        raise UserError(
+            f"{lost.total():,} of {count:,} boxes cannot be used, more than --max-skipped {100 * max_skipped:.4g}%: "
+            f"{most_common(lost)}. Correct the annotations (`jigsaw-prep doctor` names some), or allow more with "
+            f"--max-skipped, such as {min(100, int(100 * lost.total() / count) + 1)}%."
+        )
 
 
 def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartTask:

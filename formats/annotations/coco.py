@@ -8,13 +8,14 @@ five times slower, the same records.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.skipped import BoxReason
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Note
 from jigsaw_pretrain.formats.annotations.table import (
     Annotations,
     BoxColumns,
@@ -88,10 +89,73 @@ def read_coco(raw: bytes, source: str, detailed: bool = False) -> ReadTable:
     Labels 0..C-1 go to the categories in ascending id, used or not.
     """
     coco: CocoFile | CocoDetails = decode(raw, source, CocoDetails) if detailed else decode(raw, source)
+    if any(not a.bbox for a in coco.annotations):
+        coco = decode(raw, source, CocoDetails)
+        for one in coco.annotations:
+            if not one.bbox and one.segmentation:
+                one.bbox = bounds(one.segmentation)
     label_of, classes = labels(coco.categories, source)
     entry_of = entry_index(coco.images, source)
     entries = [ImageEntry(file_name_of(image), image.width, image.height, id=image.id) for image in coco.images]
-    return ReadTable(classes, entries, columns(coco.annotations, entry_of, label_of), list(label_of))
+    boxes = columns(coco.annotations, entry_of, label_of)
+    notes = _other_types(coco.annotations, entry_of)
+    return ReadTable(classes, entries, boxes if detailed else replace(boxes, details=None), list(label_of), notes)
+
+
+def bounds(segmentation: Any) -> tuple[float, ...] | None:
+    """The box of polygons or of an RLE; None where they are none."""
+    try:
+        if isinstance(segmentation, dict):
+            return _bounds_of_runs(_runs(segmentation["counts"]), int(segmentation["size"][0]))
+        points = np.array([value for polygon in segmentation for value in polygon], dtype=np.float64).reshape(-1, 2)
+        low, high = points.min(axis=0), points.max(axis=0)
+        return (*low.tolist(), *(high - low).tolist())
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError):
+        return None
+
+
+def _runs(counts: Any) -> list[int]:
+    """The lengths of an RLE's runs, of zeros and ones in turn; as text COCO packs them by 5 bits, as differences."""
+    if isinstance(counts, list):
+        return [int(count) for count in counts]
+    runs: list[int] = []
+    value = shift = 0
+    for letter in counts.encode() if isinstance(counts, str) else counts:
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
+
+
+def _bounds_of_runs(runs: list[int], height: int) -> tuple[float, ...] | None:
+    """The box of the ones of an RLE, which runs down the columns of a mask of that height."""
+    ends = np.cumsum(np.array(runs, dtype=np.int64))
+    first, last = ends[:-1:2], ends[1::2] - 1
+    first, last = first[: len(last)][last >= first[: len(last)]], last[last >= first[: len(last)]]
+    if not len(first) or height < 1:
+        return None
+    left, right = int(first.min()) // height, int(last.max()) // height + 1
+    within = first // height == last // height
+    top = int((first[within] % height).min()) if within.all() else 0
+    bottom = int((last[within] % height).max()) + 1 if within.all() else height
+    return float(left), float(top), float(right - left), float(bottom - top)
+
+
+def _other_types(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int]) -> list[Note]:
+    """Boxes whose image_id is an image's, but for its type."""
+    lost = [a for a in annotations if a.image_id not in entry_of]
+    written = {str(key) for key in entry_of} if lost else set()
+    other = tuple(f"{a.image_id!r}" for a in lost if str(a.image_id) in written)
+    if not other:
+        return []
+    text = "boxes name their images by text where the images have numbers, or the other way round: write both alike"
+    return [Note("image_id of another type", text, other)]
 
 
 def decode(raw: bytes, source: str, form: type[Form] = CocoFile) -> Form:  # type: ignore[assignment]

@@ -6,6 +6,7 @@ does). What is not looked at is told in notes.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, ReadTable, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, read_yolo
+from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
@@ -118,7 +120,9 @@ def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annota
         )
     if reading.voc_origin is not None and raw.kind != "voc":
         raise UserError(f"{raw.source} is no Pascal VOC dataset: leave --voc-origin out.")
-    entries = with_sizes(read.entries, images, reading.exif)
+    entries = with_sizes(
+        _as_unpacked(read.entries, images) if raw.kind == "coco" else read.entries, images, reading.exif
+    )
     sized = replace(read, entries=entries, notes=(*raw.notes, *read.notes))
     return assemble(sized, raw.sha256, reading.ignored == "use")
 
@@ -141,6 +145,21 @@ def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) ->
         else:
             completed[index] = replace(entry, width=size[0], height=size[1])
     return completed
+
+
+def _as_unpacked(entries: Sequence[ImageEntry], images: ImageSource) -> Sequence[ImageEntry]:
+    """Objects365 lists ``images/v1/patch0/x.jpg`` and unpacks to ``patch0/x.jpg``: the names that are there."""
+    parts = [_OBJECTS365.fullmatch(entry.file_name) for entry in entries]
+    if not entries or not all(parts):
+        return entries
+    try:
+        images.read(entries[0].file_name)
+    except ImageError:
+        return [replace(entry, file_name=part[1]) for entry, part in zip(entries, parts, strict=True) if part]
+    return entries
+
+
+_OBJECTS365 = re.compile(r"images/v\d+/(patch\d+/[^/]+)")
 
 
 def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> ReadTable:

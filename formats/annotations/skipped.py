@@ -26,6 +26,7 @@ class BoxReason(IntEnum):
     CONFLICT = 7
     TOO_LONG = 8
     IGNORED = 9
+    REPEATED = 10
 
     @property
     def text(self) -> str:
@@ -43,6 +44,7 @@ _BOX_TEXTS = {
     BoxReason.HUGE_ID: "annotation id is beyond 64 bits",
     BoxReason.CONFLICT: "image is listed twice with different sizes",
     BoxReason.IGNORED: "marked as ignored or difficult",
+    BoxReason.REPEATED: "same box and class as another of its image",
     BoxReason.TOO_LONG: "crop is longer than a JPEG can be (65,500 pixels)",
 }
 
@@ -83,7 +85,7 @@ class Note:
 
     def line(self) -> str:
         """The note as one line."""
-        some = ", ".join(self.things[:3])
+        some = ", ".join(thing for thing in self.things[:3] if thing)
         count = f"{len(self.things):,} " if len(self.things) > 1 else ""
         return f"{count}{self.check}: {self.text}" + (f" (such as {some})" if some else "")
 

@@ -218,6 +218,9 @@ def assemble(read: ReadTable, sha256: str, keep_ignored: bool = False) -> Annota
     image = image_of_entry[boxes.entry]
     keep = image >= 0
     reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
+    usable = keep & (reason == BoxReason.USABLE) & ~boxes.crowd & (keep_ignored | ~boxes.ignored)
+    rows = np.flatnonzero(usable)
+    reason[rows[repeats(image[rows], boxes.label[rows], boxes.xywh[rows])]] = BoxReason.REPEATED
     ids = identities(files)
     widths, heights = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
     return Annotations(
@@ -247,6 +250,20 @@ def assemble(read: ReadTable, sha256: str, keep_ignored: bool = False) -> Annota
             boxes.details.areas[keep], [boxes.details.segmentations[row] for row in np.flatnonzero(keep).tolist()]
         ),
     )
+
+
+def repeats(image: Ints, label: Ints, xywh: Floats) -> npt.NDArray[np.bool_]:
+    """Whether each box has the image, label and numbers of one before it: bool [n]."""
+    columns = np.column_stack([image.astype(np.float64), label.astype(np.float64), xywh + 0.0])
+    mixed = np.zeros(len(columns), dtype=np.uint64)
+    for column in np.ascontiguousarray(columns.T):
+        mixed = (mixed ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")
+    same = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
+    found = np.zeros(len(columns), dtype=bool)
+    found[order[1:][same]] = True
+    return found
 
 
 def clean_name(file_name: str) -> tuple[str, str | None]:

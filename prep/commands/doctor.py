@@ -27,6 +27,7 @@ from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.commands import options
+from jigsaw_pretrain.prep.images.missing import missing_images
 from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
@@ -102,6 +103,8 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
         yield from coco_findings(decode(raw.files[""], raw.source))
     annotations = listed(raw, source, options.reading)
     decided = choose_pixels(annotations, source)
+    if (missing := missing_images(annotations, source)) is not None:
+        yield Finding(WARNING, missing.check, len(missing.things), missing.text, list(missing.things[:EXAMPLES]))
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)
     plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
@@ -144,7 +147,9 @@ def note_findings(plan: Plan) -> Iterator[Finding]:
     """What reading and planning noticed: files not looked at, boxes that look like mistakes."""
     for note in plan.notes:
         level = WARNING if note.grave else NOTE
-        yield Finding(level, note.check, max(1, len(note.things)), note.text, list(note.things[:EXAMPLES]))
+        yield Finding(
+            level, note.check, max(1, len(note.things)), note.text, [thing for thing in note.things[:EXAMPLES] if thing]
+        )
 
 
 def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:

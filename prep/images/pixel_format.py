@@ -40,7 +40,7 @@ def wanted(text: str) -> PixelFormat | None:
 def choose_pixels(annotations: Annotations, source: ImageSource) -> PixelChoice:
     """The format of a dataset's images by a sample of them; raises UserError where they do not agree, StoreError."""
     forms: Counter[Form] = Counter()
-    for form in map_ahead(lambda file: _form(source, file), _sample(annotations), source.threads):
+    for form in map_ahead(lambda file: _form(source, file), sample(annotations), source.threads):
         if form is not None:
             forms[form] += 1
         if form == (3, "uint8"):
@@ -69,7 +69,7 @@ def _said(forms: list[Form]) -> str:
     return " and ".join(f"{channels} x {dtype}" for channels, dtype in sorted(forms))
 
 
-def _sample(annotations: Annotations) -> list[str]:
+def sample(annotations: Annotations) -> list[str]:
     """Files of images with usable boxes, in an order drawn from their identities."""
     usable = np.unique(annotations.image[annotations.reason == BoxReason.USABLE])
     usable = usable[usable >= 0]

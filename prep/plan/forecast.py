@@ -88,9 +88,9 @@ def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[str]:
     large = next(slot for slot in slots if slot.name == "S-large")
     if total and large.fill < LITTLE_FILL:
         said.append(
-            f"the objects are small: crops fill {large.fill:.0%} of the large slot of {large.width}x{large.height} "
-            "pixels, the rest is padding. Train with a smaller template (such as 128 split at 32) or a larger resize "
-            "ratio."
+            f"crops fill {large.fill:.0%} of a large slot of {large.width}x{large.height} pixels, the rest is padding. "
+            "If the objects are as small as that, train with a smaller template (128 split at 32) or a larger "
+            "resize ratio; if not, `jigsaw-prep doctor` may tell what is wrong with the boxes."
         )
     return said
 

@@ -22,6 +22,7 @@ from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, dr
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep.plan import negatives, positives
+from jigsaw_pretrain.prep.plan.checks import box_notes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes, cutting_seconds
 from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected_sizes, join, member_boxes
 from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
@@ -212,7 +213,7 @@ def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan
         wanted_negatives=empty.wanted,
         skipped=skipped,
         annotations_sha256=ordered.sha256,
-        notes=ordered.notes,
+        notes=(*ordered.notes, *box_notes(ordered)),
         digest=digest(options, seed, ordered.classes, images, crops, first_crop, skipped),
     )
 

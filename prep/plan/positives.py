@@ -52,8 +52,10 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
     finite = boxes.finite(xywh)
     with_area = finite & boxes.with_area(xywh)
     solid = with_area & boxes.inside(np.where(finite[:, None], xywh, 0), widths, heights)
+    repeated = annotations.reason == BoxReason.REPEATED
+    found = (annotations.reason != BoxReason.USABLE) & ~repeated
     reason = np.select(
-        [annotations.reason != BoxReason.USABLE, annotations.crowd, annotations.ignored, ~finite, ~with_area, ~solid],
+        [found, annotations.crowd, annotations.ignored, ~finite, ~with_area, ~solid, repeated],
         [
             annotations.reason,
             BoxReason.CROWD,
@@ -61,6 +63,7 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
             BoxReason.NOT_FINITE,
             BoxReason.DEGENERATE,
             BoxReason.OUTSIDE,
+            BoxReason.REPEATED,
         ],
         BoxReason.USABLE,
     ).astype(np.uint8)
@@ -76,6 +79,10 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
         sizes = boxes.visible_sizes(xywh[rows], widths[rows], heights[rows])
     extents = np.zeros((len(xywh), 4), dtype=np.int32)
     extents[solid] = boxes.whole_boxes(xywh[solid], within[solid])
+    # Where an object's place is unknown, it may be anywhere in its image: there is no background.
+    placeless = ~finite | (finite & (np.where(finite[:, None], xywh, 0)[:, 2:] < 0).any(axis=1))
+    extents[placeless] = within[placeless]
+    solid |= placeless
     extents[rows] = reached
     encodable = (reached[:, 2:] - reached[:, :2]).max(axis=1, initial=0) <= LONGEST_SIDE
     reason[rows[~encodable]] = BoxReason.TOO_LONG

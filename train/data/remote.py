@@ -106,7 +106,13 @@ def fetch_shard(fetcher: Fetcher, name: str, path: Path, shard: ShardRow) -> Non
 def default_cache() -> Path:
     """The cache in the user's own cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "jigsaw-pretrain" / "shards"
+    if base:
+        return Path(base) / "jigsaw-pretrain" / "shards"
+    try:
+        return Path.home() / ".cache" / "jigsaw-pretrain" / "shards"
+    except RuntimeError:
+        # A container's user without HOME and without an entry in passwd.
+        return Path(tempfile.gettempdir()) / f"jigsaw-pretrain-{os.getuid()}" / "shards"
 
 
 @dataclass(frozen=True)

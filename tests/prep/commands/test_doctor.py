@@ -89,6 +89,8 @@ def test_everything_it_looks_for(sound: Drawn) -> None:
         "file name leaves the image folder": 1,
         "categories without boxes": 2,
         "image file is missing": 1,
+        "missing images": 1,
+        "boxes that leave their image by more than rounding": 1,
         "size disagrees with the annotations": 1,
         "not an image that can be read": 1,
         "EXIF-rotated files": 1,

@@ -206,7 +206,7 @@ def test_broken_things_cost_themselves_only(drawn: Drawn, prepped: Run) -> None:
 
 
 def test_dry_run_writes_nothing(drawn: Drawn, prepped: Run) -> None:
-    drawn.add("a.jpg", (200, 150), [(10, 10, 50, 40)], draw=False)
+    drawn.add("a.jpg", (200, 150), [(10, 10, 50, 40)])
     before = set(drawn.folder.rglob("*"))
     result = prepped("--dry-run")
     assert set(drawn.folder.rglob("*")) - before <= {drawn.folder / "annotations.json"}

@@ -1,0 +1,78 @@
+"""Images that are not where the annotations say, told before anything is cut, with what is there in their place.
+
+The headers of a few images are asked for; only where some are missing is the image folder listed.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.images.decode import ImageError
+from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.prep.images.pixel_format import sample
+from jigsaw_pretrain.storage import map_ahead
+
+ASKED = 32
+
+
+def missing_images(annotations: Annotations, source: ImageSource) -> Note | None:
+    """A note where some of a sample of images are missing; raises UserError where all of them are."""
+    files = sample(annotations)[:ASKED]
+
+    def is_missing(file: str) -> bool:
+        try:
+            source.header(file)
+        except ImageError as error:
+            return str(error).startswith("image file is missing")
+        return False
+
+    asked = list(map_ahead(is_missing, files, source.threads))
+    missing = [file for file, gone in zip(files, asked, strict=True) if gone]
+    if not missing:
+        return None
+    first = missing[0]
+    said = f"{source.describe().rstrip('/')}/{first} is not there{_instead(first, source)}"
+    if len(missing) == len(files):
+        raise UserError(f"no image that has boxes is there: {said}. Check --images.")
+    return Note("missing images", f"{len(missing)} of {len(files)} images asked for: {said}", tuple(missing))
+
+
+def _instead(file: str, source: ImageSource) -> str:
+    """What is there under nearly that name, and what to do about it."""
+    if not source.can_list:
+        return ""
+    there = [path for path in source.files() if _key(path) == _key(file)]
+    near = max(there, key=lambda path: _shared(path, file), default=None)
+    if near is None:
+        return " and no file of nearly that name"
+    folder = near.removesuffix(file).rstrip("/")
+    if near.endswith(f"/{file}"):
+        return f", but {near} is: name {source.describe().rstrip('/')}/{folder} as --images"
+    if file.endswith(f"/{near}"):
+        return f", but {near} is: take {file.removesuffix(near)} from the file names, or name the folder that holds it"
+    return f", but {near} is ({_difference(near, file)}): correct the file names"
+
+
+def _key(path: str) -> str:
+    return unicodedata.normalize("NFC", unquote(PurePosixPath(path).name)).casefold()
+
+
+def _shared(path: str, file: str) -> int:
+    """How many steps of two paths agree, from their ends."""
+    pairs: Sequence[tuple[str, str]] = list(zip(path.split("/")[::-1], file.split("/")[::-1], strict=False))
+    return next((nth for nth, (one, other) in enumerate(pairs) if _key(one) != _key(other)), len(pairs))
+
+
+def _difference(near: str, file: str) -> str:
+    one, other = PurePosixPath(near).name, PurePosixPath(file).name
+    if one == other:
+        return "in another folder"
+    if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
+        return "its Unicode form differs"
+    if one.casefold() == other.casefold():
+        return "capitals differ"
+    return "the name is percent-encoded" if unquote(one) == unquote(other) else "it is written in another way"

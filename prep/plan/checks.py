@@ -1,0 +1,63 @@
+"""What a dataset's boxes as a whole look like: mistakes of a whole dataset, which no single box shows.
+
+Each finding names the probable cause and a few boxes. A hundred milliseconds for a million boxes.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_pretrain.formats import boxes
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Note
+from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.boxes import Flags
+
+SMALLEST = 2.0
+"""Boxes with a side below this many pixels are hardly objects."""
+
+ROUNDING = 2.0
+"""Pixels by which boxes leave their images where they were rounded; for large images a hundredth of a side."""
+
+EXAMPLES = 3
+
+
+def box_notes(annotations: Annotations) -> list[Note]:
+    """What all boxes together look like; nothing for a dataset without oddities."""
+    finite = boxes.finite(annotations.xywh)
+    xywh = np.where(finite[:, None], annotations.xywh, 0)
+    sides = np.stack([annotations.widths, annotations.heights], axis=1)[annotations.image].astype(np.float64)
+    some = finite & (xywh[:, 2:] > 0).all(axis=1)
+    end = xywh[:, :2] + xywh[:, 2:]
+    reach = np.maximum(ROUNDING, 0.01 * sides)
+    leaving = some & ((xywh[:, :2] < -reach) | (end > sides + reach)).any(axis=1)
+    unit = some & (xywh >= 0).all(axis=1) & (end <= 1.001).all(axis=1) & (sides > 2).all(axis=1)
+    corners = some & (xywh[:, 2:] > xywh[:, :2]).all(axis=1) & (xywh[:, 2:] <= sides + reach).all(axis=1)
+    tiny = some & (xywh[:, 2:] < SMALLEST).any(axis=1)
+    count = max(1, int(some.sum()))
+    notes = []
+
+    def note(check: str, found: Flags, text: str) -> None:
+        rows = np.flatnonzero(found)
+        named = [_named(annotations, row) for row in rows[:EXAMPLES].tolist()]
+        # A note counts its things; only the first few are worth a text.
+        notes.append(Note(check, text, tuple(named + [""] * (len(rows) - len(named)))))
+
+    if 2 * unit.sum() >= count:
+        text = "they are shares of their images (normalised), not pixels: multiply them by the image's size"
+        note("boxes within the unit square", unit, text)
+    elif tiny.any():
+        note("boxes below 2 pixels", tiny, "they are hardly objects: clicks by mistake, or boxes of a resized copy")
+    if leaving.any():
+        wrong = corners.sum() >= 0.9 * count and leaving.sum() >= 0.1 * count
+        text = "their annotations may be of other pictures, or of pictures of another size"
+        if wrong:
+            text = "they are likely corners (x1, y1, x2, y2), where x, y, width, height are expected: subtract x and y"
+        note("boxes that leave their image by more than rounding", leaving, text)
+    repeated = annotations.reason == BoxReason.REPEATED
+    if repeated.any():
+        note("boxes given more than once", repeated, "the same box and class again in one image; repeats are not used")
+    return notes
+
+
+def _named(annotations: Annotations, row: int) -> str:
+    box: npt.NDArray[np.float64] = annotations.xywh[row]
+    return f"{annotations.files[annotations.image[row]]} {[round(float(value), 3) for value in box]}"
