@@ -22,8 +22,9 @@ def test_boxes_in_shares_or_as_corners_are_told_with_the_cause(drawn: Drawn, for
     for number in range(6):
         x, y, w, h = 8 * number, 5 * number, 60, 40
         corners = [x, y, x + w, y + h]
-        box = {"pixels": [x, y, w, h], "corners": corners, "shares": [x / 120, y / 90, w / 120, h / 90]}[form]
-        drawn.add(f"{number}.jpg", SIZE, [box])
+        forms: dict[str, list[float]] = {"pixels": [x, y, w, h], "corners": list(corners)}
+        forms["shares"] = [x / 120, y / 90, w / 120, h / 90]
+        drawn.add(f"{number}.jpg", SIZE, [forms[form]])
     found = {name: text for name, text in examined(drawn).items() if name.startswith("boxes")}
     assert len(found) == bool(check) and all(check in name for name in found)
     assert all({"shares": "normalised", "corners": "corners"}[form] in text for text in found.values())
