@@ -112,6 +112,7 @@ def pretrain(
     held_out: Dataset | None = None,
     val_every: int = 0,
     access: ReadOptions | None = None,
+    title: str | None = None,
 ) -> Run:
     """Pre-train a backbone on a dataset, or continue where the run stopped.
 
@@ -133,6 +134,7 @@ def pretrain(
         held_out: a dataset to evaluate on meanwhile, with the same classes.
         val_every: steps between these evaluations; 0 makes 20 in the whole run.
         access: how shards at a URL are read and cached.
+        title: of a progress bar on a terminal; None logs lines.
 
     Returns:
         The run, with RUN/backbone.pth where the schedule is done.
@@ -149,7 +151,7 @@ def pretrain(
     options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
     origin = origin_of(dataset, chosen.data)
     callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-    job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title="pretrain")
+    job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title)
     if held_out is not None:
         check_classes(folder, job.origin.classes, tuple(held_out.classes))
         check_pixels(folder, job.origin.pixels, held_out.pixels)

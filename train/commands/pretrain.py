@@ -103,4 +103,5 @@ def pretrain(
             held_out=held_out,
             val_every=val_every,
             access=access,
+            title="pretrain",
         )
