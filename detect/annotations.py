@@ -9,6 +9,7 @@ Crowd regions and what the annotations mark as ignored are no objects to learn. 
 detection that lies on one counts neither for nor against the detector.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,8 @@ from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annot
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
 from jigsaw_pretrain.formats.images.source import ImageSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,33 @@ def _with_area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return (boxes[:, 2] - boxes[:, 0] >= 1e-2) & (boxes[:, 3] - boxes[:, 1] >= 1e-2)
 
 
+def _areas(found: Annotations, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The boxes' areas: the file's, or the polygon's or box's where it has none, 0, or a share of the image."""
+    assert found.details is not None
+    given, whole = found.details.areas, found.xywh[:, 2] * found.xywh[:, 3]
+    with np.errstate(invalid="ignore"):
+        wrong = ~np.isnan(given) & ((given <= 0) | ((given <= 1) & (whole > 2)))
+    areas = np.where(np.isnan(given) | wrong, whole, given)
+    for row in kept[wrong[kept]].tolist():
+        polygons = found.details.segmentations[row]
+        if isinstance(polygons, list):
+            areas[row] = sum(_polygon_area(np.array(one, dtype=np.float64)) for one in polygons) or whole[row]
+    if wrong[kept].any():
+        logger.warning(
+            "%d boxes have an area of 0 or in shares of their image: it is computed from the polygon or box",
+            wrong[kept].sum(),
+        )
+    return areas
+
+
+def _polygon_area(polygon: npt.NDArray[np.float64]) -> float:
+    """The area of a polygon, x and y in turn."""
+    if polygon.ndim != 1 or len(polygon) < 6 or len(polygon) % 2:
+        return 0.0
+    x, y = polygon[::2], polygon[1::2]
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
 def _truth(
     found: Annotations,
     crowd: npt.NDArray[np.bool_],
@@ -146,7 +176,7 @@ def _truth(
     """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none."""
     assert found.details is not None
     kept = np.flatnonzero(np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
-    areas = np.where(np.isnan(found.details.areas), found.xywh[:, 2] * found.xywh[:, 3], found.details.areas)
+    areas = _areas(found, kept)
     annotations: list[dict[str, Any]] = []
     for row in kept.tolist():
         record = {

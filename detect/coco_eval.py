@@ -10,12 +10,14 @@ segmentation. COCOeval takes about 10 s for COCO's 5,000 validation images; what
 import contextlib
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -251,4 +253,22 @@ def read_results(path: Path) -> list[Detection]:
     for index, one in enumerate(found):
         if not isinstance(one, dict) or not {"image_id", "category_id", "bbox", "score"} <= one.keys():
             raise UserError(f"{path}: detection {index} lacks one of image_id, category_id, bbox, score")
+    try:
+        typed = msgspec.convert(found, list[_Result])
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{path} is not a COCO results file ({error}): write numbers, and boxes as four of them"
+        ) from error
+    for index, detection in enumerate(typed):
+        if not all(math.isfinite(value) for value in (*detection.bbox, detection.score)):
+            raise UserError(f"{path}: detection {index} has a box or score that is not finite: correct or remove it")
     return found
+
+
+class _Result(msgspec.Struct):
+    """A detection of a COCO results file, as far as it is checked."""
+
+    image_id: int | float | str
+    category_id: int | float
+    bbox: tuple[float, float, float, float]
+    score: float

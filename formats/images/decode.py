@@ -93,10 +93,10 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
             # The size is checked below, before pixels are decoded; other warnings are about metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw)) as image:
-                turned = int(image.getexif().get(_ORIENTATION, 1)) if exif == "apply" else 1
-                stored = (image.height, image.width) if turned in (5, 6, 7, 8) else (image.width, image.height)
-                check_size(stored, width, height)
-                return np.ascontiguousarray(upright(_to_rgb(image), turned))
+                wide, high, orientation = _stored(image)
+                turned = orientation if exif == "apply" else 1
+                check_size((high, wide) if turned in (5, 6, 7, 8) else (wide, high), width, height)
+                return np.ascontiguousarray(upright(_as_stored(_to_rgb(image), image, orientation), turned))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -137,13 +137,27 @@ def header(raw: bytes) -> tuple[int, int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw)) as image:
-                return image.width, image.height, int(image.getexif().get(_ORIENTATION, 1))
+                return _stored(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError("not an image that can be read") from error
     except Exception as error:
         raise ImageError(f"image is damaged: {one_line(error)}") from error
+
+
+def _stored(image: ImageFile.ImageFile) -> tuple[int, int, int]:
+    """Width and height as stored, and the orientation, of an image that Pillow has opened and not yet loaded."""
+    orientation = int(image.getexif().get(_ORIENTATION, 1))
+    if image.format == "TIFF" and orientation in (5, 6, 7, 8):
+        # Pillow turns TIFFs itself when it loads them, and their size when it opens them.
+        return image.height, image.width, orientation
+    return image.width, image.height, orientation
+
+
+def _as_stored(pixels: npt.NDArray[Kind], image: ImageFile.ImageFile, orientation: int) -> npt.NDArray[Kind]:
+    """Loaded pixels as they are stored, whatever Pillow did by itself; orientation: of ``_stored``."""
+    return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation)) if image.format == "TIFF" else pixels
 
 
 def check_size(found: tuple[int, int], width: int, height: int) -> None:
@@ -389,7 +403,8 @@ def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(raw)) as image:
-                    whole = np.asarray(image)
+                    orientation = _stored(image)[2]
+                    whole = _as_stored(np.asarray(image), image, orientation)
     except ImageError:
         raise
     except BadArray as error:

@@ -1,6 +1,8 @@
 """What a dataset's boxes as a whole look like: mistakes of a whole dataset, which no single box shows.
 
 Each finding names the probable cause and a few boxes. A hundred milliseconds for a million boxes.
+
+A module of its own, because it looks at a dataset and decides nothing: no plan depends on it.
 """
 
 import numpy as np

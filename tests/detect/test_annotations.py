@@ -135,3 +135,10 @@ def test_yolo_without_images_is_refused(scene: Drawn) -> None:
     write_yolo(scene, scene.folder, empty=True)
     with pytest.raises(UserError, match="--images"):
         read(scene.folder)
+
+
+def test_areas_of_zero_or_in_shares_are_computed(scene: Drawn) -> None:
+    scene.annotations[0] |= {"area": 0, "segmentation": [[0, 0, 30, 0, 30, 20]]}
+    scene.annotations[1]["area"] = 0.17
+    scene.annotations[2]["area"] = 55
+    assert [one["area"] for one in read(scene.write()).truth["annotations"][:3]] == [300, 36 * 32, 55]
