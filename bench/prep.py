@@ -110,9 +110,16 @@ def plan_alone(file: Path) -> tuple[float, float]:
     """Seconds and GB of a plan in a process of its own, reading the file included."""
     begun = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    code = "import sys; from jigsaw_pretrain.prep.cli import main; main(sys.argv[1:])"
-    arguments = ["shards", "--annotations", file, "--images", file.parent, "--out", file.parent / "out", "--dry-run"]
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    # The images are not there, which `shards --dry-run` would say: the plan itself needs none.
+    code = """
+import sys
+from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.prep.plan.plan import PlanOptions, make_plan
+file, images = sys.argv[1:]
+make_plan(listed(read_annotations(file, images), ImageSource(images), Reading()), PlanOptions(), 0).summary()
+"""
+    command = [sys.executable, "-c", code, str(file), str(file.parent)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     return time.perf_counter() - begun, peak / 1e6

@@ -293,7 +293,36 @@ def decode_raster(
     pixels = pixels.astype(form.dtype, copy=False)
     if form.dtype == "float32" and not np.isfinite(pixels).all():
         raise ImageError("pixels are not finite")
+    if form.dtype == "float32":
+        _refuse_nodata(raw, pixels)
     return pixels
+
+
+_NODATA = 42113
+"""GDAL's TIFF tag of the value that marks pixels without data, as text."""
+
+
+def _refuse_nodata(raw: bytes, pixels: Array) -> None:
+    """Raise ImageError where pixels of a float image hold what marks missing data, not a measurement."""
+    extreme = float(np.abs(pixels).max(initial=0))
+    value: float | None = None
+    if extreme > _NO_MEASUREMENT:
+        value = extreme
+    elif is_tiff(raw):
+        try:
+            with _open_tiff(raw) as tiff:
+                tag = tiff.pages[0].tags.get(_NODATA)
+                value = None if tag is None else float(str(tag.value).strip("\0 "))
+        except Exception:
+            value = None
+        if value is not None and not (pixels == np.float32(value)).any():
+            value = None
+    if value is not None:
+        raise ImageError(f"pixels hold the nodata value: {value:g}; fill them, or cut the image where it ends")
+
+
+_NO_MEASUREMENT = 1e30
+"""Beyond this no sensor measures: exporters mark missing data so."""
 
 
 def _stored_values(dtype: str) -> str:
