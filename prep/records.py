@@ -444,7 +444,8 @@ class SkipLimit:
             raise UserError(
                 f"{self._broken:,} of {self._listed:,} images cannot be used, more than --max-skipped {share}: "
                 f"{most_common(self._reasons)}. What was done is kept. Mend them and run `jigsaw-prep retry-skipped "
-                f"--out {where} --annotations FILE --images DIR`, or go on without them: the same command with a larger --max-skipped, such as "
+                f"--out {where} --annotations FILE --images DIR`, or go on without them: "
+                f"the same command with a larger --max-skipped, such as "
                 f"{min(100, int(100 * self._broken / self._listed) + 1)}%."
             )
 

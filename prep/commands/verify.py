@@ -43,9 +43,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
                 console.print(f"{shown} is repaired.", highlight=False, soft_wrap=True)
                 return
             _print(console, shown, found)
-            console.print(
-                f"Cutting gives the same damage again: {shown} is not repaired. Please report it.", soft_wrap=True
-            )
+            console.print(f"Cutting gives this again: {shown} is not repaired. Please report it.", soft_wrap=True)
             sys.exit(1)
     redone = sorted({damage.part for damage in found if damage.part is not None})
     said = f"Parts to cut again: {', '.join(map(str, redone)) or 'none, only manifests are to be made again'}"
