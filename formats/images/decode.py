@@ -93,7 +93,9 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
             # The size is checked below, before pixels are decoded; other warnings are about metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(raw)) as image:
-                wide, high, orientation = _stored(image)
+                # Asking a PNG for its orientation loads it, which must wait until its size is known to be right.
+                asked = exif == "apply" or image.format == "TIFF"
+                wide, high, orientation = _stored(image) if asked else (*image.size, 1)
                 turned = orientation if exif == "apply" else 1
                 check_size((high, wide) if turned in (5, 6, 7, 8) else (wide, high), width, height)
                 return np.ascontiguousarray(upright(_as_stored(_to_rgb(image), image, orientation), turned))
@@ -432,7 +434,7 @@ def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(raw)) as image:
-                    orientation = _stored(image)[2]
+                    orientation = _stored(image)[2] if image.format == "TIFF" else 1
                     whole = _as_stored(np.asarray(image), image, orientation)
     except ImageError:
         raise
