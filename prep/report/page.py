@@ -140,7 +140,9 @@ def _shapes(crops: Columns, dataset: Dataset) -> Section:
 
     figures: list[Figure] = [
         chart(
-            aspect, "histogram of the crops' width divided by height", "Shape; dashed: the groups' limits 0.5 and 1.5"
+            aspect,
+            "histogram of the crops' width divided by height",
+            f"Shape; dashed: the groups' limits {TALL_BELOW:g} and {WIDE_ABOVE:g}",
         ),
         chart(sizes, "histograms of the crops' sizes by group", "Size, before the trainer's resize ratio"),
     ]

@@ -34,7 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = drawn.write()
     out = folder / "out"
     result = run_command(
-        prep_main, "shards", "--annotations", file, "--images", folder / "images", "--out", out, "--workers", 1
+        *(prep_main, "shards", "--annotations", file, "--images", folder / "images", "--out", out, "--workers", 1),
+        *("--max-skipped", "10%"),
     )
     assert result.exit_code == 0, result.output
     return out

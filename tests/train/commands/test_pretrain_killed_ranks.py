@@ -18,7 +18,7 @@ from tests.helpers.tiny import make_dataset
 
 STEPS = 40 if SOAK else 12
 KILLS = [(nth % 2, random.Random(nth).randrange(2 * nth, STEPS - 1)) for nth in range(20)] if SOAK else []
-KILLS = sorted(KILLS, key=lambda kill: kill[1]) or [(1, 1), (0, 5), (1, 10)]
+KILLS = sorted(KILLS, key=lambda kill: kill[1]) or [(1, 1), (0, 7)]
 
 
 @pytest.fixture(scope="module")
