@@ -14,7 +14,6 @@ from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.comparison.arms import ARMS
 from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
 from jigsaw_pretrain.detect.comparison.results import read_result
-from jigsaw_pretrain.detect.comparison.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import DEVICES
 
@@ -102,7 +101,6 @@ def compare(
         workers=workers,
         gpus=gpus,
         device=device,
-        runner=TaskRunner(budget, gpus),
     )
 
 

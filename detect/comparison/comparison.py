@@ -73,7 +73,6 @@ def compare(
     workers: int = 2,
     gpus: int = 1,
     device: str = "auto",
-    runner: TaskRunner | None = None,
 ) -> list[RunResult]:
     """Pre-train, fine-tune and tabulate arms under equal conditions; called again it goes on.
 
@@ -96,7 +95,6 @@ def compare(
         workers: data processes of each training.
         gpus: ranks of each training.
         device: ``auto``, ``cpu`` or ``cuda``.
-        runner: runs the trainings; None for processes of their own, one after the other.
 
     Returns:
         The finished runs that are reported; comparison.json and comparison.html in ``out`` have the tables.
@@ -132,7 +130,7 @@ def compare(
         chosen,
     )
     comparison.prepare()
-    if not comparison.run(runner or TaskRunner(budget, gpus)):
+    if not comparison.run(TaskRunner(budget, gpus)):
         log.info("stopped before the end; the same call continues %s", out)
     return comparison.results()
 

@@ -36,7 +36,7 @@ class InProcess(TaskRunner):
 
 @pytest.fixture()
 def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    monkeypatch.setattr("jigsaw_pretrain.detect.commands.compare.TaskRunner", InProcess)
+    monkeypatch.setattr("jigsaw_pretrain.detect.comparison.comparison.TaskRunner", InProcess)
     monkeypatch.setattr(InProcess, "ran", [])
     monkeypatch.setattr(InProcess, "most", None)
     return InProcess
