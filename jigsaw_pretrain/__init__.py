@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.prep.records import status as status
     from jigsaw_pretrain.prep.verify import verify as verify
     from jigsaw_pretrain.train.data.loader import JigsawLoader as JigsawLoader
+    from jigsaw_pretrain.train.data.loader import digest as digest
     from jigsaw_pretrain.train.erf import label_weights as label_weights
     from jigsaw_pretrain.train.erf import region_masses as region_masses
+    from jigsaw_pretrain.train.estimate import Estimate as Estimate
+    from jigsaw_pretrain.train.estimate import estimate as estimate
     from jigsaw_pretrain.train.evaluate import evaluate as evaluate
     from jigsaw_pretrain.train.export.export import Exported as Exported
     from jigsaw_pretrain.train.export.export import export as export
@@ -41,6 +44,7 @@ _PUBLIC = {
     "allow_backbone": "train.models.backbones",
     "Dataset": "formats.dataset.dataset",
     "DenseClassifier": "train.models.classifier",
+    "Estimate": "train.estimate",
     "Exported": "train.export.export",
     "JigsawLoader": "train.data.loader",
     "Plan": "prep.plan.plan",
@@ -49,7 +53,9 @@ _PUBLIC = {
     "Template": "formats.jigsaw",
     "UserError": "errors",
     "block_wise_loss": "train.losses",
+    "digest": "train.data.loader",
     "erf_adaptive_loss": "train.losses",
+    "estimate": "train.estimate",
     "evaluate": "train.evaluate",
     "export": "train.export.export",
     "finish": "prep.manifests",

@@ -8,8 +8,7 @@ import pytest
 import s3fs
 
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.train.data.digest import digest_lines
-from jigsaw_pretrain.train.data.loader import loaders_of
+from jigsaw_pretrain.train.data.loader import digest
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.servers import FaultyProxy, Store, s3_server
@@ -54,7 +53,7 @@ def lines(
     options: DataOptions = OPTIONS,
 ) -> list[str]:
     """What `digest` prints for a dataset."""
-    loaders = loaders_of(
+    found = digest(
         dataset,
         options,
         world=world,
@@ -64,4 +63,4 @@ def lines(
         start_method=start_method,
         access=access,
     )
-    return list(digest_lines(loaders, options))
+    return list(found)

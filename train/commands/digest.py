@@ -5,11 +5,9 @@ from typing import Any
 
 import click
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.data.digest import digest_lines
-from jigsaw_pretrain.train.data.loader import loaders_of
-from jigsaw_pretrain.train.recipe import Recipe
 
 
 @click.command(cls=Command)
@@ -36,19 +34,15 @@ def digest(
 
     Only the recipe's section `data` decides the lines. A run writes its own with `pretrain --log-digest`.
     """
-    options = Recipe.load(recipe, settings).data
     access = read_options_from(**access_settings)
-    loaders = loaders_of(
+    for line in jp.digest(
         access.open_dataset(data),
-        options,
+        jp.Recipe.load(recipe, settings).data,
+        steps=steps,
+        first=from_step,
         world=world,
         workers=workers,
-        first=from_step,
-        steps=steps,
         start_method=start_method,
         access=access,
-    )
-    for note in loaders[0].notes:
-        click.echo(note, err=True)
-    for line in digest_lines(loaders, options):
+    ):
         click.echo(line)

@@ -12,6 +12,7 @@ Prefer torch's DataLoader over a map-style dataset where every sample is a file 
 """
 
 import contextlib
+import logging
 import math
 import multiprocessing
 import os
@@ -32,10 +33,13 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
+from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.recipe import DataOptions
+
+logger = logging.getLogger(__name__)
 
 BUFFERS = 3
 """Batches of a rank's own: the one in use, the one being filled, and one whose copy to a device may still be under way.
@@ -338,19 +342,37 @@ def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
         )
 
 
-def loaders_of(
+def digest(
     dataset: Dataset,
     options: DataOptions,
     *,
-    world: int,
-    workers: int,
-    first: int,
-    steps: int,
+    steps: int = 4,
+    first: int = 0,
+    world: int = 1,
+    workers: int = 0,
     start_method: str | None = None,
     access: ReadOptions | None = None,
-) -> list[JigsawLoader]:
-    """The loaders of all ranks of a run in one process, with digests, from step ``first`` on for ``steps`` steps."""
-    return [
+) -> Iterator[str]:
+    """One line per step that says which crops and pixels its batch holds, as ``pretrain --log-digest`` writes them.
+
+    Args:
+        dataset: a prepped dataset.
+        options: the section ``data`` of a recipe; nothing else of it decides the lines.
+        steps: number of lines.
+        first: step of the first line.
+        world: ranks to simulate in this process; any number gives the same lines.
+        workers: worker processes per rank; any number gives the same lines.
+        start_method: ``fork``, ``spawn`` or ``forkserver``; None for the platform's.
+        access: how shards at a URL are read and cached.
+
+    Returns:
+        An iterator of ``step identity-sha256 pixels-sha256``; its loaders are open once this has returned, and closed
+        when it ends.
+
+    Raises:
+        UserError: where the dataset cannot be read, or cannot be shared by so many ranks.
+    """
+    loaders = [
         JigsawLoader(
             dataset,
             options,
@@ -365,3 +387,6 @@ def loaders_of(
         )
         for rank in range(world)
     ]
+    for note in loaders[0].notes:
+        logger.info(note)
+    return digest_lines(loaders, options)

@@ -193,9 +193,9 @@ def choose_recipe(
     naming what differs.
     """
     if not continues(folder, resume):
-        return _given(recipe, settings).resolved(dataset)
+        return given_recipe(recipe, settings).resolved(dataset)
     own = Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
-    wanted = own.updated(*settings) if recipe is None else _given(recipe, settings)
+    wanted = own.updated(*settings) if recipe is None else given_recipe(recipe, settings)
     chosen = wanted.data
     data = replace(chosen, lanes=chosen.lane_count, mean=chosen.mean or own.data.mean, std=chosen.std or own.data.std)
     check_same_recipe(folder, replace(wanted, data=data).differences(own))
@@ -220,7 +220,8 @@ def check_same_recipe(folder: RunFolder, changed: list[str]) -> None:
         )
 
 
-def _given(recipe: Recipe | str | Path | None, settings: tuple[str, ...]) -> Recipe:
+def given_recipe(recipe: Recipe | str | Path | None, settings: tuple[str, ...]) -> Recipe:
+    """The recipe that a caller gave: a record, a TOML file, or None for the paper's, with settings laid over it."""
     return recipe.updated(*settings) if isinstance(recipe, Recipe) else Recipe.load(recipe, settings)
 
 

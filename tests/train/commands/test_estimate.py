@@ -24,7 +24,7 @@ def test_an_estimate_says_what_a_recipe_costs(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_forecast_is_the_sum_of_what_a_run_does() -> None:
-    from jigsaw_pretrain.train.commands.estimate import Costs, forecast
+    from jigsaw_pretrain.train.estimate import Costs, forecast
     from jigsaw_pretrain.train.recipe import Recipe
 
     recipe = Recipe.load(None, ["optim.steps=10001"])

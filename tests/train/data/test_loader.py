@@ -11,9 +11,8 @@ import torch
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
-from jigsaw_pretrain.train.data.loader import IN_FLIGHT, JigsawLoader, loaders_of
+from jigsaw_pretrain.train.data.loader import IN_FLIGHT, JigsawLoader, digest
 from tests.helpers.sources import small_data
 from tests.helpers.tiny import all_crops, make_dataset, spoil
 
@@ -28,16 +27,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def lines(
     dataset: Dataset, world: int, workers: int, first: int = 0, steps: int = 5, start_method: str | None = None
 ) -> list[str]:
-    loaders = loaders_of(
-        dataset,
-        OPTIONS,
-        world=world,
-        workers=workers,
-        first=first,
-        steps=steps,
-        start_method=start_method,
-    )
-    return list(digest_lines(loaders, OPTIONS))
+    found = digest(dataset, OPTIONS, world=world, workers=workers, first=first, steps=steps, start_method=start_method)
+    return list(found)
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,27 @@
-"""`estimate`: what a recipe will cost on this machine, before it is paid for.
+"""What a recipe will cost on this machine, before it is paid for.
 
-It runs about 30 real steps in a temporary folder and times apart what a run does now and then: start (compiling
+`estimate` runs about 30 real steps in a temporary folder and times apart what a run does now and then: start (compiling
 included), a refresh of the ERF table, a checkpoint. The forecast is their sum over the full recipe; under torchrun it
-is for all processes. Costs a minute or two; prefer a larger `--steps` where steps vary much.
+is for all processes. Costs a minute or two; prefer more steps where they vary much.
 """
 
-import json
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import torch
 
-from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import recipe_options
+from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train.data.batch import Batch
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
-from jigsaw_pretrain.train.engine.optim import set_arithmetic
+from jigsaw_pretrain.train.data.remote import ReadOptions
+from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.optim import arithmetic
 from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob, loader_source, trainer_of
-from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
+from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, given_recipe
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
+from jigsaw_pretrain.train.engine.step import MachineOptions
 from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
@@ -137,38 +133,56 @@ def _timed(ranks: Ranks, action: Callable[[], object]) -> float:
     return _now(ranks) - began
 
 
-@click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@recipe_options
-@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
-@click.option(
-    "--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="Use torch.compile; auto: on GPUs."
-)
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
-)
+@dataclass(frozen=True)
+class Estimate:
+    """What ``estimate`` found: the recipe as it would run, its costs and forecast, and the number of ranks."""
+
+    recipe: Recipe
+    costs: Costs
+    forecast: Forecast
+    world: int
+
+
 def estimate(
-    data: str,
-    recipe: Path | None,
-    settings: tuple[str, ...],
-    steps: int,
-    workers: int,
-    device: str,
-    compiling: str,
-    json_file: Path | None,
-) -> None:
-    """Time some steps of a recipe, and forecast what the whole run costs and what limits it."""
-    with rank_zero_errors(), tempfile.TemporaryDirectory() as scratch:
-        ranks = start(device)
-        dataset = ranks.run_on_all(lambda: open_dataset(data))
-        chosen = ranks.run_on_all(lambda: Recipe.load(recipe, settings).resolved(dataset))
-        # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
-        reach = chosen.optim.steps + chosen.optim.warmup_steps + WARM + steps
-        timed = chosen.updated(f"optim.steps={reach}", "loss.erf_every=1_000_000_000", "model.init=none")
-        set_arithmetic(ranks.device, tf32=chosen.run.tf32, deterministic=False)
-        origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
+    dataset: Dataset,
+    recipe: Recipe | str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    steps: int = 30,
+    workers: int = 2,
+    device: str = "auto",
+    compiling: str = "auto",
+    access: ReadOptions | None = None,
+) -> Estimate:
+    """Time some steps of a recipe on this machine, and forecast what the whole run costs; on every rank.
+
+    Args:
+        dataset: a prepped dataset.
+        recipe: a recipe, a TOML file, or None for the paper's.
+        settings: changes to it, such as ``"optim.steps=200"``.
+        steps: how many steps are timed, after a few that are not.
+        workers: processes that make a rank's jigsaws; 0 makes them here.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        compiling: ``auto``, ``on`` or ``off``: torch.compile.
+        access: how shards at a URL are read and cached.
+
+    Returns:
+        Seconds of one step and of what a run does now and then, and hours and device-days of the whole.
+
+    Raises:
+        UserError: for whatever the user can put right, on all ranks.
+    """
+    ranks = start(device)
+    chosen = ranks.run_on_all(lambda: given_recipe(recipe, tuple(settings)).resolved(dataset))
+    # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.
+    reach = chosen.optim.steps + chosen.optim.warmup_steps + WARM + steps
+    timed = chosen.updated(f"optim.steps={reach}", "loss.erf_every=1_000_000_000", "model.init=none")
+    origin = Origin(tuple(dataset.classes), dataset.fingerprint, pixels=dataset.pixels)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        arithmetic(ranks.device, tf32=chosen.run.tf32, deterministic=False),
+        torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+    ):
         job = TrainingJob(
             timed,
             origin,
@@ -177,30 +191,5 @@ def estimate(
             (RunPage(Path(scratch), timed, origin),),
             machine_options=MachineOptions(compiling),
         )
-        costs = measure(job, loader_source(job, dataset, workers, False), steps)
-        found = forecast(chosen, costs, ranks.world)
-        _say(ranks, chosen, costs, found, workers)
-        if json_file is not None and ranks.first:
-            text = json.dumps({**asdict(found), "costs": asdict(costs), "world": ranks.world}, indent=2)
-            publish_locally(json_file, (text + "\n").encode())
-
-
-def _say(ranks: Ranks, recipe: Recipe, costs: Costs, found: Forecast, workers: int) -> None:
-    kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
-    ranks.log_rank_zero(
-        f"a step: {costs.step:.3f} s, {found.images_per_second:,.1f} images/s; {costs.wait / costs.step:.0%} of it "
-        f"waiting for data, copies to the device {costs.copy / costs.step:.0%}"
-    )
-    ranks.log_rank_zero(
-        f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s"
-    )
-    ranks.log_rank_zero(
-        f"the full recipe: {recipe.optim.steps:,} steps of {recipe.data.batch} on {ranks.world} {kind}"
-        f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
-    )
-    remedy = {
-        "data": f"the loader: raise --workers above {workers}, or put the shards on a nearer disk",
-        "copies": "copies to the device: the bus is slow or shared",
-        "compute": "the device's own arithmetic: run.precision = bf16, --compile on or more devices would help",
-    }
-    ranks.log_rank_zero(f"limited by {found.limit}: {remedy[found.limit]}")
+        costs = measure(job, loader_source(job, dataset, workers, False, access), steps)
+    return Estimate(chosen, costs, forecast(chosen, costs, ranks.world), ranks.world)
