@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -57,6 +60,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     result = made.run(folder / "out")
     assert result.exit_code == 0, result.output
     return replace(made, tree=tree(folder / "out"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def maps_found_once() -> Iterator[None]:
+    """Find where each network is cut once in a process: half a second, of which a suite of small runs has hundreds."""
+    if "torchvision" not in sys.modules:
+        # What needs no network does not pay for importing one.
+        yield
+        return
+    from jigsaw_pretrain.train.models import feature_maps
+
+    find, found = feature_maps._find_maps, {}
+
+    def once(name: str, whole: Any, in_channels: int) -> Any:
+        # Two networks of one name differ in what they print.
+        key = (name, repr(whole), in_channels)
+        if key not in found:
+            found[key] = find(name, whole, in_channels)
+        return found[key]
+
+    feature_maps._find_maps = once
+    yield
+    feature_maps._find_maps = find
 
 
 @pytest.hookimpl(tryfirst=True)

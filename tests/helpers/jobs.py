@@ -17,12 +17,13 @@ from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe
+from tests.helpers.detection import TINY
 from tests.helpers.sources import CLASSES, SyntheticSource
 
 ORIGIN = Origin(tuple(f"class {i}" for i in range(CLASSES)), "f" * 64)
 
 SMALL = (
-    "model.backbone=shufflenet_v2_x0_5",
+    f"model.backbone={TINY}",
     "data.template_size=64",
     "data.template_split=32",
     "data.batch=4",

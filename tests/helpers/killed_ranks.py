@@ -1,9 +1,7 @@
 """What test_pretrain_killed_ranks.py lets two ranks do: a whole run, then it again with a rank killed again and again.
 
 Arguments: a folder, the kills as rank:step joined by commas, and a `pretrain` command without --run. Each kill is one
-start of torchrun's; the whole run is made at the first. Called by itself, without torchrun, it runs torchrun's agent
-and lets it fork the ranks: all imports are then made once, instead of by every rank at every start, which is what most
-of the time would go to.
+start of torchrun's; the whole run is made at the first. Called by itself, without torchrun, it forks its ranks.
 """
 
 import os
@@ -13,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
 from jigsaw_pretrain.train.commands.pretrain import pretrain
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine import distributed
 from jigsaw_pretrain.train.engine.trainer import Trainer
+from tests.helpers.detection import TINY
+from tests.helpers.ranks import fork_ranks
 
 
 def kill_at(rank: int, step: int, note: Path) -> None:
@@ -36,6 +34,7 @@ def kill_at(rank: int, step: int, note: Path) -> None:
 
 def play(folder: Path, kills: list[str], command: list[str]) -> None:
     """What one rank does from one start on."""
+    assert any(TINY in one for one in command)
     # Both runs are made in one group of ranks: joining another takes longer than they do.
     leave, distributed.finish = distributed.finish, lambda: None
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -54,16 +53,4 @@ if __name__ == "__main__":
     if "TORCHELASTIC_RESTART_COUNT" in os.environ:
         play(*arguments)
     else:
-        # What `torchrun --standalone --nproc-per-node 2 --max-restarts N` makes of its options.
-        agent = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=2,
-            run_id="killed",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=len(arguments[1]),
-            monitor_interval=0.1,
-            start_method="fork",
-        )
-        elastic_launch(agent, play)(*arguments)
+        fork_ranks(play, *arguments, restarts=len(arguments[1]))

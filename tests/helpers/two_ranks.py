@@ -21,6 +21,7 @@ from jigsaw_pretrain.train.engine.step import MachineOptions
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import crowded_forward, plain_for_vgg11, small_job, synthetic
+from tests.helpers.ranks import fork_ranks
 from tests.helpers.sources import SyntheticSource
 
 BN_FREE = (
@@ -129,9 +130,14 @@ def _refuse(who: str) -> None:
     raise UserError(f"refused by {who}")
 
 
-if __name__ == "__main__":
+def play(folder: Path, command: list[str]) -> None:
+    """What one rank does."""
     show_log()
     with plain_for_vgg11():
-        scenes(Path(sys.argv[1]))
+        scenes(folder)
     # In the same group of ranks: joining one takes longer than all scenes.
-    pretrain.main(sys.argv[2:], standalone_mode=False)
+    pretrain.main(command, standalone_mode=False)
+
+
+if __name__ == "__main__":
+    fork_ranks(play, Path(sys.argv[1]), sys.argv[2:])

@@ -13,6 +13,7 @@ from torch.nn import functional
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.train.erf import SHARES, field_map, field_numbers, label_weights, measuring_grid, region_masses
 from jigsaw_pretrain.train.models import backbones
+from tests.helpers.detection import TINY
 from tests.helpers.references import weights_by_hand
 
 MASSES = st.one_of(st.just(0.0), st.floats(1e-12, 1e12), st.floats(1e-300, 1e-290))
@@ -138,7 +139,7 @@ def test_masses_are_averages_over_images_of_the_dense_field() -> None:
 
 
 @pytest.mark.slow(seconds=9)
-@pytest.mark.parametrize("name", ["vgg11", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["mnasnet0_5", TINY])
 def test_weights_of_fresh_networks_are_finite_and_sum_to_one(name: str) -> None:
     torch.manual_seed(0)
     backbone = backbones.build(name)

@@ -30,9 +30,7 @@ def launch(data: Path, run: Path, **sets: Any) -> subprocess.Popen[str]:
         "device": "cpu",
         "workers": 2,
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
-    command += ["-m", "--", "tests.helpers.launch", "train"]
+    command = [sys.executable, "-m", "tests.helpers.launch"]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
     command += set_options(**{**SETTINGS, **sets})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,6 +20,7 @@ from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.weights import load_weights
 from jigsaw_pretrain.train.recipe import Recipe
+from tests.helpers.detection import TINY
 from tests.helpers.jobs import SMALL
 from tests.helpers.sensors import multispectral, thermal
 from tests.helpers.settings import sets
@@ -54,8 +55,8 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     out, channels = data
     said = pretrain(out, tmp_path / "whole", "--log-digest", workers=2)
     assert f"pixels {channels} x uint16" in said
-    pretrain(out, tmp_path / "parts", "--log-digest", "--stop-after", "2")
-    pretrain(out, tmp_path / "parts", "--log-digest", "--resume")
+    pretrain(out, tmp_path / "parts", "--log-digest", "--stop-after", "2", "--no-page")
+    pretrain(out, tmp_path / "parts", "--log-digest", "--resume", "--no-page")
     runs = [tmp_path / "whole", tmp_path / "parts"]
     first, second = (torch.load(run / "backbone.pth", weights_only=True) for run in runs)
     assert all(torch.equal(first[key], second[key]) for key in {*first, *second})
@@ -69,7 +70,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     note = file.with_suffix(".README.md").read_text()
     assert f"**{channels} x uint16**" in note and "divided by 65535" in note
     line = next(line for line in note.splitlines() if "torch.nn.Conv2d" in line)
-    scope: dict[str, Any] = {"model": torchvision.models.shufflenet_v2_x0_5(), "torch": torch}
+    scope: dict[str, Any] = {"model": torchvision.models.get_model(TINY), "torch": torch}
     exec(line, scope)
     found = scope["model"].load_state_dict(torch.load(file, weights_only=True), strict=False)
     assert found.unexpected_keys == [] and set(found.missing_keys) == {"fc.weight", "fc.bias"}
@@ -95,15 +96,15 @@ def test_a_run_keeps_to_its_pixels(data: tuple[Path, int], tmp_path: Path) -> No
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2 and f"must be {channels} numbers, one for each channel" in result.output
     weights = tmp_path / "rgb.pth"
-    torch.save(backbones.build("shufflenet_v2_x0_5").module.state_dict(), weights)
+    torch.save(backbones.build(TINY).module.state_dict(), weights)
     with pytest.raises(UserError, match=f"over 3 input channels .* and the crops have {channels}"):
-        load_weights(backbones.build("shufflenet_v2_x0_5", in_channels=channels), str(weights))
+        load_weights(backbones.build(TINY, in_channels=channels), str(weights))
     assert Recipe().resolved(other).data.mean == Recipe().data.normalisation[0]
 
 
 def test_normalised_crops_have_mean_0_and_deviation_1(data: tuple[Path, int]) -> None:
     dataset = open_dataset(str(data[0]))
-    recipe = Recipe.load(None, ["model.backbone=shufflenet_v2_x0_5"]).resolved(dataset)
+    recipe = Recipe.load(None, [f"model.backbone={TINY}"]).resolved(dataset)
     _, model = build_model(recipe, dataset.label_count, dataset.pixels)
     reader = CropReader(dataset, LocalShards(dataset), capacity=9)
     crops = np.concatenate([reader.crops(shard.index) for shard in dataset.shards])

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.probe import judged, read_crops
+from tests.helpers.detection import TINY
 from tests.helpers.tiny import make_dataset
 
 
@@ -30,7 +31,7 @@ def dataset(folder: Path, seed: int) -> Path:
 def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     data, held_out = dataset(tmp_path / "data", 0), dataset(tmp_path / "held-out", 1)
     settings = [
-        "model.backbone=mobilenet_v3_small",
+        f"model.backbone={TINY}",
         "data.template_size=64",
         "data.template_split=32",
         "data.batch=4",
@@ -40,7 +41,7 @@ def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     sets = [part for setting in settings for part in ("--set", setting)]
     run = str(tmp_path / "run")
     runner = CliRunner()
-    made = runner.invoke(main, ["pretrain", "--data", str(data), "--run", run, "--workers", "0", *sets])
+    made = runner.invoke(main, ["pretrain", "--data", str(data), "--run", run, "--workers", "0", "--no-page", *sets])
     assert made.exit_code == 0, made.output
     report = tmp_path / "probe.json"
     command = ["probe", "--run", run, "--data", str(held_out), "--json", str(report), "--device", "cpu"]

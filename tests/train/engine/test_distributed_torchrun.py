@@ -27,8 +27,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     make_dataset(folder / "data", {"S": [30], "T": [10], "W": [12]})
     settings = [part for setting in (*SMALL, "optim.steps=3", "data.batch=8") for part in ("--set", setting)]
-    # Python 3.11's argparse would take --run for torchrun's ambiguous --run-path, were it not for the two dashes.
-    command = [*LAUNCH, "-m", "tests.helpers.two_ranks", "--", str(folder), "--log-digest", "--workers", "1"]
+    command = [sys.executable, "-m", "tests.helpers.two_ranks", str(folder), "--log-digest", "--workers", "1"]
     command += ["--data", str(folder / "data"), "--run", str(folder / "run"), *settings]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every family of torchvision's convolutional networks takes a step and exports."""
+"""Families of torchvision that no other test trains take a step and are exported."""
 
 from pathlib import Path
 
@@ -11,23 +11,10 @@ from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
 from tests.helpers.jobs import rows, small_job, synthetic
 
-FAMILIES = (
-    "resnet18",
-    "resnext50_32x4d",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "vgg11_bn",
-)
 
-
-@pytest.mark.slow(seconds=34)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_step_and_an_export(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name.startswith("vgg"):
-        # Most of its time goes to drawing the 120 million weights of a classifier that is dropped.
-        monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *given, **named: tensor)
+@pytest.mark.slow(seconds=10)
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "mobilenet_v3_small"])
+def test_a_step_and_an_export(name: str, tmp_path: Path) -> None:
     settings = (
         f"model.backbone={name}",
         "data.batch=2",

@@ -43,10 +43,13 @@ def eager_map(name: str, whole: nn.Module, image: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.slow(seconds=18)
+@pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_map_of_every_family_is_found(name: str) -> None:
+def test_the_last_map_of_every_family_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    if name == "vgg11":
+        # Most of its time goes to drawing the 120 million weights of a classifier that is dropped.
+        monkeypatch.setattr(nn.init, "normal_", lambda tensor, *given, **named: tensor)
     whole = backbones.whole_model(name)
     found = feature_maps.cut(name, whole)
     assert (found.channels, found.stride) == (FAMILIES[name], 32)

@@ -8,6 +8,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import MEAN, STD, Recipe
+from tests.helpers.detection import TINY
 
 
 def test_images_are_normalised_without_a_copy_of_their_order() -> None:
@@ -29,16 +30,16 @@ def test_there_is_a_prediction_at_every_position() -> None:
 
 @pytest.mark.slow(seconds=3)
 def test_initial_weights_follow_from_the_seed_alone() -> None:
-    recipe = Recipe.load(None, ["model.backbone=shufflenet_v2_x0_5", "data.template_size=64", "data.template_split=32"])
+    recipe = Recipe.load(None, [f"model.backbone={TINY}", "data.template_size=64", "data.template_split=32"])
     torch.manual_seed(1)
     _, first = build_model(recipe, 5)
     torch.manual_seed(2)
     _, second = build_model(recipe, 5)
     assert all(torch.equal(*pair) for pair in zip(first.parameters(), second.parameters(), strict=True))
-    _, third = build_model(Recipe.load(None, ["model.backbone=shufflenet_v2_x0_5", "data.seed=1"]), 5)
+    _, third = build_model(Recipe.load(None, [f"model.backbone={TINY}", "data.seed=1"]), 5)
     assert not torch.equal(next(first.parameters()), next(third.parameters()))
 
 
 def test_a_template_off_the_grid_is_refused() -> None:
     with pytest.raises(UserError, match="stride 32"):
-        build_model(Recipe.load(None, ["model.backbone=shufflenet_v2_x0_5", "data.template_split=80"]), 5)
+        build_model(Recipe.load(None, [f"model.backbone={TINY}", "data.template_split=80"]), 5)
