@@ -94,7 +94,17 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
 @pytest.mark.slow(seconds=4)
 def test_the_first_versions_dataset_trains(tmp_path: Path) -> None:
     settings = [part for one in (*SMALL, "optim.steps=2") for part in ("--set", one)]
-    arguments = ["pretrain", "--data", str(FIRST_VERSION), "--run", str(tmp_path / "run"), "--workers", "0", "--no-page", *settings]
+    arguments = [
+        "pretrain",
+        "--data",
+        str(FIRST_VERSION),
+        "--run",
+        str(tmp_path / "run"),
+        "--workers",
+        "0",
+        "--no-page",
+        *settings,
+    ]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "backbone.pth").exists()
