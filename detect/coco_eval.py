@@ -32,6 +32,7 @@ from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, val
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
@@ -73,6 +74,7 @@ def evaluate_model(
     model: nn.Module,
     recipe: DetectorRecipe,
     plan: ScaledRecipe,
+    pixels: PixelFormat,
     annotations: GroundTruth,
     images: str,
     ranks: Ranks,
@@ -82,14 +84,13 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Score a model on ``annotations``; None where any rank was stopped before it was through. Ends in eval mode."""
     began = time.perf_counter()
-    dataset = DetectionDataset(annotations, images, plan, None, masks=False)
+    dataset = DetectionDataset(annotations, images, plan, None, masks=False, pixels=pixels)
     mine = list(range(ranks.rank, len(annotations.images), ranks.world))
     batches = validation_batches(dataset, mine, batch, workers)
-    autocast = recipe.run.precision == "bf16"
 
     def predict() -> list[Detection]:
         with contextlib.closing(batches):
-            return detections(model, recipe.model.name, batches, annotations, ranks.device, autocast, stopped)
+            return detections(model, recipe, pixels, batches, annotations, ranks.device, stopped)
 
     found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):
@@ -109,21 +110,21 @@ def evaluate_model(
 @torch.no_grad()
 def detections(
     model: nn.Module,
-    name: str,
+    recipe: DetectorRecipe,
+    pixels: PixelFormat,
     batches: Iterable[list[Sample]],
     annotations: GroundTruth,
     device: torch.device,
-    autocast: bool,
     stopped: Callable[[], bool],
 ) -> list[Detection]:
     """The detections of this process's batches, until ``stopped``; the model is left in eval mode."""
     model.eval()
-    offset = label_offset(name)
+    offset, autocast = label_offset(recipe.model.name), recipe.run.precision == "bf16"
     found: list[Detection] = []
     for batch in batches:
         if stopped():
             break
-        images = [to_device(sample, device, offset)[0] for sample in batch]
+        images = [to_device(sample, device, offset, pixels.full_scale)[0] for sample in batch]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             results = model(images)
         for sample, image, result in zip(batch, images, results, strict=True):

@@ -12,7 +12,7 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from jigsaw_pretrain.detect.recipe import ScaledRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.formats.pixels import RGB8
+from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat
 from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers
 
 
@@ -115,19 +115,23 @@ def training_transform(
     return ResizeCrop(w, h, left, top, plan.short_side, plan.long_side, flipped)
 
 
-def transform_pixels(pixels: npt.NDArray[np.uint8], transform: ResizeCrop) -> npt.NDArray[np.uint8]:
-    """uint8 [height, width, 3] or [height, width] -> the transform's window, padded with zeros."""
+def transform_pixels(pixels: Array, transform: ResizeCrop) -> Array:
+    """[height, width, channels] or [height, width] -> the transform's window of the same type, padded with zeros."""
     shrinks = transform.width * transform.height < pixels.shape[0] * pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     if (transform.height, transform.width) != pixels.shape[:2]:
-        pixels = np.asarray(
-            cv2.resize(pixels, (transform.width, transform.height), interpolation=method), dtype=np.uint8
-        )
+        size = (transform.width, transform.height)
+        # OpenCV averages areas of four channels at most, and drops a single one's axis.
+        parts = [pixels] if pixels.ndim == 2 else np.split(pixels, range(4, pixels.shape[2], 4), axis=2)
+        resized = [cv2.resize(np.ascontiguousarray(part), size, interpolation=method) for part in parts]
+        if pixels.ndim == 3:
+            resized = [one.reshape(*one.shape[:2], -1) for one in resized]
+        pixels = resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
     window = pixels[
         transform.top : transform.top + transform.out_height, transform.left : transform.left + transform.out_width
     ]
     if window.shape[:2] != (transform.out_height, transform.out_width):
-        padded = np.zeros((transform.out_height, transform.out_width, *pixels.shape[2:]), dtype=np.uint8)
+        padded = np.zeros((transform.out_height, transform.out_width, *pixels.shape[2:]), dtype=pixels.dtype)
         padded[: window.shape[0], : window.shape[1]] = window
         window = padded
     return np.ascontiguousarray(window[:, ::-1] if transform.flip else window)
@@ -150,9 +154,9 @@ def transform_boxes(
 
 @dataclass(frozen=True)
 class Sample:
-    """image: uint8 [3, h, w], RGB. boxes: float32 [n, 4]; labels: int64 [n], 0..C-1; masks: uint8 [n, h, w] or None.
+    """image: [channels, h, w], of the pixel format's type. boxes: float32 [n, 4]; labels: int64 [n], 0..C-1.
 
-    index: the image's place in the annotations.
+    masks: uint8 [n, h, w] or None. index: the image's place in the annotations.
     """
 
     index: int
@@ -168,8 +172,8 @@ class ImageReader:
     The source is opened in the process that reads. Of an archive each process takes along where the images lie.
     """
 
-    def __init__(self, images: str, annotations: GroundTruth) -> None:
-        self._url, self._exif = images, annotations.exif
+    def __init__(self, images: str, annotations: GroundTruth, pixels: PixelFormat = RGB8) -> None:
+        self._url, self._exif, self._pixels = images, annotations.exif, pixels
         self._members = ImageSource(images).member_offsets([record.file_name for record in annotations.images])
         self._source: ImageSource | None = None
         self._process = 0
@@ -178,19 +182,38 @@ class ImageReader:
         """Leave the open source behind."""
         return {**vars(self), "_source": None}
 
-    def read(self, record: ImageRecord) -> npt.NDArray[np.uint8]:
-        """The image as RGB, uint8 [height, width, 3]; UserError where it is unreadable or of another size."""
+    def read(self, record: ImageRecord) -> Array:
+        """The image, [height, width, channels]; UserError where it is unreadable, or of another size or format."""
         if self._source is None or self._process != os.getpid():
             self._source, self._process = ImageSource(self._url, self._members), os.getpid()
         try:
             raw = self._source.read(record.file_name)
-            pixels = decode_raster(raw, record.width, record.height, self._exif, RGB8)
-            return np.require(pixels, np.uint8, "W")
+            pixels = decode_raster(raw, record.width, record.height, self._exif, self._pixels)
+            return np.require(pixels, requirements="W")
         except ImageError as error:
             raise UserError(
                 f"{self._source.describe().rstrip('/')}/{record.file_name} cannot be trained on ({error}): replace it, "
                 "or take it out of the annotations"
             ) from error
+
+
+def measured_mean_and_std(
+    reader: ImageReader, records: Sequence[ImageRecord], pixels: PixelFormat
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over some images, in units of full scale.
+
+    A channel that never changes has a deviation of 1, whatever it is divided by. Costs reading the images.
+    """
+    count, sums, squares = 0, np.zeros(pixels.channels), np.zeros(pixels.channels)
+    for record in records:
+        values = reader.read(record).reshape(-1, pixels.channels).astype(np.float64) / pixels.full_scale
+        count += len(values)
+        sums += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+    mean = sums / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    rounded = [[float(f"{one:.6g}") for one in values] for values in (mean, std)]
+    return tuple(rounded[0]), tuple(one or 1.0 for one in rounded[1])
 
 
 def object_mask(record: ImageRecord, which: int) -> npt.NDArray[np.uint8]:
@@ -225,9 +248,11 @@ def load_sample(
     return Sample(index, image, torch.from_numpy(boxes[kept]).float(), torch.from_numpy(record.labels[kept]), masks)
 
 
-def to_device(sample: Sample, device: torch.device, offset: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """A sample as torchvision's models take it: image float [3, h, w] in 0..1, and its target."""
-    image = sample.image.to(device, non_blocking=True).float() / 255
+def to_device(
+    sample: Sample, device: torch.device, offset: int, full_scale: float = 255.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A sample as torchvision's models take it: image float [channels, h, w] in units of ``full_scale``, its target."""
+    image = sample.image.to(device, non_blocking=True).float() / full_scale
     target = {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device) + offset}
     if sample.masks is not None:
         target["masks"] = sample.masks.to(device)
@@ -247,10 +272,16 @@ class DetectionDataset(Dataset[Sample]):
     """Samples by (image, step, place in the batch); without an augmentation the transform of evaluation."""
 
     def __init__(
-        self, annotations: GroundTruth, images: str, plan: ScaledRecipe, augmentation: Augmentation | None, masks: bool
+        self,
+        annotations: GroundTruth,
+        images: str,
+        plan: ScaledRecipe,
+        augmentation: Augmentation | None,
+        masks: bool,
+        pixels: PixelFormat = RGB8,
     ) -> None:
         self._records = annotations.images
-        self._reader = ImageReader(images, annotations)
+        self._reader = ImageReader(images, annotations, pixels)
         self._plan = plan
         self._augmentation = augmentation
         self._masks = masks

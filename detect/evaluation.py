@@ -27,8 +27,8 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import start
 
-WritePage = Callable[[Path, GroundTruth, str], object]
-"""Draws the page of a run: its folder, the validation set, and the folder of its images."""
+WritePage = Callable[[Path, GroundTruth, str, DetectorConfig], object]
+"""Draws the page of a run: its folder, the validation set, the folder of its images, and the run's config."""
 
 
 def evaluate(
@@ -37,6 +37,7 @@ def evaluate(
     images: str | Path | None = None,
     *,
     reading: Reading | None = None,
+    backbone: str | None = None,
     out: str | Path | None = None,
     workers: int = 2,
     device: str = "auto",
@@ -49,6 +50,7 @@ def evaluate(
         annotations: what to evaluate on, as prep takes it; None for the run's own validation set.
         images: their images.
         reading: how annotations are read; None for prep's defaults.
+        backbone: refuse the run unless this is its backbone's name.
         out: folder for results.json and ap.json; None for the run's.
         workers: processes that read images.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -62,20 +64,24 @@ def evaluate(
     """
     run, ranks = Path(run), start(device)
     config = ranks.run_on_all(lambda: read_config(run))
+    if backbone is not None and backbone != config.recipe.model.backbone:
+        raise UserError(
+            f"{run} is of {config.recipe.model.backbone}, not of {backbone}: name another --run or --backbone"
+        )
     chosen = None if annotations is None else str(annotations)
     named = None if images is None else str(images)
     truth, folder = ranks.run_on_all(lambda: _validation(config, run, chosen, named, reading or Reading()))
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
     batch = max(1, config.recipe.data.batch // ranks.world)
-    found = evaluate_model(model, config.recipe, config.plan, truth, folder, ranks, workers, batch)
+    found = evaluate_model(model, config.recipe, config.plan, config.pixels, truth, folder, ranks, workers, batch)
     assert found is not None
     place = run if out is None else Path(out)
 
     def write() -> None:
         save_evaluation(place, found)
         if write_page is not None:
-            write_page(place, truth, folder)
+            write_page(place, truth, folder, config)
 
     ranks.run_on_rank_zero(write)
     return found

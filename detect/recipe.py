@@ -23,6 +23,7 @@ from typing import Literal
 
 from jigsaw_pretrain.config import Config, Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.recipe import Channels, PositiveChannels
 
 DetectorName = Literal["faster-rcnn-c4", "faster-rcnn-fpn", "mask-rcnn-fpn", "retinanet", "cascade-rcnn-fpn"]
 
@@ -61,6 +62,17 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
     flip: Share = 0.5
     """Probability that an image is flipped horizontally."""
 
+    pixels: str | None = None
+    """What images are read as: "rgb8", or channels and type such as "1xuint16", as for prep's --pixels. `none` takes
+    what the weights were trained on; where they do not say, what the images hold."""
+
+    mean: Channels | None = None
+    """Mean of each channel, of pixels in 0..1. `none` takes that which the weights were trained with, and any other is
+    refused; where they do not say, ImageNet's for 8-bit RGB, else the training images' own."""
+
+    std: PositiveChannels | None = None
+    """Standard deviation of each channel, of pixels in 0..1; as `mean`."""
+
     jitter_low: PositiveOrZero = 0.0
     """Smallest ratio of large-scale jitter, which resizes images at random and cuts or pads them to a square.
     There is none with jitter_high = 0, as in the paper."""
@@ -89,17 +101,19 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
     """The detector."""
 
     backbone: str = "resnet50"
-    """A torchvision ResNet: resnet18 to resnet152, resnext* or wide_resnet*."""
+    """What pre-training takes: a torchvision classification model, `timm:NAME`, or `module:callable` of your own."""
 
     norm: DetectorNorm = "frozen-bn"
-    """Normalisation. "frozen-bn" keeps the statistics of the weights and so needs weights that have them."""
+    """Normalisation in the place of batch norm, and of what the detector adds. "frozen-bn" keeps the statistics of the
+    weights and so needs weights that have them. A backbone without batch norm keeps its own."""
 
     freeze: Freeze = "none"
     """What stays as the weights have it. "stem": the first convolution and its norm. "backbone": everything that the
-    weights can bring, layer4 in a C4 head included."""
+    weights can bring, the last stage in a C4 head included."""
 
     head: Literal["default", "2fc", "4conv1fc"] = "default"
-    """Box head of the FPN models: "2fc", or "4conv1fc" with more capacity. "default" is 2fc, and layer4 for C4."""
+    """Box head of the FPN models: "2fc", or "4conv1fc" with more capacity. "default" is 2fc, and for C4 the backbone's
+    last stage."""
 
     neck_channels: Count = 256
     """Channels of the feature pyramid and of the convolutional heads."""

@@ -17,7 +17,8 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection
 from jigsaw_pretrain.detect.data import ImageReader
-from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY
+from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig
+from jigsaw_pretrain.formats.pixels import display_note, displayed
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
@@ -33,7 +34,7 @@ def percent(value: float | None) -> str:
     return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
-def write_page(folder: Path, annotations: GroundTruth, images: str) -> Path:
+def write_page(folder: Path, annotations: GroundTruth, images: str, config: DetectorConfig) -> Path:
     """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
     values: dict[str, Any] = {
         name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
@@ -50,7 +51,7 @@ def write_page(folder: Path, annotations: GroundTruth, images: str) -> Path:
         figures.append(curves_figure(values[AP_FILE]["bbox"]["curves"]))
     figures += over_time(rows)
     if values[RESULTS_FILE] is not None:
-        figures.append(pictures(annotations, images, values[RESULTS_FILE]))
+        figures.append(pictures(annotations, images, values[RESULTS_FILE], config))
     sections = [Section(caption, tables=[table]) for caption, table in tables]
     sections += [Section("Pictures", figures=figures)] if figures else []
     if values[CONFIG]:
@@ -117,38 +118,37 @@ def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
     return figures + ([chart(draw_loss, *2 * ("Training loss over time",))] if losses else [])
 
 
-def pictures(annotations: GroundTruth, images: str, results: list[Detection]) -> Figure:
+def pictures(annotations: GroundTruth, images: str, results: list[Detection], config: DetectorConfig) -> Figure:
     """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
     order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.images))
     chosen = [annotations.images[int(index)] for index in order[:PICTURES]]
     by_image: dict[Any, list[Detection]] = {}
     for one in results:
         by_image.setdefault(one["image_id"], []).append(one)
-    names, reader = dict(annotations.categories), ImageReader(images, annotations)
+    names, reader = dict(annotations.categories), ImageReader(images, annotations, config.pixels)
     across = 4
     figure = matplotlib.figure.Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
     for place, record in enumerate(chosen):
         axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
         found = sorted(by_image.get(record.id, []), key=lambda one: -one["score"])
         sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
-        _picture(axes, record, reader, sure or found[:3], names, annotations.classes)
+        axes.imshow(displayed(reader.read(record), config.pixels, config.mean, config.std))
+        _picture(axes, record, sure or found[:3], names, annotations.classes)
     figure.tight_layout()
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
-    words = f"Validation images: ground truth dashed white, {shown}"
+    words = f"Validation images: ground truth dashed white, {shown}. {display_note(config.pixels)}".strip()
     return picture(sink.getvalue(), words, words, "png")
 
 
 def _picture(
     axes: Any,
     record: ImageRecord,
-    reader: ImageReader,
     found: list[Detection],
     names: dict[int, str],
     classes: list[str],
 ) -> None:
-    axes.imshow(reader.read(record))
     axes.axis("off")
     for left, top, right, bottom in record.boxes:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))

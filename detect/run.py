@@ -2,7 +2,7 @@
 
 ``config.json`` (recipe, plan, categories, data, weights report, versions: written before the first step),
 ``metrics.jsonl``, ``checkpoints/``, and at the end ``detector.pth`` (the detector's names in torchvision),
-``backbone.pth`` (the ResNet's), ``summary.json`` and the evaluation's files.
+``backbone.pth`` (the backbone's own), ``summary.json`` and the evaluation's files.
 """
 
 import json
@@ -13,13 +13,15 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.detect.models import backbone, detectors
-from jigsaw_pretrain.detect.models.backbone import added_norm
+from jigsaw_pretrain.detect.models.backbone import norm_layer
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.models.feature_maps import Backbone
+from jigsaw_pretrain.train.recipe import MEAN, STD
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -34,7 +36,8 @@ class DetectorConfig:
 
     norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
     statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report;
-    neck: that of the pyramid, None where no neck was loaded.
+    neck: that of the pyramid, None where no neck was loaded. mean, std: of each channel, of pixels in 0..1. pixels:
+    what images are read as.
     """
 
     recipe: DetectorRecipe
@@ -45,11 +48,20 @@ class DetectorConfig:
     data: dict[str, str | None]
     weights: dict[str, Any] | None
     neck: dict[str, Any] | None = None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    pixels: PixelFormat = RGB8
+
+    @property
+    def added_norm(self) -> str:
+        """The norm of what the detector adds: none beside batch norm that is frozen or was asked to be."""
+        return self.recipe.model.norm if self.recipe.model.norm == "frozen-bn" else self.norm_built
 
     def write(self, folder: Path) -> None:
         """Publish config.json."""
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-        values = {"kind": KIND, **asdict(self), "recipe": self.recipe.to_dict(), "versions": versions}
+        own = {**asdict(self), "recipe": self.recipe.to_dict(), "pixels": self.pixels.to_dict()}
+        values = {"kind": KIND, **own, "versions": versions}
         Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
@@ -73,21 +85,27 @@ def read_config(folder: Path) -> DetectorConfig:
         data=values["data"],
         weights=values["weights"],
         neck=values.get("neck"),
+        mean=tuple(values.get("mean", MEAN)),
+        std=tuple(values.get("std", STD)),
+        pixels=pixel_format(values.get("pixels"), str(path)),
     )
 
 
-def backbone_from_config(config: DetectorConfig, device: torch.device) -> ResNet:
+def backbone_from_config(config: DetectorConfig, device: torch.device) -> Backbone:
     """The backbone of a config, randomly initialised from torch's global generator."""
-    return backbone.build_backbone(config.recipe.model.backbone, config.norm_built, device)
+    model = config.recipe.model
+    c4 = model.name == "faster-rcnn-c4"
+    return backbone.build_backbone(model.backbone, config.norm_built, device, c4=c4, in_channels=config.pixels.channels)
 
 
 def detector_from_config(
-    config: DetectorConfig, network: ResNet, device: torch.device
+    config: DetectorConfig, network: Backbone, device: torch.device
 ) -> tuple[nn.Module, list[nn.Module]]:
     """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
-    frozen = backbone.freeze(network, config.recipe.model.freeze)
-    added = added_norm(config.norm_built if config.recipe.model.norm != "frozen-bn" else "frozen-bn", device)
-    model = detectors.build_detector(config.recipe, network, len(config.categories), config.plan.anchor_scale, added)
+    recipe, plan = config.recipe, config.plan
+    frozen = backbone.freeze(network, recipe.model.freeze, config.norm_built)
+    added, classes = norm_layer(config.added_norm, device), len(config.categories)
+    model = detectors.build_detector(recipe, network, classes, plan.anchor_scale, added, config.mean, config.std)
     return model.to(device), frozen
 
 

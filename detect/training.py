@@ -25,9 +25,11 @@ from jigsaw_pretrain.detect.coco_eval import AP_FILE, Evaluation, evaluate_model
 from jigsaw_pretrain.detect.data import (
     Augmentation,
     DetectionDataset,
+    ImageReader,
     Order,
     Sample,
     SampleLoader,
+    measured_mean_and_std,
     to_device,
     training_batches,
 )
@@ -56,6 +58,9 @@ from jigsaw_pretrain.detect.run import (
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, pixels_of_images
+from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
 from jigsaw_pretrain.storage import Storage, redacted
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
@@ -63,6 +68,12 @@ from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics
 from jigsaw_pretrain.train.engine.optim import make_optimizer
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
+from jigsaw_pretrain.train.engine.weights_info import WeightsInfo, read_weights_info
+from jigsaw_pretrain.train.models.weights import with_about
+from jigsaw_pretrain.train.recipe import MEAN, STD
+
+STATISTICS_OF = 64
+"""Images over which mean and std are measured, where neither weights nor recipe give them."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     ranks, folder = job.ranks, job.folder
     training = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     validation = ranks.run_on_all(lambda: _validation(training, job))
-    task = _task(job, recipe, training)
+    task = build_task(job, recipe, training)
     evaluation = None
     if validation is not None and job.val_images is not None:
         evaluation = PeriodicAP(task, validation, job.val_images, job.workers)
@@ -173,7 +184,7 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
         return
     _finish(task, evaluation, folder)
     if validation is not None and (val_images := job.val_images) is not None and write_page is not None:
-        ranks.run_on_rank_zero(lambda: str(write_page(folder.path, validation, val_images)))
+        ranks.run_on_rank_zero(lambda: str(write_page(folder.path, validation, val_images, task.config)))
     ranks.run_on_rank_zero(folder.push)
     ranks.log_rank_zero(f"{folder}: finished after {task.step} steps, {task.seconds:.0f} s of training")
 
@@ -220,7 +231,9 @@ class DetectorTask:
         key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
         augmentation = Augmentation(recipe.data.flip, (recipe.data.jitter_low, recipe.data.jitter_high), key)
         has_masks = recipe.model.name == "mask-rcnn-fpn"
-        dataset = DetectionDataset(self._training, self._job.images, plan, augmentation, masks=has_masks)
+        dataset = DetectionDataset(
+            self._training, self._job.images, plan, augmentation, masks=has_masks, pixels=self.config.pixels
+        )
         share = recipe.data.batch // ranks.world
         self._batches = training_batches(dataset, order, range(self.step, until), ranks.rank, share, self._job.workers)
         return iter(self._batches)
@@ -244,7 +257,8 @@ class DetectorTask:
         rate = learning_rate(self.config.plan, self.step, recipe.optim.warmup_factor, recipe.optim.gamma)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        pairs = [to_device(sample, device, label_offset(recipe.model.name)) for sample in batch]
+        offset, scale = label_offset(recipe.model.name), self.config.pixels.full_scale
+        pairs = [to_device(sample, device, offset, scale) for sample in batch]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
             losses: dict[str, Tensor] = self._parallel([image for image, _ in pairs], [target for _, target in pairs])
         total: Tensor = sum(losses.values())  # type: ignore[assignment]
@@ -324,6 +338,7 @@ class PeriodicAP:
             task.model,
             recipe,
             task.config.plan,
+            task.config.pixels,
             self._validation,
             self._images,
             ranks,
@@ -341,7 +356,7 @@ class PeriodicAP:
         return figures | {"evaluation_seconds": round(self.last.seconds, 3)}
 
 
-def _task(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorTask:
+def build_task(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorTask:
     """The detector with the weights that it starts from; the same on every rank."""
     ranks, folder = job.ranks, job.folder
     found = ranks.run_on_rank_zero(lambda: _config_of_run(job, recipe, training))
@@ -351,7 +366,9 @@ def _task(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> De
         weights = ranks.run_on_all(lambda: read_backbone(Path(job.init)))
     config = found or _config(job, recipe, training, weights)
     torch.manual_seed(int(rng.key_of_text(recipe.data.seed, "detector's initial weights")) >> 1)
-    network = backbone_from_config(config, ranks.device)
+    network = ranks.run_on_all(lambda: backbone_from_config(config, ranks.device))
+    if config.norm_built != recipe.model.norm and not backbone.has_batch_norm(network):
+        config = replace(config, norm_built=recipe.model.norm)
     if weights is not None:
         report = ranks.run_on_all(lambda: load(network, weights, job.init, recipe.model.partial))
         ranks.log_rank_zero(f"weights {report.text}")
@@ -391,7 +408,73 @@ def _config(
         "val_images": job.val_images and redacted(job.val_images),
     }
     plan = fit_to_dataset(recipe, len(training.images), short)
-    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None)
+    images = job.ranks.run_on_rank_zero(lambda: _image_options(job, recipe, training))
+    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None, None, *images)
+
+
+def _image_options(
+    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth
+) -> tuple[tuple[float, ...], tuple[float, ...], PixelFormat]:
+    """Mean, std and pixels: the weights' own, else the recipe's, else what suits the images.
+
+    Raises UserError for a recipe that contradicts the weights.
+    """
+    said = None if job.init == "scratch" else read_weights_info(Path(job.init))
+    given = named(recipe.data.pixels) if recipe.data.pixels else None
+    if said is not None:
+        mean, std, pixels = said.mean, said.std, said.pixels
+        for key, ours, theirs in (
+            ("pixels", given and str(given), str(pixels)),
+            ("mean", recipe.data.mean, mean),
+            ("std", recipe.data.std, std),
+        ):
+            if ours is not None and ours != theirs:
+                raise UserError(
+                    f"data.{key} = {ours} and {said.source} was trained with {theirs}: leave it out, for weights are "
+                    "of use with their own only"
+                )
+        if recipe.model.backbone != said.backbone:
+            job.ranks.log_rank_zero(f"{said.source} says it is of {said.backbone}", logging.WARNING)
+        return mean, std, pixels
+    source = ImageSource(job.images)
+    pixels = given or _pixels(training, source, job.ranks)
+    measured = None
+    if not pixels.is_rgb8 and (recipe.data.mean is None or recipe.data.std is None):
+        if job.init != "scratch":
+            raise UserError(
+                f"{job.init} does not say which mean and std its {pixels} were normalised with: give data.mean and "
+                "data.std"
+            )
+        records = [training.images[place] for place in _sample(training)[:STATISTICS_OF]]
+        measured = measured_mean_and_std(ImageReader(job.images, training, pixels), records, pixels)
+    default = measured or (MEAN, STD)
+    mean, std = recipe.data.mean or default[0], recipe.data.std or default[1]
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != pixels.channels:
+            raise UserError(f"data.{key} = {list(values)} must be {pixels.channels} numbers, one for each channel")
+    if job.init != "scratch" and recipe.data.mean is None:
+        job.ranks.log_rank_zero(
+            f"{job.init} does not say which mean and std it was trained with: ImageNet's are taken (data.mean, "
+            "data.std)"
+        )
+    return mean, std, pixels
+
+
+def _pixels(training: GroundTruth, source: ImageSource, ranks: Ranks) -> PixelFormat:
+    """What images hold; 8 bits are read as RGB, as detectors' weights from elsewhere want it."""
+    files = [training.images[place].file_name for place in _sample(training)]
+    found = pixels_of_images(files, source, "--set data.pixels")
+    if found.pixels.dtype == "uint8" and found.pixels.channels == 1:
+        return RGB8
+    if found.note:
+        ranks.log_rank_zero(found.note)
+    return found.pixels
+
+
+def _sample(training: GroundTruth) -> list[int]:
+    """Places of some images, drawn by a key."""
+    order = rng.permutation(rng.key_of_text(0, "images whose pixels are looked at"), len(training.images))
+    return [int(place) for place in order[:SAMPLE]]
 
 
 def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> DetectorConfig:
@@ -472,7 +555,9 @@ def _finish(task: DetectorTask, evaluation: PeriodicAP | None, folder: RunFolder
 
     def write() -> None:
         save_file(path / DETECTOR, {key: value.cpu() for key, value in task.model.state_dict().items()})
-        save_file(path / BACKBONE_FILE, backbone.backbone_state(task.model))
+        config = task.config
+        info = WeightsInfo("", config.recipe.model.backbone, config.norm_built, config.mean, config.std, config.pixels)
+        save_file(path / BACKBONE_FILE, with_about(backbone.backbone_state(task.model), info.to_about()))
         if evaluation is not None and evaluation.last is not None:
             save_evaluation(path, evaluation.last)
         Storage(path).publish(SUMMARY, json.dumps(summarise(task, folder), indent=2).encode() + b"\n")

@@ -25,6 +25,9 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 @click.option("--images", help="their images: a folder, zip or tar; a path or a URL")
 @options.exif
 @options.ignored
+@click.option(
+    "--backbone", help="refuse the run unless this is its backbone; lets one of your own (module:callable) run"
+)
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the files; the run's otherwise")
 @click.option("--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="for --results")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
@@ -36,6 +39,7 @@ def evaluate(
     images: str | None,
     exif: str,
     ignored: str,
+    backbone: str | None,
     out: Path | None,
     kind: str,
     workers: int,
@@ -55,7 +59,15 @@ def evaluate(
         assert run is not None
         ranks = start(device)
         found = detect.evaluate(
-            run, annotations, images, reading=reading, out=out, workers=workers, device=device, write_page=write_page
+            run,
+            annotations,
+            images,
+            reading=reading,
+            backbone=backbone,
+            out=out,
+            workers=workers,
+            device=device,
+            write_page=write_page,
         )
         ranks.log_rank_zero(table(found.boxes))
         if found.masks:

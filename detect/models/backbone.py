@@ -1,8 +1,8 @@
-"""The detector's backbone: a residual network of torchvision under a chosen norm, and which part of it is frozen.
+"""The detector's backbone: any that pre-training takes, under a chosen norm, and which part of it is frozen.
 
-Parameter names are torchvision's own (conv1, bn1, layer1 to layer4), so weights that `train export` writes, and
-torchvision's own files, fit without renaming. Every ResNet registered with torchvision will do: resnet18 to 152,
-resnext*, wide_resnet*. Prefer mmdetection or detectron2 (`train export --to ...`) for other families. The norms:
+It is built by the function that pre-training builds it by (train/models/backbones.py), under its library's own names,
+so a run's weights and exported ones fit without renaming. A detector with a pyramid takes the maps of strides 4 to 32,
+C4 the network cut at stride 16, before its last stage. The norms, of batch norm's place:
 
 - ``frozen-bn``: statistics and affine of the weights stay as they are (the Jigsaw paper's). Only for weights that bring
   statistics; barely trained ones hurt, and random ones are no normalisation at all.
@@ -10,88 +10,128 @@ resnext*, wide_resnet*. Prefer mmdetection or detectron2 (`train export --to ...
   CPUs the same arithmetic by an all-reduce; one rank alone is plain batch normalisation.
 - ``gn``: 32 groups (the scratch paper's choice), independent of the batch, so the one for one or two images per GPU.
   Layers of other channel counts than multiples of 32 take as many groups as 32 and the count have in common.
+
+A backbone without batch norm (VGG, ConvNeXt, Swin, a ViT) keeps what it has; the norm is then that of the layers which
+the detector adds. timm's batch norms that hold an activation too can be frozen or learn; no other takes their place.
 """
 
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-import torchvision
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-from torchvision.models.resnet import ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.models.layers import GroupNorm
+from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.models.feature_maps import Backbone
+from jigsaw_pretrain.train.models.layers import GroupNorm, input_convolutions, is_plain, replace_batch_norms
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
-STEM = ("conv1", "bn1")
-
-NormLayer = Callable[[int], nn.Module]
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def build_backbone(name: str, norm: str, device: torch.device) -> ResNet:
-    """The randomly initialised network (He normal, from torch's global generator), without its classifier.
+def build_backbone(name: str, norm: str, device: torch.device, *, c4: bool = False, in_channels: int = 3) -> Backbone:
+    """The randomly initialised network, drawn from torch's global generator, without its classifier.
 
-    Raises UserError for a name torchvision does not have, or one that is no ResNet.
+    Args:
+        name: a backbone's, as pre-training takes it.
+        norm: "frozen-bn", "sync-bn" or "gn".
+        device: where it is to be trained.
+        c4: whether it is cut at stride 16, before its last stage; else it gives the maps of a pyramid.
+        in_channels: channels of its images.
+
+    Raises:
+        UserError: for a name that is none, for a network that cannot be cut so, and for a batch norm that cannot be
+            replaced.
     """
-    known = torchvision.models.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UserError(f"backbone {name!r} is not a model of torchvision; the nearest is {near[0]!r}")
-    try:
-        network = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer(norm, device))
-    except TypeError:
-        network = None
-    if not isinstance(network, ResNet):
-        family = ", ".join(one for one in known if "resne" in one and "/" not in one and "quant" not in one)
-        raise UserError(
-            f"backbone {name!r} is no residual network with four stages, which these detectors stand on: choose "
-            f"one of {family}, or export the weights to mmdetection or detectron2"
-        )
-    network.fc = nn.Identity()
-    return network
-
-
-def stage_channels(network: ResNet) -> list[int]:
-    """Channels after each of the four stages."""
-    found = []
-    for stage in STAGES:
-        block = getattr(network, stage)[-1]
-        found.append((block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels)
+    found = backbones.build(name, "bn", not c4, in_channels, split=c4)
+    for part in found.parts:
+        _set_norm(name, part, norm, device)
     return found
 
 
-def freeze(network: ResNet, what: str) -> list[nn.Module]:
+def has_batch_norm(backbone: Backbone) -> bool:
+    """Whether anything in it has, or had before it was frozen, batch statistics."""
+    kinds = (BATCH_NORM, FrozenBatchNorm2d)
+    return any(isinstance(layer, kinds) for part in backbone.parts for layer in part.modules())
+
+
+def _set_norm(name: str, module: nn.Module, norm: str, device: torch.device) -> None:
+    odd = any(isinstance(layer, BATCH_NORM) and not is_plain(layer) for layer in module.modules())
+    if norm == "frozen-bn" and odd:
+        return  # held in eval mode instead: see frozen_norms
+    if norm == "sync-bn" and odd:
+        if _several_ranks() and device.type != "cuda":
+            raise UserError(
+                f"model.norm = sync-bn: {name} has batch norms of its own, whose statistics CPUs cannot share: train "
+                "on one process, or with model.norm=frozen-bn"
+            )
+        if _several_ranks():
+            from timm.layers import convert_sync_batchnorm
+
+            for child, part in list(module.named_children()):
+                setattr(module, child, convert_sync_batchnorm(part))
+        return
+
+    def make(layer: nn.BatchNorm2d) -> nn.Module:
+        if norm == "gn":
+            return GroupNorm(layer.num_features)
+        if norm == "frozen-bn":
+            return FrozenBatchNorm2d(layer.num_features, layer.eps)
+        kind = _sync_batch_norm(device)
+        return kind(layer.num_features, eps=layer.eps, momentum=layer.momentum)
+
+    replace_batch_norms(name, module, make)
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _sync_batch_norm(device: torch.device) -> type[nn.Module]:
+    return nn.SyncBatchNorm if device.type == "cuda" and _several_ranks() else SyncBatchNorm2d
+
+
+def freeze(backbone: Backbone, what: str, norm: str) -> list[nn.Module]:
     """Stop the gradients of "none", the "stem" or the whole "backbone"; returns the modules to hold in eval mode.
 
     Held in eval mode, their batch norms neither use nor update statistics of the batch, so every weight and buffer
-    stays bit-identical.
+    stays bit-identical. The stem is what sees the image, and the norm beside it.
     """
-    names = {"none": (), "stem": STEM, "backbone": STEM + STAGES}[what]
-    frozen = [getattr(network, name) for name in names]
+    frozen: list[nn.Module] = {"none": [], "stem": _stem(backbone), "backbone": [*backbone.parts]}[what]
+    if norm == "frozen-bn":
+        frozen += [layer for part in backbone.parts for layer in part.modules() if isinstance(layer, BATCH_NORM)]
     for module in frozen:
         module.requires_grad_(False)
     return frozen
 
 
-def backbone_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of the backbone's parts within a detector, under the backbone's own names."""
-    body = model.get_submodule("backbone.body")
-    for name in STEM + STAGES:
-        if hasattr(body, name):
-            yield name, getattr(body, name)
-        elif name == "layer4":
-            yield name, model.get_submodule("roi_heads.box_head.layer4")
+def _stem(backbone: Backbone) -> list[nn.Module]:
+    """The convolutions over the image, and of each the norm that stands next to it."""
+    found = []
+    for name in input_convolutions(backbone.module, backbone.in_channels):
+        parent = backbone.module.get_submodule(name.rpartition(".")[0])
+        children = list(parent.children())
+        place = children.index(backbone.module.get_submodule(name))
+        found.append(children[place])
+        found += [one for one in children[place + 1 : place + 2] if is_norm(one)]
+    return found
+
+
+def backbone_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules within a detector that hold the backbone's weights, under the backbone's own names."""
+    yield model.get_submodule("backbone.body")
+    head = getattr(getattr(model, "roi_heads", None), "box_head", None)
+    if isinstance(head, torch.fx.GraphModule):
+        yield head
 
 
 def backbone_state(model: nn.Module) -> dict[str, Tensor]:
-    """The backbone's weights and statistics within a detector, under torchvision's names, on the CPU."""
+    """The backbone's weights and statistics within a detector, under its library's names, on the CPU."""
     return {
-        f"{name}.{key}": value.detach().cpu().contiguous().clone()
-        for name, module in backbone_modules(model)
+        key: value.detach().cpu().contiguous().clone()
+        for module in backbone_modules(model)
         for key, value in module.state_dict().items()
     }
 
@@ -127,24 +167,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
 
-def norm_layer(norm: str, device: torch.device) -> NormLayer:
-    """The layer for ``norm`` ("frozen-bn", "sync-bn" or "gn"), a callable of the channel count."""
-    if norm == "frozen-bn":
-        return FrozenBatchNorm2d
-    if norm == "gn":
-        return GroupNorm
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return nn.SyncBatchNorm if device.type == "cuda" and several else SyncBatchNorm2d
-
-
-def added_norm(norm: str, device: torch.device) -> NormLayer | None:
-    """The layer for what the detector adds (pyramid, convolutional heads), or None.
+def norm_layer(norm: str, device: torch.device) -> type[nn.Module] | None:
+    """The layer of ``norm``, called with a channel count, for what the detector adds (pyramid, convolutional heads).
 
     None under frozen-bn, which has nothing to freeze there; the other two are everywhere, as the scratch paper has it.
     """
-    return None if norm == "frozen-bn" else norm_layer(norm, device)
+    if norm == "frozen-bn":
+        return None
+    return GroupNorm if norm == "gn" else _sync_batch_norm(device)
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises (so that weight decay has a setting of its own for it)."""
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, FrozenBatchNorm2d))
+    kinds = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+    return isinstance(module, kinds)

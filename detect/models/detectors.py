@@ -1,7 +1,8 @@
-"""The five detectors, built on torchvision's detection parts around a residual backbone.
+"""The five detectors, built on torchvision's detection parts around any backbone (detect/models/backbone.py).
 
-- ``faster-rcnn-c4``: the original Faster R-CNN, RPN on layer3 and the RoI head from layer4. Most of it is transferred,
-  so it is the one to judge pre-training by.
+- ``faster-rcnn-c4``: the original Faster R-CNN, RPN on the map of stride 16 and the last stage as RoI head. Most of it
+  is transferred, so it is the one to judge pre-training by. A network whose last stage is a pooling alone (VGG) gets
+  two fully connected layers on 7 x 7 regions, as in Fast R-CNN; VGG's own are no part of pre-training.
 - ``faster-rcnn-fpn``: torchvision's, its state dict's names too. The common baseline.
 - ``mask-rcnn-fpn``: the same with a mask head, where there are segmentations.
 - ``retinanet``: one stage with focal loss, the fastest at inference.
@@ -11,24 +12,25 @@ Under bf16 only convolutions and matrices run in bfloat16: its 8 bits would move
 and predictions are brought back to float32 before torchvision makes anchors and boxes of them.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.models.resnet import ResNet
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from jigsaw_pretrain.detect.models.backbone import STAGES, NormLayer, stage_channels
 from jigsaw_pretrain.detect.models.cascade import THRESHOLDS, CascadePredictor, CascadeRoIHeads
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
+from jigsaw_pretrain.train.models.feature_maps import Backbone
+
+NormLayer = Callable[[int], nn.Module]
 
 ANCHORS = (32, 64, 128, 256, 512)
 """Anchor sides in pixels for a short side of 800."""
@@ -43,12 +45,27 @@ def label_offset(model: str) -> int:
 
 
 def build_detector(
-    recipe: DetectorRecipe, network: ResNet, classes: int, anchor_scale: float, added: NormLayer | None
+    recipe: DetectorRecipe,
+    network: Backbone,
+    classes: int,
+    anchor_scale: float,
+    added: NormLayer | None,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> nn.Module:
-    """A detector of ``classes`` foreground classes around ``network``.
+    """A detector around a backbone.
 
-    ``added``: the norm of the layers that the detector adds (see added_norm). Takes images as a list of float [3, h, w]
-    in 0..1 and targets as torchvision's models do.
+    Args:
+        recipe: its settings.
+        network: the backbone, cut as the detector needs it (detect/models/backbone.py).
+        classes: foreground classes.
+        anchor_scale: of the anchors, against COCO's.
+        added: the norm of the layers that the detector adds (see norm_layer).
+        mean: of each channel of the images, which come in 0..1.
+        std: standard deviation of each channel.
+
+    Returns:
+        A module that takes images as a list of float [channels, h, w] and targets as torchvision's models do.
     """
     if recipe.model.name == "faster-rcnn-c4":
         model: nn.Module = _c4(recipe, network, classes, anchor_scale)
@@ -56,10 +73,7 @@ def build_detector(
         model = _retinanet(recipe, network, classes, anchor_scale, added)
     else:
         model = _pyramid(recipe, network, classes, anchor_scale, added)
-    size = {"min_size": 800, "max_size": 1333}
-    old = model.transform
-    assert isinstance(old, GeneralizedRCNNTransform)
-    model.transform = IdentityTransform(image_mean=old.image_mean, image_std=old.image_std, size_divisible=32, **size)
+    model.transform = IdentityTransform(800, 1333, list(mean), list(std), size_divisible=32)
     for module in model.modules():
         if isinstance(module, _PREDICT):
             module.register_forward_hook(_as_float32)
@@ -68,26 +82,29 @@ def build_detector(
     return model
 
 
-def _c4(recipe: DetectorRecipe, network: ResNet, classes: int, scale: float) -> FasterRCNN:
-    channels = stage_channels(network)
-    layer4 = network.layer4
-    body = IntermediateLayerGetter(network, {"layer3": "0"})
+def _c4(recipe: DetectorRecipe, network: Backbone, classes: int, scale: float) -> FasterRCNN:
+    stage = network.stages[0]
+    rest = network.rest
+    assert rest is not None
+    learns = bool(rest.state_dict())
+    head = rest if learns else TwoMLPHead(stage.channels * 49, recipe.model.fc)
+    predictor = MeanPredictor(network.channels, classes + 1) if learns else None
     return FasterRCNN(
-        _Body(body, channels[2]),
+        _Body(network.module, stage.channels),
         rpn_anchor_generator=AnchorGenerator((tuple(side * scale for side in ANCHORS),), (RATIOS,)),
         rpn_pre_nms_top_n_train=12_000,
         rpn_pre_nms_top_n_test=6_000,
         rpn_post_nms_top_n_train=2 * recipe.model.proposals,
         rpn_post_nms_top_n_test=recipe.model.proposals,
-        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
-        box_head=RegionHead(layer4),
-        box_predictor=FastRCNNPredictor(channels[3], classes + 1),
+        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14 if learns else 7, sampling_ratio=2),
+        box_head=head,
+        box_predictor=predictor or FastRCNNPredictor(recipe.model.fc, classes + 1),
         **_box_options(recipe),
     )
 
 
 def _pyramid(
-    recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
+    recipe: DetectorRecipe, network: Backbone, classes: int, scale: float, added: NormLayer | None
 ) -> FasterRCNN:
     backbone = _pyramid_backbone(network, recipe.model.neck_channels, added, 0, LastLevelMaxPool())
     canonical = max(1, round(224 * scale))
@@ -123,7 +140,7 @@ def _pyramid(
 
 
 def _retinanet(
-    recipe: DetectorRecipe, network: ResNet, classes: int, scale: float, added: NormLayer | None
+    recipe: DetectorRecipe, network: Backbone, classes: int, scale: float, added: NormLayer | None
 ) -> RetinaNet:
     backbone = _pyramid_backbone(
         network,
@@ -145,10 +162,10 @@ def _retinanet(
     )
 
 
-def _pyramid_backbone(network: ResNet, width: int, added: NormLayer | None, first: int, extra: Any) -> BackboneWithFPN:
-    """The network with a pyramid on its stages from ``first`` (0 is layer1)."""
-    layers = {stage: str(level) for level, stage in enumerate(STAGES[first:])}
-    return BackboneWithFPN(network, layers, stage_channels(network)[first:], width, extra, added)
+def _pyramid_backbone(network: Backbone, width: int, added: NormLayer | None, first: int, extra: Any) -> nn.Module:
+    """The network with a pyramid on its stages from ``first`` (0 is that of stride 4)."""
+    channels = [stage.channels for stage in network.stages[first:]]
+    return PyramidBody(network.module, FeaturePyramidNetwork(channels, width, extra, added), width, first)
 
 
 def _box_head(recipe: DetectorRecipe, added: NormLayer | None) -> nn.Module:
@@ -179,17 +196,28 @@ class IdentityTransform(GeneralizedRCNNTransform):
         return result
 
 
-class RegionHead(nn.Module):
-    """C4's box head: the backbone's layer4 on 14 x 14 regions, averaged: [n, C3, 14, 14] -> [n, C4]."""
+class PyramidBody(nn.Module):
+    """A backbone of several maps and its pyramid, under torchvision's names of a BackboneWithFPN: body, fpn."""
 
-    def __init__(self, layer4: nn.Module) -> None:
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, channels: int, first: int) -> None:
         super().__init__()
-        self.layer4 = layer4
+        self.body, self.fpn = body, fpn
+        self.out_channels, self._first = channels, first
 
-    def forward(self, regions: Tensor) -> Tensor:
-        """One vector per region."""
-        features: Tensor = self.layer4(regions)
-        return features.mean((2, 3))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[n, C, H, W] to the levels by name, "0" the finest."""
+        maps = self.body(images)[self._first :]
+        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(level), one) for level, one in enumerate(maps)))
+        return levels
+
+
+class MeanPredictor(FastRCNNPredictor):
+    """C4's predictor: it averages what the backbone's last stage makes of regions, [n, C, 7, 7]."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [n, classes] and box codes [n, 4 classes]."""
+        found: tuple[Tensor, Tensor] = super().forward(x.mean((2, 3)))
+        return found
 
 
 class _Body(nn.Module):
@@ -202,8 +230,7 @@ class _Body(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """{"0": [n, C, h / 16, w / 16]}."""
-        maps: dict[str, Tensor] = self.body(images)
-        return maps
+        return {"0": self.body(images)}
 
 
 _PREDICT = (FastRCNNPredictor, MaskRCNNPredictor, CascadePredictor)

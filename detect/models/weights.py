@@ -1,7 +1,7 @@
 """Weights for the backbone and the neck: what a source means, and what may differ from the detector's own.
 
-A source is a weights file under torchvision's names or a run's folder. Nothing is matched silently: every tensor is
-counted as matched, missing, unexpected or of another shape (train/models/weights.py), and what differs is refused.
+A source is a weights file under the backbone's own names or a run's folder. Nothing is matched silently: every tensor
+is counted as matched, missing, unexpected or of another shape (train/models/weights.py), and what differs is refused.
 
 - *Backbone.* From a run's backbone.pth, else its newest checkpoint; of a file with a neck too, the backbone's part.
   What is missing or odd is refused unless the recipe says ``model.partial = true``. Two differences are no mistakes
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 from torchvision.ops import FeaturePyramidNetwork
 
 from jigsaw_pretrain.errors import UserError
@@ -30,6 +29,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     newest_checkpoint,
     trained_state,
 )
+from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import Match, check_tensors, few, match, read_weights
 
 BACKBONE_FILE = "backbone.pth"
@@ -92,16 +92,10 @@ def brings_statistics(state: Mapping[str, Tensor]) -> bool:
     return bool(means) and bool(variances) and gathered
 
 
-def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: bool) -> Match:
+def load(network: Backbone, state: Mapping[str, Tensor], source: str, partial: bool) -> Match:
     """Copy ``state`` into the network and report; raises UserError for a mismatch unless ``partial``."""
-    stem = state.get("conv1.weight")
-    if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
-        raise UserError(
-            f"{source} takes images of {stem.shape[1]} channels, and these detectors read 8-bit RGB: fine-tune a "
-            "detector of your own (`jigsaw-train export` writes the weights, and beside them how to normalise)"
-        )
-    classifier = tuple(name for name in state if name.startswith("fc."))
-    own = network.state_dict()
+    classifier = tuple(name for name in state if name in network.head)
+    own = {name: value for part in network.parts for name, value in part.state_dict().items()}
     is_one_sided = any(name.endswith("running_mean") for name in own) != any(
         name.endswith("running_mean") for name in state
     )
@@ -109,13 +103,20 @@ def load(network: ResNet, state: Mapping[str, Tensor], source: str, partial: boo
     notes = [f"not used: {few(classifier)} (the classifier)"] if classifier else []
     if statistics:
         notes.append(f"batch statistics that only one side has: {len(statistics)} tensors, left out")
-    found = match(state, network, source, notes, ignored={*classifier, *statistics})
+    found = match(state, network.parts, source, notes, ignored={*classifier, *statistics})
+    stem = next((name for name in found.reshaped if own[name].shape[1:2] == (network.in_channels,)), None)
+    if stem is not None and len(found.reshaped) == 1 and not found.missing and not found.unexpected:
+        raise UserError(
+            f"{source} takes images of {state[stem].shape[1]} channels ({stem}), and these images have "
+            f"{network.in_channels}: name weights of as many, or the pixels they are for (--set data.pixels=...)"
+        )
     if not found.complete and (not partial or not found.matched):
         raise UserError(
-            f"{found}: these are weights of another backbone; give --backbone the one they were trained with"
-            + (", or --set model.partial=true to take what matches" if found.matched else "")
+            f"{found}: these are weights of another backbone than {network.name}; give --backbone the one they were "
+            "trained with" + (", or --set model.partial=true to take what matches" if found.matched else "")
         )
-    network.load_state_dict({name: state[name] for name in found.matched}, strict=False)
+    for part in network.parts:
+        part.load_state_dict({name: state[name] for name in found.matched}, strict=False)
     return found
 
 

@@ -11,7 +11,12 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from jigsaw_pretrain.detect.cli import main
+from jigsaw_pretrain.train.models import backbones
+from tests.helpers import own
 from tests.helpers.detection import SETTINGS, TINY, draw, set_options
+
+for one in vars(own):
+    backbones.allow_backbone(f"{own.__name__}:{one}")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,25 @@ def flat() -> nn.Module:
 
 class Pair(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return image, image
+        return image.flatten(2), image.flatten(2)
+
+
+class Maps(nn.Module):
+    """Maps of strides 2 to 32 in a dict, as detectors' own backbones give them."""
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        widths = (in_channels, 8, 8, 16, 16, 32)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU())
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for nth, stage in enumerate(self.stages):
+            image = found[f"c{nth + 1}"] = stage(image)
+        return found
 
 
 def number() -> int:

@@ -9,6 +9,7 @@ from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import recipe_options
+from jigsaw_pretrain.train.engine.run_folder import DESCRIPTION, RunFolder, read_description
 from jigsaw_pretrain.train.erf import SHARES
 from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report import fields
@@ -16,7 +17,7 @@ from jigsaw_pretrain.train.report.fields import RANDOM
 
 
 @click.command(cls=Command)
-@click.option("--weights", required=True, multiple=True, help=f"Weights file, or `{RANDOM}`; repeatable.")
+@click.option("--weights", required=True, multiple=True, help=f"Weights file, RUN, or `{RANDOM}`; repeatable.")
 @click.option("--data", required=True, metavar="OUT", help="Prepped dataset whose jigsaws are used.")
 @click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="Number of jigsaws.")
 @recipe_options
@@ -35,9 +36,15 @@ def erf(
 ) -> None:
     """Measure and draw the effective receptive fields of weights files, side by side.
 
-    The recipe names the weights' backbone and gives the jigsaws: the first ones of its run.
+    A run, and a file that one wrote, say which backbone, norm, mean and std are theirs; of other weights the recipe
+    says it. The recipe gives the jigsaws too, the first ones of its run: where none is named, that of the first RUN.
     """
-    chosen = Recipe.load(recipe, settings)
+    run = next((name for name in weights if (Path(name) / DESCRIPTION).exists()), None)
+    if recipe is None and run is not None:
+        own = read_description(RunFolder(Path(run)))
+        chosen = Recipe.from_dict(own["recipe"], f"{run}/{DESCRIPTION}").updated(*settings)
+    else:
+        chosen = Recipe.load(recipe, settings)
     found = fields.erf(weights, open_dataset(data), chosen, count)
     numbers = {}
     for name, one in found.items():

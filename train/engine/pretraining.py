@@ -27,8 +27,9 @@ from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_ori
 from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
 from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper, micro_batch_of
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
+from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.erf import Grid
-from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.models.weights import load_weights, with_about
 from jigsaw_pretrain.train.recipe import Recipe
 
 OpenSource = Callable[[int, int], BatchSource]
@@ -339,7 +340,7 @@ def _execute(
             f"{folder}: {state.step} of {recipe.optim.steps} steps are done; nothing is left to do up to {until}"
         )
     if state.step >= recipe.optim.steps:
-        ranks.run_on_rank_zero(lambda: _publish_backbone(folder, state))
+        ranks.run_on_rank_zero(lambda: _publish_backbone(job, state))
         ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
         if recipe.model.neck != "none":
             ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
@@ -389,11 +390,12 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
         )
 
 
-def _publish_backbone(folder: RunFolder, state: State) -> None:
-    trained = trained_state(state.to_checkpoint())
+def _publish_backbone(job: TrainingJob, state: State) -> None:
+    folder, trained = job.folder, trained_state(state.to_checkpoint())
+    about = info_of(job.recipe, job.origin.pixels).to_about()
     if pyramid := pyramid_state(trained):
-        save_file(folder.pyramid, pyramid)
-    save_file(folder.backbone, backbone_state(trained))
+        save_file(folder.pyramid, with_about(pyramid, about))
+    save_file(folder.backbone, with_about(backbone_state(trained), about))
     folder.push()
 
 

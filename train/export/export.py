@@ -36,6 +36,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
     read_description,
 )
 from jigsaw_pretrain.train.engine.state import build_model
+from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.export.readme import ExportInfo, readme
 from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, stem
 from jigsaw_pretrain.train.recipe import Recipe
@@ -127,10 +128,7 @@ def export(
         f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.optim.steps} steps, "
         f"batch {recipe.data.batch}, {len(description['classes'])} classes{averaged}."
     )
-    about = {"backbone": recipe.model.backbone, "mean": str(list(mean)), "std": str(list(std)), "order": "RGB"}
-    if not pixels.is_rgb8:
-        about |= {"order": "as stored", "channels": str(pixels.channels), "dtype": pixels.dtype}
-    publish_locally(out, target.pack(converted, about))
+    publish_locally(out, target.pack(converted, info_of(recipe, pixels).to_about()))
     note = out.with_suffix(".README.md")
     publish_locally(note, readme(info, to, origin).encode())
     size = sum(value.numel() * value.element_size() for value in converted.values())

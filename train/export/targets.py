@@ -10,6 +10,7 @@ names, and no code in the file; prefer `torchvision` over `torchvision-fpn` for 
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 
 import torch
@@ -22,7 +23,7 @@ from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
-from jigsaw_pretrain.train.models.weights import COUNTER, match
+from jigsaw_pretrain.train.models.weights import COUNTER, match, with_about
 
 PYRAMID_TARGET = "torchvision-fpn"
 
@@ -102,7 +103,7 @@ def _proven(own: feature_maps.Backbone, state: StateDict, other: str) -> dict[st
     whole.load_state_dict(dict(state), strict=False)
     whole.eval()
     if other.startswith(backbones.TIMM):
-        forward: Callable[[Tensor], Tensor] = whole.forward_features  # type: ignore[assignment]
+        forward: Callable[[Tensor], Tensor] = partial(backbones.timm_map(other, whole, own.in_channels), whole)
     else:
         forward = feature_maps.cut(other, whole, own.norm, in_channels=own.in_channels).module.eval()
     compare(name, own.module, other, forward, 4 * own.stride, own.in_channels)
@@ -204,9 +205,9 @@ def to_safetensors(own: feature_maps.Backbone, state: StateDict) -> dict[str, Te
 
 
 def pack_torch(state: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """A state dict as torch.save writes it; ``about`` stays in the README, since every reader takes bare entries."""
+    """A state dict as torch.save writes it; ``about`` is among its metadata, where no reader meets it unasked."""
     buffer = BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(with_about(state, about), buffer)
     return buffer.getvalue()
 
 

@@ -53,24 +53,39 @@ def with_norm(name: str, module: nn.Module, norm: str) -> nn.Module:
     """
     if norm == "bn":
         return module
+    if not replace_batch_norms(name, module, lambda layer: GroupNorm(layer.num_features)):
+        raise UserError(f"model.norm = gn: {name} has no batch norm to replace: leave model.norm out of the recipe")
+    return module
+
+
+def replace_batch_norms(name: str, module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> int:
+    """Give the place of every BatchNorm2d in a module to what ``make`` returns, which takes its weights; their count.
+
+    Raises UserError for a module (``name`` is for the message) whose batch norms do more than normalise.
+    """
     found = 0
     for parent in list(module.modules()):
         for child, layer in list(parent.named_children()):
             if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 continue
-            if type(layer) is not nn.BatchNorm2d or not layer.affine:
+            if not is_plain(layer):
                 raise UserError(
-                    f"model.norm = gn: {name} has a {type(layer).__name__}, whose place GroupNorm cannot take: train "
-                    "it with model.norm = bn, or name another backbone, such as resnet50"
+                    f"model.norm: {name} has a {type(layer).__name__}, whose place no other norm can take: train "
+                    "it with its own batch norm, or name another backbone, such as resnet50"
                 )
-            group_norm = GroupNorm(layer.num_features)
+            assert isinstance(layer, nn.BatchNorm2d)
+            other = make(layer)
             # Some libraries begin the last norm of a block at zero.
-            group_norm.load_state_dict({"weight": layer.weight, "bias": layer.bias})
-            setattr(parent, child, group_norm)
+            state = layer.state_dict()
+            other.load_state_dict({key: value for key, value in state.items() if key in other.state_dict()})
+            setattr(parent, child, other)
             found += 1
-    if not found:
-        raise UserError(f"model.norm = gn: {name} has no batch norm to replace: leave model.norm out of the recipe")
-    return module
+    return found
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a batch norm does nothing but normalise, scale and shift, so that another norm can take its place."""
+    return type(layer) is nn.BatchNorm2d and layer.affine
 
 
 class Neck(FeaturePyramidNetwork):

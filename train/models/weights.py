@@ -9,6 +9,7 @@ import pickle
 import stat
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,17 +64,18 @@ def few(names: Sequence[str], most: int = 6) -> str:
 
 def match(
     state: Mapping[str, Tensor],
-    module: nn.Module,
+    module: nn.Module | Sequence[nn.Module],
     source: str,
     notes: Sequence[str] = (),
     ignored: Collection[str] = (),
 ) -> Match:
-    """Match a state with a module by ``load_state_dict``'s own lists; the module is not changed.
+    """Match a state with a module, or with its parts, by ``load_state_dict``'s own lists; the module is not changed.
 
     So what a layer forgives is forgiven here (counters of batch norm that old files lack). ignored: names that are
     neither missing nor unexpected.
     """
-    own = module.state_dict()
+    parts = [module] if isinstance(module, nn.Module) else list(module)
+    own = {name: value for part in parts for name, value in part.state_dict().items()}
     shared = [name for name in own if name in state]
     reshaped = {
         name: f"{list(state[name].shape)} for {list(own[name].shape)}"
@@ -81,14 +83,15 @@ def match(
         if state[name].shape != own[name].shape
     }
     # Its own values in place of the state's: the lists are the same, and nothing changes.
-    missing, unexpected = module.load_state_dict(
-        {name: own.get(name, one) for name, one in state.items()}, strict=False
-    )
+    same = {name: own.get(name, one) for name, one in state.items()}
+    lists = [part.load_state_dict(same, strict=False) for part in parts]
+    missing = [name for one in lists for name in one.missing_keys]
+    unexpected = set[str].intersection(*(set(one.unexpected_keys) for one in lists))
     return Match(
         source,
         tuple(name for name in shared if name not in reshaped),
         tuple(name for name in missing if name not in ignored),
-        tuple(name for name in unexpected if name not in ignored),
+        tuple(name for name in state if name in unexpected and name not in ignored),
         reshaped,
         tuple(notes),
     )
@@ -130,6 +133,44 @@ def load_tensors(file: str | Path) -> object:
         raise UserError(f"{file} cannot be read safely: {why}") from error
 
 
+ABOUT = "jigsaw-pretrain"
+"""The name under which a file of weights says what they were trained with, among a state dict's metadata."""
+
+
+def with_about(state: Mapping[str, Tensor], about: Mapping[str, str]) -> "OrderedDict[str, Tensor]":
+    """The state with what it was trained with, in the metadata that torch.save keeps of a state dict.
+
+    Every reader takes it as bare entries: load_state_dict asks the metadata for names of modules only.
+    """
+    found = OrderedDict(state)
+    found._metadata = {ABOUT: dict(about)}  # type: ignore[attr-defined]
+    return found
+
+
+def read_about(file: str) -> dict[str, str]:
+    """What a weights file says of its training (backbone, norm, mean, std, ...); empty where it says nothing.
+
+    Raises UserError for a file that cannot be read safely.
+    """
+    if file.endswith(".safetensors"):
+        try:
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                stated: object = opened.metadata()
+        except Exception:
+            return {}  # what is wrong with it is told where its weights are read
+    else:
+        try:
+            metadata = getattr(load_tensors(file), "_metadata", None)
+        except FileNotFoundError:
+            return {}
+        stated = metadata.get(ABOUT) if isinstance(metadata, dict) else None
+    if not isinstance(stated, dict) or not all(isinstance(one, str) for pair in stated.items() for one in pair):
+        return {}
+    return dict(stated)
+
+
 def check_tensors(state: object, where: str) -> dict[str, Tensor]:
     """The state dict; raises UserError for one that is none, or holds tensors that are no weights."""
     if not isinstance(state, dict) or not state:
@@ -165,7 +206,12 @@ def read_weights(file: str) -> dict[str, Tensor]:
 
 def load_weights(backbone: Backbone, file: str) -> Match:
     """Put a file's weights into the backbone; raises UserError naming what is missing, unexpected or misshapen."""
-    state, own = read_weights(file), backbone.module.state_dict()
+    return load_state(backbone, read_weights(file), file)
+
+
+def load_state(backbone: Backbone, state: Mapping[str, Tensor], file: str) -> Match:
+    """Put a state into the backbone, as load_weights does; ``file`` is for messages."""
+    own = backbone.module.state_dict()
     head = tuple(sorted(set(state) & backbone.head))
     kept = {name: value for name, value in state.items() if name not in backbone.head}
     counters = sum(name.endswith(COUNTER) and name not in kept for name in own)

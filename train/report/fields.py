@@ -1,4 +1,4 @@
-"""Compares the receptive fields of several weights of one backbone, in numbers and as a page.
+"""Compares the receptive fields of several weights, in numbers and as a page.
 
 Sets pre-trainings side by side (scratch, jigsaw, block-wise, ImageNet): the field of the map's central position and of
 the four regions on jigsaws of a dataset, and the squares that hold 20, 30, 50 and 99 % of the central field's mass (Luo
@@ -8,21 +8,26 @@ et al. 2016). Costs five backward passes per file: ResNet-50 at 224 px with 16 j
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.html import Section, Table, chart, render
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.loader import JigsawLoader
+from jigsaw_pretrain.train.engine.checkpoint import backbone_state, trained_state
 from jigsaw_pretrain.train.engine.optim import seeded
+from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
+from jigsaw_pretrain.train.engine.weights_info import info_of, read_weights_info
 from jigsaw_pretrain.train.erf import SHARES, FieldNumbers, eval_mode, field_map, field_numbers
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.models.weights import load_state, load_weights
 from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.figures import draw_fields
 
@@ -45,9 +50,9 @@ def erf(weights: Iterable[str], dataset: Dataset, recipe: Recipe, count: int = 1
     """Measure the receptive fields of weights of the recipe's backbone on the first jigsaws of the recipe's run.
 
     Args:
-        weights: files, or RANDOM.
+        weights: files, folders of runs (the newest checkpoint's are taken), or RANDOM.
         dataset: the prepped dataset whose jigsaws are measured on.
-        recipe: names the backbone and its norm, and how jigsaws are made.
+        recipe: how jigsaws are made; of weights that do not say it, the backbone, its norm, mean and std.
         count: jigsaws.
 
     Returns:
@@ -57,16 +62,24 @@ def erf(weights: Iterable[str], dataset: Dataset, recipe: Recipe, count: int = 1
         UserError: for weights that are not the backbone's.
     """
     chosen = recipe.resolved(dataset)
-    options, model, pixels = chosen.data, chosen.model, dataset.pixels
-    mean, std = options.normalisation
+    options, pixels = chosen.data, dataset.pixels
+    own = info_of(chosen, pixels)
     pictures = JigsawLoader(dataset, options, workers=0).first(count).images
     found = {}
     for name in dict.fromkeys(weights):
+        said = (None if name == RANDOM else read_weights_info(Path(name))) or own
+        if (said.pixels.channels, said.pixels.dtype) != (pixels.channels, pixels.dtype):
+            raise UserError(f"{name} was trained on pixels of {said.pixels}, and {dataset.url} has {pixels}")
         with seeded(key_of_text(options.seed, "random weights")):
-            built = backbones.build(model.backbone, model.norm, in_channels=pixels.channels)
-        if name != RANDOM:
+            norm = "gn" if said.norm == "gn" else "bn"
+            built = backbones.build(said.backbone, norm, in_channels=pixels.channels)
+        if name != RANDOM and Path(name).is_dir():
+            trained = trained_state(open_trained(RunFolder(Path(name)))[2])
+            load_state(built, backbone_state(trained), name)
+        elif name != RANDOM:
             load_weights(built, name)
-        images = DenseClassifier(built.module, built.channels, 2, mean, std, pixels=pixels).normalise(pictures)
+        classifier = DenseClassifier(built.module, built.channels, 2, said.mean, said.std, pixels=pixels)
+        images = classifier.normalise(pictures)
         found[name] = measure(built.module, images, options.template.region_map(built.stride), built.stride)
     return found
 
@@ -87,8 +100,8 @@ def erf_page(found: Mapping[str, MeasuredFields], recipe: Recipe, count: int) ->
     heads = ["weights", *(f"{share:.0%} of the mass, px" for share in SHARES), "RMS radius, px"]
     rows = [[name, *one.numbers.sides, one.numbers.rms_radius] for name, one in found.items()]
     text = (
-        f"{recipe.model.backbone} at {recipe.data.template_size} px on {count} jigsaws. The table gives the side of "
-        "the smallest square about the central position that holds a share of its field's mass."
+        f"On {count} jigsaws of {recipe.data.template_size} px. The table gives the side of the smallest square about "
+        "the central position that holds a share of its field's mass."
     )
     named = {name: [field.numpy() for field in one.maps] for name, one in found.items()}
     figure = chart(

@@ -141,7 +141,7 @@ def test_refusals_name_the_thing_and_the_remedy(
 ) -> None:
     assert "did you mean" in (said := detect(tmp_path / "a", expect=2, stepz=3).output) and "steps" in said
     assert "resnet50" in detect(tmp_path / "b", expect=2, backbone="resnet5").output
-    assert "no residual network" in detect(tmp_path / "c", expect=2, backbone="vgg11").output
+    assert "C4 needs it" in detect(tmp_path / "c", expect=2, backbone="timm:vit_tiny_patch16_224").output
     said = detect(tmp_path / "d", expect=2, init=tiny_weights, backbone="tinybottleneck").output
     assert "missing" in said and "weights of another backbone" in said
     assert "is missing" in detect(tmp_path / "e", expect=2, init=tmp_path / "none.pth").output

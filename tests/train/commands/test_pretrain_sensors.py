@@ -83,8 +83,12 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     assert page.count("data:image/webp") >= 1
     result = command("evaluate", "--run", str(runs[0]), "--data", str(out), "--workers", "0", "--jigsaws", "8")
     assert "all regions" in result
-    weights = ("--weights", str(file), *sets(*SMALL))
-    command("erf", "--data", str(out), *weights, "--count", "1", "--out", str(tmp_path / "erf.html"))
+    # Both say which backbone they are of, and what its pixels are normalised with.
+    weights = ("--weights", str(file), "--weights", str(runs[0]))
+    told = command(
+        "erf", "--data", str(out), *weights, "--count", "1", "--out", str(tmp_path / "erf.html")
+    ).splitlines()
+    assert told[0].split(": ", 1)[1] == told[1].split(": ", 1)[1]
 
 
 @pytest.mark.slow(seconds=4)
