@@ -8,6 +8,7 @@ setup(
     packages=[
         *find_packages(".", include=["jigsaw_pretrain", "jigsaw_pretrain.*"]),
         *(f"jigsaw_pretrain.{name}" for stage in STAGES for name in find_packages(".", include=[stage, f"{stage}.*"])),
+        "jigsaw_pretrain.recipes",
     ],
-    package_dir={f"jigsaw_pretrain.{stage}": stage for stage in STAGES},
+    package_dir={f"jigsaw_pretrain.{folder}": folder for folder in (*STAGES, "recipes")},
 )

@@ -147,6 +147,7 @@ class LazyGroup(Command, click.Group):
         super().__init__(help=help, context_settings={"help_option_names": ["-h", "--help"]})
         self._package = package
         self._lazy = dict(lazy)
+        click.version_option(package_name="jigsaw-pretrain", message="%(package)s %(version)s")(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which a user meets them."""

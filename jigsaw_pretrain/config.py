@@ -14,6 +14,8 @@ import json
 import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,6 +57,18 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, field.name, value)
 
 
+def _own_recipes() -> dict[str, Traversable]:
+    """The TOML files that come with the program, by name."""
+    found = resources.files("jigsaw_pretrain.recipes").iterdir()
+    return {one.name.removesuffix(".toml"): one for one in found if one.name.endswith(".toml")}
+
+
+def _file_of(path: str | Path) -> Traversable:
+    """The file of that path; where there is none and the path is a plain name, the recipe of the program's own."""
+    own = _own_recipes().get(str(path))
+    return own if own is not None and not Path(path).exists() else Path(path)
+
+
 class Config(Record, frozen=True):
     """A record of sections, read from TOML and settings and written as TOML or plain values."""
 
@@ -63,7 +77,7 @@ class Config(Record, frozen=True):
         """Read a configuration: a TOML file, or the defaults, with settings laid over it.
 
         Args:
-            path: the TOML file; None for the defaults.
+            path: the TOML file, or the name of one that comes with the program (``sample``); None for the defaults.
             settings: ``section.key=value`` each, the value as TOML has it; a bare word is a string and ``none`` is
                 no value. A later one wins.
 
@@ -73,9 +87,12 @@ class Config(Record, frozen=True):
         if path is None:
             return cls()._with({}, settings, ())
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(_file_of(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): name a TOML file, see recipes/") from error
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): name a TOML file, or a recipe that comes with the program "
+                f"({', '.join(sorted(_own_recipes()))})"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid TOML: {error}") from error
         return cls()._with(values, settings, (str(path),))

@@ -102,6 +102,8 @@ def expected_files() -> set[str]:
         first, _, rest = name.partition("/")
         if first in FOLDERS:
             found.add(f"{PACKAGE}/{rest}" if first == PACKAGE else f"{PACKAGE}/{name}")
+        elif first == "recipes":
+            found.add(f"{PACKAGE}/{name}")
     return found
 
 
@@ -110,7 +112,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the tracked files: setuptools leaves build/lib where it builds, and would pack it again."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in tracked():
-        if name.split("/")[0] in (*FOLDERS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        if name.split("/")[0] in (*FOLDERS, "recipes", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet"]
@@ -181,7 +183,7 @@ def test_a_forked_worker_then_export_and_a_detector(installed: Installed) -> Non
         "model.proposals=16",
         "model.backbone=resnet18",
     )
-    recipe = str(REPOSITORY / "recipes" / "detect-sample.toml")
+    recipe = "detect-sample"
     detector: tuple[str, ...] = ("train", "--annotations", "sample/annotations.json", "--images", "sample/images")
     detector += ("--run", "detector", "--init", "weights.pth", "--recipe", recipe, "--workers", "1")
     detector += tuple(part for setting in tiny for part in ("--set", setting))

@@ -10,6 +10,8 @@ from jigsaw_pretrain.cli import ByteCount
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_cache
 
+RECIPE = "TOML file, or a recipe that comes with the program: sample, paper-r50. [default: the paper's]"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -21,7 +23,7 @@ def own_backbone(command: F) -> F:
 
 def recipe_options(command: F) -> F:
     """Add --recipe and --set to a click command, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
-    file = click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe. [default: the paper's]")
+    file = click.option("--recipe", type=click.Path(path_type=Path), help=RECIPE)
     settings = click.option(
         "--set",
         "settings",

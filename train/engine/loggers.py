@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.metrics import Row
@@ -176,12 +177,11 @@ class ProgressLine:
         self._rich: Progress | None = None
         if visible and title and console.is_terminal:
             self._rich = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                # What a narrow terminal cuts off is what matters least.
+                TextColumn(
+                    "{task.description} step {task.completed:,.0f}/{task.total:,.0f}{task.fields[figures]}",
+                    table_column=Column(no_wrap=True, overflow="ellipsis"),
+                ),
                 console=console,
             )
             self._task = self._rich.add_task(title, total=steps, completed=done, figures="")
@@ -202,12 +202,12 @@ class ProgressLine:
         if not self._visible or not rows:
             return
         done = rows[-1]["step"] + 1
-        text = figures(rows) + self._ending(done)
+        text = f"{self._ending(done)}  {figures(rows)}"
         if self._rich:
             self._rich.update(self._task, completed=done, figures=text)
         elif done == self._steps or time.monotonic() - self._printed >= PLAIN_EVERY:
             self._printed = time.monotonic()
-            log.info("step %d/%d  %s", done, self._steps, text)
+            log.info("step %d/%d%s", done, self._steps, text)
 
     def _ending(self, done: int) -> str:
         """When the schedule will end at the speed so far, checkpoints included: a local clock time, a date if far."""
@@ -216,17 +216,20 @@ class ProgressLine:
         pace = (time.monotonic() - self._began) / (done - self._begun_at)
         left = timedelta(seconds=round(pace * (self._steps - done)))
         end = datetime.now() + left
-        return f"  left {left}  ends {end:%H:%M}" if left < timedelta(hours=12) else f"  ends {end:%a %d %b %H:%M}"
+        return f", {left} left" if left < timedelta(hours=12) else f", ends {end:%a %d %b %H:%M}"
 
 
 def figures(rows: Sequence[Row]) -> str:
-    """Loss and accuracy averaged over the rows, the last one's rate, speed, waiting share, and the GPU memory used."""
+    """Loss and accuracy averaged over the rows, the last one's speed, waiting share and rate, and the GPU memory used.
+
+    What is asked for most comes first.
+    """
     last = rows[-1]
     parts = [f"loss {sum(row['loss'] for row in rows) / len(rows):.3f}"]
     if "accuracy" in last:
         shares = [share for row in rows for share in row["accuracy"].values()]
         parts.append(f"accuracy {sum(shares) / len(shares):.1%}")
-    parts += [f"lr {last['lr']:.4g}", f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}"]
+    parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.4g}"]
     if torch.cuda.is_initialized():
         parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if replaced := sum(row.get("replaced", 0) for row in rows):

@@ -1,9 +1,12 @@
 """Lines on the terminal, and TensorBoard."""
 
+import io
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.loggers import ProgressLine, figures
@@ -46,8 +49,26 @@ def test_plain_lines_come_at_the_end_and_now_and_then(
         progress.show([metrics_row(1), metrics_row(2, loss=2.0)])
     assert caplog.messages == [f"step 3/3  {figures([metrics_row(1), metrics_row(2, loss=2.0)])}"]
     assert figures([metrics_row(1), metrics_row(2, loss=2.0)]) == (
-        "loss 1.500  accuracy 50.0%  lr 0.1  12.3 images/s  data wait 25%"
+        "loss 1.500  accuracy 50.0%  12.3 images/s  data wait 25%  lr 0.1"
     )
     with ProgressLine(0, 3, False) as progress:
         progress.show([metrics_row(2)])
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_of_80_columns_shows_step_time_left_and_loss_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("jigsaw_pretrain.train.engine.loggers.Console", lambda: console)
+    with ProgressLine(0, 64_000, True, "pretrain") as progress:
+        progress.show([metrics_row(11_999)])
+    (line,) = {
+        re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line).rstrip()
+        for line in screen.getvalue().splitlines()
+        if "12,000" in line
+    }
+    places = [line.index(part) for part in ("pretrain", "step 12,000/64,000", "left", "loss 1.000", "accuracy")]
+    assert places == sorted(places) and len(line) <= width

@@ -1,0 +1,82 @@
+"""`estimate`: what a recipe will cost on this machine."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+import jigsaw_pretrain as jp
+from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
+from jigsaw_pretrain.train.engine.step import COMPILE
+
+
+@click.command(cls=Command)
+@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@recipe_options
+@read_options
+@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
+@click.option(
+    "--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="Use torch.compile; auto: on GPUs."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
+)
+def estimate(
+    data: str,
+    recipe: Path | None,
+    settings: tuple[str, ...],
+    steps: int,
+    workers: int,
+    device: str,
+    compiling: str,
+    json_file: Path | None,
+    **access_settings: Any,
+) -> None:
+    """Time some steps of a recipe, and forecast what the whole run costs and what limits it."""
+    with rank_zero_errors():
+        ranks = start(device)
+        access = read_options_from(**access_settings)
+        dataset = ranks.run_on_all(lambda: access.open_dataset(data))
+        found = jp.estimate(
+            dataset,
+            recipe,
+            settings,
+            steps=steps,
+            workers=workers,
+            device=device,
+            compiling=compiling,
+            access=access,
+        )
+        _say(ranks, found, workers)
+        if json_file is not None and ranks.first:
+            figures = {**asdict(found.forecast), "costs": asdict(found.costs), "world": found.world}
+            publish_locally(json_file, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def _say(ranks: Ranks, estimated: jp.Estimate, workers: int) -> None:
+    recipe, costs, found = estimated.recipe, estimated.costs, estimated.forecast
+    kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
+    ranks.log_rank_zero(
+        f"a step: {costs.step:.3f} s, {found.images_per_second:,.1f} images/s; {costs.wait / costs.step:.0%} of it "
+        f"waiting for data, copies to the device {costs.copy / costs.step:.0%}"
+    )
+    ranks.log_rank_zero(
+        f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s"
+    )
+    ranks.log_rank_zero(
+        f"the full recipe: {recipe.optim.steps:,} steps of {recipe.data.batch} on {ranks.world} {kind}"
+        f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
+    )
+    remedy = {
+        "data": f"the loader: raise --workers above {workers}, or put the shards on a nearer disk",
+        "copies": "copies to the device: the bus is slow or shared",
+        "compute": "the device's own arithmetic: run.precision = bf16, --compile on or more devices would help",
+    }
+    ranks.log_rank_zero(f"limited by {found.limit}: {remedy[found.limit]}")
