@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.prep.pipeline import shards as shards
     from jigsaw_pretrain.prep.plan.plan import Plan as Plan
     from jigsaw_pretrain.prep.records import status as status
+    from jigsaw_pretrain.prep.split import Split as Split
+    from jigsaw_pretrain.prep.split import split as split
     from jigsaw_pretrain.prep.verify import verify as verify
     from jigsaw_pretrain.train.data.loader import JigsawLoader as JigsawLoader
     from jigsaw_pretrain.train.data.loader import digest as digest
@@ -50,6 +52,7 @@ _PUBLIC = {
     "Plan": "prep.plan.plan",
     "Recipe": "train.recipe",
     "Run": "train.run",
+    "Split": "prep.split",
     "Template": "formats.jigsaw",
     "UserError": "errors",
     "block_wise_loss": "train.losses",
@@ -69,6 +72,7 @@ _PUBLIC = {
     "region_masses": "train.erf",
     "repair": "prep.pipeline",
     "shards": "prep.pipeline",
+    "split": "prep.split",
     "status": "prep.records",
     "verify": "prep.verify",
 }

@@ -9,6 +9,7 @@ main = LazyGroup(
         "shards": ("commands.shards:shards", "annotations and images -> shards/ and manifests/"),
         "report": ("commands.report:report", "one HTML page that shows whether the crops are right"),
         "finish": ("commands.finish:finish_command", "make the manifests after an array job's tasks"),
+        "split": ("commands.split:split", "training and validation annotations, by image or by group"),
         "doctor": ("commands.doctor:doctor", "what is wrong with annotations and images, before any work"),
         "status": ("commands.status:status", "how far a run is, from its output alone"),
         "verify": (

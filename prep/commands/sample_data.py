@@ -16,9 +16,11 @@ from jigsaw_pretrain.storage import Storage
 
 
 @click.command(cls=Command)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to fill: images/, annotations.json")
-@click.option("--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="how many images")
-@click.option("--seed", default=0, show_default=True, type=int, help="another seed draws other images")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to fill with images/ and annotations.json."
+)
+@click.option("--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="Number of images.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Another seed draws other images.")
 def sample_data(out: Path, images: int, seed: int) -> None:
     """Draw a small detection dataset of twelve classes and write OUT/images/ and OUT/annotations.json."""
     folder = out / "images"

@@ -14,6 +14,7 @@ from jigsaw_pretrain.config import Config, Count, Positive, Record, Share, choic
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.recipe import Recipe
+from tests.helpers.settings import REPOSITORY
 
 Fruit = Literal["apple", "pear", "none"]
 
@@ -189,3 +190,15 @@ def test_the_reference_has_each_key_with_values_default_and_docstring() -> None:
     assert "[basket]" in text and "What is in it." in text
     assert "| `fruit` | one of apple, pear, none | `apple` | Kind of fruit. |" in text
     assert "Kilograms of each, in order." in text
+
+
+def test_a_recipe_that_comes_with_the_program_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Recipe.load("sample") == Recipe.load(REPOSITORY / "recipes" / "sample.toml")
+    with pytest.raises(UserError, match="paper-r50.*sample"):
+        Recipe.load("nowhere")
+    # A file of the user's own goes before.
+    (tmp_path / "sample").write_text("[optim]\nsteps = 7\n")
+    assert Recipe.load("sample").optim.steps == 7

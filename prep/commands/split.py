@@ -1,0 +1,69 @@
+"""`split`: training and validation annotations of a dataset that has no such split of its own."""
+
+from pathlib import Path
+
+import click
+
+import jigsaw_pretrain as jp
+from jigsaw_pretrain.cli import Command, Share
+from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.prep.commands import options
+
+
+@click.command(cls=Command)
+@options.annotations
+@options.images
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write train.json and val.json to."
+)
+@click.option("--share", type=Share(), default="10%", show_default=True, help="Share of the images to validate on.")
+@click.option("--seed", default=0, show_default=True, help="Another seed draws other images.")
+@click.option(
+    "--group",
+    metavar="KEY",
+    help="What stays together: `folder` for the images of one folder, or a key of COCO's image entries, such as "
+    "video_id; every image alone by default.",
+)
+@click.option(
+    "--val-list", type=click.Path(path_type=Path), help="File with one image name per line to validate on; no draw."
+)
+@click.option(
+    "--exif",
+    type=click.Choice(("ignore", "apply")),
+    default="ignore",
+    show_default=True,
+    help="How EXIF rotation is treated, as in `shards`.",
+)
+@options.voc_origin
+def split(
+    annotations: str,
+    images: str,
+    out: Path,
+    share: float,
+    seed: int,
+    group: str | None,
+    val_list: Path | None,
+    exif: str,
+    voc_origin: int | None,
+) -> None:
+    """Split annotations into a training and a validation file, by image or by group.
+
+    Pre-train and fine-tune on train.json alone: a backbone that has seen the validation images makes AP look better
+    than it is. Frames of one video are nearly the same picture, so keep them together with --group.
+    """
+    held_out = None if val_list is None else _lines(val_list)
+    reading = Reading(exif, voc_origin=voc_origin)
+    made = jp.split(annotations, images, out, share=share, seed=seed, group=group, held_out=held_out, reading=reading)
+    for file, count, boxes in zip((made.train, made.val), made.images, made.boxes, strict=True):
+        click.echo(f"{file}: {count:,} images with {boxes:,} boxes")
+    if made.left_out:
+        click.echo(f"{made.left_out:,} boxes are in neither file: `jigsaw-prep doctor` says what is wrong with them")
+    click.echo(f"next: jigsaw-prep shards --annotations {made.train} --images {images} --out OUT")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): name a text file with one image name per line") from error

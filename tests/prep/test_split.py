@@ -1,0 +1,137 @@
+"""Splitting annotations: whole groups, nothing lost, and the same images as the dataset grows."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jigsaw_pretrain as jp
+from jigsaw_pretrain.prep.cli import main
+from jigsaw_pretrain.prep.split import _drawn
+from tests.helpers.commands import run_command
+from tests.helpers.prepped import Drawn
+from tests.helpers.writers import write_voc, write_yolo
+
+
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def folder_of_images(drawn: Drawn, count: int = 12) -> Path:
+    """Two boxes in each of some images, three images in each folder."""
+    drawn.categories[:] = [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}]
+    for nth in range(count):
+        number = drawn.add(f"clip{nth // 3}/{nth}.jpg", (60, 40))
+        drawn.images[-1]["camera"] = nth % 4
+        drawn.box(number, [5, 5, 20, 20], category=1)
+        drawn.box(number, [30, 10, 20, 20], category=2)
+    return drawn.write()
+
+
+def test_a_coco_file_is_parted_and_keeps_every_field(drawn: Drawn, tmp_path: Path) -> None:
+    file = folder_of_images(drawn)
+    whole = read(file) | {"info": {"year": 2026}}
+    whole["annotations"].append({"id": 999, "image_id": 777, "category_id": 1, "bbox": [0, 0, 5, 5]})
+    file.write_text(json.dumps(whole))
+    made = jp.split(str(file), str(drawn.folder / "images"), tmp_path / "out", share=0.25, seed=3)
+    train, val = read(made.train), read(made.val)
+    assert (len(train["images"]), len(val["images"])) == made.images == (9, 3)
+    for key in ("images", "annotations"):
+        assert sorted(train[key] + val[key], key=lambda one: one["id"]) == whole[key]
+    assert train["info"] == val["info"] == whole["info"] and train["categories"] == whole["categories"]
+    ids = {one["id"] for one in val["images"]}
+    assert all((one["image_id"] in ids) for one in val["annotations"])
+    assert 777 in {one["image_id"] for one in train["annotations"]}
+
+
+@pytest.mark.parametrize(("group", "key"), [("folder", "file_name"), ("camera", "camera")])
+def test_a_group_is_on_one_side(drawn: Drawn, tmp_path: Path, group: str, key: str) -> None:
+    file = folder_of_images(drawn)
+    made = jp.split(str(file), str(drawn.folder / "images"), tmp_path / "out", share=0.2, group=group)
+    sides = [{str(one[key]).split("/")[0] for one in read(side)["images"]} for side in (made.train, made.val)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_other_kinds_become_coco_with_the_same_boxes(drawn: Drawn, tmp_path: Path, kind: str) -> None:
+    file = folder_of_images(drawn)
+    images = drawn.folder / "images"
+    if kind == "voc":
+        write_voc(drawn, drawn.folder / "xml", origin=1)
+    else:
+        write_yolo(drawn, drawn.folder, empty=True)
+    of_coco = jp.split(str(file), str(images), tmp_path / "coco", share=0.3)
+    labels = drawn.folder / ("xml" if kind == "voc" else "data.yaml")
+    made = jp.split(str(labels), str(images), tmp_path / kind, share=0.3)
+    for expected, side in ((of_coco.train, made.train), (of_coco.val, made.val)):
+        assert boxes(read(side)) == boxes(read(expected))
+    assert made.left_out == 0
+
+
+def boxes(document: dict[str, Any]) -> Counter[tuple[Any, ...]]:
+    """Every box with its image's and its class's name."""
+    files = {one["id"]: one["file_name"] for one in document["images"]}
+    names = {one["id"]: one["name"] for one in document["categories"]}
+    return Counter(
+        (files[one["image_id"]], names[one["category_id"]], *(round(value, 3) for value in one["bbox"]))
+        for one in document["annotations"]
+    )
+
+
+@given(st.integers(2, 60), st.integers(0, 9), st.floats(0.01, 0.9), st.integers(1, 5))
+@settings(max_examples=60)
+def test_the_draw_reaches_the_share_by_whole_groups_and_stays_as_the_dataset_grows(
+    count: int, seed: int, share: float, size: int
+) -> None:
+    groups = {f"{nth}.jpg": f"group {nth // size}" for nth in range(count)}
+    chosen = _drawn(groups, share, seed)
+    assert share * count <= len(chosen) < share * count + size
+    assert {groups[name] for name in chosen}.isdisjoint(groups[name] for name in groups.keys() - chosen)
+    grown = groups | {f"{nth}.jpg": f"group {nth}" for nth in range(1000, 1000 + count)}
+    again = _drawn(grown, share, seed)
+    # The order of the draws is each group's own, so of two old ones the same is first.
+    assert (again & groups.keys()) <= chosen or chosen <= (again & groups.keys())
+
+
+def test_the_command_takes_a_list_and_says_what_to_do_next(drawn: Drawn, tmp_path: Path) -> None:
+    file = folder_of_images(drawn)
+    names = tmp_path / "val.txt"
+    names.write_text("clip0/0.jpg\r\n\r\nclip1/4.jpg\n")
+    common = ("split", "--annotations", file, "--images", drawn.folder / "images", "--out", tmp_path / "out")
+    result = run_command(main, *common, "--val-list", names)
+    assert result.exit_code == 0, result.output
+    assert [one["file_name"] for one in read(tmp_path / "out" / "val.json")["images"]] == ["clip0/0.jpg", "clip1/4.jpg"]
+    assert f"--annotations {tmp_path / 'out' / 'train.json'}" in result.output
+    again = run_command(main, *common)
+    assert again.exit_code == 2 and "already there" in again.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--group", "patient"), "camera"),
+        (("--share", "0"), "val.json would hold no image"),
+        (("--share", "100%"), "train.json would hold no image"),
+        (("--val-list", "nowhere.txt"), "nowhere.txt cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    drawn: Drawn, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    file = folder_of_images(drawn)
+    out = tmp_path / "out"
+    result = run_command(
+        main, "split", "--annotations", file, "--images", drawn.folder / "images", "--out", out, *options
+    )
+    assert result.exit_code == 2 and message in result.output and not out.exists()
+
+
+def test_an_unknown_name_in_the_list_is_named(drawn: Drawn, tmp_path: Path) -> None:
+    file = folder_of_images(drawn)
+    with pytest.raises(jp.UserError, match="clip9/1.jpg"):
+        jp.split(str(file), str(drawn.folder / "images"), tmp_path / "out", held_out=["clip9/1.jpg"])
