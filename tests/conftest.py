@@ -73,11 +73,11 @@ def maps_found_once() -> Iterator[None]:
 
     find, found = feature_maps._find_maps, {}
 
-    def once(name: str, whole: Any, in_channels: int) -> Any:
+    def once(name: str, whole: Any, in_channels: int, pooled: bool) -> Any:
         # Two networks of one name differ in what they print.
-        key = (name, repr(whole), in_channels)
+        key = (name, repr(whole), in_channels, pooled)
         if key not in found:
-            found[key] = find(name, whole, in_channels)
+            found[key] = find(name, whole, in_channels, pooled)
         return found[key]
 
     feature_maps._find_maps = once
