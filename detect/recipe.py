@@ -23,7 +23,7 @@ from typing import Literal
 
 from jigsaw_pretrain.config import Config, Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.recipe import Channels, PositiveChannels
+from jigsaw_pretrain.train.recipe import Channels, Optimizer, PositiveChannels, PositiveShare
 
 DetectorName = Literal["faster-rcnn-c4", "faster-rcnn-fpn", "mask-rcnn-fpn", "retinanet", "cascade-rcnn-fpn"]
 
@@ -182,14 +182,30 @@ class DetectorOptimOptions(Record, frozen=True, kw_only=True):
     lr: PositiveOrZero = 0.02
     """Learning rate for batch 16; it scales linearly with `data.batch`."""
 
+    name: Optimizer = "sgd"
+    """torch's "sgd", the papers', or its "adamw", for networks that are trained with it (ConvNeXt, Swin, ViT)."""
+
     momentum: ShareBelowOne = 0.9
     """Momentum of SGD."""
 
-    weight_decay: PositiveOrZero = 1e-4
-    """Weight decay of every parameter that is not a norm layer's."""
+    beta1: ShareBelowOne = 0.9
+    """AdamW's decay of the mean of gradients."""
 
-    norm_decay: PositiveOrZero = 0.0
-    """Weight decay of norm layers."""
+    beta2: ShareBelowOne = 0.999
+    """AdamW's decay of the mean of their squares."""
+
+    weight_decay: PositiveOrZero = 1e-4
+    """Weight decay of every parameter that no other key names; AdamW's is decoupled from the gradient."""
+
+    norm_decay: PositiveOrZero | None = 0.0
+    """Weight decay of norm layers. `none` takes `weight_decay`."""
+
+    bias_decay: PositiveOrZero | None = None
+    """Weight decay of what is no layer's weight: biases, position embeddings, tokens, scales. `none` takes
+    `weight_decay`."""
+
+    layer_decay: PositiveShare = 1.0
+    """Factor of the backbone's learning rate per block from the last to the first; 1 is none."""
 
     clip_norm: PositiveOrZero = 0.0
     """Largest norm of the gradient; a longer one is scaled down to it. 0 clips nothing."""

@@ -35,7 +35,6 @@ from jigsaw_pretrain.detect.data import (
 )
 from jigsaw_pretrain.detect.evaluation import WritePage
 from jigsaw_pretrain.detect.models import backbone
-from jigsaw_pretrain.detect.models.backbone import is_norm
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.models.weights import (
     BACKBONE_FILE,
@@ -65,7 +64,7 @@ from jigsaw_pretrain.storage import Storage, redacted
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
-from jigsaw_pretrain.train.engine.optim import make_optimizer
+from jigsaw_pretrain.train.engine.optim import make_optimizer, parameter_groups, set_rate
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 from jigsaw_pretrain.train.engine.weights_info import WeightsInfo, read_weights_info
@@ -255,8 +254,7 @@ class DetectorTask:
         key = rng.derive_key(rng.key_of_text(recipe.data.seed, "detector's sampling"), self.step, self.ranks.rank)
         torch.manual_seed(int(key[0]) >> 1)
         rate = learning_rate(self.config.plan, self.step, recipe.optim.warmup_factor, recipe.optim.gamma)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         offset, scale = label_offset(recipe.model.name), self.config.pixels.full_scale
         pairs = [to_device(sample, device, offset, scale) for sample in batch]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
@@ -494,14 +492,15 @@ def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> De
 
 
 def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.Optimizer:
-    """The optimizer over what learns, norm layers with a weight decay of their own."""
-    norms = {id(one) for module in model.modules() if is_norm(module) for one in module.parameters(recurse=False)}
-    learned = [one for one in model.parameters() if one.requires_grad]
-    groups = [
-        {"params": [one for one in learned if id(one) not in norms], "weight_decay": recipe.optim.weight_decay},
-        {"params": [one for one in learned if id(one) in norms], "weight_decay": recipe.optim.norm_decay},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """The optimizer over what learns."""
+    bodies = ["backbone.body."]
+    if len(list(backbone.backbone_modules(model))) > 1:
+        bodies.append("roi_heads.box_head.")
+
+    def own_name(name: str) -> str | None:
+        return next((name.removeprefix(body) for body in bodies if name.startswith(body)), None)
+
+    groups = parameter_groups(model, recipe.optim, own_name)
     return make_optimizer(groups, recipe.optim, lr=recipe.optim.lr)
 
 

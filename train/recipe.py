@@ -37,6 +37,10 @@ Strategy = Literal["erf-adaptive", "block-wise", "global"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+Optimizer = Literal["sgd", "adamw"]
+
+PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
 Channels = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1)]
 
 PositiveChannels = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
@@ -198,11 +202,30 @@ class OptimOptions(Record, frozen=True, kw_only=True):
     warmup_steps: CountOrZero = 1_250
     """Steps of linear warm-up."""
 
+    name: Optimizer = "sgd"
+    """torch's "sgd", the paper's, or its "adamw", for networks that are trained with it (ConvNeXt, Swin, ViT)."""
+
     momentum: ShareBelowOne = 0.9
     """Momentum of SGD."""
 
+    beta1: ShareBelowOne = 0.9
+    """AdamW's decay of the mean of gradients."""
+
+    beta2: ShareBelowOne = 0.999
+    """AdamW's decay of the mean of their squares."""
+
     weight_decay: PositiveOrZero = 1e-4
-    """Weight decay of every parameter."""
+    """Weight decay of every parameter that no other key names; AdamW's is decoupled from the gradient."""
+
+    norm_decay: PositiveOrZero | None = None
+    """Weight decay of norm layers. `none` takes `weight_decay`, as in the paper."""
+
+    bias_decay: PositiveOrZero | None = None
+    """Weight decay of what is no layer's weight: biases, position embeddings, tokens, scales. `none` takes
+    `weight_decay`, as in the paper."""
+
+    layer_decay: PositiveShare = 1.0
+    """Factor of the backbone's learning rate per block from the last to the first. 1, as in the paper, is none."""
 
     micro_batch: Count | None = None
     """Jigsaws that a GPU takes at once, which is also what batch norm's statistics are of (64 in the paper: 512 over 8

@@ -24,6 +24,7 @@ from torch.distributed.nn.functional import all_reduce
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.optim import NORMS
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.layers import GroupNorm, input_convolutions, is_plain, replace_batch_norms
@@ -115,7 +116,7 @@ def _stem(backbone: Backbone) -> list[nn.Module]:
         children = list(parent.children())
         place = children.index(backbone.module.get_submodule(name))
         found.append(children[place])
-        found += [one for one in children[place + 1 : place + 2] if is_norm(one)]
+        found += [one for one in children[place + 1 : place + 2] if isinstance(one, NORMS)]
     return found
 
 
@@ -175,9 +176,3 @@ def norm_layer(norm: str, device: torch.device) -> type[nn.Module] | None:
     if norm == "frozen-bn":
         return None
     return GroupNorm if norm == "gn" else _sync_batch_norm(device)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises (so that weight decay has a setting of its own for it)."""
-    kinds = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
-    return isinstance(module, kinds)

@@ -15,7 +15,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler, make_optimizer, seeded
+from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler, make_optimizer, parameter_groups, seeded
 from jigsaw_pretrain.train.erf import Grid, measuring_grid
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
@@ -130,6 +130,12 @@ def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFor
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = ranks.device.type == "cuda" or None
-    optimizer = make_optimizer(model.parameters(), recipe.optim, lr=recipe.rates[0], fused=fused)
+    groups = parameter_groups(model, recipe.optim, _own_name)
+    optimizer = make_optimizer(groups, recipe.optim, lr=recipe.rates[0], fused=fused)
     ema = EMA(model, recipe.optim.ema) if recipe.optim.ema else None
     return State(backbone, model, optimizer, loss_scaler(recipe.run.precision, ranks.device), ema)
+
+
+def _own_name(name: str) -> str | None:
+    """The backbone's name of a parameter of the classifier."""
+    return name.removeprefix("backbone.") if name.startswith("backbone.") else None

@@ -29,7 +29,7 @@ from jigsaw_pretrain.rng import derive_key
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import torch_dtype
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import autocast, learning_rate
+from jigsaw_pretrain.train.engine.optim import autocast, learning_rate, set_rate
 from jigsaw_pretrain.train.engine.state import State
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe
@@ -172,8 +172,7 @@ class Stepper:
         rate = learning_rate(
             self._state.step, steps=recipe.optim.steps, warmup_steps=recipe.optim.warmup_steps, start=start, peak=peak
         )
-        for group in self._state.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._state.optimizer, rate)
         return rate
 
 

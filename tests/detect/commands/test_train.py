@@ -70,6 +70,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(
     tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
 ) -> None:
     options = {"model": "cascade-rcnn-fpn", "norm": "sync-bn", "init": tiny_weights, "steps": 4, "head": "4conv1fc"}
+    options |= {"optim.name": "adamw", "optim.layer_decay": 0.9, "optim.bias_decay": 0.0, "lr": 1e-4}
     detect(tmp_path / "whole", **options)
     detect(tmp_path / "parts", "--stop-after", "2", **options)
     detect(tmp_path / "parts", "--resume", "--workers", "1", **options)

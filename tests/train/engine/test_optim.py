@@ -2,12 +2,23 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from jigsaw_pretrain.train.engine.optim import EMA, arithmetic, learning_rate
+from jigsaw_pretrain.train.engine.optim import (
+    EMA,
+    arithmetic,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    set_rate,
+)
+from jigsaw_pretrain.train.engine.state import build_model
+from jigsaw_pretrain.train.recipe import OptimOptions
+from tests.helpers.jobs import small_job
 
 
 def test_the_papers_schedule() -> None:
@@ -55,3 +66,47 @@ def test_arithmetic_is_set_and_then_as_it_was() -> None:
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert not torch.are_deterministic_algorithms_enabled()
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, dict(os.environ))
+
+
+def test_nothing_is_set_apart_by_default() -> None:
+    _, model = build_model(small_job(Path("run")).recipe, 3)
+    groups = parameter_groups(model, OptimOptions(), lambda name: name)
+    assert len(groups) == 1 and "lr_scale" not in groups[0]
+    assert [id(one) for one in groups[0]["params"]] == [id(one) for one in model.parameters()]
+    assert type(make_optimizer(groups, OptimOptions(), lr=0.1)) is torch.optim.SGD
+
+
+def test_norms_biases_and_blocks_have_their_own() -> None:
+    model = nn.ModuleDict(
+        {
+            "backbone": nn.ModuleDict(
+                {
+                    "stem": nn.Conv2d(3, 4, 1),
+                    "blocks": nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(3)]),
+                    "norm": nn.LayerNorm(4),
+                }
+            ),
+            "head": nn.Linear(4, 2),
+        }
+    )
+    model["backbone"].register_parameter("token", nn.Parameter(torch.zeros(4)))
+    settings = OptimOptions(name="adamw", weight_decay=0.5, norm_decay=0.25, bias_decay=0.0, layer_decay=0.5)
+
+    def own(name: str) -> str | None:
+        return name.removeprefix("backbone.") if name.startswith("backbone.") else None
+
+    optimizer = make_optimizer(parameter_groups(model, settings, own), settings, lr=1.0)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == (0.9, 0.999)
+    set_rate(optimizer, 2.0)
+    names = {id(one): name for name, one in model.named_parameters()}
+    found = {
+        names[id(one)]: (group["weight_decay"], group["lr"])
+        for group in optimizer.param_groups
+        for one in group["params"]
+    }
+    assert found["head.weight"] == (0.5, 2.0) and found["head.bias"] == (0.0, 2.0)
+    # Of six blocks (a block of a Sequential's number each) the last one's rate is halved once, the stem's most.
+    assert found["backbone.blocks.2.1.weight"] == (0.25, 1.0) and found["backbone.norm.bias"] == (0.25, 1.0)
+    assert found["backbone.blocks.0.0.weight"] == (0.5, 2.0 / 2**6)
+    assert found["backbone.stem.weight"] == (0.5, 2.0 / 2**7) and found["backbone.token"] == (0.0, 2.0 / 2**7)
+    assert found.keys() == set(names.values())

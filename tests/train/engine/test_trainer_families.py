@@ -1,5 +1,6 @@
 """Families of torchvision that no other test trains take a step and are exported."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from click.testing import CliRunner
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import rows, small_job, synthetic
+from tests.helpers.settings import REPOSITORY
 
 
 @pytest.mark.slow(seconds=10)
@@ -31,3 +34,21 @@ def test_a_step_and_an_export(name: str, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, command).exit_code == 0
     own = backbones.names()
     assert name in own and torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow(seconds=25)
+@pytest.mark.parametrize(
+    ("recipe", "to"), [("convnext-tiny", "torchvision"), ("swin-tiny", "torchvision"), ("vit-small", "timm")]
+)
+def test_a_recipe_of_adamw_trains_resumes_and_exports(recipe: str, to: str, tmp_path: Path) -> None:
+    small = ("data.template_size=64", "data.template_split=32", "data.batch=2", "optim.micro_batch=none")
+    short = ("optim.steps=2", "optim.warmup_steps=1", "loss.strategy=block-wise", "run.precision=fp32")
+    chosen = Recipe.load(REPOSITORY / "recipes" / f"{recipe}.toml", (*small, *short)).resolved()
+    job = replace(small_job(tmp_path / "run"), recipe=chosen)
+    execute(job, synthetic(job), stop_after=1)
+    state = execute(job, synthetic(job))
+    assert type(state.optimizer) is torch.optim.AdamW and len(state.optimizer.param_groups) == 2
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]
+    command = ["export", "--run", str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / "x.pth")]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+    assert torch.load(tmp_path / "x.pth", weights_only=True)
