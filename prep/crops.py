@@ -28,16 +28,13 @@ import numpy.typing as npt
 import simplejpeg
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, header
+from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, header, jpeg_frame
 from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
 
 CropBoxes = npt.NDArray[np.int32]
-
-UNITS = {"444": (8, 8), "422": (16, 8), "420": (16, 16), "440": (8, 16), "411": (32, 8), "Gray": (8, 8)}
-"""Width and height in pixels of the blocks that a JPEG of each subsampling can be cut along."""
 
 NOT_JPEG = "image is not a plain JPEG (YCbCr or grey)"
 TURNED = "image is turned by its EXIF orientation"
@@ -123,22 +120,43 @@ def cut_lossless(raw: bytes, boxes: CropBoxes, width: int, height: int, exif: st
     none = np.zeros((0, 4), dtype=np.int32)
     try:
         found_height, found_width, colours, subsampling = simplejpeg.decode_jpeg_header(raw)
-    except ValueError:
+    except (ValueError, KeyError):
+        # Of a subsampling that it does not know (4:4:1) it raises a KeyError.
         return LosslessCut([], none, NOT_JPEG)
-    if colours not in ("YCbCr", "Gray") or subsampling not in UNITS:
+    unit = block_unit(raw)
+    if colours not in ("YCbCr", "Gray") or subsampling not in (*SUBSAMPLINGS, "Gray") or unit is None:
         return LosslessCut([], none, NOT_JPEG)
     if exif == "apply" and _is_turned(raw):
         return LosslessCut([], none, TURNED)
     if (found_width, found_height) != (width, height):
         return LosslessCut([], none, REFUSED)
-    members = align_to_blocks(boxes, width, height, UNITS[subsampling])
+    members = align_to_blocks(boxes, width, height, unit)
     jpegs: list[bytes] = []
     for some in _passes(members):
         made = _transform(library, raw, some)
-        if made is None:
+        if made is None or not all(map(_has_size, made, some)):
             return LosslessCut([], none, REFUSED)
         jpegs += made
     return LosslessCut(jpegs, np.abs(members - boxes))
+
+
+def block_unit(raw: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels of the blocks that a JPEG can be cut along; None where its frame is not found.
+
+    They are eight times the largest sampling factors of all its components: the name of a subsampling does not tell
+    them. Three components of 1 x 2 each are 4:4:4, and are cut by 16 in height.
+    """
+    frame = jpeg_frame(raw)
+    if frame is None:
+        return None
+    if len(frame.factors) == 1:
+        return 8, 8
+    return 8 * max(h for h, _ in frame.factors), 8 * max(v for _, v in frame.factors)
+
+
+def _has_size(jpeg: bytes, box: Sequence[int]) -> bool:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    return (width, height) == (box[2] - box[0], box[3] - box[1])
 
 
 def align_to_blocks(boxes: CropBoxes, width: int, height: int, unit: tuple[int, int]) -> CropBoxes:

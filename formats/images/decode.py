@@ -104,7 +104,7 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
     except Image.DecompressionBombError as error:
         raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image that can be read") from error
+        raise ImageError(_unread(raw)) from error
     except MemoryError as error:
         raise ImageError("image does not fit into memory") from error
     except Exception as error:
@@ -123,12 +123,50 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
         check_size((found_width, found_height), width, height)
         room = None if buffer is None else buffer.of(3 * width * height)
         return np.asarray(simplejpeg.decode_jpeg(raw, "RGB", buffer=room))
+    except KeyError:
+        # It has no name for some subsamplings (4:4:1).
+        return None
     except ValueError as error:
         if any(words in str(error).lower() for words in _DAMAGE):
             raise ImageError(f"image is damaged: {one_line(error)}") from error
         return None
     except MemoryError:
         return None
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """The frame of a JPEG: bits per sample, and the horizontal and vertical sampling factors of each component."""
+
+    precision: int
+    factors: tuple[tuple[int, int], ...]
+
+
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
+"""Markers of frames: baseline, extended and progressive, and with arithmetic coding the latter two again."""
+
+
+def jpeg_frame(raw: bytes) -> JpegFrame | None:
+    """The frame of a JPEG; None where there is none before the first scan."""
+    at = 2
+    while raw.startswith(b"\xff\xd8") and at + 10 <= len(raw) and raw[at] == 0xFF:
+        marker = raw[at + 1]
+        if marker in _FRAMES:
+            count = raw[at + 9]
+            factors = raw[at + 11 : at + 10 + 3 * count : 3]
+            found = tuple((one >> 4, one & 15) for one in factors)
+            return JpegFrame(raw[at + 4], found) if 0 < len(found) == count else None
+        # A fill byte, or a segment.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+    return None
+
+
+def _unread(raw: bytes) -> str:
+    """Why a file is none of the kinds that Pillow knows."""
+    frame = jpeg_frame(raw)
+    if frame is not None and frame.precision != 8:
+        return f"JPEG of {frame.precision} bits is not supported (save it as 16-bit PNG or TIFF, or as 8-bit JPEG)"
+    return "not an image that can be read"
 
 
 def header(raw: bytes) -> tuple[int, int, int]:
@@ -143,7 +181,7 @@ def header(raw: bytes) -> tuple[int, int, int]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image that can be read") from error
+        raise ImageError(_unread(raw)) from error
     except Exception as error:
         raise ImageError(f"image is damaged: {one_line(error)}") from error
 

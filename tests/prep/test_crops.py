@@ -22,6 +22,7 @@ from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.crops import NOT_JPEG
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
+from tests.helpers.jpegs import flat_blocks
 from tests.helpers.prepped import Drawn, inputs, needs_turbojpeg, ramp, rows, run_shards, tree
 
 
@@ -31,7 +32,7 @@ def cases(draw: st.DrawFn) -> tuple[bytes, np.ndarray, int, int]:
     sides = st.one_of(st.integers(1, 20), st.integers(1, 90))
     width, height = draw(sides), draw(sides)
     pixels = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    kind = draw(st.sampled_from([*crops.UNITS, "progressive"]))
+    kind = draw(st.sampled_from([*crops.SUBSAMPLINGS, "Gray", "progressive"]))
     if kind == "progressive":
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", progressive=True, subsampling=draw(st.integers(0, 2)))
@@ -209,3 +210,39 @@ def test_without_the_library_one_line_says_so_and_nothing_is_written(
     assert result.exit_code == 2 and result.output.count("\n") == 1, result.output
     assert "libabsent.so" in result.output and "apt-get install libturbojpeg0" in result.output
     assert not out.exists()
+
+
+FACTORS = (
+    ((2, 2), (2, 2), (2, 2)),
+    ((1, 2), (1, 2), (1, 2)),
+    ((3, 1), (3, 1), (3, 1)),
+    ((2, 2), (1, 2), (1, 2)),
+    ((2, 2), (2, 1), (2, 1)),
+    ((2, 2), (1, 1), (1, 1)),
+    ((4, 1), (1, 1), (1, 1)),
+    ((1, 4), (1, 1), (1, 1)),
+    ((4, 2), (1, 1), (1, 1)),
+    ((1, 1), (2, 2), (2, 2)),
+    ((2, 1), (1, 2), (1, 1)),
+    ((2, 2),),
+)
+
+
+@needs_turbojpeg
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+def test_a_cut_along_any_sampling_factors_is_exact_or_refused(factors: tuple[tuple[int, int], ...]) -> None:
+    width, height = 133, 101
+    raw = flat_blocks(width, height, factors)
+    boxes = np.array([[30, 27, 90, 47], [0, 0, 133, 101], [64, 64, 96, 96], [120, 90, 133, 101]], dtype=np.int32)
+    assert crops.block_unit(raw) == (
+        (8, 8) if len(factors) == 1 else (8 * max(h for h, _ in factors), 8 * max(v for _, v in factors))
+    )
+    found = crops.cut_lossless(raw, boxes, width, height, "ignore")
+    if found.refused:
+        assert found.jpegs == []
+        return
+    whole = simplejpeg.decode_jpeg(raw, "RGB")
+    for jpeg, (left, top, right, bottom), margins in zip(found.jpegs, boxes, found.margins, strict=True):
+        member = simplejpeg.decode_jpeg(jpeg, "RGB")
+        inner = member[margins[1] : member.shape[0] - margins[3], margins[0] : member.shape[1] - margins[2]]
+        assert np.array_equal(inner, whole[top:bottom, left:right])

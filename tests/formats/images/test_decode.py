@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from jigsaw_pretrain.formats.images.decode import ImageError, decode, decode_raster, raster_header, size_and_orientation
+from jigsaw_pretrain.formats.images.decode import (
+    ImageError,
+    JpegFrame,
+    decode,
+    decode_raster,
+    header,
+    jpeg_frame,
+    raster_header,
+    size_and_orientation,
+)
 from jigsaw_pretrain.formats.pixels import RGB8, decode_member, lossless, named
+from tests.helpers.jpegs import flat_blocks
 from tests.helpers.prepped import ramp
 from tests.helpers.sensors import noise
 
@@ -308,3 +318,21 @@ def test_what_only_pillow_forgives_is_forgiven() -> None:
     tables = GOOD.index(b"\xff\xdb")
     odd = GOOD[:tables] + b"\x00\x00\x01" + GOOD[tables:]
     assert close(decode(odd, 61, 43), np.asarray(Image.open(io.BytesIO(GOOD))))
+
+
+@pytest.mark.parametrize(
+    "factors", [((1, 4), (1, 1), (1, 1)), ((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 2), (2, 2))], ids=str
+)
+def test_a_jpeg_of_unusual_subsampling_is_read(factors: tuple[tuple[int, int], ...]) -> None:
+    raw = flat_blocks(70, 50, factors)
+    assert jpeg_frame(raw) == JpegFrame(8, factors)
+    assert np.array_equal(decode(raw, 70, 50), np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
+
+
+def test_a_jpeg_of_12_bits_is_told_as_such() -> None:
+    raw = flat_blocks(64, 48, ((1, 1),) * 3, precision=12)
+    for read in (lambda: decode(raw, 64, 48), lambda: header(raw)):
+        with pytest.raises(ImageError, match="12 bits"):
+            read()
+    for cut in range(0, 200, 7):
+        assert jpeg_frame(raw[:cut]) in (None, JpegFrame(12, ((1, 1),) * 3))
