@@ -102,7 +102,7 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     if any(number != int(number) for number in found.category_ids):
         raise UserError(f"{raw.source} has a category id that is no whole number: give each category a whole number")
     boxes, crowd = _boxes(found), found.crowd | found.ignored
-    usable = (found.reason == BoxReason.USABLE) & _with_area(boxes)
+    usable = (found.reason == BoxReason.USABLE) & (found.label >= 0) & _with_area(boxes)
     order = np.argsort(found.image, kind="stable")
     starts = np.searchsorted(found.image[order], np.arange(len(found.files) + 1))
     details = found.details

@@ -28,6 +28,9 @@ from jigsaw_pretrain.formats.annotations.table import (
 
 Number = int | float
 
+NO_CATEGORY = -1
+"""The category of regions to ignore where no category has that id."""
+
 
 class CocoImage(msgspec.Struct, gc=False):
     """An entry of ``images``; LVIS has coco_url in place of file_name."""
@@ -40,7 +43,7 @@ class CocoImage(msgspec.Struct, gc=False):
 
 
 class CocoAnnotation(msgspec.Struct, gc=False):
-    """An entry of ``annotations``."""
+    """An entry of ``annotations``; mot_conf and extra are those of MOT and CrowdHuman, whose files were converted."""
 
     image_id: Key
     category_id: Number
@@ -48,6 +51,8 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     id: Key | None = None
     iscrowd: int | bool | None = 0
     ignore: int | bool | None = 0
+    mot_conf: Any = None
+    extra: Any = None
 
 
 class CocoObject(CocoAnnotation, gc=False):
@@ -89,17 +94,22 @@ def read_coco(raw: bytes, source: str, detailed: bool = False) -> ReadTable:
     Labels 0..C-1 go to the categories in ascending id, used or not.
     """
     coco: CocoFile | CocoDetails = decode(raw, source, CocoDetails) if detailed else decode(raw, source)
-    if any(not a.bbox for a in coco.annotations):
+    if any(map(_has_no_box, coco.annotations)):
         coco = decode(raw, source, CocoDetails)
         for one in coco.annotations:
-            if not one.bbox and one.segmentation:
+            if one.segmentation and _has_no_box(one):
                 one.bbox = bounds(one.segmentation)
     label_of, classes = labels(coco.categories, source)
     entry_of = entry_index(coco.images, source)
     entries = [ImageEntry(file_name_of(image), image.width, image.height, id=image.id) for image in coco.images]
     boxes = columns(coco.annotations, entry_of, label_of)
-    notes = _other_types(coco.annotations, entry_of)
+    notes = [*_other_types(coco.annotations, entry_of), *_ignored_regions(coco.annotations, label_of)]
     return ReadTable(classes, entries, boxes if detailed else replace(boxes, details=None), list(label_of), notes)
+
+
+def _has_no_box(one: CocoAnnotation) -> bool:
+    """Whether an annotation lacks its box, or has zeros in its place."""
+    return not one.bbox or not any(one.bbox)
 
 
 def bounds(segmentation: Any) -> tuple[float, ...] | None:
@@ -158,9 +168,32 @@ def _other_types(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int]
     return [Note("image_id of another type", text, other)]
 
 
+def _ignored_regions(annotations: Sequence[CocoAnnotation], label_of: dict[Number, int]) -> list[Note]:
+    """That -1 is read as no category."""
+    regions = tuple(f"annotation {a.id}" for a in annotations if a.category_id == NO_CATEGORY)
+    if not regions or NO_CATEGORY in label_of:
+        return []
+    text = (
+        "category_id -1, which is no category, marks regions to ignore (as conversions of MOT do): no background there"
+    )
+    return [Note("ignored regions", text, regions, grave=False)]
+
+
+def _is_ignored(one: CocoAnnotation) -> bool:
+    """Whether an annotation is marked as ignored, as COCO, CrowdHuman (``extra``) or MOT (``mot_conf`` 0) do."""
+    if one.ignore:
+        return True
+    if isinstance(one.extra, dict) and one.extra.get("ignore") not in (None, 0, "0", False):
+        return True
+    return one.mot_conf is not None and one.mot_conf in (0, "0")
+
+
 def decode(raw: bytes, source: str, form: type[Form] = CocoFile) -> Form:  # type: ignore[assignment]
     """The typed records; falls back to the standard library for numbers that JSON does not have."""
-    shape = "COCO JSON is an object with the lists images, annotations and categories"
+    shape = (
+        "COCO JSON is an object with the lists images, annotations and categories, numbers not in quotes, boxes as "
+        "[x, y, width, height]"
+    )
     try:
         return msgspec.json.decode(raw, type=form)
     except RecursionError as error:
@@ -240,8 +273,13 @@ def columns(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int], lab
     huge = np.fromiter((isinstance(a.id, int) and not -(2**63) <= a.id < 2**63 for a in annotations), np.bool_, count)
     has_id &= ~huge
     numbers = (a.id if known else 0 for a, known in zip(annotations, has_id, strict=True))
+    crowd = np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count)
     reason = np.zeros(count, dtype=np.uint8)
     reason[label < 0] = BoxReason.UNKNOWN_CATEGORY
+    if NO_CATEGORY not in label_of:
+        regions = np.fromiter((a.category_id == NO_CATEGORY for a in annotations), np.bool_, count)
+        reason[regions] = BoxReason.USABLE
+        crowd |= regions
     reason[huge] = BoxReason.HUGE_ID
     return BoxColumns(
         entry=np.fromiter((entry_of.get(a.image_id, -1) for a in annotations), np.int64, count),
@@ -249,8 +287,8 @@ def columns(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int], lab
         label=label,
         annotation_id=np.fromiter(numbers, np.int64, count),
         has_id=has_id,
-        crowd=np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count),
-        ignored=np.fromiter((bool(a.ignore) for a in annotations), np.bool_, count),
+        crowd=crowd,
+        ignored=np.fromiter(map(_is_ignored, annotations), np.bool_, count),
         reason=reason,
         details=_details(annotations),
     )

@@ -83,7 +83,7 @@ def listing_notes(links: Sequence[str], paths: Sequence[str]) -> list[Note]:
 
 def find_names(folder: Storage, paths: Sequence[str], chosen: str | None = None) -> Names | None:
     """The names file of a folder: ``chosen``, or the one that there is; None where there is none. Raises UserError."""
-    if chosen is not None and not has_suffix(chosen, (".yaml", ".yml")[0]) and not has_suffix(chosen, ".yml"):
+    if chosen is not None and not chosen.lower().endswith((".yaml", ".yml")):
         return _from_list(folder, chosen)
     if chosen is not None:
         return names_of_yaml(folder.read(chosen), chosen, folder.describe(chosen))
@@ -154,15 +154,22 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{where} is not YAML ({reason}). It needs the class names under `names`.") from error
     names: Any = found.get("names") if isinstance(found, dict) else None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict):
+    if not isinstance(names, list | dict):
         return None
-    if not names or not all(isinstance(key, int) and 0 <= key < 10**6 for key in names):
+    # A class called ``no`` or ``010`` is no truth value and no 8: names are taken as they are written.
+    written = yaml.load(raw, Loader=yaml.BaseLoader)["names"]
+    names = dict(enumerate(written)) if isinstance(written, list) else written
+    if not names or not all(str(key).isdecimal() and int(key) < 10**6 for key in names):
         raise UserError(f"{where}: `names` must give each class, numbered from 0, a name.")
-    if not all(isinstance(name, str | int | float) for name in names.values()):
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise UserError(f"{where}: `names` holds something that is no name. Give each class a name.")
-    classes = tuple(str(names.get(label, f"class {label}")) for label in range(max(names) + 1))
+    numbered = {int(key): name.strip() for key, name in names.items()}
+    classes = tuple(numbered.get(label, f"class {label}") for label in range(max(numbered) + 1))
+    if isinstance(found.get("nc"), int) and found["nc"] != len(classes):
+        raise UserError(
+            f"{where}: `nc` says {found['nc']} classes and `names` gives {len(classes)}: labels could mean others. "
+            "Correct the one that is wrong."
+        )
     shape = found.get("kpt_shape")
     if shape is not None and not (
         isinstance(shape, list | tuple)

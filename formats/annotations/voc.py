@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.folders import is_hidden
 from jigsaw_pretrain.formats.annotations.skipped import Note
-from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable
+from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable, clean_name
 
 CLASSES_FILE = "classes.txt"
 
@@ -109,8 +109,8 @@ def _matched(read: Sequence[_File], images: Sequence[str], source: str, notes: l
 def _refuse_twins(read: Sequence[_File], source: str) -> None:
     first: dict[str, str] = {}
     for one in read:
-        name = one.entry.file_name
-        if name and first.setdefault(name, one.path) != one.path:
+        name = clean_name(one.entry.file_name)[0]
+        if one.entry.file_name and first.setdefault(name, one.path) != one.path:
             raise UserError(
                 f"{source}/{first[name]} and {source}/{one.path} both belong to the picture {name}. Remove one of "
                 "them, or correct its <filename>."
@@ -145,6 +145,9 @@ def _read(path: str, raw: bytes, where: str) -> _File:
         root = ElementTree.fromstring(raw)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{where} is not whole XML ({error}). Export it again, or remove it.") from error
+    for element in root.iter():
+        # Of a namespace the name alone counts.
+        element.tag = element.tag.rpartition("}")[2]
     if root.tag != "annotation":
         raise UserError(
             f"{where} is no Pascal VOC file: it begins with <{root.tag[:40]}>, not <annotation>. Remove it."

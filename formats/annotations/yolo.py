@@ -12,10 +12,12 @@ taken. What could be either, and every other form (pixels, commas, names, a sixt
 line: read as the nearest known form it would put boxes on the wrong places.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -77,7 +79,7 @@ def read_yolo(
         text = "images in folders without any label file are not used"
         notes.append(Note("images without labels", text, others))
     stems = {stem_of(file) for file in pictures}
-    lost, texts = [], []
+    lost, texts, strays = [], [], dict[str, str]()
     lines: dict[str, list[Line]] = {}
     for stem, (where, raw) in sorted(labels.items()):
         if stem in stems:
@@ -86,6 +88,9 @@ def read_yolo(
             texts.append(where)
         else:
             lost.append(f"{stem}.jpg")
+            if raw.strip():
+                strays[stem] = where
+    _refuse_near(strays, [file for file in files if stem_of(file) not in lines])
     if texts:
         notes.append(Note("files not looked at", "text that belongs to no image", tuple(texts), grave=False))
     form = line_form([line for found in lines.values() for line in found], names)
@@ -109,6 +114,27 @@ def read_yolo(
 def stem_of(path: str) -> str:
     """A path without its suffix."""
     return str(PurePosixPath(path).with_suffix(""))
+
+
+def _refuse_near(strays: Mapping[str, str], unlabelled: Sequence[str]) -> None:
+    """Refuse a label of no image where an image without label has nearly its name: it would pass for background.
+
+    strays: by the path that the image would have, without suffix, what to call the label file.
+    """
+    near = {_near_name(stem_of(file)): file for file in unlabelled} if strays else {}
+    for stem, where in strays.items():
+        # Some programs call the label of x.jpg x.jpg.txt.
+        plain = stem_of(stem) if PurePosixPath(stem).suffix.lower() in SUFFIXES else stem
+        file = near.get(_near_name(plain))
+        if file is not None:
+            raise UserError(
+                f"{where} belongs to no image, and {file}, which has nearly its name, has no label. Rename one of "
+                "them: capitals, accents and %-signs must agree, and .txt stands in place of the image's suffix."
+            )
+
+
+def _near_name(path: str) -> str:
+    return unicodedata.normalize("NFC", unquote(path)).casefold()
 
 
 def _pictures(files: Sequence[str], labels: Mapping[str, object]) -> tuple[list[str], list[Note]]:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.coco import CocoFile, decode, file_name_of
+from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
@@ -138,7 +138,7 @@ def coco_findings(coco: CocoFile) -> Iterator[Finding]:
     if repeated:
         yield _warn("duplicate category names", repeated, "category names occur more than once, as labels of their own")
     known = {category.id for category in coco.categories}
-    strange = Counter(a.category_id for a in coco.annotations if a.category_id not in known)
+    strange = Counter(a.category_id for a in coco.annotations if a.category_id not in known | {NO_CATEGORY})
     if strange:
         yield _warn("unknown category ids", strange, "boxes have a category that is not listed", strange.total())
 

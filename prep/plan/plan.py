@@ -188,10 +188,12 @@ def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan
     ordered, keys = shuffle(annotations, seed)
     chosen = positives.select(ordered, rng.derive_key(keys, _ENLARGE), options.context, options.context_at)
     skipped = (*ordered.skipped, *positives.unused(ordered, chosen.reason))
+    notes = (*ordered.notes, *box_notes(ordered))
     if not len(chosen.rows):
         counts = count_reasons(row.reason for row in skipped)
+        told = "".join(f" {note.line()}." for note in notes if note.grave)
         raise UserError(
-            f"The annotation file holds no box that can be used; not used: {most_common(counts)}. "
+            f"The annotation file holds no box that can be used; not used: {most_common(counts)}.{told} "
             "Check that --annotations is the file of these images."
         )
     touched = negatives.obstacles(
@@ -213,7 +215,7 @@ def make_plan(annotations: Annotations, options: PlanOptions, seed: int) -> Plan
         wanted_negatives=empty.wanted,
         skipped=skipped,
         annotations_sha256=ordered.sha256,
-        notes=(*ordered.notes, *box_notes(ordered)),
+        notes=notes,
         digest=digest(options, seed, ordered.classes, images, crops, first_crop, skipped),
     )
 

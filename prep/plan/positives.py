@@ -80,7 +80,8 @@ def select(annotations: Annotations, keys: rng.U64, context: float, context_at: 
     extents = np.zeros((len(xywh), 4), dtype=np.int32)
     extents[solid] = boxes.whole_boxes(xywh[solid], within[solid])
     # Where an object's place is unknown, it may be anywhere in its image: there is no background.
-    placeless = ~finite | (finite & (np.where(finite[:, None], xywh, 0)[:, 2:] < 0).any(axis=1))
+    sides = np.where(finite[:, None], xywh, 0)[:, 2:]
+    placeless = (sides < 0).any(axis=1) | (sides == 0).all(axis=1)
     extents[placeless] = within[placeless]
     solid |= placeless
     extents[rows] = reached
