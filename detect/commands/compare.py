@@ -26,7 +26,12 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 @click.option("--val-annotations", help="COCO JSON to report AP on")
 @click.option("--val-images", help="folder of its images")
 @click.option("--data", help="what `jigsaw-prep shards` made of the same annotations, to pre-train on")
-@click.option("--arms", default="scratch,jigsaw", show_default=True, help=f"comma-separated, from {', '.join(ARMS)}")
+@click.option(
+    "--arms",
+    default="scratch,jigsaw",
+    show_default=True,
+    help=f"comma-separated: TOML files of your own, and {', '.join(ARMS)}",
+)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="number of seeds, counted from 0")
 @click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="learning rates of the sweep, for batch 16")
 @click.option("--recipe", help="TOML recipe of the detector")

@@ -20,6 +20,7 @@ from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.recipe import Recipe
 
 SWEEP_SEED = 1000
 SETTINGS = "settings.json"
@@ -83,7 +84,7 @@ def compare(
         val_annotations: what AP is reported on.
         val_images: their images.
         data: what prep made of the same annotations, to pre-train on.
-        arms: names of arms, separated by commas (arms.py).
+        arms: names of arms and TOML files of one's own, separated by commas (arms.py).
         seeds: how many, from 0.
         rates: learning rates of the sweep, for a batch of 16.
         recipe: the detector's TOML recipe; None for the Jigsaw paper's.
@@ -153,14 +154,26 @@ class Comparison:
                 )
         path = self.folder / SETTINGS
         values = json.loads(json.dumps(asdict(self.settings)))
+        definitions = json.loads(json.dumps({arm.name: arm.to_dict() for arm in self.arms}))
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             for key, value in values.items():
-                if key not in ("arms", "seeds", "workers", "device", "gpus") and before.get(key) != value:
+                if (
+                    key not in ("arms", "definitions", "seeds", "workers", "device", "gpus")
+                    and before.get(key) != value
+                ):
                     raise UserError(
                         f"{self.folder} holds a comparison with {key} = {before.get(key)!r}, not {value!r}: continue "
                         "it with its own settings, or name another folder"
                     )
+            known = before.get("definitions", {})
+            for name, arm in definitions.items():
+                if known.get(name, arm) != arm:
+                    raise UserError(
+                        f"{self.folder} holds a comparison with another arm {name}: give yours another name"
+                    )
+            definitions = {**known, **definitions}
+        values["definitions"] = definitions
         self.folder.mkdir(parents=True, exist_ok=True)
         Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
 
@@ -225,15 +238,19 @@ class Comparison:
             return str(arm.weights)
         if arm.pretrain is None:
             return "scratch"
-        name = arm.pretraining
+        name = arm.pretraining(self.arms)
         seed = settings.seeds[0] if seed == SWEEP_SEED else seed
         folder = self.folder / "pretrain" / name / f"seed-{seed}"
-        arguments = ["pretrain", "--data", settings.data, "--run", str(folder), "--resume"]
-        if settings.pretrain_recipe:
-            arguments += ["--recipe", settings.pretrain_recipe]
+        arguments = ["pretrain", "--data", arm.data or settings.data, "--run", str(folder), "--resume"]
+        if recipe := arm.pretrain_recipe or settings.pretrain_recipe:
+            arguments += ["--recipe", recipe]
         # A detector takes a neck of its own width only.
         width = (f"model.neck_channels={self._detector(arm).model.neck_channels}",) if arm.has_neck else ()
-        for item in (*settings.pretrain_sets, *arm.pretrain, *width, f"data.seed={seed}"):
+        steps: tuple[str, ...] = ()
+        if arm.pretrain_steps != 1:
+            whole = Recipe.load(recipe, (*settings.pretrain_sets, *arm.pretrain)).optim.steps
+            steps = (f"optim.steps={max(1, round(arm.pretrain_steps * whole))}",)
+        for item in (*settings.pretrain_sets, *arm.pretrain, *width, *steps, f"data.seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         runner.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
@@ -242,7 +259,7 @@ class Comparison:
     def _detector(self, arm: Arm) -> DetectorRecipe:
         """An arm's recipe of the detector."""
         settings = self.settings
-        return DetectorRecipe.load(settings.recipe, (*settings.sets, *arm.detect))
+        return DetectorRecipe.load(arm.recipe or settings.recipe, (*settings.sets, *arm.detect))
 
     def _detect(
         self,
@@ -260,8 +277,8 @@ class Comparison:
         arguments = ["train", "--run", str(place), "--init", self._pretrained(runner, arm, seed), "--resume"]
         for option in ("annotations", "images", "val_annotations", "val_images"):
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
-        if settings.recipe:
-            arguments += ["--recipe", settings.recipe]
+        if recipe := arm.recipe or settings.recipe:
+            arguments += ["--recipe", recipe]
         for item in (*settings.sets, *arm.detect, f"optim.lr={rate!r}", f"data.seed={seed}", *more):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]

@@ -35,16 +35,29 @@ def _difference(found: Difference | None) -> str:
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
+BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MASKS = ("mask_AP", "mask_AP50", "mask_AP75")
+
+
+def _ap(runs: Sequence[RunResult], name: str) -> str:
+    """The spread of an AP; a dash where any run has none (no ground truth of that size)."""
+    found = [one.ap.get(name, -1) for one in runs]
+    return "–" if min(found) < 0 else _spread(found)
+
+
 def main_table(arms: dict[str, list[RunResult]]) -> Table:
     """AP with its spread, and the paired difference from the reference at equal detector steps."""
     reference = SCRATCH if SCRATCH in arms else next(iter(arms))
-    head = ["arm", "seeds", "lr", "detector steps", "AP", "AP50", "AP75", f"AP minus {reference}'s, 95 %"]
+    has_masks = any("mask_AP" in one.ap for runs in arms.values() for one in runs)
+    names = BOXES + (MASKS if has_masks else ())
+    shown = [name.replace("mask_", "mask ") for name in names]
+    head = ["arm", "seeds", "lr", "detector steps", *shown, f"AP minus {reference}'s, 95 %"]
     rows = []
     for name, runs in arms.items():
         comparable = name != reference and runs[0].steps == arms[reference][0].steps
         found = difference(runs, arms[reference]) if comparable else None
-        figures = [_spread([one.ap[key] for one in runs]) for key in ("AP", "AP50", "AP75")]
         rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in runs}))
+        figures = [_ap(runs, one) for one in names]
         rows.append([name, str(len(runs)), rates, str(runs[0].steps), *figures, _difference(found)])
     return {
         "caption": "At equal detector steps (AP in hundredths, mean ± standard deviation)",
@@ -62,6 +75,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
         "in all s",
         "s per step",
         "GPU memory",
+        "GFLOPs per image and step",
         f"AP minus {EQUAL_COST}'s, 95 %",
     ]
     rows = []
@@ -77,6 +91,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
                 _spread(totals, 1),
                 f"{spread([one.seconds_per_step for one in runs])[0]:.3f}",
                 f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
+                f"{runs[0].flops / 1e9:.3g}" if runs[0].flops else "–",
                 _difference(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
             ]
         )
@@ -116,6 +131,21 @@ def cost_figure(arms: dict[str, list[RunResult]]) -> Figure:
     return chart(draw, *2 * ("AP over cost, mean over seeds",), size=(7, 4.5))
 
 
+def steps_figure(arms: dict[str, list[RunResult]]) -> Figure:
+    """AP over the detector's iterations: the mean over seeds at each evaluation (Rethinking's curves)."""
+
+    def draw(axes: Any) -> None:
+        for name, runs in arms.items():
+            length = min(len(one.by_step) for one in runs)
+            steps = [runs[0].by_step[place][0] for place in range(length)]
+            heights = [100 * spread([one.by_step[place][1] for one in runs])[0] for place in range(length)]
+            axes.plot(steps, heights, "o-", label=name)
+        axes.set(xlabel="iterations of the detector", ylabel="AP (hundredths)", ylim=(0, None))
+        axes.legend(frameon=False)
+
+    return chart(draw, *2 * ("AP over iterations, mean over seeds",), size=(7, 4.5))
+
+
 def write_report(folder: Path, results: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
     """Write comparison.md, .html and .json; returns the Markdown."""
     arms, made = by_arm(results), tables(results)
@@ -125,7 +155,7 @@ def write_report(folder: Path, results: Sequence[RunResult], notes: Sequence[str
     storage = Storage(folder)
     storage.publish(MARKDOWN, text.encode())
     sections = [Section(one["caption"], tables=[html.Table(one["head"], one["rows"])]) for one in made]
-    sections.append(Section("Pictures", figures=[cost_figure(arms)]))
+    sections.append(Section("Pictures", figures=[steps_figure(arms), cost_figure(arms)]))
     sections.append(Section("Notes", tables=[html.Table(["of the measurement"], [[line] for line in lines])]))
     page = render("Does the pre-training pay?", "Average precision on the validation images.", sections)
     storage.publish(HTML, page.encode())

@@ -25,7 +25,8 @@ class RunResult:
     """A finished detector run.
 
     pretrain_seconds, detect_seconds: device-seconds of training. ap: by name (AP, AP50, ...), 0 to 1. curve: (seconds
-    with pre-training, AP) at each evaluation. memory: bytes of GPU memory at most, None on a CPU.
+    with pre-training, AP) at each evaluation, by_step: (steps, AP) there. memory: bytes of GPU memory at most, None on
+    a CPU. flops: of a training step per image, None where a run did not count them.
     """
 
     arm: str
@@ -39,6 +40,8 @@ class RunResult:
     memory: int | None
     device: str
     curve: tuple[tuple[float, float], ...]
+    by_step: tuple[tuple[int, float], ...] = ()
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
         raise UserError(f"{run} has no AP: it was trained without --val-annotations")
     # A comparison pre-trains and fine-tunes on the same number of devices.
     before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary["world"]
-    curve = [(before + row["seconds"] * summary["world"], row["AP"]) for row in read_rows(run / METRICS) if "AP" in row]
+    scored = [row for row in read_rows(run / METRICS) if "AP" in row]
     return RunResult(
         arm=arm or arm_name(config),
         seed=config.recipe.data.seed,
@@ -84,7 +87,9 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
         seconds_per_step=summary["seconds_per_step"],
         memory=summary["gpu_memory"],
         device=summary["device"],
-        curve=tuple(curve),
+        curve=tuple((before + row["seconds"] * summary["world"], row["AP"]) for row in scored),
+        by_step=tuple((row["step"] + 1, row["AP"]) for row in scored),
+        flops=summary.get("flops_per_image"),
     )
 
 

@@ -92,7 +92,9 @@ def draw(folder: Path, count: int, seed: int, masks: bool = False) -> tuple[Path
 
 def set_options(**values: Any) -> list[str]:
     """The --set options that give a detector recipe's keys these values, the section of each key being looked up."""
-    paths = {key: f"{section}.{key}" for section, keys in DetectorRecipe().to_dict().items() for key in keys}
+    # Of a key that two sections have, the first: `name` is the model's.
+    sections = reversed(DetectorRecipe().to_dict().items())
+    paths = {key: f"{section}.{key}" for section, keys in sections for key in keys}
     return [part for key, value in values.items() for part in ("--set", f"{paths.get(key, key)}={toml(value)}")]
 
 
