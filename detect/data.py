@@ -28,7 +28,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.recipe import ScaledRecipe
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
+from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, fill_missing
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat
 from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers
@@ -189,6 +189,7 @@ class ImageReader:
         try:
             raw = self._source.read(record.file_name)
             pixels = decode_raster(raw, record.width, record.height, self._exif, self._pixels)
+            pixels = fill_missing(pixels) if pixels.dtype == np.float32 else pixels
             return np.require(pixels, requirements="W")
         except ImageError as error:
             raise UserError(

@@ -89,6 +89,20 @@ RGB8 = PixelFormat(member="jpg", channels=3, dtype="uint8")
 """What a dataset has that does not say: format version 1."""
 
 
+NO_NODATA = "none"
+"""Says that no value of float images marks missing data."""
+
+
+def missing_value(text: str | None) -> float | None:
+    """The value that marks missing data in float images, from ``--nodata``; raises UserError for what is no number."""
+    if text is None or text == NO_NODATA:
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"--nodata {text}: give a number, nan, or none") from error
+
+
 def lossless(channels: int, dtype: str) -> PixelFormat:
     """The format that stores such pixels without loss."""
     png = (channels == 1 and dtype in ("uint8", "uint16")) or (channels == 3 and dtype == "uint8")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, header, jpeg_frame
+from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, fill_missing, header, jpeg_frame
 from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 
@@ -73,12 +73,15 @@ def encode_crops(pixels: Pixels, boxes: npt.NDArray[np.int32], quality: int, sub
 def encode_members(
     pixels: Array, boxes: npt.NDArray[np.int32], form: PixelFormat, measure: ChannelStatistics
 ) -> list[bytes]:
-    """A member for each box (int32 [n, 4]: left, top, right, bottom, inside the image) of pixels in the format."""
+    """A member for each box (int32 [n, 4]: left, top, right, bottom, inside the image) of pixels in the format.
+
+    Missing data (NaN) is not measured, and filled by the image's mean.
+    """
     members = []
+    filled = fill_missing(pixels) if form.dtype == "float32" else pixels
     for left, top, right, bottom in boxes.tolist():
-        crop = np.ascontiguousarray(pixels[top:bottom, left:right])
-        measure.add(crop)
-        members.append(encode_member(crop, form))
+        measure.add(pixels[top:bottom, left:right])
+        members.append(encode_member(np.ascontiguousarray(filled[top:bottom, left:right]), form))
     return members
 
 

@@ -241,6 +241,7 @@ class _RowStatistics:
             drawn_context=self._context,
             pixels=pixels,
             measured={} if pixels == RGB8 else mean_and_std(sums, pixels),
+            filled=sum(one.missing for one in sums),
         )
 
 

@@ -52,6 +52,7 @@ class PartTask:
     member_offsets: dict[str, Member] | None = None
     drawn_context: float | None = None
     pixels: PixelFormat = RGB8
+    nodata: float | None = None
 
 
 def run_part(task: PartTask) -> PartRecord:
@@ -161,7 +162,7 @@ def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutI
                     members += found.jpegs
                     margins[first:end] += found.margins
                     continue
-            pixels = decode_raster(raw, width, height, task.exif, task.pixels, buffer)
+            pixels = decode_raster(raw, width, height, task.exif, task.pixels, buffer, task.nodata)
             if measure is None:
                 members += encode_crops(pixels, boxes, task.quality, task.subsampling)
             else:

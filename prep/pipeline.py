@@ -26,7 +26,8 @@ from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.images.missing import missing_images
-from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, wanted
+from jigsaw_pretrain.prep.images.nodata import check_nodata
+from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, sample, wanted
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.plan.forecast import Summary
@@ -70,6 +71,7 @@ class Shaping(TypedDict, total=False):
     encode: str
     pixels: str
     """``auto`` (the images decide), ``rgb8``, or channels and type such as ``6xuint16``."""
+    nodata: str | None
 
 
 class Progress(Protocol):
@@ -281,6 +283,7 @@ def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
             f"--encode lossless cuts JPEGs out of JPEGs, and the pixels of this dataset are {options.stored}, which "
             f"{options.stored.member} members keep without loss in any case: leave --encode out{other}."
         )
+    check_nodata(sample(annotations), source, options.stored, options.nodata)
     made = make_plan(annotations, options, job.seed)
     for note in (*made.notes, *([missing] if missing else [])):
         logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
@@ -399,6 +402,7 @@ def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartT
         background=plan.background,
         format_version=plan.options.format_version,
         pixels=plan.options.stored,
+        nodata=plan.options.missing_value,
         images=images,
         crops=crops,
         member_offsets=source.member_offsets(images.files),

@@ -296,11 +296,18 @@ def size_and_orientation(raw: bytes) -> tuple[int, int, int]:
 
 
 def decode_raster(
-    raw: bytes, width: int, height: int, exif: str, form: PixelFormat, buffer: PixelBuffer | None = None
+    raw: bytes,
+    width: int,
+    height: int,
+    exif: str,
+    form: PixelFormat,
+    buffer: PixelBuffer | None = None,
+    nodata: float | None = None,
 ) -> Array:
     """Pixels [height, width, channels] of an image file in the dataset's format; raises ImageError.
 
-    width, height, exif, buffer: as of ``decode``.
+    width, height, exif, buffer: as of ``decode``. nodata: what marks missing data in float images, beside the value of
+    GDAL's tag: such pixels are NaN (fill_missing).
     """
     if not raw:
         raise ImageError("image file is empty")
@@ -331,38 +338,55 @@ def decode_raster(
     if pixels.dtype.kind == "i" and form.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError(f"pixels are beyond 16 bits: {pixels.min()} to {pixels.max()}")
     pixels = pixels.astype(form.dtype, copy=False)
-    if form.dtype == "float32" and not np.isfinite(pixels).all():
-        raise ImageError("pixels are not finite")
-    if form.dtype == "float32":
-        _refuse_nodata(raw, pixels)
-    return pixels
+    return _marked(raw, pixels, nodata) if form.dtype == "float32" else pixels
+
+
+def fill_missing(pixels: Array) -> Array:
+    """Pixels float32 [height, width, channels] without NaN: missing values are the mean of their channel's others."""
+    missing = np.isnan(pixels)
+    if not missing.any():
+        return pixels
+    known = np.where(missing, 0, pixels).sum(axis=(0, 1), dtype=np.float64)
+    means = known / np.maximum((~missing).sum(axis=(0, 1)), 1)
+    return np.where(missing, means.astype(pixels.dtype), pixels)
 
 
 _NODATA = 42113
 """GDAL's TIFF tag of the value that marks pixels without data, as text."""
 
-
-def _refuse_nodata(raw: bytes, pixels: Array) -> None:
-    """Raise ImageError where pixels of a float image hold what marks missing data, not a measurement."""
-    extreme = float(np.abs(pixels).max(initial=0))
-    value: float | None = None
-    if extreme > _NO_MEASUREMENT:
-        value = extreme
-    elif is_tiff(raw):
-        try:
-            with _open_tiff(raw) as tiff:
-                tag = tiff.pages[0].tags.get(_NODATA)
-                value = None if tag is None else float(str(tag.value).strip("\0 "))
-        except Exception:
-            value = None
-        if value is not None and not (pixels == np.float32(value)).any():
-            value = None
-    if value is not None:
-        raise ImageError(f"pixels hold the nodata value: {value:g}; fill them, or cut the image where it ends")
-
-
 _NO_MEASUREMENT = 1e30
 """Beyond this no sensor measures: exporters mark missing data so."""
+
+
+def _marked(raw: bytes, pixels: Array, nodata: float | None) -> Array:
+    """Pixels of a float image, NaN where they mark missing data; raises ImageError where they are no measurements."""
+    values = [value for value in (_tagged_nodata(raw), nodata) if value is not None]
+    missing = np.zeros(pixels.shape, dtype=bool)
+    for value in values:
+        missing |= np.isnan(pixels) if np.isnan(value) else pixels == np.float32(value)
+    extreme = np.abs(pixels, where=~missing, out=np.zeros_like(pixels))
+    if not np.isfinite(extreme).all():
+        raise ImageError("pixels are not finite (where NaN marks missing data, give --nodata nan)")
+    if extreme.max(initial=0) > _NO_MEASUREMENT:
+        value = float(pixels.flat[int(extreme.argmax())])
+        raise ImageError(f"pixels hold what no sensor measures: {value:g} (missing data? name it with --nodata)")
+    if not missing.any():
+        return pixels
+    if missing.all():
+        raise ImageError("image holds no data: all of its pixels are marked as missing")
+    return np.where(missing, np.float32("nan"), pixels)
+
+
+def _tagged_nodata(raw: bytes) -> float | None:
+    """What GDAL's tag of a TIFF says; None where there is none, or none that is a number."""
+    if not is_tiff(raw):
+        return None
+    try:
+        with _open_tiff(raw) as tiff:
+            tag = tiff.pages[0].tags.get(_NODATA)
+            return None if tag is None else float(str(tag.value).strip("\0 "))
+    except Exception:
+        return None
 
 
 def _stored_values(dtype: str) -> str:

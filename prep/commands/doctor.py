@@ -28,7 +28,8 @@ from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.images.missing import missing_images
-from jigsaw_pretrain.prep.images.pixel_format import choose_pixels
+from jigsaw_pretrain.prep.images.nodata import check_nodata
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, sample
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
@@ -69,6 +70,7 @@ class Finding:
 @options.ignored
 @options.split
 @options.voc_origin
+@options.nodata
 @click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
 @click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
@@ -107,10 +109,11 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
         yield Finding(WARNING, missing.check, len(missing.things), missing.text, list(missing.things[:EXAMPLES]))
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)
+    check_nodata(sample(annotations), source, decided.pixels, options.nodata)
     plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
     yield from note_findings(plan)
     yield from box_findings(annotations, plan)
-    found = check_images(annotations, source, options.exif, decided.pixels, deep)
+    found = check_images(annotations, source, options, decided.pixels, deep)
     yield from image_findings(found, options.exif)
     yield from _usable(plan, set(found.trouble))
     summary = plan.summary()
@@ -182,9 +185,10 @@ class ImageCheck:
 
 
 def check_images(
-    annotations: Annotations, source: ImageSource, exif: str, pixels: PixelFormat, deep: bool
+    annotations: Annotations, source: ImageSource, options: PlanOptions, pixels: PixelFormat, deep: bool
 ) -> ImageCheck:
     """Look at every image that is listed with a usable size; pixels: the dataset's. Raises StoreError."""
+    exif = options.exif
     trouble: dict[str, str] = {}
     rotated = []
     sizes = list(zip(annotations.widths.tolist(), annotations.heights.tolist(), strict=True))
@@ -207,7 +211,7 @@ def check_images(
             try:
                 if isinstance(raw, ImageError):
                     raise raw
-                decode_raster(raw, *expected[file], exif, pixels)
+                decode_raster(raw, *expected[file], exif, pixels, nodata=options.missing_value)
             except ImageError as error:
                 trouble[file] = str(error)
     return ImageCheck(trouble, rotated)

@@ -33,6 +33,13 @@ voc_origin = click.option(
     type=click.IntRange(0, 1),
     help="From which number Pascal VOC files count pixels; found out by default, and told.",
 )
+nodata = click.option(
+    "--nodata",
+    metavar="VALUE",
+    help="What marks missing data in float images, such as -9999 or nan, beside the value that GDAL's tag says: left "
+    "out of mean and std, and filled by the image's mean. none: every value was measured. By default a value that "
+    "looks like it stops the plan.",
+)
 again_annotations = click.option(
     "--annotations", metavar="FILE", help="The annotations, as given to `shards`; needed where parts are cut again."
 )

@@ -89,6 +89,7 @@ from jigsaw_pretrain.storage import redacted
     help="Pixel format of the crops. auto: as the images have them. rgb8: 8-bit RGB as JPEG. Else channels and type "
     "(uint8, uint16, float32), such as 1xuint16 or 6xfloat32, kept losslessly as PNG or npy.",
 )
+@options.nodata
 @options.workers
 @options.scheduler
 @click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as this task of an array job.")

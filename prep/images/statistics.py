@@ -16,15 +16,17 @@ from jigsaw_pretrain.formats.pixels import Array, PixelFormat
 Number = int | float
 
 
-class PixelSums(msgspec.Struct, frozen=True):
+class PixelSums(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of some crops: how many pixels, and by channel the sums of their values and of these values' squares.
 
-    Written as text: sums of large images' squares may pass 64 bits.
+    Written as text: sums of large images' squares may pass 64 bits. missing: pixels without data, which are not among
+    those counted.
     """
 
     count: int
     sums: list[str]
     squares: list[str]
+    missing: int = 0
 
 
 class ChannelStatistics:
@@ -32,13 +34,16 @@ class ChannelStatistics:
 
     def __init__(self, form: PixelFormat) -> None:
         self._whole = form.dtype != "float32"
-        self._count = 0
+        self._count = self._missing = 0
         zero: Number = 0 if self._whole else 0.0
         self._sums, self._squares = [zero] * form.channels, [zero] * form.channels
 
     def add(self, pixels: Array) -> None:
-        """Take in a crop, [height, width, channels]."""
+        """Take in a crop, [height, width, channels]; pixels with a NaN are missing data."""
         values = pixels.reshape(-1, pixels.shape[2]).astype(np.uint64 if self._whole else np.float64)
+        if not self._whole and (missing := np.isnan(values).any(axis=1)).any():
+            self._missing += int(missing.sum())
+            values = values[~missing]
         self._count += len(values)
         number = int if self._whole else float
         sums, squares = values.sum(axis=0), (values * values).sum(axis=0)
@@ -48,7 +53,8 @@ class ChannelStatistics:
     def total(self) -> PixelSums:
         """What was added."""
         said = str if self._whole else "{:.12g}".format
-        return PixelSums(self._count, [said(one) for one in self._sums], [said(one) for one in self._squares])
+        sums, squares = [said(one) for one in self._sums], [said(one) for one in self._squares]
+        return PixelSums(self._count, sums, squares, self._missing)
 
 
 def mean_and_std(parts: Iterable[PixelSums], form: PixelFormat) -> dict[str, list[float]]:

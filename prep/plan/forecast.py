@@ -103,7 +103,8 @@ class Summary:
     shards, estimated for a plan. negatives_wanted: as many as were asked for. seconds: one core's time, estimated; None
     once it is known. encoded: of a lossless dataset, the crops that were encoded all the same, by reason; else None.
     drawn_context: where the trainer draws the context, how much at most; the slots are then filled with crops of the
-    mean context. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB.
+    mean context. pixels: of the crops. measured: their ``mean`` and ``std``, of what is not 8-bit RGB. filled: pixels
+    of crops that held no data.
     """
 
     classes: Sequence[str]
@@ -121,6 +122,7 @@ class Summary:
     drawn_context: float | None = None
     pixels: PixelFormat = RGB8
     measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    filled: int = 0
 
     @property
     def crops(self) -> int:
@@ -146,13 +148,21 @@ class Summary:
                 f"{missing:,} of {self.negatives_wanted:,} background crops are missing: the images are too full of "
                 "objects to hold more, or could not be read."
             )
+        if self.filled:
+            said.append(
+                f"{self.filled:,} pixels of crops hold no data (nodata): they are filled by the mean of their image, "
+                "and left out of mean and std."
+            )
         return said
 
     def totals(self) -> dict[str, Any]:
         """The totals of dataset.json (manifests/README.md)."""
         # What is of lossless datasets alone is told of them alone: others keep their bytes.
         encoded = {} if self.encoded is None else {"encoded": dict(sorted(self.encoded.items()))}
-        return encoded | {
+        filled = {"filled_pixels": self.filled} if self.filled else {}
+        return {
+            **encoded,
+            **filled,
             "images": self.images,
             "images_listed": self.images_listed,
             "crops": self.crops,

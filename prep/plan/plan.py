@@ -20,7 +20,7 @@ from jigsaw_pretrain.formats.annotations.skipped import Note, Skipped, count_rea
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
 from jigsaw_pretrain.formats.jigsaw import GROUPS
-from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, missing_value, pixel_format
 from jigsaw_pretrain.prep.plan import negatives, positives
 from jigsaw_pretrain.prep.plan.checks import box_notes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes, cutting_seconds
@@ -52,8 +52,9 @@ class PlanOptions:
     exif, ignored, split, voc_origin: how the annotations are to be understood (Reading). encode: ``pixels`` decodes
     images and encodes crops, ``lossless`` makes crops of the JPEGs' own blocks where it can (prep/crops.py).
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
-    pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan
-    is made.
+    pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan is made. nodata: the
+    value that marks missing data in float images, as text (``-9999``, ``nan``), ``none`` where all are measurements;
+    None to look for one (prep/images/nodata.py).
     """
 
     negatives_per_positive: float = 0.1
@@ -68,6 +69,16 @@ class PlanOptions:
     ignored: str = "skip"
     split: str | None = None
     voc_origin: int | None = None
+    nodata: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a nodata that is no number."""
+        missing_value(self.nodata)
+
+    @property
+    def missing_value(self) -> float | None:
+        """What marks missing data, where it was named."""
+        return missing_value(self.nodata)
 
     @property
     def reading(self) -> Reading:

@@ -1,0 +1,105 @@
+"""A value that looks like missing data stops the plan; named, it is left out of mean and std, filled, and stated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jigsaw_pretrain as jp
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.pixels import decode_member
+from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.prep.commands.shards import shards
+from jigsaw_pretrain.prep.images.nodata import sentinel
+from tests.helpers.commands import run_command
+from tests.helpers.prepped import Drawn, rows
+
+
+def tiles(drawn: Drawn, value: float, affected: int = 6, count: int = 60) -> Path:
+    """Float tiles, a tenth of which hold a value in a corner."""
+    for nth in range(count):
+        number = drawn.add(f"{nth}.npy", (24, 20), draw=False)
+        drawn.box(number, [4, 4, 12, 12])
+        pixels = np.random.default_rng(nth).normal(300, 15, (20, 24, 2)).astype(np.float32)
+        if nth < affected:
+            pixels[:6, :8] = value
+        np.save(drawn.folder / "images" / f"{nth}.npy", pixels)
+    return drawn.write()
+
+
+@pytest.mark.parametrize("value", [-9999.0, 32767.0])
+def test_an_unnamed_value_stops_before_anything_is_written(drawn: Drawn, tmp_path: Path, value: float) -> None:
+    common = ("--annotations", tiles(drawn, value), "--images", drawn.folder / "images")
+    for command in ((shards, *common, "--out", tmp_path / "out"), (doctor, *common, "--json")):
+        result = run_command(*command)
+        assert result.exit_code == 2 and f"--nodata {value:g}" in result.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_named_value_is_left_out_filled_and_stated(drawn: Drawn, tmp_path: Path) -> None:
+    file, out = tiles(drawn, -9999.0), tmp_path / "out"
+    images = str(drawn.folder / "images")
+    dataset = jp.shards(str(file), images, str(out), workers=1, nodata="-9999", negatives_per_positive=0)
+    mean, std = dataset.measured
+    assert mean == pytest.approx((300, 300), abs=3) and std == pytest.approx((15, 15), abs=1.5)
+    members = []
+    for row in rows(out, "crops"):
+        data = (out / "shards" / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
+        pixels = decode_member(data, dataset.pixels, row["right"] - row["left"], row["bottom"] - row["top"])
+        assert pixels is not None
+        members.append(pixels)
+    assert min(float(one.min()) for one in members) > 200
+    told = json.loads((out / "manifests" / "dataset.json").read_text())
+    assert told["totals"]["filled_pixels"] > 0 and told["options"]["nodata"] == "-9999"
+    kept = sum(one.shape[0] * one.shape[1] for one in members) - told["totals"]["filled_pixels"]
+    parts = [json.loads(one.read_text()) for one in (out / "manifests" / "parts").glob("*.json")]
+    counted = sum(part["pixels"]["count"] for part in parts)
+    assert counted == kept
+
+
+def test_what_was_measured_is_kept_where_the_user_says_so(drawn: Drawn, tmp_path: Path) -> None:
+    file = tiles(drawn, -9999.0)
+    jp.shards(str(file), str(drawn.folder / "images"), str(tmp_path / "out"), workers=1, nodata="none")
+    assert open_dataset(str(tmp_path / "out")).measured[1][0] > 100
+
+
+def test_it_is_of_float_images_only(drawn: Drawn, tmp_path: Path) -> None:
+    drawn.add("a.jpg", (60, 40), [(5, 5, 20, 20)])
+    with pytest.raises(jp.UserError, match="--nodata"):
+        jp.plan(str(drawn.write()), str(drawn.folder / "images"), nodata="0")
+
+
+@given(
+    st.integers(0, 99),
+    st.sampled_from(["normal", "skewed", "steps", "flat", "saturated", "bimodal"]),
+    st.sampled_from([-9999.0, -32768.0, 1e20, 65535.0]),
+    st.floats(0.002, 0.4),
+)
+def test_ordinary_values_have_no_sentinel_and_a_far_one_of_many_is_found(
+    seed: int, kind: str, value: float, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = {
+        "normal": rng.normal(300, 15, 4000),
+        "skewed": rng.gamma(1.5, 20, 4000),
+        "steps": rng.integers(0, 8, 4000).astype(float),
+        "flat": np.where(rng.random(4000) < 0.7, 5.0, rng.normal(5, 2, 4000)),
+        "saturated": np.minimum(rng.gamma(2, 30, 4000), 150),
+        "bimodal": np.where(rng.random(4000) < 0.5, rng.normal(10, 1, 4000), rng.normal(500, 3, 4000)),
+    }[kind].astype(np.float32)
+    assert sentinel(values) is None
+    spoilt = values.copy()
+    spoilt[: int(share * len(values))] = value
+    assert sentinel(spoilt) == np.float32(value)
+    assert sentinel(values[:1]) is None
+
+
+def test_a_dataset_without_such_pixels_says_nothing_of_them(drawn: Drawn, tmp_path: Path) -> None:
+    file = tiles(drawn, 300.0, count=4)
+    jp.shards(str(file), str(drawn.folder / "images"), str(tmp_path / "out"), workers=1)
+    text = (tmp_path / "out" / "manifests" / "dataset.json").read_text()
+    record = next((tmp_path / "out" / "manifests" / "parts").glob("*.json")).read_text()
+    assert "filled" not in text and "nodata" not in text and "missing" not in record
