@@ -55,7 +55,8 @@ MOST_BYTES = 16 * MAX_PIXELS
 """Of an image's pixels: what one worker may be made to allocate by a compressed file."""
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BLACK, _RGB = 1, 2
+_WHITE, _BLACK, _RGB = 0, 1, 2
+"""PhotometricInterpretation of a TIFF: grey whose 0 is white, grey whose 0 is black, colour."""
 
 
 class ImageError(Exception):
@@ -104,7 +105,12 @@ def decode(raw: bytes, width: int, height: int, exif: str = "ignore", buffer: Pi
     except Image.DecompressionBombError as error:
         raise ImageError(f"image has too many pixels: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(_unread(raw)) from error
+        # Pillow knows no BigTIFF of big-endian numbers.
+        found = _tiff_header(raw) if is_tiff(raw) else None
+        if found is None or found.dtype != "uint8" or found.channels not in (1, 3):
+            raise ImageError(_unread(raw)) from error
+        pixels = _raster_pixels(raw, found, found.channels, width, height, exif)
+        return pixels if found.channels == 3 else np.repeat(pixels, 3, axis=2)
     except MemoryError as error:
         raise ImageError("image does not fit into memory") from error
     except Exception as error:
@@ -216,6 +222,8 @@ def _to_rgb(image: ImageFile.ImageFile) -> Pixels:
         return np.asarray(image.convert("RGB"))
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
+        if image.format == "TIFF" and image.mode != "I" and image.tag_v2.get(262) == _WHITE:  # type: ignore[attr-defined]
+            wide = 65535 - wide
         if wide.min() < 0 or wide.max() > 65535:
             raise ImageError(f"pixels are beyond 16 bits: mode {image.mode}, {wide.min()} to {wide.max()}")
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
@@ -324,21 +332,26 @@ def decode_raster(
     if own != wanted and not (own[1] == "uint8" and wanted == (own[0], "uint16")):
         kind = f"{own[0]} x {own[1]}, not {form}"
         raise ImageError(f"pixels are of another form than the dataset's: {kind}")
-    turned = found.orientation if exif == "apply" else 1
-    stored = (found.height, found.width) if turned in (5, 6, 7, 8) else (found.width, found.height)
     if found.plain and own[0] in (1, 3):
         pixels: Array = decode(raw, width, height, exif, buffer)[..., : own[0]]
     else:
-        check_size(stored, width, height)
-        if found.width * found.height * found.channels * np.dtype(found.dtype).itemsize > MOST_BYTES:
-            raise ImageError(f"image has too many pixels: {found.width}x{found.height} x {found.channels}")
-        pixels = upright(_values(raw, found, own[0]), turned)
+        pixels = _raster_pixels(raw, found, own[0], width, height, exif)
     if form.dtype == "uint16" and pixels.dtype == np.uint8:
         pixels = pixels.astype(np.uint16) * 257
     if pixels.dtype.kind == "i" and form.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError(f"pixels are beyond 16 bits: {pixels.min()} to {pixels.max()}")
     pixels = pixels.astype(form.dtype, copy=False)
     return _marked(raw, pixels, nodata) if form.dtype == "float32" else pixels
+
+
+def _raster_pixels(raw: bytes, found: RasterHeader, channels: int, width: int, height: int, exif: str) -> Array:
+    """The first channels of an image of that header, turned as asked; raises ImageError."""
+    turned = found.orientation if exif == "apply" else 1
+    stored = (found.height, found.width) if turned in (5, 6, 7, 8) else (found.width, found.height)
+    check_size(stored, width, height)
+    if found.width * found.height * found.channels * np.dtype(found.dtype).itemsize > MOST_BYTES:
+        raise ImageError(f"image has too many pixels: {found.width}x{found.height} x {found.channels}")
+    return upright(_values(raw, found, channels), turned)
 
 
 def fill_missing(pixels: Array) -> Array:
@@ -517,12 +530,12 @@ def _tiff_values(raw: bytes, found: RasterHeader) -> Array | None:
     with _open_tiff(raw) as tiff:
         pages = list(tiff.pages) if _bands(tiff) else [tiff.pages[0]]
         try:
-            planes = [_plane(page) for page in pages]
+            planes = [_black_is_zero(_plane(page), page) for page in pages]
         except Exception as error:
             if "imagecodecs" not in str(error):
                 raise
             said = f"image is compressed in a way that is not read: {pages[0].compression.name}"
-            if len(pages) > 1 or found.channels not in (1, 3) or found.alpha:
+            if int(pages[0].photometric) == _WHITE or len(pages) > 1 or found.channels not in (1, 3) or found.alpha:
                 raise ImageError(said) from error
             whole = _by_opencv(raw)
             if whole.dtype.name != found.dtype or whole.size != found.width * found.height * found.channels:
@@ -539,6 +552,15 @@ def _plane(page: Any) -> Array:
     if axes == "YX":
         return whole[..., None]
     return np.moveaxis(whole, 0, 2) if axes == "SYX" else whole
+
+
+def _black_is_zero(values: Array, page: Any) -> Array:
+    """Grey of a TIFF counted from black, as Pillow gives 8 bits; raises ImageError for floats counted from white."""
+    if int(page.photometric) != _WHITE:
+        return values
+    if values.dtype.kind != "u":
+        raise ImageError(f"pixel format is not supported: {values.dtype.name} whose 0 is white (write it from black)")
+    return (np.array((1 << int(page.bitspersample)) - 1, dtype=values.dtype) - values).astype(values.dtype)
 
 
 def _by_opencv(raw: bytes) -> Array:

@@ -336,3 +336,46 @@ def test_a_jpeg_of_12_bits_is_told_as_such() -> None:
             read()
     for cut in range(0, 200, 7):
         assert jpeg_frame(raw[:cut]) in (None, JpegFrame(12, ((1, 1),) * 3))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_grey_that_begins_at_white_is_turned_at_any_depth(deep: bool) -> None:
+    grey = noise(20, 30, 1, "uint16" if deep else "uint8", 0)[..., 0]
+    raw = tiff(grey, photometric="miniswhite")
+    form = named("1xuint16") if deep else named("1xuint8")
+    inverted = np.iinfo(grey.dtype).max - grey
+    assert np.array_equal(decode_raster(raw, 30, 20, "ignore", form)[..., 0], inverted)
+    as_rgb = decode_raster(raw, 30, 20, "ignore", RGB8)
+    assert np.abs(as_rgb[..., 1].astype(int) * (257 if deep else 1) - inverted).max() <= (129 if deep else 0)
+
+
+def test_floats_that_begin_at_white_are_refused() -> None:
+    raw = tiff(noise(20, 30, 1, "float32", 0)[..., 0], photometric="miniswhite")
+    with pytest.raises(ImageError, match="0 is white"):
+        decode_raster(raw, 30, 20, "ignore", named("1xfloat32"))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("channels", "dtype"), [(1, "uint8"), (3, "uint8"), (1, "uint16"), (6, "float32")])
+def test_a_bigtiff_of_big_endian_numbers_is_read(channels: int, dtype: str, orientation: int) -> None:
+    pixels = noise(20, 30, channels, dtype, 1)
+    plain = pixels[..., 0] if channels == 1 else pixels
+    options = {"photometric": "rgb" if channels == 3 else "minisblack", "planarconfig": "contig"}
+    tags = [(274, "H", 1, orientation, True)]
+    raw = tiff(plain, bigtiff=True, byteorder=">", extratags=tags, **({} if channels == 1 else options))
+    form = RGB8 if (channels, dtype) == (3, "uint8") else lossless(channels, dtype)
+    assert np.array_equal(decode_raster(raw, 30, 20, "ignore", form), pixels)
+    turned = decode_raster(raw, *((20, 30) if orientation == 6 else (30, 20)), "apply", form)
+    assert turned.shape[:2] == ((30, 20) if orientation == 6 else (20, 30))
+    if dtype == "uint8":
+        assert np.array_equal(decode(raw, 30, 20)[..., :channels], pixels)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("TIFF", "RGBA"), ("WEBP", "RGBA")])
+def test_alpha_is_dropped_by_every_way_of_reading(kind: str, mode: str) -> None:
+    colours = np.concatenate([ramp(30, 20), np.full((20, 30, 1), 255, np.uint8)], axis=2)
+    sink = io.BytesIO()
+    Image.fromarray(colours).convert(mode).save(sink, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    expected = np.asarray(Image.fromarray(colours).convert(mode).convert("RGB"))
+    for found in (decode(sink.getvalue(), 30, 20), decode_raster(sink.getvalue(), 30, 20, "ignore", RGB8)):
+        assert np.array_equal(found, expected)
