@@ -10,8 +10,7 @@ bombs.
 (formats/pixels.py), with any number of channels, from PNG, TIFF, npy and ordinary pictures. Nothing is scaled or
 rounded but for one step that loses nothing: 8 bits in a dataset of 16 are multiplied by 257. Other integers that a
 float32 holds exactly (int8, int16) and float16 become float32. Ordinary 8-bit pictures go through ``decode``, 16-bit
-PNG through OpenCV, TIFF through tifffile (pure Python: no compression but deflate, LZMA, PackBits and Zstandard; OpenCV
-reads LZW of one or three channels; with imagecodecs installed all of them are read).
+PNG through OpenCV, TIFF through tifffile, of every compression that imagecodecs knows.
 
 An npy is [height, width] or [height, width, channels], or [channels, height, width] where the first axis alone is no
 longer than the two others; the annotations' width and height then tell whether that was right. Of a TIFF the first page
@@ -499,8 +498,8 @@ def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
     try:
         if raw.startswith(NPY_MAGIC):
             whole = np.moveaxis(npy_array(raw), 0, 2) if found.planes else npy_array(raw)
-        elif is_tiff(raw) and (by_pages := _tiff_values(raw, found)) is not None:
-            whole = by_pages
+        elif is_tiff(raw):
+            whole = _tiff_values(raw)
         elif raw.startswith(PNG_MAGIC) and raw[25] != 0:
             with Image.open(io.BytesIO(raw)) as image:
                 image.verify()  # OpenCV reads on where pixels are missing
@@ -509,8 +508,7 @@ def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(raw)) as image:
-                    orientation = _stored(image)[2] if image.format == "TIFF" else 1
-                    whole = _as_stored(np.asarray(image), image, orientation)
+                    whole = np.asarray(image)
     except ImageError:
         raise
     except BadArray as error:
@@ -525,22 +523,11 @@ def _values(raw: bytes, found: RasterHeader, channels: int) -> Array:
     return np.ascontiguousarray(whole[..., :channels], dtype=whole.dtype.newbyteorder("="))
 
 
-def _tiff_values(raw: bytes, found: RasterHeader) -> Array | None:
-    """Pixels [height, width, samples] of a TIFF; None where Pillow is to read it."""
+def _tiff_values(raw: bytes) -> Array:
+    """Pixels [height, width, samples] of a TIFF."""
     with _open_tiff(raw) as tiff:
         pages = list(tiff.pages) if _bands(tiff) else [tiff.pages[0]]
-        try:
-            planes = [_black_is_zero(_plane(page), page) for page in pages]
-        except Exception as error:
-            if "imagecodecs" not in str(error):
-                raise
-            said = f"image is compressed in a way that is not read: {pages[0].compression.name}"
-            if int(pages[0].photometric) == _WHITE or len(pages) > 1 or found.channels not in (1, 3) or found.alpha:
-                raise ImageError(said) from error
-            whole = _by_opencv(raw)
-            if whole.dtype.name != found.dtype or whole.size != found.width * found.height * found.channels:
-                raise ImageError(said) from error
-            return whole
+        planes = [_black_is_zero(_plane(page), page) for page in pages]
     return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 

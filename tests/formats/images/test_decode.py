@@ -96,12 +96,17 @@ def test_png_of_16_bits(channels: int) -> None:
     assert channels < 4 or np.array_equal(decode_raster(raw, 34, 21, "ignore", named("4xuint16")), pixels)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lzw_that_tifffile_does_not_read(channels: int) -> None:
-    pixels = noise(21, 34, channels, "uint16")
-    done, raw = cv2.imencode(".tif", pixels[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])
-    assert done
-    assert np.array_equal(decode_raster(raw.tobytes(), 34, 21, "ignore", lossless(channels, "uint16")), pixels)
+@pytest.mark.parametrize("compression", ["lzw", "zstd", "packbits", "lzma"])
+@pytest.mark.parametrize(("channels", "dtype"), [(1, "uint16"), (3, "uint16"), (4, "uint16"), (1, "float32")])
+def test_a_tiff_of_any_compression_is_read(compression: str, channels: int, dtype: str) -> None:
+    pixels = noise(21, 34, channels, dtype)
+    options: dict[str, Any] = {"photometric": "rgb"} if channels == 3 else {"planarconfig": "contig"}
+    raw = (
+        tiff(pixels[..., 0], compression=compression)
+        if channels == 1
+        else tiff(pixels, compression=compression, **options)
+    )
+    assert np.array_equal(decode_raster(raw, 34, 21, "ignore", lossless(channels, dtype)), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "RGBA", "LA", "CMYK"])
