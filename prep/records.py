@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -119,7 +119,11 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def shaping_versions() -> dict[str, str]:
     """The versions, here and now, of what shapes bytes."""
-    return {name: metadata.version(name) for name in SHAPING}
+    return {name: _version(name) for name in SHAPING}
+
+
+_version = cache(metadata.version)
+"""Of an installed package; looking it up takes 2 ms."""
 
 
 def plan_record(plan: Plan) -> PlanRecord:

@@ -227,10 +227,19 @@ def find_labels(folder: Storage, paths: Sequence[str], images: str) -> Labels | 
             return found
     if (found := below(root, swap=True)) is not None:
         return found
+    if (found := below(root)) is not None and _has_pictures(found):
+        return found
     for place in (*nearby, root, named):
         if (found := below(place)) is not None:
             return found
     return None
+
+
+def _has_pictures(labels: Labels) -> bool:
+    """Whether pictures lie beside some of the labels."""
+    stems = {str(PurePosixPath(path).with_suffix("")) for path in labels.paths}
+    beside = (path for path in labels.storage.find() if not is_label(path))
+    return any(str(PurePosixPath(path).with_suffix("")) in stems for path in beside)
 
 
 def real_root(storage: Storage) -> str:

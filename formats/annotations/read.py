@@ -92,8 +92,9 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error}). Check its permissions and that it is whole.") from error
     begins = raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    listed = folders.is_class_list(name) and begins not in (b"{", b"<")
-    if listed or (begins not in (b"{", b"[", b"", b"<") and name.lower().endswith((".yaml", ".yml"))):
+    if folders.is_class_list(name) or (
+        begins not in (b"{", b"[", b"", b"<") and name.lower().endswith((".yaml", ".yml"))
+    ):
         paths, links = parent.survey()
         return _read_yolo(parent, paths, links, folders.find_names(parent, paths, name), images)
     if begins == b"<":
@@ -187,6 +188,10 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
             )
         stems = {str(PurePosixPath(file).with_suffix("")) for file in chosen}
         others = tuple(file for file in pictures if file not in set(chosen))
+        known = {str(PurePosixPath(file).with_suffix("")) for file in pictures}
+        lost = tuple(where for stem, (where, _) in labels.items() if stem not in known)
+        if lost:
+            notes.append(Note("labels without an image", "of this split or another: not used", lost))
         labels = {stem: label for stem, label in labels.items() if stem in stems}
         files = chosen
         if others:
@@ -206,7 +211,7 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes]
     lists = raw.splits() if raw.splits is not None else {}
     # Lists of one class (aeroplane_train) are no splits of the dataset.
     lists = {name: text for name, text in lists.items() if "_" not in name}
-    ids = {name: {line.split()[0] for line in text.splitlines() if line.split()} for name, text in lists.items()}
+    ids = {name: {_listed_id(line) for line in text.splitlines() if line.strip()} for name, text in lists.items()}
     stems = {path: str(PurePosixPath(path).with_suffix("")) for path in raw.files if path.lower().endswith(".xml")}
     if split is None:
         counts = {name: sum(stem in ids[name] for stem in stems.values()) for name in ids}
@@ -230,12 +235,20 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes]
     return {path: data for path, data in raw.files.items() if path not in dropped}, notes
 
 
+def _listed_id(line: str) -> str:
+    """The image that a line of ImageSets names; 1, 0 or -1 after it says whether it shows a class."""
+    name = line.strip()
+    front, _, mark = name.rpartition(" ")
+    return front.strip() if front and mark in ("1", "0", "-1") else name
+
+
 def _read_folder(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str, images: str) -> RawAnnotations:
     shown = redacted(url)
     visible = [path for path in paths if not folders.is_hidden(path)]
-    names = folders.find_names(folder, visible)
     is_voc = any(folders.has_suffix(path, ".xml") for path in visible)
-    if names is not None and not (is_voc and folders.is_class_list(names.file)):
+    # A list of classes beside XML files is theirs.
+    names = folders.find_names(folder, [path for path in visible if not (is_voc and folders.is_class_list(path))])
+    if names is not None:
         return _read_yolo(folder, paths, links, names, images)
     if is_voc:
         return _read_voc(folder, paths, links, url)

@@ -202,3 +202,27 @@ def test_splits_of_voc_are_those_of_imagesets(tmp_path: Path) -> None:
         assert told(table(named, tmp_path / "JPEGImages", Reading(split="val")))["images without XML"] == ("d",)
         with pytest.raises(UserError, match="train, val"):
             table(named, tmp_path / "JPEGImages", Reading(split="test"))
+
+
+def test_ids_of_imagesets_may_hold_blanks_and_marks(tmp_path: Path) -> None:
+    text = "<annotation><filename></filename><size><width>100</width><height>50</height></size></annotation>"
+    for name in ("a b", "c", "d 1"):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        put(tmp_path / "Annotations" / f"{name}.xml", text)
+    put(tmp_path / "ImageSets" / "Main" / "train.txt", "a b\nc  1\nd 1 -1\r\n")
+    assert len(table(tmp_path, tmp_path / "JPEGImages", Reading(split="train")).files) == 3
+
+
+def test_labels_beside_images_are_found_below_the_named_folder(tmp_path: Path) -> None:
+    put(tmp_path / "data.yaml", "names: [red]\n")
+    put(tmp_path / "README.roboflow.txt", "hello\n")
+    picture(tmp_path / "images" / "train" / "a.jpg")
+    label(tmp_path / "images" / "train" / "a.txt")
+    found = table(tmp_path, tmp_path / "images")
+    assert len(found.xywh) == 1 and not found.skipped
+
+
+def test_a_list_of_classes_with_blank_lines_beside_xml_files_is_theirs(tmp_path: Path) -> None:
+    put(tmp_path / "Annotations" / "classes.txt", "\nred\n\nblue\n")
+    put(tmp_path / "Annotations" / "a.xml", "<annotation><object><name>blue</name></object></annotation>")
+    assert table(tmp_path, picture(tmp_path / "JPEGImages" / "a.jpg").parent).classes == ("red", "blue")
