@@ -12,11 +12,13 @@ detection that lies on one counts neither for nor against the detector.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
@@ -197,6 +199,18 @@ def _truth(
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in categories],
     }
+
+
+def subset(truth: GroundTruth, count: int | None, seed: int) -> GroundTruth:
+    """The same with ``count`` of its images to train on (all where None), drawn by keys of their names, in their order.
+
+    A smaller count's images are among a larger one's of the same seed, whatever the order of the images in the file.
+    """
+    if count is None or count >= len(truth.images):
+        return truth
+    keys = rng.keys_of_texts(seed, [PurePosixPath(one.file_name).with_suffix("").as_posix() for one in truth.images])
+    places = np.sort(np.argsort(keys, kind="stable")[:count])
+    return replace(truth, images=tuple(truth.images[int(place)] for place in places))
 
 
 def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import batched_nms
 
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, validation_batches
@@ -84,13 +85,15 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Score a model on ``annotations``; None where any rank was stopped before it was through. Ends in eval mode."""
     began = time.perf_counter()
-    dataset = DetectionDataset(annotations, images, plan, None, masks=False, pixels=pixels)
     mine = list(range(ranks.rank, len(annotations.images), ranks.world))
-    batches = validation_batches(dataset, mine, batch, workers)
 
     def predict() -> list[Detection]:
-        with contextlib.closing(batches):
-            return detections(model, recipe, pixels, batches, annotations, ranks.device, stopped)
+        found: list[Detection] = []
+        for short_side in plan.test_short_sides or (None,):
+            dataset = DetectionDataset(annotations, images, plan, None, False, pixels, short_side)
+            with contextlib.closing(validation_batches(dataset, mine, batch, workers)) as batches:
+                found += detections(model, recipe, pixels, batches, annotations, ranks.device, stopped)
+        return merged(found, recipe.model.detections) if len(plan.test_short_sides) > 1 else found
 
     found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):
@@ -131,6 +134,25 @@ def detections(
             record = annotations.images[sample.index]
             found += _detections_of(result, record, image.shape, annotations, offset)
     return found
+
+
+MERGED_ABOVE = 0.5
+"""IoU above which two detections of one class, found at two sizes, are one."""
+
+
+def merged(found: list[Detection], most: int) -> list[Detection]:
+    """Detections of several tests of the same images by non-maximum suppression per class, ``most`` per image."""
+    by_image: dict[Any, list[Detection]] = {}
+    for one in found:
+        by_image.setdefault(one["image_id"], []).append(one)
+    kept = []
+    for detected in by_image.values():
+        boxes = torch.tensor([one["bbox"] for one in detected], dtype=torch.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([one["score"] for one in detected], dtype=torch.float64)
+        classes = torch.tensor([one["category_id"] for one in detected])
+        kept += [detected[int(place)] for place in batched_nms(boxes, scores, classes, MERGED_ABOVE)[:most]]
+    return kept
 
 
 def _detections_of(
@@ -229,16 +251,46 @@ def _counts(truth: dict[str, Any]) -> dict[int, int]:
     return counts
 
 
-def save_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write results.json and ap.json, each whole or not at all."""
+STRATA = (("1-10", 1, 10), ("11-100", 11, 100), ("101-1000", 101, 1000), ("more", 1001, math.inf))
+"""Ranges of how many annotations a class has in training."""
+
+
+def by_stratum(found: Score, boxes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """AP averaged over the classes of each of STRATA that has any with ground truth.
+
+    Args:
+        found: the score.
+        boxes: annotations trained on, by class in the score's order; empty where they are not known.
+
+    Returns:
+        By stratum: ``classes``, their number, and ``AP``.
+    """
+    strata = {}
+    for name, least, most in STRATA if boxes else ():
+        of_classes = [
+            one["AP"] for one, count in zip(found.classes.values(), boxes, strict=True) if least <= count <= most
+        ]
+        scored = [ap for ap in of_classes if ap >= 0]
+        if scored:
+            strata[name] = {"classes": len(scored), "AP": sum(scored) / len(scored)}
+    return strata
+
+
+def save_evaluation(folder: Path, evaluation: Evaluation, boxes: Sequence[int]) -> None:
+    """Write results.json and ap.json, each whole or not at all; ``boxes`` as of by_stratum."""
     storage = Storage(folder)
     storage.publish(RESULTS_FILE, json.dumps(evaluation.results).encode())
-    storage.publish(AP_FILE, json.dumps(ap_document(evaluation), indent=2).encode() + b"\n")
+    storage.publish(AP_FILE, json.dumps(ap_document(evaluation, boxes), indent=2).encode() + b"\n")
 
 
-def ap_document(evaluation: Evaluation) -> dict[str, object]:
+def ap_document(evaluation: Evaluation, boxes: Sequence[int] = ()) -> dict[str, object]:
     """ap.json's contents."""
-    return {"bbox": asdict(evaluation.boxes), "segm": evaluation.masks and asdict(evaluation.masks)}
+    strata = by_stratum(evaluation.boxes, boxes)
+    return {
+        "bbox": asdict(evaluation.boxes),
+        "segm": evaluation.masks and asdict(evaluation.masks),
+        **({"by_training_annotations": strata} if strata else {}),
+    }
 
 
 def read_results(path: Path) -> list[Detection]:

@@ -89,10 +89,17 @@ def fit_size(width: int, height: int, short_side: int, long_side: int) -> tuple[
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def evaluation_transform(width: int, height: int, plan: ScaledRecipe) -> ResizeCrop:
-    """The transform of evaluation: resized, neither cut nor flipped."""
-    w, h = fit_size(width, height, plan.short_side, plan.long_side)
+def evaluation_transform(width: int, height: int, plan: ScaledRecipe, short_side: int | None = None) -> ResizeCrop:
+    """The transform of evaluation: resized, neither cut nor flipped; ``short_side`` in place of the plan's."""
+    w, h = fit_size(width, height, *_sides(plan, short_side))
     return ResizeCrop(w, h, 0, 0, w, h, False)
+
+
+def _sides(plan: ScaledRecipe, short_side: int | None) -> tuple[int, int]:
+    """Short and long side where the short one is ``short_side``; one above the plan's takes the long one along."""
+    if short_side is None:
+        return plan.short_side, plan.long_side
+    return short_side, max(plan.long_side, round(plan.long_side * short_side / plan.short_side))
 
 
 def training_transform(
@@ -100,12 +107,17 @@ def training_transform(
 ) -> ResizeCrop:
     """The transform of training, drawn from ``key``: flipped with probability ``flip``; ``jitter`` (0, 0) for none.
 
+    In multi-scale training the short side is one of the plan's.
+
     With jitter the image is fitted into the plan's square, scaled by a ratio from U[jitter], and the square is filled
     from a random place of it, padded at the right and bottom where it is smaller.
     """
     raw = rng.uniform(rng.random_u64(key, 4))[0]
     flipped = bool(raw[0] < flip)
-    w, h = fit_size(width, height, plan.short_side, plan.long_side)
+    chosen = None
+    if plan.train_short_sides:
+        chosen = plan.train_short_sides[int(raw[1] * len(plan.train_short_sides))]
+    w, h = fit_size(width, height, *_sides(plan, chosen))
     if jitter[1] <= 0:
         return ResizeCrop(w, h, 0, 0, w, h, flipped)
     ratio = jitter[0] + (jitter[1] - jitter[0]) * raw[1]
@@ -280,7 +292,10 @@ class DetectionDataset(Dataset[Sample]):
         augmentation: Augmentation | None,
         masks: bool,
         pixels: PixelFormat = RGB8,
+        short_side: int | None = None,
     ) -> None:
+        """short_side: of evaluation, in place of the plan's."""
+        self._short_side = short_side
         self._records = annotations.images
         self._reader = ImageReader(images, annotations, pixels)
         self._plan = plan
@@ -294,7 +309,7 @@ class DetectionDataset(Dataset[Sample]):
         index, step, place = where
         record = self._records[index]
         if self._augmentation is None:
-            transform = evaluation_transform(record.width, record.height, self._plan)
+            transform = evaluation_transform(record.width, record.height, self._plan, self._short_side)
         else:
             key = int(rng.derive_key(self._augmentation.key, step, place)[0])
             transform = training_transform(

@@ -79,7 +79,7 @@ def evaluate(
     place = run if out is None else Path(out)
 
     def write() -> None:
-        save_evaluation(place, found)
+        save_evaluation(place, found, config.boxes)
         if write_page is not None:
             write_page(place, truth, folder, config)
 

@@ -59,6 +59,24 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
     long_side: Count | None = None
     """Longest that the long side may be, pixels. `none` takes what the scaling rule gives, on COCO 1333."""
 
+    train_short_sides: tuple[Count, ...] | None = None
+    """Multi-scale training: the short side of each image is drawn from these, written for COCO's 800 and fitted to the
+    dataset as short_side is. `none` trains at short_side alone."""
+
+    test_short_sides: tuple[Count, ...] | None = None
+    """Multi-scale test: images are evaluated at each of these, written as those of training, and the detections merged
+    by non-maximum suppression. `none` tests at short_side alone."""
+
+    images_limit: Count | None = None
+    """Train on so many images, drawn without regard to their classes; a smaller number's are among a larger one's.
+    `none` takes all."""
+
+    subset_seed: int = 0
+    """Seed of which images these are."""
+
+    subset_schedule: Literal["own", "whole"] = "own"
+    """How long a run on a subset is: "own", as the scaling rule fits it to the subset; "whole", as to all images."""
+
     flip: Share = 0.5
     """Probability that an image is flipped horizontally."""
 
@@ -87,6 +105,11 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
             raise UserError(
                 f"data.jitter_low = {self.jitter_low} must be above 0 and not above jitter_high = {self.jitter_high}"
             )
+        if self.jitters and self.train_short_sides:
+            raise UserError("data.train_short_sides and data.jitter_high both change the size of images: set one")
+        for key in ("train_short_sides", "test_short_sides"):
+            if getattr(self, key) == ():
+                raise UserError(f"data.{key} = [] names no size: leave it out")
 
     @property
     def jitters(self) -> bool:
@@ -123,6 +146,10 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
 
     anchor_scale: Positive | None = None
     """Size of the anchors relative to COCO's at a short side of 800 pixels. `none` takes short side / 800."""
+
+    deform: bool = False
+    """Deformable 3 x 3 convolutions in the stages of strides 8 to 32 (stages 2 to 4 of figure 8). Their offsets begin
+    at 0, so that they begin as the plain convolutions of the weights."""
 
     rois: Count = 512
     """Regions per image that the box head is trained on."""
@@ -256,7 +283,8 @@ class ScaledRecipe:
 
     steps, warmup_steps: optimiser steps. drops: the steps from which each drop holds. lr: at its height.
     short_side, long_side: of a resized image, pixels (both the square's side under large-scale jitter).
-    anchor_scale: anchors' size against COCO's. epochs: passes over the dataset, for information.
+    anchor_scale: anchors' size against COCO's. epochs: passes over the dataset, for information. train_short_sides,
+    test_short_sides: of multi-scale training and test, pixels; empty for none.
     """
 
     steps: int
@@ -267,10 +295,17 @@ class ScaledRecipe:
     long_side: int
     anchor_scale: float
     epochs: float
+    train_short_sides: tuple[int, ...] = ()
+    test_short_sides: tuple[int, ...] = ()
 
 
-def fit_to_dataset(recipe: DetectorRecipe, images: int, short_side: float) -> ScaledRecipe:
-    """Fit a recipe to ``images`` training images whose median short side is ``short_side`` pixels."""
+def fit_to_dataset(
+    recipe: DetectorRecipe, images: int, short_side: float, trained_on: int | None = None
+) -> ScaledRecipe:
+    """Fit a recipe to ``images`` images whose median short side is ``short_side`` pixels.
+
+    trained_on: how many of them are trained on, where that is a subset and the run as long as on all.
+    """
     per_epoch = COCO_IMAGES / COCO_BATCH if recipe.optim.unit == "epochs" else 1.0
     whole = recipe.optim.length * recipe.optim.factor
     share = min(1.0, images / COCO_IMAGES)
@@ -297,8 +332,15 @@ def fit_to_dataset(recipe: DetectorRecipe, images: int, short_side: float) -> Sc
         short_side=short,
         long_side=long,
         anchor_scale=recipe.model.anchor_scale or scale,
-        epochs=steps * recipe.data.batch / images,
+        epochs=steps * recipe.data.batch / (trained_on or images),
+        train_short_sides=_fitted(recipe.data.train_short_sides, short),
+        test_short_sides=_fitted(recipe.data.test_short_sides, short),
     )
+
+
+def _fitted(sides: tuple[int, ...] | None, short_side: int) -> tuple[int, ...]:
+    """Short sides that are written for COCO's 800, for a dataset whose own is ``short_side``."""
+    return tuple(max(32, round(side * short_side / 800)) for side in sides or ())
 
 
 def learning_rate(plan: ScaledRecipe, step: int, warmup_factor: float, gamma: float) -> float:

@@ -24,6 +24,7 @@ from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
 
 PAGE = "page.html"
+STRATA_KEY = "by_training_annotations"
 PICTURES = 8
 SHOWN_ABOVE = 0.3
 """Scores from which predictions are drawn; where an image has none, its best three are."""
@@ -70,7 +71,10 @@ def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
         [name, f"{one['boxes']:.0f}", percent(one["AP"]), percent(one["AP50"])]
         for name, one in found["bbox"]["classes"].items()
     ]
+    strata = [[name, f"{one['classes']}", percent(one["AP"])] for name, one in found.get(STRATA_KEY, {}).items()]
+    by_count = [("By annotations of a class in training", Table(["annotations", "classes", "AP"], strata))]
     return [
+        *(by_count if strata else []),
         ("AP (hundredths; s, m, l: small, medium, large)", Table(["", *heads], sizes)),
         ("By class", Table(["class", "boxes", "AP", "AP50"], classes)),
     ]

@@ -37,7 +37,7 @@ class DetectorConfig:
     norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
     statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report;
     neck: that of the pyramid, None where no neck was loaded. mean, std: of each channel, of pixels in 0..1. pixels:
-    what images are read as.
+    what images are read as. boxes: how many are trained on, by class; empty where they were not counted.
     """
 
     recipe: DetectorRecipe
@@ -51,6 +51,7 @@ class DetectorConfig:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     pixels: PixelFormat = RGB8
+    boxes: tuple[int, ...] = ()
 
     @property
     def added_norm(self) -> str:
@@ -76,9 +77,10 @@ def read_config(folder: Path) -> DetectorConfig:
         raise UserError(f"{path} is damaged ({error}): start the run anew in another folder") from error
     if values.get("kind") != KIND:
         raise UserError(f"{folder} is no detector run: its {CONFIG} is of another kind")
+    plan: Any = {key: tuple(one) if isinstance(one, list) else one for key, one in values["plan"].items()}
     return DetectorConfig(
         recipe=DetectorRecipe.from_dict(values["recipe"], str(path)),
-        plan=ScaledRecipe(**{**values["plan"], "drops": tuple(values["plan"]["drops"])}),
+        plan=ScaledRecipe(**plan),
         norm_built=values["norm_built"],
         categories=tuple((one, name) for one, name in values["categories"]),
         init=values["init"],
@@ -88,6 +90,7 @@ def read_config(folder: Path) -> DetectorConfig:
         mean=tuple(values.get("mean", MEAN)),
         std=tuple(values.get("std", STD)),
         pixels=pixel_format(values.get("pixels"), str(path)),
+        boxes=tuple(values.get("boxes", ())),
     )
 
 
@@ -95,7 +98,9 @@ def backbone_from_config(config: DetectorConfig, device: torch.device) -> Backbo
     """The backbone of a config, randomly initialised from torch's global generator."""
     model = config.recipe.model
     c4 = model.name == "faster-rcnn-c4"
-    return backbone.build_backbone(model.backbone, config.norm_built, device, c4=c4, in_channels=config.pixels.channels)
+    return backbone.build_backbone(
+        model.backbone, config.norm_built, device, c4=c4, in_channels=config.pixels.channels, deform=model.deform
+    )
 
 
 def detector_from_config(

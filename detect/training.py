@@ -6,6 +6,7 @@ undisturbed one bit for bit on a CPU. What does not fit (other classes, weights 
 run) is refused before the first step.
 """
 
+import contextlib
 import json
 import logging
 import statistics
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
+from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes, subset
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.data import (
     Augmentation,
@@ -154,9 +156,10 @@ def train(
 
 def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write_page: WritePage | None) -> None:
     ranks, folder = job.ranks, job.folder
-    training = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
+    every = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
+    training = subset(every, recipe.data.images_limit, recipe.data.subset_seed)
     validation = ranks.run_on_all(lambda: _validation(training, job))
-    task = build_task(job, recipe, training)
+    task = build_task(job, recipe, training, len(every.images))
     evaluation = None
     if validation is not None and job.val_images is not None:
         evaluation = PeriodicAP(task, validation, job.val_images, job.workers)
@@ -200,7 +203,7 @@ class DetectorTask:
     """A detector and what takes it through steps: an engine.trainer.TrainingTask.
 
     seconds: device-seconds of training so far (train/engine/metrics.py), without evaluations and checkpoints.
-    evaluation_seconds: those of evaluations.
+    evaluation_seconds: those of evaluations. flops: of a training step per image, counted in this process's first one.
     """
 
     remedy = "lower the learning rate (--set optim.lr=...), or set optim.clip_norm=10"
@@ -219,6 +222,7 @@ class DetectorTask:
         self.seconds = self.evaluation_seconds = 0.0
         self._job, self._training, self._frozen = job, training, frozen
         self._optimizer = optimizer_of(model, config.recipe)
+        self.flops: float | None = None
         self._parallel: nn.Module | None = None
         self._batches: SampleLoader | None = None
 
@@ -257,11 +261,17 @@ class DetectorTask:
         set_rate(self._optimizer, rate)
         offset, scale = label_offset(recipe.model.name), self.config.pixels.full_scale
         pairs = [to_device(sample, device, offset, scale) for sample in batch]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
-            losses: dict[str, Tensor] = self._parallel([image for image, _ in pairs], [target for _, target in pairs])
-        total: Tensor = sum(losses.values())  # type: ignore[assignment]
         self._optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        counter = FlopCounterMode(display=False) if self.flops is None else None
+        with counter or contextlib.nullcontext():
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
+                losses: dict[str, Tensor] = self._parallel(
+                    [image for image, _ in pairs], [target for _, target in pairs]
+                )
+            total: Tensor = sum(losses.values())  # type: ignore[assignment]
+            total.backward()
+        if counter is not None:
+            self.flops = counter.get_total_flops() / len(batch)
         if recipe.optim.clip_norm:
             nn.utils.clip_grad_norm_(
                 [one for one in self.model.parameters() if one.requires_grad], recipe.optim.clip_norm
@@ -299,6 +309,7 @@ class DetectorTask:
             "optimizer": self._optimizer.state_dict(),
             "seconds": self.seconds,
             "evaluation_seconds": self.evaluation_seconds,
+            "flops": self.flops,
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -306,6 +317,7 @@ class DetectorTask:
         self.model.load_state_dict(content["model"])
         self._optimizer.load_state_dict(content["optimizer"])
         self.seconds, self.evaluation_seconds = content["seconds"], content["evaluation_seconds"]
+        self.flops = content.get("flops")
 
 
 class PeriodicAP:
@@ -354,15 +366,20 @@ class PeriodicAP:
         return figures | {"evaluation_seconds": round(self.last.seconds, 3)}
 
 
-def build_task(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorTask:
-    """The detector with the weights that it starts from; the same on every rank."""
+def build_task(
+    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth, images: int | None = None
+) -> DetectorTask:
+    """The detector with the weights that it starts from; the same on every rank.
+
+    images: how many there are, where ``training`` is a subset.
+    """
     ranks, folder = job.ranks, job.folder
     found = ranks.run_on_rank_zero(lambda: _config_of_run(job, recipe, training))
     is_fresh = ranks.run_on_rank_zero(lambda: not list_checkpoints(folder.checkpoints))
     weights = None
     if is_fresh and job.init != "scratch":
         weights = ranks.run_on_all(lambda: read_backbone(Path(job.init)))
-    config = found or _config(job, recipe, training, weights)
+    config = found or _config(job, recipe, training, weights, images or len(training.images))
     torch.manual_seed(int(rng.key_of_text(recipe.data.seed, "detector's initial weights")) >> 1)
     network = ranks.run_on_all(lambda: backbone_from_config(config, ranks.device))
     if config.norm_built != recipe.model.norm and not backbone.has_batch_norm(network):
@@ -392,7 +409,11 @@ def _config_of_run(job: DetectorJob, recipe: DetectorRecipe, training: GroundTru
 
 
 def _config(
-    job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth, weights: dict[str, Tensor] | None
+    job: DetectorJob,
+    recipe: DetectorRecipe,
+    training: GroundTruth,
+    weights: dict[str, Tensor] | None,
+    images: int,
 ) -> DetectorConfig:
     """A new run's config, without the reports on weights."""
     short = float(np.median([min(record.width, record.height) for record in training.images]))
@@ -405,9 +426,12 @@ def _config(
         "val_annotations": job.val_annotations and redacted(job.val_annotations),
         "val_images": job.val_images and redacted(job.val_images),
     }
-    plan = fit_to_dataset(recipe, len(training.images), short)
-    images = job.ranks.run_on_rank_zero(lambda: _image_options(job, recipe, training))
-    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None, None, *images)
+    count = len(training.images)
+    plan = fit_to_dataset(recipe, images if recipe.data.subset_schedule == "whole" else count, short, count)
+    labels = [record.labels[~record.crowd] for record in training.images]
+    boxes = tuple(np.bincount(np.concatenate(labels), minlength=len(training.categories)).tolist())
+    read_as = job.ranks.run_on_rank_zero(lambda: _image_options(job, recipe, training))
+    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None, None, *read_as, boxes)
 
 
 def _image_options(
@@ -558,7 +582,7 @@ def _finish(task: DetectorTask, evaluation: PeriodicAP | None, folder: RunFolder
         info = WeightsInfo("", config.recipe.model.backbone, config.norm_built, config.mean, config.std, config.pixels)
         save_file(path / BACKBONE_FILE, with_about(backbone.backbone_state(task.model), info.to_about()))
         if evaluation is not None and evaluation.last is not None:
-            save_evaluation(path, evaluation.last)
+            save_evaluation(path, evaluation.last, config.boxes)
         Storage(path).publish(SUMMARY, json.dumps(summarise(task, folder), indent=2).encode() + b"\n")
 
     ranks.run_on_rank_zero(write)
@@ -580,6 +604,7 @@ def summarise(task: DetectorTask, folder: RunFolder) -> dict[str, Any]:
         "evaluation_seconds": round(task.evaluation_seconds, 3),
         "seconds_per_step": statistics.median(speeds) if speeds else None,
         "gpu_memory": max(memory) if memory else None,
+        "flops_per_image": task.flops,
         "parameters_learned": sum(one.numel() for one in task.model.parameters() if one.requires_grad),
         "AP": {key: scored[-1][key] for key in scored[-1] if "AP" in key} if scored else None,
     }

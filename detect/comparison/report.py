@@ -98,10 +98,27 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
     return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
 
 
+def strata_table(arms: dict[str, list[RunResult]]) -> Table | None:
+    """AP of classes by how many annotations they have in training; None where all are of one stratum."""
+    names = list(dict.fromkeys(name for runs in arms.values() for one in runs for name in one.strata))
+    if len(names) < 2:
+        return None
+    rows = []
+    for arm, runs in arms.items():
+        figures = []
+        for name in names:
+            found = [one.strata[name]["AP"] for one in runs if name in one.strata]
+            figures.append(_spread(found) if found else "–")
+        rows.append([arm, *figures])
+    caption = "AP of classes by their annotations in training"
+    return {"caption": caption, "head": ["arm", *names], "rows": rows}
+
+
 def tables(results: Sequence[RunResult]) -> list[Table]:
-    """Both tables of some results."""
+    """The tables of some results."""
     arms = by_arm(results)
-    return [main_table(arms), cost_table(arms)]
+    strata = strata_table(arms)
+    return [main_table(arms), cost_table(arms), *([strata] if strata else [])]
 
 
 def markdown(made: Sequence[Table]) -> str:

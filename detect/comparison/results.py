@@ -9,10 +9,11 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jigsaw_pretrain.detect.coco_eval import AP_FILE
 from jigsaw_pretrain.detect.run import METRICS, SUMMARY, DetectorConfig, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.metrics import read_rows
@@ -26,7 +27,8 @@ class RunResult:
 
     pretrain_seconds, detect_seconds: device-seconds of training. ap: by name (AP, AP50, ...), 0 to 1. curve: (seconds
     with pre-training, AP) at each evaluation, by_step: (steps, AP) there. memory: bytes of GPU memory at most, None on
-    a CPU. flops: of a training step per image, None where a run did not count them.
+    a CPU. flops: of a training step per image, None where a run did not count them. strata: AP of classes by how many
+    annotations they have in training.
     """
 
     arm: str
@@ -42,6 +44,7 @@ class RunResult:
     curve: tuple[tuple[float, float], ...]
     by_step: tuple[tuple[int, float], ...] = ()
     flops: float | None = None
+    strata: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
         curve=tuple((before + row["seconds"] * summary["world"], row["AP"]) for row in scored),
         by_step=tuple((row["step"] + 1, row["AP"]) for row in scored),
         flops=summary.get("flops_per_image"),
+        strata=json.loads((run / AP_FILE).read_text(encoding="utf-8")).get("by_training_annotations", {}),
     )
 
 

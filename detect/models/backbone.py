@@ -16,23 +16,40 @@ the detector adds. timm's batch norms that hold an activation too can be frozen 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torchvision.ops import DeformConv2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.optim import NORMS
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.feature_maps import Backbone
-from jigsaw_pretrain.train.models.layers import GroupNorm, input_convolutions, is_plain, replace_batch_norms
+from jigsaw_pretrain.train.models.feature_maps import REGIONS_STRIDE, Backbone
+from jigsaw_pretrain.train.models.layers import (
+    GroupNorm,
+    input_convolutions,
+    is_plain,
+    meta_state,
+    replace_batch_norms,
+    run_on_meta,
+)
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def build_backbone(name: str, norm: str, device: torch.device, *, c4: bool = False, in_channels: int = 3) -> Backbone:
+def build_backbone(
+    name: str,
+    norm: str,
+    device: torch.device,
+    *,
+    c4: bool = False,
+    in_channels: int = 3,
+    deform: bool = False,
+) -> Backbone:
     """The randomly initialised network, drawn from torch's global generator, without its classifier.
 
     Args:
@@ -41,14 +58,83 @@ def build_backbone(name: str, norm: str, device: torch.device, *, c4: bool = Fal
         device: where it is to be trained.
         c4: whether it is cut at stride 16, before its last stage; else it gives the maps of a pyramid.
         in_channels: channels of its images.
+        deform: whether 3 x 3 convolutions of the stages from stride 8 on are deformable.
 
     Raises:
         UserError: for a name that is none, for a network that cannot be cut so, and for a batch norm that cannot be
             replaced.
     """
     found = backbones.build(name, "bn", not c4, in_channels, split=c4)
+    if deform:
+        make_deformable(found)
     for part in found.parts:
         _set_norm(name, part, norm, device)
+    return found
+
+
+class DeformableConvolution(DeformConv2d):
+    """A deformable convolution that predicts its own offsets; its state is a Conv2d's, and that of ``offset``.
+
+    The offsets begin at 0, where it is the plain convolution (Dai et al. 2017).
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        """plain: whose weights it takes."""
+        size: Any = {key: getattr(plain, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+        super().__init__(
+            plain.in_channels, plain.out_channels, **size, groups=plain.groups, bias=plain.bias is not None
+        )
+        self.load_state_dict(plain.state_dict())
+        shifts = 2 * plain.kernel_size[0] * plain.kernel_size[1]
+        self.offset = nn.Conv2d(plain.in_channels, shifts, **size)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[n, C, h, w] to what the plain convolution gives, its taps displaced."""
+        found: Tensor = super().forward(image, self.offset(image))
+        return found
+
+
+def make_deformable(backbone: Backbone) -> None:
+    """Put deformable convolutions in the place of the 3 x 3 ones of the stages of strides 8 to 32.
+
+    Which these are is seen by running the network without data. Depthwise ones stay. Raises UserError where there are
+    none.
+    """
+    size, count = 256, 0
+    for part in backbone.parts:
+        given = part is backbone.rest
+        channels = backbone.stages[0].channels if given else backbone.in_channels
+        side = size // REGIONS_STRIDE if given else size
+        coarse = _outputs(part, channels, side, size // 8)
+        for name in coarse:
+            plain = part.get_submodule(name)
+            assert isinstance(plain, nn.Conv2d)
+            if plain.kernel_size != (3, 3) or plain.groups == plain.in_channels or plain.padding_mode != "zeros":
+                continue
+            owner, _, child = name.rpartition(".")
+            setattr(part.get_submodule(owner), child, DeformableConvolution(plain))
+            count += 1
+    if not count:
+        raise UserError(f"model.deform: {backbone.name} has no 3 x 3 convolution in its stages of strides 8 to 32")
+
+
+def _outputs(module: nn.Module, channels: int, side: int, most: int) -> list[str]:
+    """The convolutions whose maps are of at most ``most`` pixels for an input of ``side``, in the order they run."""
+    found: list[str] = []
+
+    def watch(name: str, convolution: nn.Conv2d) -> Any:
+        def note(_: nn.Module, given: Any, made: Tensor) -> None:
+            if made.shape[-1] <= most and name not in found:
+                found.append(name)
+
+        return convolution.register_forward_hook(note)
+
+    handles = [watch(name, one) for name, one in module.named_modules() if isinstance(one, nn.Conv2d)]
+    run_on_meta(module, meta_state(module), channels, side)
+    for handle in handles:
+        handle.remove()
     return found
 
 

@@ -40,6 +40,9 @@ LEVELS = 4
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What the names of a batch norm's statistics end with."""
 
+OFFSET = ".offset."
+"""In the names of what predicts a deformable convolution's offsets (detect/models/backbone.py)."""
+
 _NECK_NAME = re.compile(r"(inner_blocks|layer_blocks)\.(\d+)\.(.+)")
 
 
@@ -103,6 +106,10 @@ def load(network: Backbone, state: Mapping[str, Tensor], source: str, partial: b
     notes = [f"not used: {few(classifier)} (the classifier)"] if classifier else []
     if statistics:
         notes.append(f"batch statistics that only one side has: {len(statistics)} tensors, left out")
+    offsets = {name for name in own if OFFSET in name}
+    if offsets and not offsets & state.keys():
+        notes.append(f"begun at 0: {len(offsets)} tensors of deformable convolutions' offsets")
+        statistics |= offsets
     found = match(state, network.parts, source, notes, ignored={*classifier, *statistics})
     stem = next((name for name in found.reshaped if own[name].shape[1:2] == (network.in_channels,)), None)
     if stem is not None and len(found.reshaped) == 1 and not found.missing and not found.unexpected:

@@ -2,13 +2,14 @@
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import Result
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes
+from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes, subset
 from jigsaw_pretrain.detect.data import ImageReader
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
@@ -142,3 +143,13 @@ def test_areas_of_zero_or_in_shares_are_computed(scene: Drawn) -> None:
     scene.annotations[1]["area"] = 0.17
     scene.annotations[2]["area"] = 55
     assert [one["area"] for one in read(scene.write()).truth["annotations"][:3]] == [300, 36 * 32, 55]
+
+
+def test_subsets_are_nested_and_do_not_depend_on_the_order_of_images(tiny_data: Path) -> None:
+    truth = read_ground_truth(str(tiny_data / "train" / "annotations.json"), str(tiny_data / "train" / "images"))
+    files = [{one.file_name for one in subset(truth, count, 3).images} for count in (1, 2, 4, 6)]
+    assert [len(one) for one in files] == [1, 2, 4, 6] and files[0] < files[1] < files[2] < files[3]
+    turned = replace(truth, images=truth.images[::-1])
+    assert {one.file_name for one in subset(turned, 2, 3).images} == files[1]
+    assert subset(truth, None, 0) is truth
+    assert len({frozenset(one.file_name for one in subset(truth, 3, seed).images) for seed in range(20)}) > 5

@@ -1,13 +1,14 @@
 """Average precision is pycocotools' own."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jigsaw_pretrain.detect.annotations import read_ground_truth
-from jigsaw_pretrain.detect.coco_eval import STATS, score
+from jigsaw_pretrain.detect.coco_eval import STATS, Score, by_stratum, merged, score
 from jigsaw_pretrain.errors import UserError
 from tests.helpers.detection import as_predictions, write_annotations
 
@@ -41,3 +42,25 @@ def test_no_detection_is_an_ap_of_zero_and_foreign_ones_are_refused(tmp_path: Pa
     assert score(read.truth, as_predictions(read.truth)).stats["AP"] == 1
     with pytest.raises(UserError, match="another dataset"):
         score(read.truth, [{"image_id": 2, "category_id": 4, "bbox": [0, 0, 1, 1], "score": 1.0}])
+
+
+def test_detections_of_several_sizes_are_merged_by_class_and_image() -> None:
+    def one(image: int, category: int, left: float, score: float) -> dict[str, Any]:
+        return {"image_id": image, "category_id": category, "bbox": [left, 0.0, 10.0, 10.0], "score": score}
+
+    found = [one(1, 3, 0, 0.5), one(1, 3, 1, 0.9), one(1, 7, 1, 0.4), one(1, 3, 50, 0.3), one(2, 3, 1, 0.2)]
+    kept = merged(found, 2)
+    assert kept == [found[1], found[2], found[4]]
+    assert merged(found, 9) == [found[1], found[2], found[3], found[4]]
+
+
+def test_classes_are_averaged_by_their_annotations_in_training() -> None:
+    found = Score(
+        {}, {name: {"AP": ap, "AP50": ap, "boxes": 1.0} for name, ap in (("a", 0.2), ("b", 0.4), ("c", -1))}, {}
+    )
+    assert by_stratum(found, (1, 10, 5)) == {"1-10": {"classes": 2, "AP": pytest.approx(0.3)}}
+    assert by_stratum(found, (11, 1001, 0)) == {
+        "11-100": {"classes": 1, "AP": 0.2},
+        "more": {"classes": 1, "AP": 0.4},
+    }
+    assert by_stratum(found, ()) == {}

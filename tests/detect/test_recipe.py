@@ -80,3 +80,13 @@ def test_both_recipes_call_the_same_thing_by_the_same_key() -> None:
     shared = places[0].keys() & places[1].keys()
     assert {"batch", "seed", "norm", "clip_norm", "precision", "checkpoint_every", "neck_channels"} <= shared
     assert all(places[0][key] == places[1][key] for key in shared)
+
+
+def test_a_subset_has_its_own_schedule_or_that_of_all_images() -> None:
+    recipe = DetectorRecipe.load(None, ["data.train_short_sides=[640, 800]"])
+    own, whole = fit_to_dataset(recipe, 10_000, 480), fit_to_dataset(recipe, 118_287, 480, 10_000)
+    assert whole.steps == fit_to_dataset(recipe, 118_287, 480).steps > own.steps
+    assert whole.epochs == pytest.approx(whole.steps * 16 / 10_000) and own.train_short_sides == (640, 800)
+    assert fit_to_dataset(recipe, 500, 240).train_short_sides == (320, 400)
+    with pytest.raises(UserError, match="set one"):
+        recipe.updated("data.jitter_low=0.1", "data.jitter_high=2.0")

@@ -206,3 +206,22 @@ def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run
     assert [row["step"] for row in found if "AP" in row] == [1, 3, 4]
     seconds = [row["seconds"] for row in found if "loss" in row]
     assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def test_the_strategies_of_figure_8_and_a_subset_train_and_are_tested(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    options = {"model": "mask-rcnn-fpn", "norm": "frozen-bn", "init": tiny_weights, "deform": True, "steps": 2}
+    scales = {"train_short_sides": [640, 800], "test_short_sides": [640, 800], "images_limit": 4, "freeze": "stem"}
+    detect(tmp_path / "run", **options, **scales)
+    found = rows(tmp_path / "run")
+    assert 0 <= found[-1]["AP"] <= 1 and 0 <= found[-1]["mask_AP"] <= 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["plan"]["test_short_sides"] == [51, 64] and sum(config["boxes"]) == 8
+    ap = json.loads((tmp_path / "run" / "ap.json").read_text())
+    assert set(ap["by_training_annotations"]) == {"1-10"}
+    state = torch.load(tmp_path / "run" / "backbone.pth", weights_only=True)
+    offsets = [value for key, value in state.items() if "layer2.0.conv1.offset" in key]
+    assert len(offsets) == 2 and all(value.any() for value in offsets)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["flops_per_image"] > 1e6
+    detect(tmp_path / "again", **{**options, "init": tmp_path / "run"}, **scales)
