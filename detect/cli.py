@@ -8,6 +8,7 @@ main = LazyGroup(
     lazy={
         "train": ("commands.train:train", "fine-tune a detector; also under torchrun"),
         "eval": ("commands.eval:evaluate", "AP of a run, or of a COCO results file"),
+        "subset": ("commands.subset:write_subset", "some of the images as COCO annotations, for both stages"),
         "compare": (
             "commands.compare:compare",
             "pre-train, fine-tune and tabulate arms, or tabulate finished runs",
