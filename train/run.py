@@ -88,6 +88,15 @@ class Run:
         return backbone.module.eval()
 
 
+def commonest_label(dataset: Dataset) -> tuple[str, float] | None:
+    """The label that most of a dataset's crops have, and their share, 0 to 1; None where its manifest does not say."""
+    counts = dataset.description.totals.get("by_label")
+    if not counts or not sum(counts):
+        return None
+    label = max(range(len(counts)), key=lambda one: counts[one])
+    return [*dataset.classes, "background"][label], counts[label] / sum(counts)
+
+
 def open_run(folder: str | Path) -> Run:
     """The run of a folder or URL; nothing is read yet."""
     return Run(folder)
@@ -151,7 +160,8 @@ def pretrain(
     options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
     origin = origin_of(dataset, chosen.data)
     callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-    job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title)
+    commonest = commonest_label(dataset) if chosen.data.balance == "none" else None
+    job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title, commonest=commonest)
     if held_out is not None:
         check_classes(folder, job.origin.classes, tuple(held_out.classes))
         check_pixels(folder, job.origin.pixels, held_out.pixels)

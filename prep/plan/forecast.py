@@ -28,6 +28,12 @@ from jigsaw_pretrain.formats.jigsaw import (
 )
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 
+LITTLE_SHOWN = 0.2
+"""Below this share of a crop that the large slot shows the user is told that the objects are large."""
+
+ONE_SIDED = 0.7
+"""From this share of one label on the user is told that accuracy says little."""
+
 LITTLE_FILL = 0.65
 """Below this fill of the large slot the user is told that the objects are small."""
 
@@ -36,13 +42,17 @@ _STEPS = 8
 
 @dataclass(frozen=True)
 class SlotFill:
-    """A slot of the template: its name, the group it takes crops of, its size in pixels, and its mean fill, 0 to 1."""
+    """A slot of the template: its name, the group it takes crops of, its size in pixels, and its mean fill, 0 to 1.
+
+    shown: how much of a crop's area, once it is resized, the slot shows, 0 to 1: the median over its crops.
+    """
 
     name: str
     group: str
     width: int
     height: int
     fill: float
+    shown: float = 1.0
 
 
 def slot_fill(
@@ -66,17 +76,35 @@ def slot_fill(
             rank[np.argsort(wide[rows] * high[rows], kind="stable")] = np.arange(len(rows))
             weights = 2 * rank + 1 if name == "S-large" else 2 * (len(rows) - rank) - 1
         fill = float((covered * weights).sum() / weights.sum()) if len(rows) else 0.0
-        slots.append(SlotFill(name, group, region.width, region.height, fill))
+        shown = _median(covered * region.width * region.height / _resized(wide[rows], high[rows]), weights)
+        slots.append(SlotFill(name, group, region.width, region.height, fill, shown))
     return slots
+
+
+def _resized(widths: npt.NDArray[np.float64], heights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The area of each crop once it is resized, the mean over the resize ratio: float64 [n], square pixels."""
+    return np.maximum(widths * heights, 1) * np.square(_ratios()).mean()
+
+
+def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
+    """The value that half of the weights lie below; 1 where there is none."""
+    if not len(values):
+        return 1.0
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def _ratios() -> npt.NDArray[np.float64]:
+    return RESIZE_LOW + (RESIZE_HIGH - RESIZE_LOW) * (np.arange(_STEPS) + 0.5) / _STEPS
 
 
 def _covered(
     widths: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], width: int, height: int
 ) -> npt.NDArray[np.float64]:
     """The share of a slot that each crop covers, the mean over the resize ratio: float64 [n]."""
-    ratios = RESIZE_LOW + (RESIZE_HIGH - RESIZE_LOW) * (np.arange(_STEPS) + 0.5) / _STEPS
     total = np.zeros(len(widths))
-    for ratio in ratios:
+    for ratio in _ratios():
         total += np.minimum(ratio * widths, width) * np.minimum(ratio * heights, height)
     return total / (_STEPS * width * height)
 
@@ -91,6 +119,12 @@ def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[str]:
             f"crops fill {large.fill:.0%} of a large slot of {large.width}x{large.height} pixels, the rest is padding. "
             "If the objects are as small as that, train with a smaller template (128 split at 32) or a larger "
             "resize ratio; if not, `jigsaw-prep doctor` may tell what is wrong with the boxes."
+        )
+    if total and large.shown < LITTLE_SHOWN:
+        said.append(
+            f"a large slot of {large.width}x{large.height} pixels shows {large.shown:.0%} of its crop (median), the "
+            "rest is cut off: much of what a region is named after lies outside it. Train with data.fit = resize, "
+            "which shows whole crops, or with a larger template (data.template_size, data.template_split)."
         )
     return said
 
@@ -139,9 +173,28 @@ class Summary:
         """Crops of S, T and W."""
         return [int(count) for count in self.counts.sum(axis=0)]
 
+    def commonest(self) -> tuple[str, float]:
+        """The label that most regions will have, and their share, 0 to 1; ("", 0) without crops."""
+        if not self.crops:
+            return "", 0.0
+        drawn = fill_slots(dict(zip(GROUPS, self.by_group, strict=True))).shares()
+        shares = sum(
+            drawn.get(group, 0.0) * self.counts[:, code] / max(1, self.by_group[code])
+            for code, group in enumerate(GROUPS)
+        )
+        label = int(np.argmax(shares))
+        return [*self.classes, "background"][label], float(np.max(shares))
+
     def warnings(self) -> list[str]:
         """What the user should know, in plain words."""
         said = warnings(self.by_group, self.slots)
+        name, share = self.commonest()
+        if share >= ONE_SIDED:
+            said.append(
+                f"{share:.1%} of all regions will be {name}: a network that always says so is right that often and "
+                "has learned nothing. Ask for more background (--negatives-per-positive), or train with data.balance = "
+                "sqrt."
+            )
         if self.negatives < self.negatives_wanted:
             missing = self.negatives_wanted - self.negatives
             said.append(

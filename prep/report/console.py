@@ -71,10 +71,10 @@ def _slots(summary: Summary) -> Table:
     size = "" if summary.drawn_context is None else ", mean context"
     jigsaw = f"template {Template.size} split at {Template.split}, resize {RESIZE_LOW} to {RESIZE_HIGH}"
     table = Table(title=f"slot fill ({jigsaw}{size})", title_justify="left")
-    for name in ("slot", "group", "pixels", "filled"):
+    for name in ("slot", "group", "pixels", "filled", "shows of a crop (median)"):
         table.add_column(name, justify="left" if name == "slot" else "right")
     for slot in summary.slots:
-        table.add_row(slot.name, slot.group, f"{slot.width}x{slot.height}", f"{slot.fill:.0%}")
+        table.add_row(slot.name, slot.group, f"{slot.width}x{slot.height}", f"{slot.fill:.0%}", f"{slot.shown:.0%}")
     return table
 
 

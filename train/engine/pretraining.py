@@ -21,7 +21,7 @@ from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.callbacks import Callback, DataErrors
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, save_file, trained_state
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, digest_file
+from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, digest_file, read_rows
 from jigsaw_pretrain.train.engine.optim import arithmetic
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_origin, describe_run
 from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
@@ -50,6 +50,7 @@ class TrainingJob:
 
     callbacks: called on rank 0. log: names of loggers. keep: checkpoints that stay; None for the recipe's
     keep_checkpoints. validate: called every val_every steps, and at the end. title: of the progress bar on a terminal.
+    commonest: the label that most crops have, and their share, 0 to 1.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class TrainingJob:
     validate: Validate | None = None
     val_every: int = 0
     title: str | None = None
+    commonest: tuple[str, float] | None = None
 
 
 class PretrainingTask:
@@ -342,12 +344,35 @@ def _execute(
     if state.step >= recipe.optim.steps:
         ranks.run_on_rank_zero(lambda: _publish_backbone(job, state))
         ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
+        ranks.run_on_rank_zero(lambda: _judge(job))
         if recipe.model.neck != "none":
             ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
         why = f"on {ending} " if ending else ""
         ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.optim.steps}: continue with --resume")
     return state
+
+
+COMMON = 0.5
+"""From this share of one label on the start says how much accuracy is no learning."""
+
+NO_BETTER = 0.01
+"""Accuracy above the commonest label's share up to which a network is no better than naming that label always."""
+
+
+def _judge(job: TrainingJob) -> None:
+    """Warn of a finished run that names crops no better than their commonest label alone does."""
+    late = read_rows(job.folder.metrics)[-max(10, job.recipe.optim.steps // 20) :]
+    values = [value for row in late for value in row["accuracy"].values()]
+    if job.commonest is None or not values:
+        return
+    (name, share), accuracy = job.commonest, sum(values) / len(values)
+    if accuracy < share + NO_BETTER:
+        job.ranks.log_rank_zero(
+            f"the last steps name {accuracy:.1%} of the crops right, no better than always saying {name} "
+            f"({share:.1%}): train longer, with data.balance = sqrt, or prep with more background",
+            logging.WARNING,
+        )
 
 
 def announce(job: TrainingJob, state: State, until: int) -> None:
@@ -372,6 +397,11 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
         f"steps {state.step} to {until} of {recipe.optim.steps}, batch {recipe.data.batch} in {recipe.data.lanes} "
         f"lanes, learning rate {start_rate:.4g} to {peak:.4g} over {recipe.optim.warmup_steps} steps, then cosine to 0"
     )
+    if job.commonest is not None and job.commonest[1] >= COMMON:
+        name, part = job.commonest
+        ranks.log_rank_zero(
+            f"{part:.1%} of the crops are {name}: accuracy of that much is no learning", logging.WARNING
+        )
     if recipe.run.precision != "fp32" or micro_batch < share:
         ranks.log_rank_zero(
             f"{recipe.run.precision}, {share // micro_batch} micro-batches of {micro_batch} per step and process"

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_groups, fill_slots
-from jigsaw_pretrain.prep.plan.forecast import slot_fill, warnings
+from jigsaw_pretrain.prep.plan.forecast import Summary, slot_fill, warnings
 
 
 def drawn_fill(widths: np.ndarray, heights: np.ndarray, groups: np.ndarray) -> dict[str, float]:
@@ -46,8 +46,8 @@ def test_empty_groups_are_filled_from_others() -> None:
     assert "tall" in said[0] and "wide" in said[1] and "small" in said[-1]
 
 
-def test_large_objects_fill_everything_and_nothing_is_said() -> None:
-    slots = slot_fill([400, 400, 900], [400, 900, 400], [0, 1, 2])
+def test_objects_that_fill_everything_are_not_told() -> None:
+    slots = slot_fill([250, 400, 900], [250, 900, 400], [0, 1, 2])
     assert [slot.fill for slot in slots] == [1.0] * 4
     assert warnings([50, 25, 25], slots) == []
 
@@ -71,7 +71,7 @@ def test_each_slot_is_forecast_of_the_group_that_training_fills_it_from(counts: 
 def test_what_prep_says_of_stand_ins_and_top_ups_is_what_training_does(counts: tuple[int, int, int]) -> None:
     assume(sum(counts))
     trained = fill_slots(dict(zip(GROUPS, counts, strict=True)))
-    said = warnings(counts, slot_fill([400, 400, 900], [400, 900, 400], [0, 1, 2]))
+    said = warnings(counts, slot_fill([250, 400, 900], [250, 900, 400], [0, 1, 2]))
     empty = {group for group, count in zip(GROUPS, counts, strict=True) if not count}
     thin = {feed.group for feed in trained.feeds if feed.topped_up_from}
     assert said == trained.notes() and len(said) == len(empty) + len(thin) + bool(empty or thin)
@@ -80,3 +80,35 @@ def test_what_prep_says_of_stand_ins_and_top_ups_is_what_training_does(counts: t
 def test_no_crops_at_all() -> None:
     slots = slot_fill([], [], np.empty(0, dtype=np.uint8))
     assert [slot.fill for slot in slots] == [0.0] * 4 and warnings([0, 0, 0], slots) == []
+
+
+def test_large_objects_are_told_with_what_a_slot_shows_of_them() -> None:
+    sizes = [100, 700, 800, 900]
+    large = next(slot for slot in slot_fill(sizes, sizes, [0] * 4) if slot.name == "S-large")
+    # The larger of two crops is the 800 one or a larger one in most pairs; a resized side is 0.8 to 1.5 times as long.
+    area = np.mean([(ratio * 800) ** 2 for ratio in np.linspace(0.8, 1.5, 1001)])
+    assert large.shown == pytest.approx(160 * 160 / area, rel=0.01)
+    (told,) = [line for line in warnings([100, 50, 50], [large]) if "data.fit" in line]
+    assert f"{large.shown:.0%}" in told
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(0, 99))
+def test_a_slot_shows_all_of_what_fits_and_never_more(sides: list[int], seed: int) -> None:
+    high = np.random.default_rng(seed).integers(1, 400, len(sides))
+    for slot in slot_fill(sides, high, aspect_groups(np.array(sides), high)):
+        assert 0 < slot.shown <= 1 + 1e-9
+    for slot in slot_fill([20], [20], [0]):
+        assert slot.shown == pytest.approx(1)
+
+
+def test_the_commonest_label_is_told_where_it_is_nearly_all() -> None:
+    def summary(counts: list[list[int]]) -> Summary:
+        slots = slot_fill([100], [100], [0])
+        return Summary(["raccoon"], np.array(counts), 1, 1, 0, 1, 3, 1, {}, slots)
+
+    # Half of the regions are of square crops, a quarter of tall and of wide ones each.
+    one = summary([[90, 45, 10], [10, 5, 10]])
+    assert one.commonest() == ("raccoon", pytest.approx(0.5 * 0.9 + 0.25 * 0.9 + 0.25 * 0.5))
+    assert any("raccoon" in line and "balance" in line for line in one.warnings())
+    assert not any("balance" in line for line in summary([[50, 50, 50], [50, 50, 50]]).warnings())
+    assert summary([[0, 0, 0], [0, 0, 0]]).commonest() == ("", 0.0)

@@ -285,3 +285,13 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_goes_on(tmp_
     assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
     steps = [row["step"] for row in rows(tmp_path / "cut") if "figure" in str(row)]
     assert steps == [1] and [row["step"] for row in rows(tmp_path / "cut")] == ([0, 1, 2] if key else [0, 1, 1, 2])
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.97, True), (0.01, False)])
+def test_a_run_that_is_no_better_than_one_answer_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float, told: bool
+) -> None:
+    job = replace(small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=1"), commonest=("raccoon", share))
+    execute(job, synthetic(job))
+    warned = [record.message for record in caplog.records if "raccoon" in record.message]
+    assert len(warned) == 2 * told and all("97.0%" in line for line in warned)
