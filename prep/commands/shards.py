@@ -143,6 +143,7 @@ def shards(
             pipeline.shards(annotations, images, out, **shared, **shaping)
     if progress.summary:
         print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, estimated=False)
+        _tell_next(console, shown)
         return
     said = f"{shown} is finished: nothing to do."
     if task and whole:
@@ -151,3 +152,14 @@ def shards(
             f"{whole.part_count:,} parts. When all tasks are: jigsaw-prep finish --out {shown}"
         )
     console.print(said, highlight=False, soft_wrap=True)
+    if not task:
+        _tell_next(console, shown)
+
+
+def _tell_next(console: Console, out: str) -> None:
+    """What to do with a finished dataset."""
+    for text in (
+        f"look:  jigsaw-prep report --out {out}, then open {out}/report.html",
+        f"next:  jigsaw-train pretrain --data {out} --run RUN --recipe sample (or paper-r50, or a file of your own)",
+    ):
+        console.print(text, highlight=False, soft_wrap=True)

@@ -203,8 +203,13 @@ def _options(dataset: Dataset) -> Section:
 
 
 def page(url: str) -> str:
-    """The page of the dataset below ``url``; one that is not finished gets a page that says so."""
+    """The page of the dataset below ``url``; one that is not finished gets a page that says so.
+
+    Raises UserError where prep has written nothing.
+    """
     storage = Storage(url)
+    if not any(storage.exists(name) for name in (layout.PLAN, layout.DATASET)):
+        raise UserError(f"{storage.describe('')} is no dataset: name a folder that `jigsaw-prep shards --out` wrote to")
     try:
         dataset = open_dataset(url)
     except UserError as error:

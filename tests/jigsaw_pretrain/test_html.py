@@ -73,6 +73,10 @@ def test_the_datasets_page(data: Path) -> None:
 
 
 def test_an_unfinished_dataset_has_a_page_too(tmp_path: Path) -> None:
+    refused = run_command(prep_main, "report", "--out", tmp_path)
+    assert refused.exit_code == 2 and "is no dataset" in refused.output and not (tmp_path / "report.html").exists()
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "plan.json").write_text("{}")
     result = run_command(prep_main, "report", "--out", tmp_path)
     assert result.exit_code == 0
     text = (tmp_path / "report.html").read_text()

@@ -9,8 +9,9 @@ import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.engine.distributed import DEVICES, is_restarted, rank_zero_errors, start
+from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, is_restarted, rank_zero_errors, start
 from jigsaw_pretrain.train.engine.loggers import NAMES
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder
 from jigsaw_pretrain.train.engine.step import COMPILE
 from jigsaw_pretrain.train.recipe import Balance, Neck
 
@@ -105,3 +106,12 @@ def pretrain(
             access=access,
             title="pretrain",
         )
+        if open_run_folder(run).backbone.exists():
+            _tell_next(ranks, run)
+
+
+def _tell_next(ranks: Ranks, run: str) -> None:
+    """What to do with a finished run."""
+    ranks.log_rank_zero(f"check: jigsaw-train evaluate --run {run} --data OUT2 (of images that the run has not seen)")
+    export = f"jigsaw-train export --run {run} --to torchvision --out backbone.pth"
+    ranks.log_rank_zero(f"next:  {export}, or jigsaw-detect train --init {run}")
