@@ -59,7 +59,7 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
 
     Args:
         url: The output of the tasks of an array job: a folder or a URL.
-        max_skipped: The largest share of the images that may be unusable, 0 to 1.
+        max_skipped: The largest share of the images, and of the boxes, that may be unusable, 0 to 1.
 
     Returns:
         The figures of the dataset.
@@ -72,11 +72,13 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
     plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)
-    allowed = skip_limit(max_skipped, out, plan.images_listed)
+    allowed = skip_limit(max_skipped, out, plan.images_listed, plan.positives)
     for record in records:
         allowed.add(record)
-    allowed.check()
     made, summary = manifests(out, plan, records)
+    if plan.positives is not None:
+        allowed.add_boxes(plan.positives - (summary.crops - summary.negatives))
+    allowed.check()
     for name, data in made.items():
         out.publish(name, data)
     tidy(out)

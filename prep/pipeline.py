@@ -10,7 +10,6 @@ does.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from typing import Protocol, TypedDict, Unpack
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
-from jigsaw_pretrain.formats.annotations.skipped import BoxReason, most_common
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.images.source import ImageSource
@@ -38,6 +36,7 @@ from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
     check_agreement,
+    check_plan_version,
     check_shards,
     finished_dataset,
     publish_plan,
@@ -163,7 +162,7 @@ def shards(
         seed: Decides every random choice.
         workers: Processes; all usable cores by default.
         scheduler: Address of a Dask cluster that cuts in place of processes, ``tcp://host:port``.
-        max_skipped: The largest share of the images that may be unusable, 0 to 1.
+        max_skipped: The largest share of the images, and of the boxes, that may be unusable, 0 to 1.
         overwrite: Remove what prep wrote to ``out`` before, and start anew.
         progress: What is told of the run; the log by default.
         **shaping: The fields of PlanOptions (context, negatives_per_positive, jpeg_quality, ...).
@@ -302,6 +301,7 @@ def begun_as(out: Storage, job: PrepJob, sha256: str) -> PlanRecord | None:
     record = read_plan(out)
     job = settled(job, record)
     if record is not None:
+        check_plan_version(out, record)
         check_agreement(
             out.describe(layout.PLAN),
             {
@@ -352,9 +352,8 @@ def cut(
     progress: Progress,
 ) -> None:
     """Cut those of the parts that have no done record. Raises UserError, OSError."""
-    check_boxes(plan, max_skipped)
     out = Storage(job.out)
-    allowed = skip_limit(max_skipped, out, plan.listed_images)
+    allowed = skip_limit(max_skipped, out, plan.listed_images, plan.positives, plan.positives_of_images())
     allowed.check()
     listed_parts = list(numbers)
     missing = []
@@ -367,23 +366,6 @@ def cut(
     tasks = (task_of(plan, job, source, number) for number in missing)
     records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
     progress.cutting(records, len(listed_parts), len(listed_parts) - len(missing))
-
-
-def check_boxes(plan: Plan, max_skipped: float) -> None:
-    """Raise UserError where more than that share of the boxes cannot be used."""
-    wanted = {BoxReason(code).text for code in (BoxReason.CROWD, BoxReason.IGNORED, BoxReason.REPEATED)}
-    lost = Counter(
-        row.reason
-        for row in plan.skipped
-        if (row.ordinal is not None or row.image_file is None) and row.reason not in wanted
-    )
-    count = lost.total() + int(plan.summary().crops - plan.summary().negatives)
-    if lost.total() > max_skipped * count:
-        raise UserError(
-            f"{lost.total():,} of {count:,} boxes cannot be used, more than --max-skipped {100 * max_skipped:.4g}%: "
-            f"{most_common(lost)}. Correct the annotations (`jigsaw-prep doctor` names some), or allow more with "
-            f"--max-skipped, such as {min(100, int(100 * lost.total() / count) + 1)}%."
-        )
 
 
 def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartTask:

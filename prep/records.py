@@ -9,16 +9,17 @@ Markers are what ``prep status`` sees of unfinished parts: one while a part is b
 They are hints for people: nothing is decided by them, and a finished dataset has none. They cost two small requests per
 part.
 
-``SkipLimit`` (``--max-skipped``) ends a run of which too many images are unusable: a dataset of which a tenth is
-missing is a mistake in the command, not in the data; one of which a thousandth is broken is normal. What was done when
-the limit is passed is kept. The limit shapes no bytes and is not recorded: it may be another one when the run goes on.
+``SkipLimit`` (``--max-skipped``) ends a run of which too many images or boxes are unusable: a dataset of which a tenth
+is missing is a mistake in the command, not in the data; one of which a thousandth is broken is normal. Boxes of images
+that cannot be used are lost too. What was done when the limit is passed is kept. The limit shapes no bytes and is not
+recorded: it may be another one when the run goes on.
 """
 
 import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.skipped import Skipped, count_reasons, most_common, skipped_table
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import (
     MEND,
@@ -47,7 +48,7 @@ from jigsaw_pretrain.formats.dataset.dataset import (
 )
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
-from jigsaw_pretrain.prep.plan.plan import Plan
+from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION, Plan
 from jigsaw_pretrain.storage import REMOTE_THREADS, Entry, Storage, map_ahead, redacted
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
@@ -64,13 +65,17 @@ LOST_SECONDS = 900.0
 
 _OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
 
+LEFT_OUT = (BoxReason.CROWD, BoxReason.IGNORED, BoxReason.REPEATED)
+"""Boxes that are rightly no objects, and so not lost."""
+
 MAX_SKIPPED = 0.01
-"""The share of the images that may be unusable, by default."""
+"""The share of the images, and of the boxes, that may be unusable, by default."""
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of plan.json; manifests/README.md defines each field."""
 
+    plan_version: int = 1
     format_version: int
     plan: Sha256
     seed: int
@@ -81,6 +86,7 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     images: Count
     images_listed: Count
     crops: Count
+    positives: Count | None = None
     negatives_wanted: Count
 
 
@@ -129,6 +135,7 @@ _version = cache(metadata.version)
 def plan_record(plan: Plan) -> PlanRecord:
     """What plan.json says of a plan made here."""
     return PlanRecord(
+        plan_version=PLAN_VERSION,
         format_version=plan.options.format_version,
         plan=plan.digest,
         seed=plan.seed,
@@ -139,6 +146,7 @@ def plan_record(plan: Plan) -> PlanRecord:
         images=len(plan.images),
         images_listed=plan.listed_images,
         crops=len(plan.crops),
+        positives=plan.positives,
         negatives_wanted=plan.wanted_negatives,
     )
 
@@ -252,6 +260,17 @@ def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any])
         raise UserError(
             f"{where} was made otherwise: {'; '.join(told)}. Give the same options, annotations and package versions "
             "(requirements.lock) to go on with it, or start anew with --overwrite or another --out."
+        )
+
+
+def check_plan_version(out: Storage, plan: PlanRecord) -> None:
+    """Raise UserError where the output was begun by a program whose plans are others."""
+    if plan.plan_version != PLAN_VERSION:
+        raise UserError(
+            f"{out.describe(layout.PLAN)} is of plan version {plan.plan_version}, and this program makes plans of "
+            f"version {PLAN_VERSION}, which may use other boxes of the same annotations. What is finished stays as it "
+            "is and trains as before; go on with the version of jigsaw-pretrain that began it, or start anew with "
+            "--overwrite or another --out."
         )
 
 
@@ -431,32 +450,62 @@ def _is_shard_file(name: str) -> bool:
     return True
 
 
-class SkipLimit:
-    """Counts unusable images of one output; raises UserError as soon as they are more than the share."""
+@dataclass
+class _Tally:
+    """How many of the ``total`` things that there are cannot be used, by reason."""
 
-    def __init__(self, share: float, out: Storage, usable: int, at_plan: Counter[str]) -> None:
+    what: str
+    total: int
+    lost: Counter[str]
+
+
+class SkipLimit:
+    """Counts unusable images and boxes of one output; raises UserError as soon as they are more than the share.
+
+    images, boxes: those that the plan could use; lost_images, lost_boxes: those that it could not, by reason. boxes_of:
+    the boxes that the plan could use of each image, by its identity.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        out: Storage,
+        images: int,
+        lost_images: Counter[str],
+        boxes: int,
+        lost_boxes: Counter[str],
+        boxes_of: Mapping[str, int],
+    ) -> None:
         self.share = share
         self._out = out.url
-        self._reasons = Counter(at_plan)
-        self._listed = usable + at_plan.total()
-        self._broken = at_plan.total()
+        self._images = _Tally("images", images + lost_images.total(), Counter(lost_images))
+        self._boxes = _Tally("boxes", boxes + lost_boxes.total(), Counter(lost_boxes))
+        self._boxes_of = boxes_of
 
     def check(self) -> None:
-        """Raise UserError where too many images are unusable."""
-        if self._broken > self.share * self._listed:
-            where, share = redacted(self._out), f"{100 * self.share:.4g}%"
-            raise UserError(
-                f"{self._broken:,} of {self._listed:,} images cannot be used, more than --max-skipped {share}: "
-                f"{most_common(self._reasons)}. What was done is kept. Mend them and run `jigsaw-prep retry-skipped "
-                f"--out {where} --annotations FILE --images DIR`, or go on without them: "
-                f"the same command with a larger --max-skipped, such as "
-                f"{min(100, int(100 * self._broken / self._listed) + 1)}%."
-            )
+        """Raise UserError where too many images or boxes are unusable."""
+        for tally in (self._images, self._boxes):
+            lost = tally.lost.total()
+            if lost > self.share * tally.total:
+                raise UserError(
+                    f"{lost:,} of {tally.total:,} {tally.what} cannot be used, more than --max-skipped "
+                    f"{100 * self.share:.4g}%: {most_common(tally.lost)}. What was done is kept. `jigsaw-prep doctor` "
+                    "names some. Mend the images and run `jigsaw-prep retry-skipped "
+                    f"--out {redacted(self._out)} --annotations FILE --images DIR`, correct the annotations and start "
+                    "anew with --overwrite, or go on without: the same command with a larger --max-skipped, such as "
+                    f"{min(100, int(100 * lost / tally.total) + 1)}%."
+                )
 
     def add(self, record: PartRecord) -> None:
-        """Count in a part."""
-        self._reasons += count_reasons(row.reason for row in record.skipped)
-        self._broken += len(record.skipped)
+        """Count in a part, its boxes where they are known."""
+        for row in record.skipped:
+            (reason,) = count_reasons([row.reason])
+            self._images.lost[reason] += 1
+            self._boxes.lost[reason] += self._boxes_of.get(row.image_id or "", 0)
+
+    def add_boxes(self, count: int) -> None:
+        """Count in boxes that were lost with their images."""
+        self._boxes.lost["of images that cannot be used"] += count
 
     def watch(self, records: Iterable[PartRecord]) -> Iterator[PartRecord]:
         """The records as they come, each counted and checked."""
@@ -466,14 +515,21 @@ class SkipLimit:
             self.check()
 
 
-def skip_limit(share: float, out: Storage, usable: int) -> SkipLimit:
-    """The limit of an output that has a plan; usable: images that the plan could use."""
+def skip_limit(
+    share: float, out: Storage, images: int, boxes: int | None, boxes_of: Mapping[str, int] | None = None
+) -> SkipLimit:
+    """The limit of an output that has a plan; images, boxes: those that the plan could use (None: not counted)."""
     table = read_skipped(out, layout.PLAN_SKIPPED)
-    of_images = pc.and_(
-        pc.is_valid(table.column("image_file")),
-        pc.and_(pc.is_null(table.column("annotation_id")), pc.is_null(table.column("ordinal"))),
+    of_boxes = pc.or_(
+        pc.is_null(table.column("image_file")),
+        pc.or_(pc.is_valid(table.column("annotation_id")), pc.is_valid(table.column("ordinal"))),
     )
-    return SkipLimit(share, out, usable, count_reasons(table.column("reason").filter(of_images).to_pylist()))
+    reasons = table.column("reason")
+    lost = Counter() if boxes is None else count_reasons(reasons.filter(of_boxes).to_pylist())
+    for reason in LEFT_OUT:
+        lost.pop(reason.text, None)
+    broken = count_reasons(reasons.filter(pc.invert(of_boxes)).to_pylist())
+    return SkipLimit(share, out, images, broken, boxes or 0, lost, boxes_of or {})
 
 
 def read_skipped(out: Storage, name: str) -> pa.Table:

@@ -4,7 +4,7 @@ Reasons are short and fixed, so that a table can count them; what is particular 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -48,6 +48,7 @@ _BOX_TEXTS = {
     BoxReason.TOO_LONG: "crop is longer than a JPEG can be (65,500 pixels)",
 }
 
+OF_UNUSABLE_IMAGE = "image of the box cannot be used"
 UNKNOWN_IMAGE = "image is not in the annotation file"
 UNSAFE_NAME = "file name leaves the image folder"
 UNREADABLE_NAME = "file name is empty or holds control characters"
@@ -70,24 +71,29 @@ class Skipped:
     reason: str
 
 
+EXAMPLES = 3
+"""How many of the things that are told are named, where not all of them are asked for."""
+
+
 @dataclass(frozen=True)
 class Note:
     """Something about a dataset that its user should know, other than a row of skipped.parquet.
 
-    check: a few words that name it. text: what it means and what to do. things: files or boxes that it is about. grave:
-    it costs data or is likely a mistake.
+    check: a few words that name it. text: what it means and what to do. things: files or boxes that it is about, all of
+    them. grave: it costs data or is likely a mistake.
     """
 
     check: str
     text: str
-    things: tuple[str, ...] = ()
+    things: Sequence[str] = ()
     grave: bool = True
 
     def line(self) -> str:
         """The note as one line."""
-        some = ", ".join(thing for thing in self.things[:3] if thing)
+        some = ", ".join(self.things[:EXAMPLES])
         count = f"{len(self.things):,} " if len(self.things) > 1 else ""
-        return f"{count}{self.check}: {self.text}" + (f" (such as {some})" if some else "")
+        rest = "; `jigsaw-prep doctor --all` lists all of them" if len(self.things) > EXAMPLES else ""
+        return f"{count}{self.check}: {self.text}" + (f" (such as {some}{rest})" if some else "")
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:

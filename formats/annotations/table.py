@@ -21,7 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from jigsaw_pretrain.formats.annotations import skipped
-from jigsaw_pretrain.formats.annotations.skipped import ENORMOUS, NO_SIZE, UNKNOWN_IMAGE, BoxReason, Note, Skipped
+from jigsaw_pretrain.formats.annotations.skipped import (
+    ENORMOUS,
+    NO_SIZE,
+    OF_UNUSABLE_IMAGE,
+    UNKNOWN_IMAGE,
+    BoxReason,
+    Note,
+    Skipped,
+)
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.pixels import MAX_PIXELS
 
@@ -217,6 +225,11 @@ def assemble(read: ReadTable, sha256: str, keep_ignored: bool = False) -> Annota
         skipped.append(Skipped(None, None, number, None, "plan", UNKNOWN_IMAGE))
     image = image_of_entry[boxes.entry]
     keep = image >= 0
+    places = ordinals(boxes.entry) if (keep | unknown).sum() < len(keep) else boxes.entry
+    for row in np.flatnonzero(~keep & ~unknown):
+        file = clean_name(entries[boxes.entry[row]].file_name)[0]
+        number = int(boxes.annotation_id[row]) if boxes.has_id[row] else None
+        skipped.append(Skipped(layout.image_id(file), file, number, int(places[row]), "plan", OF_UNUSABLE_IMAGE))
     reason = np.where(conflicting[boxes.entry] & keep & (boxes.reason == 0), BoxReason.CONFLICT, boxes.reason)
     usable = keep & (reason == BoxReason.USABLE) & ~boxes.crowd & (keep_ignored | ~boxes.ignored)
     rows = np.flatnonzero(usable)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
@@ -21,7 +21,7 @@ from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
-from jigsaw_pretrain.formats.annotations.skipped import BoxReason
+from jigsaw_pretrain.formats.annotations.skipped import EXAMPLES, BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
@@ -41,20 +41,19 @@ NOTE, WARNING, ERROR = "note", "warning", "error"
 STATES = ("clean", "warnings", "cannot be prepped")
 """What is said for each exit status."""
 
-EXAMPLES = 3
 MUCH_CROWD = 0.1
 SKIPPED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of a check: how grave, which check, how many things, a few of them, and what it means."""
+    """One result of a check: how grave, which check, how many things, these (as many as are known), what it means."""
 
     level: str
     check: str
     count: int
     text: str
-    examples: list[str] = field(default_factory=list)
+    examples: Sequence[str] = ()
 
 
 @click.command(cls=Command)
@@ -73,8 +72,9 @@ class Finding:
 @options.nodata
 @click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
 @click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
+@click.option("--all", "whole", is_flag=True, help=f"Name all that a finding is about, not only {EXAMPLES} of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
-def doctor(annotations: str, images: str, seed: int, deep: bool, as_json: bool, **reading: Any) -> None:
+def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as_json: bool, **reading: Any) -> None:
     """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
     findings: list[Finding] = []
     summary: Summary | None = None
@@ -87,6 +87,7 @@ def doctor(annotations: str, images: str, seed: int, deep: bool, as_json: bool, 
                     findings.append(found)
     except UserError as error:
         findings.append(Finding(ERROR, "cannot be prepped", 1, error.message))
+    findings = [replace(one, examples=list(one.examples[: None if whole else EXAMPLES])) for one in findings]
     levels = {finding.level for finding in findings}
     state = 2 if ERROR in levels else 1 if WARNING in levels else 0
     if as_json:
@@ -106,7 +107,7 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     annotations = listed(raw, source, options.reading)
     decided = choose_pixels(annotations, source)
     if (missing := missing_images(annotations, source)) is not None:
-        yield Finding(WARNING, missing.check, len(missing.things), missing.text, list(missing.things[:EXAMPLES]))
+        yield Finding(WARNING, missing.check, len(missing.things), missing.text, missing.things)
     if decided.note:
         yield Finding(NOTE, "pixels", 1, decided.note)
     check_nodata(sample(annotations), source, decided.pixels, options.nodata)
@@ -150,9 +151,7 @@ def note_findings(plan: Plan) -> Iterator[Finding]:
     """What reading and planning noticed: files not looked at, boxes that look like mistakes."""
     for note in plan.notes:
         level = WARNING if note.grave else NOTE
-        yield Finding(
-            level, note.check, max(1, len(note.things)), note.text, [thing for thing in note.things[:EXAMPLES] if thing]
-        )
+        yield Finding(level, note.check, max(1, len(note.things)), note.text, note.things)
 
 
 def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:
@@ -169,11 +168,11 @@ def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:
         yield Finding(level, "crowd share", len(crowd), f"{share:.1%} of the boxes are crowd regions, never cut out")
     for reason, boxes in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         if reason != BoxReason.UNKNOWN_CATEGORY.text:
-            yield Finding(WARNING, reason, len(boxes), "not used", boxes[:EXAMPLES])
+            yield Finding(WARNING, reason, len(boxes), "not used", boxes)
     used = set(plan.crops.label.tolist())
     empty = [name for label, name in enumerate(plan.classes) if label not in used]
     if empty:
-        yield Finding(WARNING, "categories without boxes", len(empty), "labels that no crop has", empty[:EXAMPLES])
+        yield Finding(WARNING, "categories without boxes", len(empty), "labels that no crop has", empty)
 
 
 @dataclass(frozen=True)
@@ -234,10 +233,10 @@ def image_findings(found: ImageCheck, exif: str) -> Iterator[Finding]:
         kind, _, detail = reason.partition(": ")
         by_reason.setdefault(kind, []).append(f"{file} ({detail})" if detail else file)
     for kind, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        yield Finding(WARNING, kind, len(files), "images that cannot be used, nor their boxes", files[:EXAMPLES])
+        yield Finding(WARNING, kind, len(files), "images that cannot be used, nor their boxes", files)
     if found.rotated and exif == "ignore":
         text = "images are turned by EXIF. If the boxes were drawn on upright pictures, give --exif apply"
-        yield Finding(WARNING, "EXIF-rotated files", len(found.rotated), text, found.rotated[:EXAMPLES])
+        yield Finding(WARNING, "EXIF-rotated files", len(found.rotated), text, found.rotated)
 
 
 def _usable(plan: Plan, trouble: set[str]) -> Iterator[Finding]:
@@ -261,7 +260,7 @@ def _repeated(values: Iterable[Hashable]) -> Counter[Hashable]:
 
 
 def _warn(check: str, found: Counter[Hashable] | Counter[int | float], text: str, count: int | None = None) -> Finding:
-    some: Sequence[tuple[Hashable, int]] = found.most_common(EXAMPLES)
+    some: Sequence[tuple[Hashable, int]] = found.most_common()
     return Finding(WARNING, check, len(found) if count is None else count, text, [str(value) for value, _ in some])
 
 

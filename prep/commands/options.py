@@ -55,5 +55,5 @@ max_skipped = click.option(
     type=Share(),
     default=f"{MAX_SKIPPED:.0%}",
     show_default=True,
-    help="The largest share of the images that may be unusable.",
+    help="The largest share of the images, and of the boxes, that may be unusable.",
 )

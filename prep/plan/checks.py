@@ -5,12 +5,14 @@ Each finding names the probable cause and a few boxes. A hundred milliseconds fo
 A module of its own, because it looks at a dataset and decides nothing: no plan depends on it.
 """
 
+from collections.abc import Sequence
+from typing import overload
+
 import numpy as np
-import numpy.typing as npt
 
 from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Note
-from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.annotations.table import Annotations, Ints
 from jigsaw_pretrain.formats.boxes import Flags
 
 SMALLEST = 2.0
@@ -18,8 +20,6 @@ SMALLEST = 2.0
 
 ROUNDING = 2.0
 """Pixels by which boxes leave their images where they were rounded; for large images a hundredth of a side."""
-
-EXAMPLES = 3
 
 
 def box_notes(annotations: Annotations) -> list[Note]:
@@ -38,10 +38,7 @@ def box_notes(annotations: Annotations) -> list[Note]:
     notes = []
 
     def note(check: str, found: Flags, text: str) -> None:
-        rows = np.flatnonzero(found)
-        named = [_named(annotations, row) for row in rows[:EXAMPLES].tolist()]
-        # A note counts its things; only the first few are worth a text.
-        notes.append(Note(check, text, tuple(named + [""] * (len(rows) - len(named)))))
+        notes.append(Note(check, text, _Boxes(annotations, np.flatnonzero(found))))
 
     if 2 * unit.sum() >= count:
         text = "they are shares of their images (normalised), not pixels: multiply them by the image's size"
@@ -60,6 +57,24 @@ def box_notes(annotations: Annotations) -> list[Note]:
     return notes
 
 
-def _named(annotations: Annotations, row: int) -> str:
-    box: npt.NDArray[np.float64] = annotations.xywh[row]
-    return f"{annotations.files[annotations.image[row]]} {[round(float(value), 3) for value in box]}"
+class _Boxes(Sequence[str]):
+    """Boxes by their rows, in words; a box is put into words where it is asked for, as there may be a million."""
+
+    def __init__(self, annotations: Annotations, rows: Ints) -> None:
+        self._annotations, self._rows = annotations, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[nth] for nth in range(len(self))[index]]
+        row = int(self._rows[index])
+        box = [round(float(value), 3) for value in self._annotations.xywh[row]]
+        return f"{self._annotations.files[self._annotations.image[row]]} {box}"

@@ -28,8 +28,12 @@ from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected
 from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
 from jigsaw_pretrain.prep.plan.negatives import Ints
 
-PLAN_VERSION = 1
-"""Raised whenever the same annotations, options and seed would give other crops or parts."""
+PLAN_VERSION = 2
+"""Raised whenever the same annotations, options and seed would give other crops or parts.
+
+2: ignored and repeated boxes are no objects, polygons stand in for boxes that are missing, VOC's pixels begin where the
+files say, and no background is cut where an object's place is unknown.
+"""
 
 BYTES_PER_PART = 64 << 20
 
@@ -153,6 +157,16 @@ class Plan:
     def background(self) -> int:
         """C: the label of background crops."""
         return len(self.classes)
+
+    @property
+    def positives(self) -> int:
+        """How many crops are of objects."""
+        return int(np.count_nonzero(self.crops.label < self.background))
+
+    def positives_of_images(self) -> dict[str, int]:
+        """How many crops of objects each image has, by its identity."""
+        images = self.crops.image[self.crops.label < self.background]
+        return dict(zip(self.images.ids, np.bincount(images, minlength=len(self.images)).tolist(), strict=True))
 
     @property
     def part_count(self) -> int:

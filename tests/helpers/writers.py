@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from jigsaw_pretrain.formats.annotations.skipped import UNKNOWN_IMAGE, UNSAFE_NAME, BoxReason
+from jigsaw_pretrain.formats.annotations.skipped import OF_UNUSABLE_IMAGE, UNKNOWN_IMAGE, UNSAFE_NAME, BoxReason
 from tests.helpers.prepped import Drawn
 
 
@@ -192,7 +192,9 @@ def odd_coco(pictures: Sequence[Picture], names: Sequence[str], folder: Path, od
         made.lost[None, UNKNOWN_IMAGE] += 1
     if "unsafe name" in odd:
         images.append({"id": key(88), "file_name": "../x.jpg", "width": 9, "height": 9})
+        add(key(88), name, [1, 1, 5, 5])
         made.lost["../x.jpg", UNSAFE_NAME] += 1
+        made.lost["../x.jpg", OF_UNUSABLE_IMAGE] += 1
     if "shuffled" in odd:
         images, boxes = images[::-1], boxes[::-1]
     categories = [{"id": category[one], "name": one} for one in names] + [{"id": 200, "name": "unused"}]

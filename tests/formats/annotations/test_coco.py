@@ -61,6 +61,8 @@ def test_what_cannot_be_used_is_listed() -> None:
         ("c.jpg", "image has no usable width and height in the annotation file"),
         ("d.jpg", "image has no usable width and height in the annotation file"),
         (None, "image is not in the annotation file"),
+        ("../b.jpg", "image of the box cannot be used"),
+        ("c.jpg", "image of the box cannot be used"),
     ]
     assert (found.reason != 0).tolist() == [False, True, True, False]
     assert np.isnan(found.xywh[3]).all()

@@ -35,7 +35,7 @@ def table(annotations: Path | str, images: Path | str, reading: Reading | None =
 
 
 def told(found: Annotations) -> dict[str, tuple[str, ...]]:
-    return {note.check: note.things for note in found.notes}
+    return {note.check: tuple(note.things) for note in found.notes}
 
 
 @pytest.mark.parametrize("named", [".", "data.yaml", "labels", "classes.txt", "labels/classes.txt", "obj.names"])

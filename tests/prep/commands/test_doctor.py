@@ -87,6 +87,7 @@ def test_everything_it_looks_for(sound: Drawn) -> None:
         "box lies outside the image": 1,
         "box is not four finite numbers": 1,
         "file name leaves the image folder": 1,
+        "image of the box cannot be used": 1,
         "categories without boxes": 2,
         "image file is missing": 1,
         "missing images": 1,

@@ -7,6 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.prep.commands.finish import finish_command
+from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION
 from tests.helpers.prepped import Drawn, inputs, invoke, rows, run_shards
 
 SIZE = (120, 90)
@@ -54,6 +56,60 @@ def test_lost_boxes_have_a_limit_and_ignored_ones_are_not_lost(drawn: Drawn) -> 
     assert run_shards(drawn.write(), *run, "--overwrite").exit_code == 0
     used = run_shards(drawn.write(), *run, "--overwrite", "--ignored", "use", "--negatives-per-positive", "0")
     assert used.exit_code == 0 and len(rows(drawn.folder / "out", "crops")) == 2
+
+
+def test_boxes_lost_with_images_that_cannot_be_cut_count_too(drawn: Drawn) -> None:
+    for number in range(9):
+        drawn.add(f"{number}.jpg", SIZE, [(10, 10, 30, 30)])
+    drawn.add("full.jpg", SIZE, [(5 * n, 10, 30, 30) for n in range(15)])
+    (drawn.folder / "images" / "full.jpg").write_bytes(b"\xff\xd8")
+    images, out = drawn.folder / "images", drawn.folder / "out"
+    # One of ten images may be lost, and with it most of the boxes are.
+    result = run_shards(drawn.write(), images, out, "--workers", "1", "--max-skipped", "20%")
+    assert result.exit_code == 2 and "15 of 24 boxes" in result.output
+    result = invoke(finish_command, "--out", str(out), "--max-skipped", "20%")
+    assert result.exit_code == 2 and "15 of 24 boxes" in result.output
+    assert not (out / "manifests" / "dataset.json").exists()
+    assert run_shards(drawn.write(), images, out, "--workers", "1", "--max-skipped", "70%").exit_code == 0
+
+
+def test_boxes_of_images_that_cannot_be_used_are_listed_and_count(drawn: Drawn) -> None:
+    drawn.add("a.jpg", SIZE, [(10, 10, 30, 30)])
+    drawn.add("b.jpg", SIZE, [(10, 10, 30, 30), (20, 10, 30, 30)])
+    drawn.images[1]["file_name"] = "../b.jpg"
+    images, out = drawn.folder / "images", drawn.folder / "out"
+    assert "2 of 3 boxes" in run_shards(drawn.write(), images, out, "--workers", "1", "--max-skipped", "60%").output
+    assert run_shards(drawn.write(), images, out, "--workers", "1", "--max-skipped", "70%").exit_code == 0
+    found = [(row["image_file"], row["annotation_id"], row["ordinal"]) for row in rows(out, "skipped")]
+    assert found == [("../b.jpg", None, None), ("../b.jpg", 101, 0), ("../b.jpg", 102, 1)]
+
+
+def test_a_plan_of_another_version_is_told_as_such(drawn: Drawn) -> None:
+    drawn.add("a.jpg", SIZE, [(10, 10, 30, 30)])
+    images, out = drawn.folder / "images", drawn.folder / "out"
+    assert run_shards(drawn.write(), images, out, "--workers", "1").exit_code == 0
+    path = out / "manifests" / "plan.json"
+    plan = json.loads(path.read_text())
+    assert plan.pop("plan_version") == PLAN_VERSION and plan.pop("positives") == 1
+    path.write_text(json.dumps(plan))
+    result = run_shards(drawn.write(), images, out, "--workers", "1")
+    assert result.exit_code == 2 and "plan version 1" in result.output and str(path) in result.output
+    assert result.output.count("\n") == 1
+    # The manifests of an older plan can be made again, without a count of its boxes.
+    (out / "manifests" / "dataset.json").unlink()
+    assert invoke(finish_command, "--out", str(out), "--max-skipped", "0").exit_code == 0
+    assert run_shards(drawn.write(), images, out, "--workers", "1", "--overwrite").exit_code == 0
+
+
+def test_everything_that_is_told_can_be_listed(drawn: Drawn) -> None:
+    drawn.add("a.jpg", SIZE, [(10, 10, 30, 30), *((200 + n, 10, 30, 30) for n in range(5))])
+    named = ("--json", *inputs(drawn.write(), drawn.folder / "images"))
+    for more, count in (((), 3), (("--all",), 5)):
+        found = {one["check"]: one for one in json.loads(invoke(doctor, *named, *more).output)["findings"]}
+        for check in ("box lies outside the image", "boxes that leave their image by more than rounding"):
+            assert found[check]["count"] == 5 and len(set(found[check]["examples"])) == count
+    result = run_shards(*named[2::2], drawn.folder / "out", "--dry-run", "--max-skipped", "1")
+    assert "doctor --all" in result.output
 
 
 def test_an_object_without_a_box_has_that_of_its_polygon_or_keeps_background_off(drawn: Drawn) -> None:
