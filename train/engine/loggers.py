@@ -225,13 +225,16 @@ def figures(rows: Sequence[Row]) -> str:
     What is asked for most comes first.
     """
     last = rows[-1]
-    parts = [f"loss {sum(row['loss'] for row in rows) / len(rows):.3f}"]
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    parts = [f"loss {sum(losses) / len(losses):.3f}" if losses else "loss not finite"]
     if "accuracy" in last:
         shares = [share for row in rows for share in row["accuracy"].values()]
         parts.append(f"accuracy {sum(shares) / len(shares):.1%}")
     parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.4g}"]
     if torch.cuda.is_initialized():
         parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    if skipped := sum(row.get("skipped", False) for row in rows):
+        parts.append(f"{skipped} steps skipped")
     if replaced := sum(row.get("replaced", 0) for row in rows):
         parts.append(f"{replaced} crops replaced")
     if last.get("left_out"):

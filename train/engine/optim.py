@@ -166,6 +166,17 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, weight_decay=decay, fused=fused)
 
 
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD's parameters a momentum of zero, which makes the first step what it is without one.
+
+    Where the loss is scaled: a first step that the scaler skips leaves the fused kernel's own buffer unwritten, and the
+    next step would go on with whatever was in that memory.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class EMA:
     """The moving average of ``model``, which begins as the model is; the model's tensors must stay the same objects.
 

@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +159,8 @@ class PretrainingTask:
         sums = {"loss": losses.mean() * count, "hits": output.predictions.eq(labels).sum(dim=0)}
         if self._levels:
             sums["levels"] = losses * count
+        if output.skipped is not None:
+            sums["skipped"] = output.skipped * count
         return StepMetrics(sums, count, output.lr, {"replaced": batch.replaced}, pictures)
 
     def first_of_lanes(self, images: Tensor) -> Tensor:
@@ -207,7 +210,8 @@ class PretrainingTask:
 
         loss: mean over the global batch. accuracy: by region, the share of jigsaws whose region's mean logits are
         largest at its label. replaced: crops that stand in for undecodable ones. left_out: shards that the run goes on
-        without. loss_by_level: with a neck, of each of its levels, of which ``loss`` is the mean.
+        without. loss_by_level: with a neck, of each of its levels, of which ``loss`` is the mean. skipped: the step was
+        left out by fp16's scaler; its loss may be none.
         """
         left_out = self._data_errors.settle(sum(one.counts["replaced"] for one in window.steps))
         rows = []
@@ -225,6 +229,9 @@ class PretrainingTask:
             }
             if self._levels:
                 row["loss_by_level"] = dict(zip(self._levels, one.means["levels"], strict=True))
+            if one.means.get("skipped", [0.0])[0]:
+                row["skipped"] = True
+                row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
             rows.append(row)
         if self._ranks.first:
             digest_file(self._job.folder.digest).append(self._digests)

@@ -15,7 +15,14 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.engine.distributed import Ranks
-from jigsaw_pretrain.train.engine.optim import EMA, loss_scaler, make_optimizer, parameter_groups, seeded
+from jigsaw_pretrain.train.engine.optim import (
+    EMA,
+    begin_momentum,
+    loss_scaler,
+    make_optimizer,
+    parameter_groups,
+    seeded,
+)
 from jigsaw_pretrain.train.erf import Grid, measuring_grid
 from jigsaw_pretrain.train.models import backbones, feature_maps
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
@@ -133,7 +140,10 @@ def build_state(recipe: Recipe, label_count: int, ranks: Ranks, pixels: PixelFor
     groups = parameter_groups(model, recipe.optim, _own_name)
     optimizer = make_optimizer(groups, recipe.optim, lr=recipe.rates[0], fused=fused)
     ema = EMA(model, recipe.optim.ema) if recipe.optim.ema else None
-    return State(backbone, model, optimizer, loss_scaler(recipe.run.precision, ranks.device), ema)
+    scaler = loss_scaler(recipe.run.precision, ranks.device)
+    if scaler.is_enabled():
+        begin_momentum(optimizer)
+    return State(backbone, model, optimizer, scaler, ema)
 
 
 def _own_name(name: str) -> str | None:

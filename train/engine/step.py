@@ -73,12 +73,14 @@ class StepOutput:
     """What a step found before it was taken, on the device.
 
     losses: the mean loss over the images of each map classified, [maps]; what is descended is their mean. predictions:
-    the predicted class of each region, int64 [n, 4]. lr: the learning rate.
+    the predicted class of each region, int64 [n, 4]. lr: the learning rate. skipped: whether the loss's scaler left the
+    step out, since a gradient was not finite (bool []); None where nothing is scaled.
     """
 
     losses: Tensor
     predictions: Tensor
     lr: float
+    skipped: Tensor | None = None
 
 
 class Stepper:
@@ -113,13 +115,13 @@ class Stepper:
         torch.manual_seed(int(derive_key(self._recipe.data.seed, self._state.step, self._ranks.rank)[0]))
         try:
             found, predictions = self._gradients(images, labels)
-            self._apply()
+            skipped = self._apply()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)
         else:
-            return StepOutput(found, predictions, rate)
+            return StepOutput(found, predictions, rate, skipped)
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
@@ -146,8 +148,10 @@ class Stepper:
                 predictions.append(losses.predictions([one.detach() for one in logits], self._region_maps))
         return total, torch.cat(predictions)
 
-    def _apply(self) -> None:
+    def _apply(self) -> Tensor | None:
         state = self._state
+        scale = state.scaler._get_scale_async()
+        before = None if scale is None else scale.clone()
         if self._recipe.optim.clip_norm > 0:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._recipe.optim.clip_norm)
@@ -155,6 +159,9 @@ class Stepper:
         state.scaler.update()
         if state.ema is not None:
             state.ema.update(state.step)
+        # It lowers its scale where it has skipped a step, and then only; asking for the number would wait for a GPU.
+        after = state.scaler._get_scale_async()
+        return None if before is None or after is None else after < before
 
     def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
         """The recipe's loss of one map, a scalar: the mean over these images."""

@@ -272,7 +272,7 @@ class Trainer(Generic[TaskT]):
         self._last = rows[-1]
         self._write(rows)
         for row in rows:
-            if not math.isfinite(row["loss"]):
+            if not row.get("skipped") and not math.isfinite(row["loss"]):
                 raise UserError(
                     f"{self.options.folder.path}: the loss of step {row['step']} is {row['loss']} at a learning rate "
                     f"of {row['lr']:.4g}: {self.task.remedy} (the last checkpoint is from before)"

@@ -1,7 +1,9 @@
 """What the machine options and keys do to steps: accumulation, precision, averages, clipping, compiling, memory."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ import torch
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine import step
+from jigsaw_pretrain.train.engine import state, step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.optim import begin_momentum, make_optimizer
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, announce, execute
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe
-from tests.helpers.jobs import crowded_forward, same, small_job, synthetic
+from tests.helpers.jobs import crowded_forward, rows, same, small_job, synthetic
 
 MACHINE = MachineOptions()
 
@@ -172,3 +175,42 @@ def test_small_shares_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFix
     halves = replace(job, ranks=Ranks(0, 2))
     announce(halves, build_state(job.recipe, 6, halves.ranks), 6)
     assert "the recipe's batch statistics are of 4 jigsaws, here of 2" in caplog.text
+
+
+def test_fp16_goes_on_after_steps_that_its_scaler_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Momentum that the fused kernel has not written is what was in memory: here NaN, by torch's own switch."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, enabled=True)
+    monkeypatch.setattr(state, "loss_scaler", lambda precision, device: scaler)
+    fused = partial(make_optimizer, fused=True)
+    monkeypatch.setattr(state, "make_optimizer", lambda *given, **named: fused(*given, **{**named, "fused": True}))
+    job = small_job(tmp_path, *PLAIN, "run.precision=fp16", "optim.steps=40", "run.log_every=7")
+    job = replace(job, machine_options=MachineOptions(deterministic=True))
+    execute(job, synthetic(job))
+    found = rows(tmp_path)
+    skipped = [row.get("skipped", False) for row in found]
+    assert skipped[0] and 5 < sum(skipped) < 40 and not skipped[-1]
+    assert all(row["loss"] is None or math.isfinite(row["loss"]) for row in found)
+    for weights in (newest(job)["model"], torch.load(job.folder.backbone, weights_only=True)):
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_momentum_of_zero_changes_no_step(tmp_path: Path) -> None:
+    weights = []
+    for begun in (False, True):
+        parameter = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        groups: list[dict[str, Any]] = [{"params": [parameter], "weight_decay": 1e-4}]
+        optimizer = make_optimizer(groups, small_job(tmp_path).recipe.optim, lr=0.1)
+        if begun:
+            begin_momentum(optimizer)
+        for nth in range(5):
+            parameter.grad = torch.tensor([0.3, -0.1, 0.7]) * (nth + 1)
+            optimizer.step()
+        weights.append(parameter.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_a_loss_that_is_not_finite_is_refused_where_nothing_skips_the_step(tmp_path: Path) -> None:
+    job = small_job(tmp_path, *PLAIN, "optim.lr_peak=1e9", "optim.lr_start=1e9", "optim.steps=20")
+    with pytest.raises(UserError, match="loss of step"):
+        execute(job, synthetic(job))
