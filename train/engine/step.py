@@ -150,7 +150,8 @@ class Stepper:
 
     def _apply(self) -> Tensor | None:
         state = self._state
-        scale = state.scaler._get_scale_async()
+        scales = state.scaler.is_enabled()
+        scale = state.scaler._get_scale_async() if scales else None
         before = None if scale is None else scale.clone()
         if self._recipe.optim.clip_norm > 0:
             state.scaler.unscale_(state.optimizer)
@@ -160,7 +161,7 @@ class Stepper:
         if state.ema is not None:
             state.ema.update(state.step)
         # It lowers its scale where it has skipped a step, and then only; asking for the number would wait for a GPU.
-        after = state.scaler._get_scale_async()
+        after = state.scaler._get_scale_async() if scales else None
         return None if before is None or after is None else after < before
 
     def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
