@@ -81,7 +81,7 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     """Read annotations of any kind.
 
     Args:
-        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        annotations: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; path or URL.
         images: What the file names are relative to: a folder, zip or tar; a path or a URL. None where only COCO's own
             sizes are needed.
         reading: How the annotations are to be understood.
@@ -94,8 +94,8 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     if images is not None:
         source.check()
     raw = read_annotations(annotations, images or ".")
-    if raw.kind == "yolo" and images is None:
-        raise UserError(f"{raw.source}: YOLO labels are shares of their images, whose sizes are needed: give --images")
+    if raw.kind in ("yolo", "crowdhuman") and images is None:
+        raise UserError(f"{raw.source} does not give the sizes of its images, which are needed: give --images")
     found = listed(raw, source, reading)
     if not found.files:
         raise UserError(f"{raw.source} lists no image that can be used: check it with `jigsaw-prep doctor`")

@@ -120,7 +120,7 @@ def plan(annotations: str, images: str, *, seed: int = 0, **shaping: Unpack[Shap
     A million boxes take some seconds and about 1 GB.
 
     Args:
-        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        annotations: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; path or URL.
         images: What the file names are relative to: a folder, zip or tar; a path or a URL.
         seed: Decides every random choice.
         **shaping: The fields of PlanOptions (context, negatives_per_positive, jpeg_quality, ...).
@@ -156,7 +156,7 @@ def shards(
     each image of COCO.
 
     Args:
-        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        annotations: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; path or URL.
         images: What the file names are relative to: a folder, zip or tar; a path or a URL.
         out: Where shards/ and manifests/ go: a folder or a URL.
         seed: Decides every random choice.

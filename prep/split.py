@@ -61,7 +61,7 @@ def split(
     """Write OUT/train.json and OUT/val.json.
 
     Args:
-        annotations: COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.
+        annotations: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; path or URL.
         images: What the file names are relative to: a folder, zip or tar; a path or a URL.
         out: The folder of the two files; neither may be there.
         share: The share of the images that is validated on, 0 to 1; whole groups, so it is met or passed.

@@ -1,4 +1,4 @@
-"""Reads annotations of any kind from a path or URL: COCO JSON, Pascal VOC XML, YOLO txt with data.yaml.
+"""Reads annotations of any kind from a path or URL: COCO JSON, Pascal VOC XML, YOLO txt, CrowdHuman odgt, MOT gt.txt.
 
 The content decides which kind it is, never the name. The files are read and hashed once;
 ``listed`` then turns them into Annotations, opening images only for sizes that the annotations do not tell (YOLO never
@@ -14,7 +14,9 @@ from pathlib import PurePosixPath
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import folders
 from jigsaw_pretrain.formats.annotations.coco import read_coco
+from jigsaw_pretrain.formats.annotations.crowdhuman import is_crowdhuman, read_crowdhuman
 from jigsaw_pretrain.formats.annotations.folders import Labels, Names
+from jigsaw_pretrain.formats.annotations.mot import is_of_mot, is_truth, read_mot
 from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, ReadTable, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
@@ -23,7 +25,10 @@ from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
-KINDS = "COCO JSON, a folder of Pascal VOC XML files, or a folder of YOLO txt files with a data.yaml or classes.txt"
+KINDS = (
+    "COCO JSON, a folder of Pascal VOC XML files, a folder of YOLO txt files with a data.yaml or classes.txt, an odgt "
+    "file of CrowdHuman, or a folder of MOT's sequences"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class YoloFolder:
 
 @dataclass(frozen=True)
 class RawAnnotations:
-    """Annotations as bytes: kind is ``coco``, ``voc`` or ``yolo``; files by path ("" for the one file of COCO).
+    """Annotations as bytes: kind is ``coco``, ``voc``, ``yolo``, ``crowdhuman`` or ``mot``; files by path.
+
+    The one file of COCO or CrowdHuman has the path "".
 
     source: what to call them in messages. sha256: of all that was read, names and contents. yolo: of YOLO. splits: of
     VOC, the text of each list in ImageSets/Main by its name. notes: what was not looked at.
@@ -57,10 +64,10 @@ class Reading:
     """How annotations are to be understood.
 
     exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. ignored: ``skip`` what the
-    annotations mark as ignored (COCO's ``ignore``, VOC's ``difficult``), which is then no object and no background, or
-    ``use`` it as any other object. split: the split of a YOLO or VOC dataset that is used, None for all of them.
-    voc_origin: from which number VOC's pixels are counted, None to find out. detailed: keep areas and segmentations,
-    which detectors need.
+    annotations mark as ignored (COCO's and CrowdHuman's ``ignore``, VOC's ``difficult``, MOT's flag 0), which is then
+    no object and no background, or ``use`` it as any other object. split: the split of a YOLO or VOC dataset to
+    use, None for all of them. voc_origin: from which number VOC's pixels are counted, None to find out. detailed: keep
+    areas and segmentations, which detectors need.
     """
 
     exif: str = "ignore"
@@ -101,6 +108,8 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
         raise UserError(f"{shown} is one XML file. Name the folder of Pascal VOC files with --annotations.")
     if name.lower().endswith(".txt"):
         raise UserError(f"{shown} is one txt file. Name the folder of the labels with --annotations: {KINDS}.")
+    if name.lower().endswith(".odgt") or is_crowdhuman(raw):
+        return RawAnnotations("crowdhuman", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
     return RawAnnotations("coco", shown, {"": raw}, hashlib.sha256(raw).hexdigest())
 
 
@@ -113,11 +122,16 @@ def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annota
         listing = images.files if images.can_list else None
         read = read_voc(files, raw.source, listing, reading.voc_origin, reading.detailed)
         read = replace(read, notes=(*read.notes, *notes))
+    elif raw.kind == "mot":
+        read = read_mot(raw.files, raw.source, reading.ignored == "use", reading.detailed)
+    elif raw.kind == "crowdhuman":
+        read = read_crowdhuman(raw.files[""], raw.source, reading.detailed)
     else:
         read = read_coco(raw.files[""], raw.source, reading.detailed)
-    if reading.split is not None and raw.kind == "coco":
+    if reading.split is not None and raw.kind not in ("yolo", "voc"):
         raise UserError(
-            f"{raw.source}: a COCO file states no splits. Leave --split out, and name the split's own file."
+            f"{raw.source} states no splits. Leave --split out, and name the split's own file or folder with "
+            "--annotations."
         )
     if reading.voc_origin is not None and raw.kind != "voc":
         raise UserError(f"{raw.source} is no Pascal VOC dataset: leave --voc-origin out.")
@@ -245,6 +259,8 @@ def _listed_id(line: str) -> str:
 def _read_folder(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str, images: str) -> RawAnnotations:
     shown = redacted(url)
     visible = [path for path in paths if not folders.is_hidden(path)]
+    if any(map(is_truth, visible)):
+        return _read_mot(folder, paths, links)
     is_voc = any(folders.has_suffix(path, ".xml") for path in visible)
     # A list of classes beside XML files is theirs.
     names = folders.find_names(folder, [path for path in visible if not (is_voc and folders.is_class_list(path))])
@@ -275,6 +291,18 @@ def _parent(folder: Storage) -> str:
 
 def _is_names_file(name: str) -> bool:
     return name.lower().endswith((".yaml", ".yml")) or folders.is_class_list(name)
+
+
+def _read_mot(folder: Storage, paths: Sequence[str], links: Sequence[str]) -> RawAnnotations:
+    chosen = [path for path in paths if is_of_mot(path) and not folders.is_hidden(path)]
+    files = _read_all(folder, chosen)
+    others = tuple(
+        path
+        for path in paths
+        if path not in files and not folders.is_hidden(path) and PurePosixPath(path).suffix.lower() not in SUFFIXES
+    )
+    notes = (*folders.listing_notes(links, paths), *_others(others))
+    return RawAnnotations("mot", folder.describe("").rstrip("/"), files, _hash(files), notes=notes)
 
 
 def _read_voc(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str) -> RawAnnotations:

@@ -1,9 +1,9 @@
 """Annotations as columns: the table that every reader fills and the plan is made from.
 
-A reader (coco.py, voc.py, yolo.py) turns files into image entries and box columns; ``assemble`` does what all kinds of
-annotations need: file names are checked and brought to one form, entries that name one file become one image, every
-image gets its identity and every box its ordinal. About a second for a million boxes. Readers of formats that hold
-boxes in many small files gather them one by one in a BoxList.
+A reader (coco.py, voc.py, yolo.py and others) turns files into image entries and box columns; ``assemble`` does what
+all kinds of annotations need: file names are checked and brought to one form, entries that name one file become one
+image, every image gets its identity and every box its ordinal. About a second for a million boxes. Readers of formats
+that hold boxes in many small files gather them one by one in a BoxList.
 
 Identity. An image's identity is its relative path without suffix. Where two files of a dataset differ in their suffix
 only (``a/x.jpg`` and ``a/x.png``), the identity of each of them is its whole path, so that both are used and their
@@ -98,6 +98,7 @@ class BoxList:
         self._xywh: list[tuple[float, float, float, float]] = []
         self._label: list[int] = []
         self._ignored: list[bool] = []
+        self._crowd: list[bool] = []
         self._polygons: list[list[float] | None] = []
 
     def add(
@@ -107,8 +108,10 @@ class BoxList:
         label: int,
         ignored: bool = False,
         polygon: list[float] | None = None,
+        crowd: bool = False,
     ) -> None:
         """Add a box of an image entry; label -1: of an unknown category. polygon: x and y in turn, in pixels."""
+        self._crowd.append(crowd)
         self._entry.append(entry)
         self._xywh.append(xywh)
         self._label.append(label)
@@ -125,7 +128,7 @@ class BoxList:
             label=label,
             annotation_id=np.zeros(count, dtype=np.int64),
             has_id=np.zeros(count, dtype=bool),
-            crowd=np.zeros(count, dtype=bool),
+            crowd=np.array(self._crowd, dtype=bool),
             ignored=np.array(self._ignored, dtype=bool),
             reason=np.where(label < 0, BoxReason.UNKNOWN_CATEGORY, BoxReason.USABLE).astype(np.uint8),
             details=self._details() if detailed else None,

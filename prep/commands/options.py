@@ -9,7 +9,7 @@ annotations = click.option(
     "--annotations",
     required=True,
     metavar="FILE",
-    help="COCO JSON, or a folder of Pascal VOC XML or YOLO txt files; a path or a URL.",
+    help="COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; a path or a URL.",
 )
 images = click.option(
     "--images",
@@ -22,8 +22,8 @@ ignored = click.option(
     type=click.Choice(("skip", "use")),
     default="skip",
     show_default=True,
-    help="What the annotations mark as ignored (COCO's `ignore`, VOC's `difficult`). skip: no object, and no "
-    "background over it. use: an object as any other.",
+    help="What the annotations mark as ignored (COCO's and CrowdHuman's `ignore`, VOC's `difficult`, MOT's flag 0). "
+    "skip: no object, and no background over it. use: an object as any other.",
 )
 split = click.option(
     "--split", metavar="NAME", help="The split of a YOLO or VOC dataset to use, such as train; all images by default."
