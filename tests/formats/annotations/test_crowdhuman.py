@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annot
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.prep.plan.plan import PlanOptions, make_plan
 
-BOXES = [
+BOXES: list[dict[str, Any]] = [
     {"tag": "person", "fbox": [10, 5, 20, 30], "hbox": [1, 2, 3, 4], "extra": {"box_id": 0, "occ": 1}},
     {"tag": "person", "fbox": [40, 5, 20, 30], "head_attr": {"ignore": 1}, "extra": {"ignore": 0}},
     {"tag": "person", "fbox": [60, 5, 20, 30], "extra": {"ignore": 1}},
