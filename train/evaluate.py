@@ -9,7 +9,7 @@ measures the pre-training task, not detection: compare runs of one dataset by it
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import start
+from jigsaw_pretrain.train.engine.optim import autocast
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, Validate
 from jigsaw_pretrain.train.engine.run_folder import (
     check_classes,
@@ -36,6 +37,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
     pixels_of,
 )
 from jigsaw_pretrain.train.engine.state import State, build_model, region_maps
+from jigsaw_pretrain.train.engine.trainer import Stopped
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""
@@ -104,15 +106,27 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, source: BatchSource, region_maps: Sequence[torch.Tensor]) -> Predictions:
+def predict(
+    model: torch.nn.Module,
+    source: BatchSource,
+    region_maps: Sequence[torch.Tensor],
+    precision: str = "fp32",
+    stopped: Callable[[], bool] = lambda: False,
+) -> Predictions:
     """The model's prediction for every region of every jigsaw of the source; the model is put in eval mode.
 
-    region_maps: of each map that the model gives logits of.
+    region_maps: of each map that the model gives logits of. precision: of the forward passes (run.precision). stopped:
+    asked before each batch; what was predicted until then is returned.
     """
     model.eval()
-    predictions, labels, groups = [], [], []
+    none = np.zeros((0, len(REGIONS)), dtype=np.int64)
+    predictions, labels, groups = [none], [none], [none]
+    device = region_maps[0].device
     for batch in source:
-        logits = model(batch.images.to(region_maps[0].device))
+        if stopped():
+            break
+        with autocast(precision, device):
+            logits = [one.float() for one in model(batch.images.to(device))]
         predictions.append(losses.predictions(logits, region_maps).cpu().numpy())
         # The source uses a batch's memory again.
         labels.append(batch.labels.numpy().astype(np.int64))
@@ -164,6 +178,8 @@ def one_pass(dataset: Dataset) -> int:
 def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOptions) -> Validate:
     """A function that evaluates a state of the job's run on ``dataset``, which has the run's classes.
 
+    It gives None where a signal came meanwhile: the evaluation is then made when the run goes on.
+
     Call it on all ranks, every so often. It takes the same jigsaws every time (unaugmented, from the first position of
     every lane), each rank its own lanes, so the figures depend on no number of ranks. It leaves no trace in the run:
     weights, statistics and randomness after it are those of a run without. Costs a forward pass per jigsaw (at most
@@ -173,7 +189,7 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
     stream = replace(recipe.data, augment=False, balance="none")
 
-    def validate(state: State) -> dict[str, Any]:
+    def validate(state: State, stopped: Stopped) -> dict[str, Any] | None:
         # Running statistics differ between ranks; those that count are rank 0's.
         ranks.broadcast_buffers(state.model)
         maps = region_maps(recipe, state.backbone, ranks.device)
@@ -187,9 +203,11 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
             access=access,
         )
         try:
-            found = predict(state.model, source, maps)
+            found = predict(state.model, source, maps, recipe.run.precision, stopped)
         finally:
             source.close()
+        if ranks.all_reduce_max(int(stopped())):
+            return None
         shares = ranks.all_gather((found.predictions, found.labels, found.groups))
         gathered = Predictions(*(np.concatenate(parts) for parts in zip(*shares, strict=True)))
         report = summarise(gathered, dataset.classes)

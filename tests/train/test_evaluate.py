@@ -58,3 +58,28 @@ def test_a_region_is_predicted_by_its_mean_logits() -> None:
     assert answers.labels.shape == (12, 4)
     assert (answers.predictions == answers.labels).all()
     assert answers.groups[0].tolist() == [0, 2, 1, 0]
+
+
+class Seen(nn.Module):
+    """Says nothing, and notes in which precision it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions: list[torch.dtype] = []
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        one = torch.ones(1, 1)
+        self.precisions.append((one @ one).dtype)
+        return (torch.zeros(len(images), CLASSES + 1, 2, 2),)
+
+
+def test_forward_passes_have_the_recipes_precision_and_end_where_a_signal_came() -> None:
+    source = SyntheticSource(Template(64, 32), 4, 4, 0, 6)
+    region_map = torch.from_numpy(Template(64, 32).region_map(32))
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen = Seen()
+        assert len(predict(seen, source, [region_map], precision).labels) == 24
+        assert seen.precisions == [dtype] * 6
+    seen = Seen()
+    found = predict(seen, source, [region_map], stopped=lambda: len(seen.precisions) == 2)
+    assert len(found.labels) == len(found.predictions) == len(found.groups) == 8

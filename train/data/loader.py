@@ -174,7 +174,8 @@ class JigsawLoader:
     options: a recipe's section ``data``, which decides what the batches hold. workers: processes, at most one a lane; 0
     assembles in this process. with_digests: compute digests as well. pin_memory: keep batches in page-locked memory,
     for copies to a GPU that do not wait. start_method: "fork", "spawn" or "forkserver"; None for Python's own default.
-    access: how shards are read. ``notes`` says in plain words what is special about the dataset, ``shares`` is the
+    access: how shards are read. rings: loaders of as large batches that will have workers at one time, for which
+    /dev/shm must have room. ``notes`` says in plain words what is special about the dataset, ``shares`` is the
     share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a cache
     or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
     """
@@ -193,6 +194,7 @@ class JigsawLoader:
         pin_memory: bool = False,
         start_method: str | None = None,
         access: ReadOptions | None = None,
+        rings: int = 1,
     ) -> None:
         self._dataset, self._options = dataset, options
         self._lanes = lanes_of_rank(options, rank, world)
@@ -208,9 +210,8 @@ class JigsawLoader:
         check_cache(dataset, self._access, self.lanes_per_rank)
         pixels = dataset.pixels
         if self._workers:
-            check_shared_memory(
-                self.lanes_per_rank * options.chunk * options.template_size**2 * pixels.channels * pixels.itemsize
-            )
+            batch = self.lanes_per_rank * options.chunk * options.template_size**2 * pixels.channels * pixels.itemsize
+            check_shared_memory(rings * batch)
         self._received: Iterator[_Sent] | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:

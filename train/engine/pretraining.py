@@ -41,7 +41,7 @@ Digests = tuple[tuple[bytes, bytes], ...]
 DigestLine = Callable[[int, list[Digests]], str]
 """The digest line of a step, from every rank's digests of its batch."""
 
-Validate = Callable[[State], dict[str, Any]]
+Validate = Callable[[State, Stopped], dict[str, Any] | None]
 """Evaluates on held-out jigsaws; called on all ranks, returns the same figures on each."""
 
 
@@ -282,9 +282,9 @@ class Validation:
         """Whether the row has figures."""
         return self.key in row
 
-    def __call__(self, stopped: Stopped) -> dict[str, Any]:
-        """The figures; at most a few thousand jigsaws, so a signal waits."""
-        return self._validate(self._state)
+    def __call__(self, stopped: Stopped) -> dict[str, Any] | None:
+        """The figures; None where a signal came first."""
+        return self._validate(self._state, stopped)
 
 
 def trainer_of(
@@ -453,6 +453,8 @@ def loader_source(
             with_digests=with_digests,
             pin_memory=job.ranks.device.type == "cuda",
             access=access,
+            # An evaluation makes its batches while those of training are there.
+            rings=2 if job.validate is not None else 1,
         )
         for note in loader.notes:
             job.ranks.log_rank_zero(note)

@@ -244,7 +244,8 @@ class Trainer(Generic[TaskT]):
                     save = task.step == until or task.step % options.checkpoint_every == 0
                     if save or self._due() or task.step % options.log_every == 0:
                         progress.show(self.flush())
-                    if save:
+                    if save or self._due():
+                        # Also before an evaluation: what goes wrong in it costs no step.
                         self.save(last=task.step == until)
                     stopped = not self._evaluate(stop)
                 self._end()

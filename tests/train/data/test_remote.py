@@ -209,4 +209,7 @@ def test_shared_memory_too_small_is_said_with_the_figure(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"has 64 MB free, .* up to 294 MB .*--shm-size=310m"):
         check_shared_memory(batch, tmp_path)
     check_shared_memory(batch // 5, tmp_path)
+    # With an evaluation beside it two loaders have workers at one time.
+    with pytest.raises(UserError, match="--shm-size"):
+        check_shared_memory(2 * (batch // 5), tmp_path)
     check_shared_memory(batch, tmp_path / "none")

@@ -295,3 +295,14 @@ def test_a_run_that_is_no_better_than_one_answer_is_told(
     execute(job, synthetic(job))
     warned = [record.message for record in caplog.records if "raccoon" in record.message]
     assert len(warned) == 2 * told and all("97.0%" in line for line in warned)
+
+
+def test_an_evaluation_comes_after_a_checkpoint_and_one_that_fails_costs_no_step(tmp_path: Path) -> None:
+    def fails(state: object, stopped: object) -> dict[str, object]:
+        raise UserError("no room for a second ring")
+
+    settings = ("optim.steps=4", "run.checkpoint_every=1000")
+    job = replace(small_job(tmp_path, *settings), validate=fails, val_every=3)
+    with pytest.raises(UserError, match="second ring"):
+        execute(job, synthetic(job))
+    assert newest(tmp_path)["step"] == 3
