@@ -27,6 +27,8 @@ from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, 
 
 Fit = Literal["crop", "warp", "resize"]
 
+Pad = Literal["random", "centre"]
+
 Balance = Literal["none", "sqrt", "uniform"]
 
 Norm = Literal["bn", "gn"]
@@ -84,6 +86,10 @@ class DataOptions(Record, frozen=True, kw_only=True):
 
     resize_high: Positive = RESIZE_HIGH
     """Largest random resize ratio of "crop"."""
+
+    pad: Pad = "random"
+    """Where a crop smaller than its region lies in it: "random", or "centre" with zeros evenly on both sides, as figure
+    4c is drawn. The paper does not say."""
 
     flip: Share = 0.5
     """Probability that a crop is flipped horizontally."""

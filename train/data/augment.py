@@ -110,15 +110,17 @@ def _is_small_part(width: Any, height: Any, scaled_x: Any, scaled_y: Any, window
     return in_range & (scaled_x * scaled_y > _WHOLE_UP_TO * window)
 
 
-def _along(scaled: I64, room: I64, word: U64 | None) -> tuple[I64, I64, I64]:
+def _along(scaled: I64, room: I64, word: U64 | None, pad: str) -> tuple[I64, I64, I64]:
     """One axis: the window's first pixel in the crop, in its region, and its length."""
     slack = scaled - room
-    offset = np.abs(slack) // 2 if word is None else randint(word, np.abs(slack) + 1)
-    return np.where(slack > 0, offset, 0), np.where(slack < 0, offset, 0), np.minimum(scaled, room)
+    middle = np.abs(slack) // 2
+    offset = middle if word is None else randint(word, np.abs(slack) + 1)
+    padded = middle if pad == "centre" else offset
+    return np.where(slack > 0, offset, 0), np.where(slack < 0, padded, 0), np.minimum(scaled, room)
 
 
-def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit: str) -> Windows:
-    """Where crops of ``width`` x ``height`` pixels (int64 [n, 4] by region) land, by ``fit``."""
+def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit: str, pad: str = "random") -> Windows:
+    """Where crops of ``width`` x ``height`` pixels (int64 [n, 4] by region) land, by ``fit`` and ``pad``."""
     left, top, room_x, room_y = np.array([(r.left, r.top, r.width, r.height) for r in template.regions]).T
     if fit == "crop":
         scaled_x = np.maximum(1, np.floor(width * draws.ratio + 0.5).astype(np.int64))
@@ -132,8 +134,8 @@ def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit
             wide = width * room_y >= height * room_x
             scaled_y = np.where(wide, np.maximum(1, (2 * height * room_x + width) // (2 * width)), scaled_y)
             scaled_x = np.where(wide, scaled_x, np.maximum(1, (2 * width * room_y + height) // (2 * height)))
-    from_x, to_x, lands_x = _along(scaled_x, room_x, draws.across)
-    from_y, to_y, lands_y = _along(scaled_y, room_y, draws.down)
+    from_x, to_x, lands_x = _along(scaled_x, room_x, draws.across, pad)
+    from_y, to_y, lands_y = _along(scaled_y, room_y, draws.down, pad)
     return Windows(scaled_x, scaled_y, draws.flip, from_x, from_y, left + to_x, top + to_y, lands_x, lands_y, smooth)
 
 

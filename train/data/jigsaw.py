@@ -138,7 +138,8 @@ class Assembler:
         if self._reader.context is not None and draws.shifts is not None:
             crops = with_drawn_context(crops, draws.shifts, self._reader.context)
         width, height = crops["width"].astype(np.int64), crops["height"].astype(np.int64)
-        return crops, place_windows(width, height, draws, self._template, self._options.fit)
+        options = self._options
+        return crops, place_windows(width, height, draws, self._template, options.fit, options.pad)
 
     def _render(
         self, which: Sequence[int], crops: CropArray, windows: Windows, out: Sequence[Pixels] | Pixels

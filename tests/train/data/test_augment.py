@@ -366,3 +366,22 @@ def test_the_probe_takes_half_of_the_context(tmp_path: Path) -> None:
     pixels = pixels_of(tmp_path, rows[nth], halves[nth])
     method = cv2.INTER_AREA if pixels.shape[0] * pixels.shape[1] > 64 * 64 else cv2.INTER_LINEAR
     assert (found.pixels[nth] == cv2.resize(np.ascontiguousarray(pixels), (64, 64), interpolation=method)).all()
+
+
+def test_padding_is_even_where_asked_and_cropping_stays_random() -> None:
+    template, sizes = Template(), np.array([[20, 300, 30, 400]])
+    found = {}
+    for pad in ("random", "centre"):
+        places = []
+        for trial in range(30):
+            draws = draw(
+                DataOptions(seed=trial, batch=1, resize_low=1, resize_high=1), np.zeros(1, int), np.zeros(1, int)
+            )
+            places.append(place_windows(sizes, sizes, draws, template, "crop", pad))
+        found[pad] = places
+    for nth, region in enumerate(template.regions):
+        for one, other in zip(*found.values(), strict=True):
+            assert (one.from_x[0, nth], one.width[0, nth]) == (other.from_x[0, nth], other.width[0, nth])
+        lefts = {int(one.to_x[0, nth]) - region.left for one in found["centre"]}
+        assert lefts == {max(0, region.width - int(sizes[0, nth])) // 2}
+    assert len({int(one.to_x[0, 0]) for one in found["random"]}) > 5
