@@ -13,7 +13,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -272,13 +272,45 @@ def to_device(
     return image, target
 
 
+def pasted(base: Sample, other: Sample, chosen: Tensor) -> Sample:
+    """``base`` with the objects of ``other`` that are ``chosen`` (bool [n]) on top, both of one size and with masks.
+
+    What is covered is cut out of the masks, boxes follow their masks, and what is covered whole is gone (Ghiasi et al.
+    2021).
+    """
+    assert base.masks is not None and other.masks is not None
+    if not bool(chosen.any()):
+        return base
+    covering = other.masks[chosen]
+    over = covering.amax(dim=0) > 0
+    image = torch.where(over, other.image, base.image)
+    left = base.masks * ~over
+    touched = (left != base.masks).flatten(1).any(dim=1)
+    boxes = base.boxes.clone()
+    kept = left.flatten(1).any(dim=1)
+    for nth in torch.nonzero(touched & kept).flatten().tolist():
+        ys, xs = torch.nonzero(left[nth], as_tuple=True)
+        boxes[nth] = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], dtype=boxes.dtype)
+    return Sample(
+        base.index,
+        image,
+        torch.cat((boxes[kept], other.boxes[chosen])),
+        torch.cat((base.labels[kept], other.labels[chosen])),
+        torch.cat((left[kept], covering)),
+    )
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """flip: probability; jitter: range of large-scale jitter, (0, 0) for none; key: of the stream of draws."""
+    """flip: probability; jitter: range of large-scale jitter, (0, 0) for none; key: of the stream of draws.
+
+    copy_paste: probability that objects of another image are pasted.
+    """
 
     flip: float
     jitter: tuple[float, float]
     key: int
+    copy_paste: float = 0.0
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -310,12 +342,29 @@ class DetectionDataset(Dataset[Sample]):
         record = self._records[index]
         if self._augmentation is None:
             transform = evaluation_transform(record.width, record.height, self._plan, self._short_side)
-        else:
-            key = int(rng.derive_key(self._augmentation.key, step, place)[0])
-            transform = training_transform(
-                record.width, record.height, self._plan, self._augmentation.flip, self._augmentation.jitter, key
-            )
-        return load_sample(self._reader, record, index, transform, self._masks)
+            return load_sample(self._reader, record, index, transform, self._masks)
+        key = int(rng.derive_key(self._augmentation.key, step, place)[0])
+        if not self._augmentation.copy_paste:
+            return self._augmented(index, self._augmentation, key, self._masks)
+        return self._with_pasted(index, self._augmentation, key)
+
+    def _augmented(self, index: int, augmentation: Augmentation, key: int, masks: bool) -> Sample:
+        record = self._records[index]
+        transform = training_transform(
+            record.width, record.height, self._plan, augmentation.flip, augmentation.jitter, key
+        )
+        return load_sample(self._reader, record, index, transform, masks)
+
+    def _with_pasted(self, index: int, augmentation: Augmentation, key: int) -> Sample:
+        word = rng.random_u64(rng.derive_key(key, 1), 2)
+        if rng.uniform(word[:, 0])[0] >= augmentation.copy_paste:
+            return self._augmented(index, augmentation, key, self._masks)
+        sample = self._augmented(index, augmentation, key, True)
+        source = int(rng.randint(word[:, 1], len(self._records))[0])
+        other = self._augmented(source, augmentation, int(rng.derive_key(key, 2)[0]), True)
+        drawn = rng.uniform(rng.random_u64(rng.derive_key(key, 3), max(1, len(other.boxes))))[0][: len(other.boxes)]
+        sample = pasted(sample, other, torch.from_numpy(drawn < 0.5))
+        return sample if self._masks else replace(sample, masks=None)
 
 
 class _StepSampler:

@@ -98,6 +98,10 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
     jitter_high: PositiveOrZero = 0.0
     """Largest ratio of large-scale jitter; 0 for none."""
 
+    copy_paste: Share = 0.0
+    """Probability that objects of another image are pasted on an image (Copy-Paste); needs large-scale jitter, whose
+    square both fill. Each object is taken with a probability of a half, by its mask; where there is none, its box."""
+
     def __post_init__(self) -> None:
         """Refuse values that do not go together."""
         super().__post_init__()
@@ -105,6 +109,8 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
             raise UserError(
                 f"data.jitter_low = {self.jitter_low} must be above 0 and not above jitter_high = {self.jitter_high}"
             )
+        if self.copy_paste and not self.jitters:
+            raise UserError("data.copy_paste needs large-scale jitter: set data.jitter_low and data.jitter_high")
         if self.jitters and self.train_short_sides:
             raise UserError("data.train_short_sides and data.jitter_high both change the size of images: set one")
         for key in ("train_short_sides", "test_short_sides"):
@@ -137,6 +143,10 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
     head: Literal["default", "2fc", "4conv1fc"] = "default"
     """Box head of the FPN models: "2fc", or "4conv1fc" with more capacity. "default" is 2fc, and for C4 the backbone's
     last stage."""
+
+    neck: Literal["fpn", "nas-fpn"] = "fpn"
+    """The pyramid: "fpn" on strides 4 to 32, or "nas-fpn" with more capacity (detect/models/nas_fpn.py), on strides 8
+    to 128; a pre-trained neck is of the first. Without meaning for C4."""
 
     neck_channels: Count = 256
     """Channels of the feature pyramid and of the convolutional heads."""

@@ -232,7 +232,8 @@ class DetectorTask:
         landscape = np.array([record.width >= record.height for record in self._training.images])
         order = Order(landscape, recipe.data.batch, recipe.data.seed)
         key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
-        augmentation = Augmentation(recipe.data.flip, (recipe.data.jitter_low, recipe.data.jitter_high), key)
+        jitter = (recipe.data.jitter_low, recipe.data.jitter_high)
+        augmentation = Augmentation(recipe.data.flip, jitter, key, recipe.data.copy_paste)
         has_masks = recipe.model.name == "mask-rcnn-fpn"
         dataset = DetectionDataset(
             self._training, self._job.images, plan, augmentation, masks=has_masks, pixels=self.config.pixels
@@ -507,7 +508,7 @@ def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> De
         return config
     pyramid, recipe = pyramid_of(model), config.recipe
     if pyramid is None or recipe.model.pretrained_neck == "none":
-        why = "model.pretrained_neck = none" if pyramid else f"{recipe.model.name} has no pyramid"
+        why = "model.pretrained_neck = none" if pyramid else f"this {recipe.model.name} has no pyramid that takes one"
         ranks.log_rank_zero(f"neck {job.init}: left out ({why})")
         return config
     report = ranks.run_on_all(lambda: load_neck(pyramid, neck, job.init))
@@ -564,6 +565,8 @@ def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> No
             f"{1 - training.segmented:.0%} of the boxes have no segmentation: their masks are the whole boxes, so the "
             "mask head learns rectangles from them"
         )
+    if recipe.data.copy_paste and training.segmented < 1:
+        warnings.append(f"{1 - training.segmented:.0%} of the boxes have no segmentation: their whole boxes are pasted")
     for warning in warnings:
         ranks.log_rank_zero(warning, logging.WARNING)
 

@@ -26,7 +26,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from jigsaw_pretrain.detect.models.backbone import SyncBatchNorm2d
 from jigsaw_pretrain.detect.models.cascade import THRESHOLDS, CascadePredictor, CascadeRoIHeads
+from jigsaw_pretrain.detect.models.nas_fpn import NasFpn
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.train.models.feature_maps import Backbone
 
@@ -106,7 +108,7 @@ def _c4(recipe: DetectorRecipe, network: Backbone, classes: int, scale: float) -
 def _pyramid(
     recipe: DetectorRecipe, network: Backbone, classes: int, scale: float, added: NormLayer | None
 ) -> FasterRCNN:
-    backbone = _pyramid_backbone(network, recipe.model.neck_channels, added, 0, LastLevelMaxPool())
+    backbone = _pyramid_backbone(network, recipe, added, 0, LastLevelMaxPool())
     canonical = max(1, round(224 * scale))
     pool = MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2, canonical_scale=canonical)
     options: dict[str, Any] = {
@@ -144,7 +146,7 @@ def _retinanet(
 ) -> RetinaNet:
     backbone = _pyramid_backbone(
         network,
-        recipe.model.neck_channels,
+        recipe,
         added,
         1,
         LastLevelP6P7(recipe.model.neck_channels, recipe.model.neck_channels),
@@ -162,8 +164,14 @@ def _retinanet(
     )
 
 
-def _pyramid_backbone(network: Backbone, width: int, added: NormLayer | None, first: int, extra: Any) -> nn.Module:
-    """The network with a pyramid on its stages from ``first`` (0 is that of stride 4)."""
+def _pyramid_backbone(
+    network: Backbone, recipe: DetectorRecipe, added: NormLayer | None, first: int, extra: Any
+) -> nn.Module:
+    """The network with a pyramid on its stages from ``first`` (0 is that of stride 4; NAS-FPN's is always 8)."""
+    width = recipe.model.neck_channels
+    if recipe.model.neck == "nas-fpn":
+        three = [stage.channels for stage in network.stages[1:]]
+        return PyramidBody(network.module, NasFpn(three, width, added or SyncBatchNorm2d), width, 1)
     channels = [stage.channels for stage in network.stages[first:]]
     return PyramidBody(network.module, FeaturePyramidNetwork(channels, width, extra, added), width, first)
 
@@ -199,7 +207,7 @@ class IdentityTransform(GeneralizedRCNNTransform):
 class PyramidBody(nn.Module):
     """A backbone of several maps and its pyramid, under torchvision's names of a BackboneWithFPN: body, fpn."""
 
-    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, channels: int, first: int) -> None:
+    def __init__(self, body: nn.Module, fpn: nn.Module, channels: int, first: int) -> None:
         super().__init__()
         self.body, self.fpn = body, fpn
         self.out_channels, self._first = channels, first

@@ -128,10 +128,9 @@ def load(network: Backbone, state: Mapping[str, Tensor], source: str, partial: b
 
 
 def pyramid_of(model: nn.Module) -> FeaturePyramidNetwork | None:
-    """The detector's pyramid; None where it has none."""
+    """The detector's feature pyramid as torchvision builds it; None where it has none."""
     found = getattr(model.get_submodule("backbone"), "fpn", None)
-    assert found is None or isinstance(found, FeaturePyramidNetwork)
-    return found
+    return found if isinstance(found, FeaturePyramidNetwork) else None
 
 
 def load_neck(pyramid: FeaturePyramidNetwork, neck: Mapping[str, Tensor], source: str) -> Match:

@@ -4,18 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import (
+    Augmentation,
+    DetectionDataset,
     ImageReader,
     Order,
     ResizeCrop,
+    Sample,
     evaluation_transform,
     fit_size,
     load_sample,
     object_mask,
+    pasted,
     training_transform,
     transform_boxes,
     transform_pixels,
@@ -105,3 +110,36 @@ def test_images_that_do_not_fit_their_annotations_are_named(tiny_data: Path, tmp
     wrong = type(record)(**{**vars(record), "width": 5})
     with pytest.raises(UserError, match="size disagrees"):
         load_sample(ImageReader(tiny_paths(tiny_data)[1], read), wrong, 0, transform, False)
+
+
+def test_pasted_objects_cover_what_lies_below(tiny_data: Path) -> None:
+    def sample(*boxes: tuple[int, int, int, int], value: int) -> Sample:
+        masks = torch.zeros(len(boxes), 20, 20, dtype=torch.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+            mask[top:bottom, left:right] = 1
+        image = torch.full((3, 20, 20), value, dtype=torch.uint8)
+        return Sample(0, image, torch.tensor(boxes).float(), torch.full((len(boxes),), value), masks)
+
+    base = sample((0, 0, 10, 10), (12, 12, 14, 14), (0, 15, 5, 20), value=1)
+    other = sample((5, 0, 15, 15), (0, 0, 3, 3), value=2)
+    found = pasted(base, other, torch.tensor([True, False]))
+    assert found.masks is not None
+    # The first keeps its left half, the second is covered whole, the third is untouched, one of the others is added.
+    assert found.boxes.tolist() == [[0, 0, 5, 10], [0, 15, 5, 20], [5, 0, 15, 15]] and found.labels.tolist() == [
+        1,
+        1,
+        2,
+    ]
+    assert int(found.image.sum()) == 3 * (400 + 150) and int(found.masks.sum()) == 50 + 25 + 150
+    assert pasted(base, other, torch.tensor([False, False])) is base
+    read = read_ground_truth(*tiny_paths(tiny_data))
+    changed = []
+    for paste in (0.0, 1.0):
+        augmentation = Augmentation(0.5, (0.5, 1.5), 7, paste)
+        dataset = DetectionDataset(read, tiny_paths(tiny_data)[1], PLAN, augmentation, masks=False)
+        samples = [dataset[(nth, 0, nth)] for nth in range(6)]
+        assert all(one.masks is None for one in samples)
+        changed.append(samples)
+    assert any(not torch.equal(one.image, more.image) for one, more in zip(*changed, strict=True))
+    again = dataset[(2, 0, 2)]
+    assert torch.equal(again.image, changed[1][2].image) and torch.equal(again.boxes, changed[1][2].boxes)

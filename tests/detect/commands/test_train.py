@@ -225,3 +225,18 @@ def test_the_strategies_of_figure_8_and_a_subset_train_and_are_tested(
     assert len(offsets) == 2 and all(value.any() for value in offsets)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["flops_per_image"] > 1e6
     detect(tmp_path / "again", **{**options, "init": tmp_path / "run"}, **scales)
+
+
+@pytest.mark.parametrize("model", ["cascade-rcnn-fpn", "retinanet"])
+def test_a_frozen_backbone_under_nas_fpn_trains_with_pasted_objects(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None, model: str
+) -> None:
+    options = {"model": model, "norm": "frozen-bn", "init": tiny_weights, "freeze": "backbone", "neck": "nas-fpn"}
+    detect(tmp_path / "run", **options, jitter_low=0.5, jitter_high=1.5, copy_paste=0.9, neck_channels=8)
+    found = rows(tmp_path / "run")
+    assert (
+        all(torch.isfinite(torch.tensor(row["loss"])) for row in found if "loss" in row) and 0 <= found[-1]["AP"] <= 1
+    )
+    state = torch.load(tmp_path / "run" / "detector.pth", weights_only=True)
+    assert len([name for name in state if "fpn.stacks." in name and state[name].dim() == 4]) == 7 * 7
+    assert "needs large-scale jitter" in detect(tmp_path / "b", expect=2, **options, copy_paste=0.5).output

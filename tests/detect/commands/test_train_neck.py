@@ -81,7 +81,7 @@ def test_a_neck_is_left_out_where_told_and_where_there_is_no_pyramid(
     assert all(torch.equal(value, without[name]) for name, value in loaded.pop().fpn.state_dict().items())
     assert all(torch.equal(value, state[f"backbone.{name}"]) for name, value in network.items())
     said = detect(tmp_path / "c4", **{**options, "model": "faster-rcnn-c4"}).output
-    assert "left out (faster-rcnn-c4 has no pyramid)" in said
+    assert "left out (this faster-rcnn-c4 has no pyramid that takes one)" in said
 
 
 def test_a_neck_of_another_width_or_norm_is_refused_with_the_remedy(
