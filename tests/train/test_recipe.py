@@ -19,6 +19,7 @@ def test_no_recipe_is_the_papers_and_so_is_the_papers_file() -> None:
     assert Recipe.load() == recipe
     # The file adds how many jigsaws a GPU of the paper's took, which a run on other machines has to keep.
     assert Recipe.load(RECIPES / "paper-r50.toml") == recipe.updated("optim.micro_batch=64")
+    assert Recipe.load("paper-r50-bf16") == Recipe.load("paper-r50").updated("run.precision=bf16")
     data, optim = recipe.data, recipe.optim
     assert (recipe.model.backbone, data.batch, optim.steps, recipe.rates) == ("resnet50", 512, 64_000, (0.2, 0.8))
     assert (optim.warmup_steps, optim.momentum, optim.weight_decay) == (1_250, 0.9, 1e-4)

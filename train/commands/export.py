@@ -1,11 +1,13 @@
 """`export`: a run's backbone for another library, with the configuration that must go with it."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.train.engine.distributed import DEVICES
 from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 
 
@@ -21,12 +23,23 @@ from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 @click.option(
     "--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes, for --recalibrate-bn."
 )
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device, for --recalibrate-bn."
+)
 def export(
-    run: str, to: str, out: Path, backbone: str | None, jigsaws: int | None, data: str | None, workers: int
+    run: str,
+    to: str,
+    out: Path,
+    backbone: str | None,
+    jigsaws: int | None,
+    data: str | None,
+    workers: int,
+    device: str,
 ) -> None:
     """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
     dataset = jp.open_dataset(data) if jigsaws is not None and data is not None else None
-    found = jp.export(run, to, out, backbone=backbone, recalibrate_bn=jigsaws, dataset=dataset, workers=workers)
+    measured: dict[str, Any] = {"recalibrate_bn": jigsaws, "dataset": dataset, "workers": workers, "device": device}
+    found = jp.export(run, to, out, backbone=backbone, **measured)
     click.echo(
         f"{out}: {found.backbone} after {found.step} of {found.steps} steps, {found.tensors} tensors, "
         f"{found.bytes / 1e6:.1f} MB, checked against {to}; what to paste: {found.readme}"

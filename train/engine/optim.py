@@ -239,6 +239,18 @@ def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iter
             os.environ.pop(name, None)
 
 
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Products of float32 are not rounded to TF32 inside: for what is measured, such as receptive fields."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     """Set torch's global arithmetic switches for this process; call before the first kernel runs.
 

@@ -23,7 +23,7 @@ from jigsaw_pretrain.train.engine.callbacks import Callback, DataErrors
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, save_file, trained_state
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, digest_file, read_rows
-from jigsaw_pretrain.train.engine.optim import arithmetic
+from jigsaw_pretrain.train.engine.optim import arithmetic, true_float32
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, check_origin, describe_run
 from jigsaw_pretrain.train.engine.state import ErfTable, State, build_state, grids, region_maps
 from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper, micro_batch_of
@@ -188,7 +188,8 @@ class PretrainingTask:
         with torch.no_grad():
             normalised = model.normalise(images)
         levels = list(zip(model.levels(), self._region_maps, grids(self._recipe, self.state.backbone), strict=True))
-        self.state.tables = tuple(self._table(normalised, *one) for one in levels)
+        with true_float32():
+            self.state.tables = tuple(self._table(normalised, *one) for one in levels)
         # Of a neck's levels the coarsest, whose positions are those of a run without one.
         level, region_map, _ = levels[-1]
         pictures: dict[str, Any] = {}

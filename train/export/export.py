@@ -25,6 +25,7 @@ from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
+from jigsaw_pretrain.train.engine.distributed import start
 from jigsaw_pretrain.train.engine.optim import seeded
 from jigsaw_pretrain.train.engine.run_folder import (
     RunFolder,
@@ -72,6 +73,7 @@ def export(
     recalibrate_bn: int | None = None,
     dataset: Dataset | None = None,
     workers: int = 2,
+    device: str = "auto",
 ) -> Exported:
     """Write the backbone of a run's newest checkpoint for another library, and a README of what to paste there.
 
@@ -82,6 +84,7 @@ def export(
         backbone: refuse the run unless this is its backbone's name.
         recalibrate_bn: measure batch norm's statistics over so many jigsaws of ``dataset`` first.
         dataset: the run's, for ``recalibrate_bn``.
+        device: ``auto``, ``cpu`` or ``cuda``, for ``recalibrate_bn``.
         workers: processes that make these jigsaws.
 
     Returns:
@@ -103,7 +106,7 @@ def export(
     if recalibrate_bn is not None:
         if dataset is None:
             raise UserError("--recalibrate-bn measures on the run's jigsaws: add --data OUT")
-        state = recalibrated(folder, description["classes"], recipe, state, dataset, recalibrate_bn, workers)
+        state = recalibrated(folder, description["classes"], recipe, state, dataset, recalibrate_bn, workers, device)
     weights, pyramid = backbone_state(state), pyramid_state(state)
     if to == PYRAMID_TARGET and not pyramid:
         raise UserError(f"{run} has no neck (model.neck = none): export --to torchvision")
@@ -159,7 +162,7 @@ def remeasure(model: nn.Module, source: BatchSource) -> int:
         norm.momentum = None  # the cumulative mean, not the moving one
     with torch.no_grad():
         for batch in source:
-            model(batch.images)
+            model(batch.images.to(next(model.parameters()).device))
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
     for part, mode in modes:
@@ -175,6 +178,7 @@ def recalibrated(
     dataset: Dataset,
     jigsaws: int,
     workers: int,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """The model's state with statistics of (at least) ``jigsaws`` jigsaws of the dataset, augmented as in training.
 
@@ -184,6 +188,7 @@ def recalibrated(
     check_pixels(folder, pixels_of(folder, read_description(folder)), dataset.pixels)
     _, model = build_model(recipe, dataset.label_count, dataset.pixels)
     model.load_state_dict(state)
+    model.to(device=start(device).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = min(recipe.optim.micro_batch or recipe.data.batch, 64, jigsaws)
     stream = replace(recipe.data, batch=batch, lanes=None)
     source = JigsawLoader(dataset, stream, workers=workers, stop_step=-(-jigsaws // batch))
@@ -195,4 +200,4 @@ def recalibrated(
         raise UserError(
             f"--recalibrate-bn: {recipe.model.backbone} has no batch norm with running statistics; leave it out"
         )
-    return model.state_dict()
+    return model.cpu().state_dict()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train import erf
 from jigsaw_pretrain.train.engine import state, step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
@@ -193,6 +194,26 @@ def test_fp16_goes_on_after_steps_that_its_scaler_skips(tmp_path: Path, monkeypa
     assert all(row["loss"] is None or math.isfinite(row["loss"]) for row in found)
     for weights in (newest(job)["model"], torch.load(job.folder.backbone, weights_only=True)):
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_receptive_fields_are_measured_in_true_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, seen = erf.region_masses, []
+
+    def noted(*given: Any) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return measure(*given)
+
+    monkeypatch.setattr(erf, "region_masses", noted)
+    job = small_job(tmp_path, *PLAIN, "run.tf32=true", "loss.erf_every=2")
+    source = synthetic(job)
+    during: list[bool] = []
+
+    def open_source(first: int, end: int) -> Any:
+        during.append(torch.backends.cudnn.allow_tf32)
+        return source(first, end)
+
+    execute(job, open_source)
+    assert seen == [(False, False)] * 3 and during == [True]
 
 
 def test_a_momentum_of_zero_changes_no_step(tmp_path: Path) -> None:
