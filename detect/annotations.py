@@ -97,6 +97,8 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     if raw.kind in ("yolo", "crowdhuman") and images is None:
         raise UserError(f"{raw.source} does not give the sizes of its images, which are needed: give --images")
     found = listed(raw, source, reading)
+    for note in found.notes:
+        logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
     if not found.files:
         raise UserError(f"{raw.source} lists no image that can be used: check it with `jigsaw-prep doctor`")
     if not found.classes:

@@ -6,6 +6,7 @@ GPU. Costs a forward pass per image, and seconds for COCOeval (detect/coco_eval.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -126,6 +127,8 @@ def _validation(
     """The validation set given, or the run's own."""
     chosen = annotations or config.data["val_annotations"]
     folder = images or (None if annotations else config.data["val_images"])
+    if annotations is None and reading.split is None:
+        reading = replace(reading, split=config.data.get("val_split"))
     if chosen is None or folder is None:
         raise UserError(f"{run} was trained without a validation set: give --annotations FILE --images DIR")
     found = read_ground_truth(chosen, folder, reading)

@@ -93,6 +93,7 @@ class DetectorJob:
     reading: Reading = Reading()
     log: tuple[str, ...] = ()
     title: str | None = None
+    val_split: str | None = None
 
 
 def train(
@@ -103,6 +104,7 @@ def train(
     *,
     val_annotations: str | None = None,
     val_images: str | None = None,
+    val_split: str | None = None,
     init: str = "scratch",
     reading: Reading | None = None,
     resume: bool = False,
@@ -122,6 +124,7 @@ def train(
         recipe: None for the Jigsaw paper's.
         val_annotations: annotations to report AP on.
         val_images: their images.
+        val_split: the split of the validation annotations, as ``reading`` has that of the training annotations.
         init: ``scratch``, a weights file, or a pre-training run's folder.
         reading: how annotations are read; None for the defaults of prep.
         resume: continue from the newest checkpoint, or begin.
@@ -141,6 +144,10 @@ def train(
     recipe = recipe or DetectorRecipe()
     if (val_annotations is None) != (val_images is None):
         raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
+    if reading and reading.split and val_split is None and val_annotations == str(annotations):
+        raise UserError(
+            f"--val-annotations are those of --split {reading.split} too: name their split with --val-split"
+        )
     ranks = start(device)
     if recipe.data.batch % ranks.world:
         raise UserError(f"a batch of {recipe.data.batch} is not divisible by {ranks.world} ranks: --set data.batch=...")
@@ -148,7 +155,7 @@ def train(
     if folder.remote:
         ranks.run_on_rank_zero(folder.remote.pull)
     data = (str(annotations), str(images), val_annotations, val_images)
-    job = DetectorJob(*data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title)
+    job = DetectorJob(*data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title, val_split)
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         _run(job, recipe, stop_after, write_page)
     return folder
@@ -194,7 +201,7 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
 def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     if job.val_annotations is None:
         return None
-    found = read_ground_truth(job.val_annotations, job.val_images, job.reading)
+    found = read_ground_truth(job.val_annotations, job.val_images, replace(job.reading, split=job.val_split))
     require_same_classes(training, found)
     return found
 
@@ -426,6 +433,7 @@ def _config(
         "images": redacted(job.images),
         "val_annotations": job.val_annotations and redacted(job.val_annotations),
         "val_images": job.val_images and redacted(job.val_images),
+        **({"val_split": job.val_split} if job.val_split else {}),
     }
     count = len(training.images)
     plan = fit_to_dataset(recipe, images if recipe.data.subset_schedule == "whole" else count, short, count)

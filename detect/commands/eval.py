@@ -23,8 +23,7 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 @click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
 @click.option("--annotations", help="as prep takes them; a run's own validation set otherwise")
 @click.option("--images", help="their images: a folder, zip or tar; a path or a URL")
-@options.exif
-@options.ignored
+@options.reading
 @click.option(
     "--backbone", help="refuse the run unless this is its backbone; lets one of your own (module:callable) run"
 )
@@ -37,8 +36,7 @@ def evaluate(
     results: Path | None,
     annotations: str | None,
     images: str | None,
-    exif: str,
-    ignored: str,
+    reading: Reading,
     backbone: str | None,
     out: Path | None,
     kind: str,
@@ -49,7 +47,6 @@ def evaluate(
     with rank_zero_errors():
         if (run is None) == (results is None):
             raise UserError("give either --run RUN or --results FILE")
-        reading = Reading(exif, ignored)
         if results is not None:
             if annotations is None:
                 raise UserError(f"{results} is scored against ground truth: give --annotations FILE")

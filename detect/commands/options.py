@@ -1,18 +1,48 @@
 """Options that several commands of the detection stage share, as decorators of click."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import click
 
-exif = click.option(
+from jigsaw_pretrain.formats.annotations.read import Reading
+
+_exif = click.option(
     "--exif",
     type=click.Choice(("ignore", "apply")),
     default="ignore",
     show_default=True,
     help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures, as in prep.",
 )
-ignored = click.option(
+_ignored = click.option(
     "--ignored",
     type=click.Choice(("skip", "use")),
     default="skip",
     show_default=True,
     help="what is marked as ignored or difficult: skip it, in AP as COCO's crowd, or use it as any object",
 )
+_split = click.option(
+    "--split", metavar="NAME", help="the split of a YOLO or VOC dataset to use, such as train [default: all]"
+)
+_voc_origin = click.option(
+    "--voc-origin",
+    type=click.IntRange(0, 1),
+    help="from which number VOC files count pixels [default: found out, told]",
+)
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how annotations are to be understood, as prep has them; the command takes a ``Reading``."""
+
+    @_exif
+    @_ignored
+    @_split
+    @_voc_origin
+    @functools.wraps(command)
+    def with_reading(
+        *words: Any, exif: str, ignored: str, split: str | None, voc_origin: int | None, **others: Any
+    ) -> Any:
+        return command(*words, reading=Reading(exif, ignored, split, voc_origin), **others)
+
+    return with_reading

@@ -19,16 +19,15 @@ from jigsaw_pretrain.storage import publish_locally
 @click.command("subset", cls=Command)
 @click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them")
 @click.option("--images", required=True, help="their images: a folder, zip or tar; a path or a URL")
-@options.exif
-@options.ignored
+@options.reading
 @click.option("--images-limit", required=True, type=click.IntRange(1), help="number of images")
 @click.option("--subset-seed", default=0, show_default=True, help="seed of which images these are")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="COCO JSON to write")
 def write_subset(
-    annotations: str, images: str, exif: str, ignored: str, images_limit: int, subset_seed: int, out: Path
+    annotations: str, images: str, reading: Reading, images_limit: int, subset_seed: int, out: Path
 ) -> None:
     """Write the annotations of some of the images as COCO JSON, which prep and detect take."""
-    whole = read_ground_truth(annotations, images, Reading(exif, ignored))
+    whole = read_ground_truth(annotations, images, reading)
     kept = {record.id for record in subset(whole, images_limit, subset_seed).images}
     truth = {
         "images": [one for one in whole.truth["images"] if one["id"] in kept],

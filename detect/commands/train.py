@@ -43,8 +43,8 @@ SHORT = {
 @click.option("--images", required=True, help="their images: a folder, zip or tar; a path or a URL")
 @click.option("--val-annotations", help="annotations to report AP on")
 @click.option("--val-images", help="their images")
-@options.exif
-@options.ignored
+@click.option("--val-split", metavar="NAME", help="their split, where --split names that of the training images")
+@options.reading
 @click.option("--run", required=True, help="folder or URL of the run; created if it does not exist")
 @click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe [default: the Jigsaw paper's]")
@@ -73,8 +73,8 @@ def train(
     images: str,
     val_annotations: str | None,
     val_images: str | None,
-    exif: str,
-    ignored: str,
+    val_split: str | None,
+    reading: Reading,
     run: str,
     init: str,
     recipe: Path | None,
@@ -100,8 +100,9 @@ def train(
             DetectorRecipe.load(recipe, sets),
             val_annotations=val_annotations,
             val_images=val_images,
+            val_split=val_split,
             init=init,
-            reading=Reading(exif, ignored),
+            reading=reading,
             resume=resume or is_restarted(),
             stop_after=stop_after,
             workers=workers,

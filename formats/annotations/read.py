@@ -7,7 +7,7 @@ does). What is not looked at is told in notes.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -118,9 +118,9 @@ def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annota
     if raw.kind == "yolo":
         read = _yolo_table(raw, images, reading)
     elif raw.kind == "voc":
-        files, notes = _voc_split(raw, reading.split)
+        left_out, notes = _voc_split(raw, reading.split)
         listing = images.files if images.can_list else None
-        read = read_voc(files, raw.source, listing, reading.voc_origin, reading.detailed)
+        read = read_voc(raw.files, raw.source, listing, reading.voc_origin, reading.detailed, left_out)
         read = replace(read, notes=(*read.notes, *notes))
     elif raw.kind == "mot":
         read = read_mot(raw.files, raw.source, reading.ignored == "use", reading.detailed)
@@ -220,8 +220,8 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
     return replace(read, notes=(*notes, *read.notes))
 
 
-def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes], list[Note]]:
-    """The XML files of a split that ImageSets states, all where none is asked for; raises UserError."""
+def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[Set[str], list[Note]]:
+    """The XML files that are not of a split that ImageSets states, none where none is asked for; raises UserError."""
     lists = raw.splits() if raw.splits is not None else {}
     # Lists of one class (aeroplane_train) are no splits of the dataset.
     lists = {name: text for name, text in lists.items() if "_" not in name}
@@ -231,9 +231,9 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes]
         counts = {name: sum(stem in ids[name] for stem in stems.values()) for name in ids}
         told = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
         if sum(count > 0 for count in counts.values()) < 2:
-            return raw.files, []
+            return set(), []
         text = f"images of several splits are used together, held-out ones included: {told}. Give --split NAME for one"
-        return raw.files, [Note("splits", text)]
+        return set(), [Note("splits", text)]
     if split not in ids:
         raise UserError(
             f"{raw.source} states no split {split!r} (ImageSets/Main states: {', '.join(ids) or 'none'}). Name one of "
@@ -245,8 +245,7 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[dict[str, bytes]
     if absent:
         text = f"ImageSets/Main/{split}.txt lists them, and no XML file is there"
         notes.append(Note("images without XML", text, absent))
-    dropped = set(others)
-    return {path: data for path, data in raw.files.items() if path not in dropped}, notes
+    return set(others), notes
 
 
 def _listed_id(line: str) -> str:

@@ -14,7 +14,7 @@ labelImg's ``<path>`` stands in them and no VOC database is named; else from 1. 
 Either way xmax and ymax are the right and bottom edge.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -52,11 +52,13 @@ def read_voc(
     images: Callable[[], Sequence[str]] | None = None,
     origin: int | None = None,
     detailed: bool = False,
+    left_out: Set[str] = frozenset(),
 ) -> ReadTable:
     """Class names, image entries and boxes of XML files by their paths below ``source``; raises UserError.
 
     images: lists the files below the image folder, where they can be listed. origin: from which number pixels are
-    counted, where the user says it.
+    counted, where the user says it. left_out: files that are not used; their classes are classes of the dataset, so
+    that labels are the same in every split.
     """
     read = [_read(path, files[path], f"{source}/{path}") for path in sorted(files) if path.lower().endswith(".xml")]
     notes: list[Note] = []
@@ -68,6 +70,7 @@ def read_voc(
     start, note = _origin(read, origin)
     if note is not None:
         notes.append(note)
+    read = [one for one in read if one.path not in left_out]
     boxes = BoxList()
     for index, one in enumerate(read):
         for thing in one.objects:
