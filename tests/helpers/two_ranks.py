@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain.cli import show_log
 from jigsaw_pretrain.errors import UserError
@@ -107,7 +109,7 @@ def scenes(folder: Path) -> None:
         folder / "accumulated", *BN_FREE, "run.precision=bf16", "optim.micro_batch=1", "optim.ema=0.5", ranks=ranks
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "BACKEND", "aot_eager")
+        patch.setattr(step, "BACKEND", noting(folder / f"compiled-{ranks.rank}.txt"))
         _execute(replace(accumulated, machine_options=MachineOptions(compile="on")))
     expect_user_error(ranks, folder, lambda: ranks.run_on_rank_zero(lambda: _refuse("rank 0")))
     expect_user_error(ranks, folder, lambda: ranks.run_on_all(lambda: _refuse("rank 1") if ranks.rank == 1 else None))
@@ -120,6 +122,18 @@ def scenes(folder: Path) -> None:
         if ranks.rank == 1:
             patch.setattr(DenseClassifier, "forward", crowded_forward(2))
         expect_user_error(ranks, folder, lambda: _execute(crowded))
+
+
+def noting(file: Path) -> Callable[..., Any]:
+    """A backend of torch.compile that notes whether it was called from within DistributedDataParallel."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        within = DistributedDataParallel._get_active_ddp_module() is not None
+        with file.open("a") as notes:
+            notes.write(f"{within}\n")
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    return backend
 
 
 def _execute(job: TrainingJob) -> None:

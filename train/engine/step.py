@@ -16,9 +16,11 @@ backward on random jigsaws without any exchange between ranks, so that all of th
 waits for one that is gone. It costs a step, and the compilation that the run needs anyway; the model is left as it was.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ from jigsaw_pretrain.train.recipe import Recipe
 
 COMPILE = ("auto", "on", "off")
 
-BACKEND = "inductor"
+BACKEND: Any = "inductor"
 """Of torch.compile."""
 
 
@@ -94,15 +96,15 @@ class Stepper:
     ) -> None:
         self._recipe, self._state, self._ranks, self._region_maps = recipe, state, ranks, region_maps
         self.micro_batch = micro_batch_of(recipe, ranks.world)
-        self._parallel: nn.Module = state.model
         compiles = options.compiles(ranks.device)
+        if compiles and recipe.model.sync_bn and ranks.world > 1:
+            ranks.log_rank_zero("model.sync_bn: torch.compile cannot trace its exchange; going on without compiling")
+            compiles = False
         # Alone on a CPU the first step itself tells.
         if compiles or ranks.device.type == "cuda" or ranks.world > 1:
             self._parallel = compile_and_dry_run(state.model, recipe, ranks, self.micro_batch, compiles)
-        if ranks.world > 1:
-            devices = [ranks.device] if ranks.device.type == "cuda" else None
-            # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast per step.
-            self._parallel = DistributedDataParallel(self._parallel, device_ids=devices, broadcast_buffers=False)
+        else:
+            self._parallel = state.model
         self._parallel.train()
 
     def take(self, images: Tensor, labels: Tensor) -> StepOutput:
@@ -196,21 +198,37 @@ def is_out_of_memory(error: BaseException) -> bool:
 def compile_and_dry_run(
     model: DenseClassifier, recipe: Recipe, ranks: Ranks, micro_batch: int, compiles: bool
 ) -> nn.Module:
-    """The model, compiled where ``compiles`` and that works on every rank; the same parameters and names either way.
+    """The model as it is trained: joined to other ranks' models, compiled where ``compiles`` and all ranks can.
 
-    Raises UserError on all ranks where a micro-batch does not fit into the memory of any of them.
+    It is compiled as it lies in DistributedDataParallel, so that the backward pass is cut where a bucket of gradients
+    is full, and exchanging them overlaps with the rest of it; compiled before, all exchange would come after it.
+    Parameters and names are the model's own. Raises UserError on all ranks where a micro-batch does not fit into the
+    memory of any of them.
     """
     if compiles:
-        compiled: nn.Module = torch.compile(model, backend=BACKEND)  # type: ignore[assignment]
+        compiled = _joined(torch.compile(model, backend=BACKEND), ranks)  # type: ignore[arg-type]
         failure = _failure(compiled, model, recipe, micro_batch)
         failures = [text for text in ranks.all_gather(_reason(failure)) if text]
         if not failures and not isinstance(failure, UserError):
             _check_memory(model, recipe, ranks, micro_batch, failure)
             return compiled
         ranks.log_rank_zero(f"torch.compile does not work here ({failures[0]}): going on without it")
+        # It would go on collecting the parameters' gradients for as long as it lives.
+        del compiled
+        gc.collect()
         torch.compiler.reset()
-    _check_memory(model, recipe, ranks, micro_batch, _failure(model, model, recipe, micro_batch))
-    return model
+    joined = _joined(model, ranks)
+    _check_memory(model, recipe, ranks, micro_batch, _failure(joined, model, recipe, micro_batch))
+    return joined
+
+
+def _joined(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as one of several ranks' trains it; alone it stays as it is."""
+    if ranks.world == 1:
+        return model
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast per step.
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, share: int) -> UserError:
@@ -255,7 +273,9 @@ def _check_memory(
 
 def _failure(forward: nn.Module, model: DenseClassifier, recipe: Recipe, count: int) -> Exception | None:
     """Why a forward and backward pass of ``count`` jigsaws fails, if it does."""
-    with unchanged(model):
+    # No gradients are exchanged, so a rank that fails here leaves none waiting.
+    alone = forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
+    with unchanged(model), alone:
         try:
             size, device = recipe.data.template_size, model.mean.device
             shape = (count, size, size, model.pixels.channels)

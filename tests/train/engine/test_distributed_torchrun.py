@@ -87,6 +87,10 @@ def test_compiled_bf16_with_accumulation_on_two_ranks_follows_the_plain_curve(pl
         torch.testing.assert_close(value, double["model"][name], rtol=0.05, atol=0.01)
     assert double["average"].keys() == single["model"].keys() and not same(double["average"], double["model"])
     assert "does not work here" not in (played / "out.txt").read_text()
+    # Compiled before it was joined to the other rank's, its gradients would be exchanged after the whole backward pass;
+    # and one compilation serves the dry run and all steps.
+    for rank in (0, 1):
+        assert (played / f"compiled-{rank}.txt").read_text() == "True\n"
 
 
 def test_refusals_reach_every_rank(played: Path) -> None:
