@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import click
@@ -20,9 +21,11 @@ from rich.table import Table
 from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
+from jigsaw_pretrain.formats.annotations.folders import is_hidden, listing_notes
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import EXAMPLES, BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
@@ -113,6 +116,8 @@ def examine(url: str, images: str, options: PlanOptions, seed: int, deep: bool) 
     check_nodata(sample(annotations), source, decided.pixels, options.nodata)
     plan = make_plan(annotations, replace(options, pixels=decided.pixels), seed)
     yield from note_findings(plan)
+    if raw.kind != "yolo" and source.can_list:
+        yield from listing_findings(annotations, source)
     yield from box_findings(annotations, plan)
     found = check_images(annotations, source, options, decided.pixels, deep)
     yield from image_findings(found, options.exif)
@@ -152,6 +157,23 @@ def note_findings(plan: Plan) -> Iterator[Finding]:
     for note in plan.notes:
         level = WARNING if note.grave else NOTE
         yield Finding(level, note.check, max(1, len(note.things)), note.text, note.things)
+
+
+def listing_findings(annotations: Annotations, source: ImageSource) -> Iterator[Finding]:
+    """What lies in the image folder and is not looked at; YOLO's reader, which lists that folder, tells it itself."""
+    files, links = source.survey()
+    for note in listing_notes(links, files):
+        yield Finding(WARNING if note.grave else NOTE, note.check, len(note.things), note.text, note.things)
+    listed_files = {*annotations.files, *(row.image_file for row in annotations.skipped)}
+    others = [
+        file
+        for file in files
+        if PurePosixPath(file).suffix.lower() in SUFFIXES and not is_hidden(file) and file not in listed_files
+    ]
+    if others:
+        yield Finding(
+            NOTE, "images without annotations", len(others), "the annotations do not list them: not used", others
+        )
 
 
 def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:

@@ -112,6 +112,17 @@ def test_everything_that_is_told_can_be_listed(drawn: Drawn) -> None:
     assert "doctor --all" in result.output
 
 
+def test_pictures_that_no_annotation_lists_are_told(drawn: Drawn) -> None:
+    drawn.add("a.jpg", SIZE, [(10, 10, 30, 30)])
+    Drawn(drawn.folder).add("more/b.JPG", SIZE)
+    (drawn.folder / "images" / "._a.jpg").write_bytes(b"")
+    (drawn.folder / "images" / "out").symlink_to(drawn.folder)
+    result = invoke(doctor, *inputs(drawn.write(), drawn.folder / "images"), "--json")
+    found = {one["check"]: one["examples"] for one in json.loads(result.output)["findings"]}
+    assert found["images without annotations"] == ["more/b.JPG"] and found["hidden files"] == ["._a.jpg"]
+    assert found["links not followed"] == ["out"]
+
+
 def test_an_object_without_a_box_has_that_of_its_polygon_or_keeps_background_off(drawn: Drawn) -> None:
     image = drawn.add("a.jpg", SIZE, [(0, 0, 20, 20)])
     drawn.box(image, [], segmentation=[[30, 10, 90, 12, 60, 70]])
