@@ -1,15 +1,21 @@
-"""Attacks on a dataset by rule: each field of each JSON, each column of each table, each file, with a hostile value.
+"""Attacks by rule on datasets and runs: each field of each JSON, each column of each table, each tensor, each file.
 
-``attack`` draws one with hypothesis and does it to a folder; it says what it did.
+``attack`` draws one with hypothesis and does it to a folder; it says what it did. ``withstands`` runs a command
+on what was attacked, and asserts what has to hold whatever the folder holds.
 """
 
+import contextlib
 import json
 import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+from click.testing import CliRunner, Result
 from hypothesis import strategies as st
 
 LONG = "x" * 100_000
@@ -20,6 +26,10 @@ HOSTILE: tuple[Any, ...] = (
 """What stands where something else should."""
 
 FILES = ("missing", "empty", "cut", "garbage", "grown", "folder", "fifo", "dangling link", "loop")
+HANG_SECONDS, MOST_MEMORY = 30.0, 2 << 30
+"""What one command may take at most, and how much memory beyond what the process had."""
+
+TENSORS = ("removed", "nan", "shape", "huge", "meta", "type", "sparse", "complex", "value")
 COLUMNS = ("missing", "null", "type", "negative", "zero", "huge", "max", "nan", "long", "separators", "markup", "fewer")
 
 
@@ -115,11 +125,119 @@ def attack_file(path: Path, draw: st.DataObject) -> str:
     return f"{path.name} {kind}"
 
 
+def attack_lines(path: Path, draw: st.DataObject) -> str:
+    """One field of one line of a file of JSON lines is missing or another value, or a line is none."""
+    lines = path.read_bytes().split(b"\n")
+    place = draw.draw(st.integers(0, max(0, len(lines) - 2)), label="line")
+    alone = path.with_name("line.json")
+    alone.write_bytes(lines[place])
+    done = attack_json(alone, draw)
+    lines[place] = alone.read_bytes()
+    alone.unlink()
+    path.write_bytes(b"\n".join(lines))
+    return f"{path.name} line {place} {done}"
+
+
+def attack_tensors(path: Path, draw: st.DataObject) -> str:
+    """One value in what torch.save wrote is missing or another one."""
+    import torch
+
+    content = torch.load(path, weights_only=True)
+    field = draw.draw(st.sampled_from(_paths(content)), label="field")
+    old: Any = content
+    for step in field:
+        old = old[step]
+    kind = draw.draw(st.sampled_from(TENSORS), label="kind")
+    shape = old.shape if isinstance(old, torch.Tensor) else (2,)
+    new = {
+        "nan": lambda: torch.full(shape, float("nan")),
+        "shape": lambda: torch.zeros(3, 1, 2),
+        # A few bytes that claim to be a terabyte.
+        "huge": lambda: torch.zeros(1).expand(1 << 19, 1 << 19),
+        "meta": lambda: torch.zeros(shape, device="meta"),
+        "type": lambda: torch.zeros(shape, dtype=torch.int16),
+        "sparse": lambda: torch.zeros(shape).to_sparse(),
+        "complex": lambda: torch.zeros(shape, dtype=torch.complex64),
+    }.get(kind, lambda: draw.draw(st.sampled_from(HOSTILE), label="value"))
+    torch.save(_replace(content, field, new(), kind == "removed"), path)
+    return f"{path.name} {field} {kind}"
+
+
 def attack(folder: Path, draw: st.DataObject) -> str:
     """Do one attack to a folder; says what was done."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    ways = {"json": attack_json, "table": attack_table, "file": attack_file}
-    suffixes = {"json": ".json", "table": ".parquet", "file": ""}
-    chosen = {way: [path for path in files if path.name.endswith(suffix)] for way, suffix in suffixes.items()}
+    ways: dict[str, tuple[Callable[[Path, st.DataObject], str], tuple[str, ...]]] = {
+        "json": (attack_json, (".json",)),
+        "lines": (attack_lines, (".jsonl",)),
+        "table": (attack_table, (".parquet",)),
+        "tensors": (attack_tensors, (".pt", ".pth")),
+        "file": (attack_file, ("",)),
+    }
+    chosen = {way: [path for path in files if path.name.endswith(suffixes)] for way, (_, suffixes) in ways.items()}
     way = draw.draw(st.sampled_from([way for way in ways if chosen[way]]), label="way")
-    return ways[way](draw.draw(st.sampled_from(chosen[way]), label="path"), draw)
+    return ways[way][0](draw.draw(st.sampled_from(chosen[way]), label="path"), draw)
+
+
+class Hanging(BaseException):
+    """A command took longer than HANG_SECONDS."""
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Raise Hanging after HANG_SECONDS; assert that the process did not grow by MOST_MEMORY meanwhile."""
+
+    def ring(*_: object) -> None:
+        raise Hanging
+
+    before = _peak_memory()
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert _peak_memory() - before < MOST_MEMORY
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held since the last call; 0 where the system does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return 0
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    reset.write_text("5")
+    return int(peak.split()[1]) << 10
+
+
+def listing(folder: Path, without: Sequence[Path] = ()) -> dict[str, bytes]:
+    """Every path below a folder but for some folders and what is in them: a file's bytes, and nothing of others."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not any(path == own or own in path.parents for own in without):
+            found[str(path)] = path.read_bytes() if path.is_file() else b""
+    return found
+
+
+def withstands(
+    done: str, command: click.Command, arguments: Sequence[object], around: Path, own: Sequence[Path]
+) -> Result:
+    """Run a command on what was attacked: it ends in time, well or with one line, and touches its own folders alone.
+
+    Args:
+        done: what was done, for the message.
+        command: of click.
+        arguments: of the command.
+        around: a folder in which everything lies.
+        own: the folders therein that the command may write to.
+    """
+    before = listing(around, own)
+    with bounded():
+        result = CliRunner().invoke(command, [str(one) for one in arguments])
+    what = f"{done}: {command.name} {' '.join(str(one) for one in arguments)}"
+    clean = result.exception is None or isinstance(result.exception, SystemExit)
+    assert clean and result.exit_code in (0, 1, 2), f"{what}: {result.exception!r}"
+    assert result.output.count("Error: ") == (result.exit_code == 2), f"{what}: {result.output[-2000:]}"
+    assert "Traceback" not in result.output, f"{what}: {result.output[-2000:]}"
+    assert listing(around, own) == before, what
+    return result

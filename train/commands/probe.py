@@ -47,6 +47,11 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(label, f"{report[name]['top1']:.1%}", f"{report[name]['class_mean']:.1%}")
     table.add_section()
     table.add_row(
-        "ratio", f"{report['run']['top1'] / report['random']['top1']:.2f}", f"{report['class_mean_ratio']:.2f}"
+        "ratio", _ratio(report['run']['top1'], report['random']['top1']), f"{report['class_mean_ratio']:.2f}"
     )
     Console().print(table)
+
+
+def _ratio(value: float, base: float) -> str:
+    """How many times as large, a dash where there is no telling."""
+    return f"{value / base:.2f}" if base else "–"
