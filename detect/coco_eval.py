@@ -296,10 +296,10 @@ def ap_document(evaluation: Evaluation, boxes: Sequence[int] = ()) -> dict[str, 
 def read_results(path: Path) -> list[Detection]:
     """A COCO results file: [{image_id, category_id, bbox [x, y, w, h], score}]; raises UserError for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(Storage(path.parent).read(path.name))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a COCO results file") from error
-    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or 'missing'}): name a COCO results file") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(found, list):
         raise UserError(f"{path} is not a COCO results file: it holds no list of detections")

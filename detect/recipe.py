@@ -19,7 +19,9 @@ model.anchor_scale overrule it one by one. Pure arithmetic; the run prints what 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from jigsaw_pretrain.config import Config, Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
 from jigsaw_pretrain.errors import UserError
@@ -30,6 +32,12 @@ DetectorName = Literal["faster-rcnn-c4", "faster-rcnn-fpn", "mask-rcnn-fpn", "re
 DetectorNorm = Literal["frozen-bn", "sync-bn", "gn"]
 
 Freeze = Literal["none", "stem", "backbone"]
+
+Side = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
+"""A side of a resized image in pixels."""
+
+Width = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
+"""Channels of a layer."""
 
 Schedule = Literal["1x", "2x", "3x", "6x"]
 
@@ -52,11 +60,11 @@ class DetectorDataOptions(Record, frozen=True, kw_only=True):
     batch: Count = 16
     """Images in a global batch, over all ranks."""
 
-    short_side: Count | None = None
+    short_side: Side | None = None
     """Short side of a resized image, pixels (the side of the square under large-scale jitter). `none` takes what the
     scaling rule gives, on COCO 800 (1024 under jitter)."""
 
-    long_side: Count | None = None
+    long_side: Side | None = None
     """Longest that the long side may be, pixels. `none` takes what the scaling rule gives, on COCO 1333."""
 
     train_short_sides: tuple[Count, ...] | None = None
@@ -148,10 +156,10 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
     """The pyramid: "fpn" on strides 4 to 32, or "nas-fpn" with more capacity (detect/models/nas_fpn.py), on strides 8
     to 128; a pre-trained neck is of the first. Without meaning for C4."""
 
-    neck_channels: Count = 256
+    neck_channels: Width = 256
     """Channels of the feature pyramid and of the convolutional heads."""
 
-    fc: Count = 1024
+    fc: Width = 1024
     """Width of the fully connected layers of the box head."""
 
     anchor_scale: Positive | None = None
@@ -297,14 +305,14 @@ class ScaledRecipe:
     test_short_sides: of multi-scale training and test, pixels; empty for none.
     """
 
-    steps: int
-    warmup_steps: int
-    drops: tuple[int, ...]
-    lr: float
-    short_side: int
-    long_side: int
-    anchor_scale: float
-    epochs: float
+    steps: Count
+    warmup_steps: CountOrZero
+    drops: tuple[CountOrZero, ...]
+    lr: PositiveOrZero
+    short_side: Side
+    long_side: Side
+    anchor_scale: Positive
+    epochs: PositiveOrZero
     train_short_sides: tuple[int, ...] = ()
     test_short_sides: tuple[int, ...] = ()
 

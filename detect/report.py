@@ -6,22 +6,30 @@ validation images. About 1 MB and 3 s; matplotlib draws without a display.
 
 import io
 import json
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import msgspec
 import numpy as np
 from matplotlib.patches import Rectangle
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Number
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
-from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection
+from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection, read_results
 from jigsaw_pretrain.detect.data import ImageReader
-from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig
+from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig, Stratum, read_file
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import display_note, displayed
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
+
+log = logging.getLogger(__name__)
 
 PAGE = "page.html"
 STRATA_KEY = "by_training_annotations"
@@ -37,10 +45,12 @@ def percent(value: float | None) -> str:
 
 def write_page(folder: Path, annotations: GroundTruth, images: str, config: DetectorConfig) -> Path:
     """Write the page of a run's folder from its files (config, metrics, ap.json, results.json); returns its path."""
-    values: dict[str, Any] = {
-        name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else None
-        for name in (CONFIG, AP_FILE, RESULTS_FILE, SUMMARY)
+    plain = partial(read_file, kind=dict[str, Any])
+    readers: dict[str, Callable[[Path], Any]] = {
+        **{CONFIG: plain, SUMMARY: plain, RESULTS_FILE: read_results},
+        AP_FILE: lambda path: msgspec.to_builtins(read_file(path, _Ap)),
     }
+    values = {name: _read(folder / name, read) for name, read in readers.items()}
     rows = read_rows(folder / METRICS)
     tables, figures = [], []
     if values[SUMMARY]:
@@ -60,6 +70,43 @@ def write_page(folder: Path, annotations: GroundTruth, images: str, config: Dete
     page = render(f"Detector {folder.name}", "Average precision on the validation images.", sections)
     Storage(folder).publish(PAGE, page.encode())
     return folder / PAGE
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What a file of the run holds; None where there is none, and where it is damaged, which is logged."""
+    try:
+        return read(path) if path.exists() else None
+    except UserError as error:
+        log.warning("the page lacks a part: %s", error.message)
+        return None
+
+
+class _Class(msgspec.Struct):
+    """AP of a class."""
+
+    boxes: Number
+    AP: Number
+    AP50: Number
+
+
+class _Score(msgspec.Struct):
+    """AP of boxes or masks, as coco_eval.Score has it."""
+
+    stats: dict[str, Number]
+    classes: dict[str, _Class]
+    curves: dict[str, list[Number]]
+
+    def __post_init__(self) -> None:
+        if not set(STATS) <= self.stats.keys():
+            raise ValueError("figures are missing")
+
+
+class _Ap(msgspec.Struct):
+    """The contents of ap.json."""
+
+    bbox: _Score
+    segm: _Score | None = None
+    by_training_annotations: dict[str, Stratum] = {}
 
 
 def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
@@ -158,7 +205,9 @@ def _picture(
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))
     colours = matplotlib.colormaps["tab20"]
     for one in found:
-        name = names[one["category_id"]]
+        name = names.get(one["category_id"])
+        if name is None:
+            continue
         colour = colours(classes.index(name) % 20)
         left, top, width, height = one["bbox"]
         axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=1.5))

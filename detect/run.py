@@ -8,19 +8,23 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import torch
 import torchvision
 from torch import nn
 
+from jigsaw_pretrain.config import Count, CountOrZero, Number, Positive, PositiveOrZero
 from jigsaw_pretrain.detect.models import backbone, detectors
 from jigsaw_pretrain.detect.models.backbone import norm_layer
-from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
+from jigsaw_pretrain.detect.recipe import DetectorNorm, DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.models.feature_maps import Backbone
+from jigsaw_pretrain.train.models.weights import check_state, load_tensors
 from jigsaw_pretrain.train.recipe import MEAN, STD
 
 CONFIG = "config.json"
@@ -28,6 +32,11 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 DETECTOR = "detector.pth"
 KIND = "detector run"
+
+MOST_FLOPS = 1e18
+"""Of a training step per image."""
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -66,32 +75,80 @@ class DetectorConfig:
         Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
 
 
+class _Config(msgspec.Struct):
+    """The contents of config.json."""
+
+    kind: Literal["detector run"]
+    recipe: dict[str, Any]
+    plan: ScaledRecipe
+    norm_built: DetectorNorm
+    categories: Annotated[tuple[tuple[int, str], ...], msgspec.Meta(min_length=1, max_length=100_000)]
+    init: str
+    data: dict[Literal["annotations", "images", "val_annotations", "val_images"], str | None]
+    weights: dict[str, Any] | None
+    neck: dict[str, Any] | None = None
+    mean: tuple[Number, ...] = MEAN
+    std: tuple[Positive, ...] = STD
+    pixels: Any = None
+    boxes: tuple[CountOrZero, ...] = ()
+
+
+class Stratum(msgspec.Struct):
+    """AP averaged over some classes, and how many they are."""
+
+    classes: CountOrZero
+    AP: Number
+
+
+class Summary(msgspec.Struct):
+    """What readers of summary.json rely on."""
+
+    steps: Count
+    device: str
+    world: Count
+    device_seconds: PositiveOrZero
+    AP: dict[str, Number] | None
+    seconds_per_step: PositiveOrZero | None = None
+    gpu_memory: int | None = None
+    flops_per_image: Annotated[float, msgspec.Meta(ge=0, le=MOST_FLOPS)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse figures without the first of them."""
+        if self.AP is not None and "AP" not in self.AP:
+            raise ValueError("it has figures and no AP")
+
+
+def read_file(path: Path, kind: type[Content]) -> Content:
+    """A JSON file of a run, decoded and checked; raises UserError for one that is not of that type."""
+    try:
+        return msgspec.json.decode(Storage(path.parent).read(path.name, MOST_BYTES), type=kind)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} is no finished detector run") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({str(error)[:200]}): start the run anew in another folder") from error
+
+
+def read_summary(run: Path) -> Summary:
+    """A finished run's summary; raises UserError."""
+    return read_file(run / SUMMARY, Summary)
+
+
 def read_config(folder: Path) -> DetectorConfig:
     """A run's config; raises UserError where the folder is no detector run."""
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {folder} is no detector run (see `jigsaw-detect train --run`)") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): start the run anew in another folder") from error
-    if values.get("kind") != KIND:
-        raise UserError(f"{folder} is no detector run: its {CONFIG} is of another kind")
-    plan: Any = {key: tuple(one) if isinstance(one, list) else one for key, one in values["plan"].items()}
-    return DetectorConfig(
-        recipe=DetectorRecipe.from_dict(values["recipe"], str(path)),
-        plan=ScaledRecipe(**plan),
-        norm_built=values["norm_built"],
-        categories=tuple((one, name) for one, name in values["categories"]),
-        init=values["init"],
-        data=values["data"],
-        weights=values["weights"],
-        neck=values.get("neck"),
-        mean=tuple(values.get("mean", MEAN)),
-        std=tuple(values.get("std", STD)),
-        pixels=pixel_format(values.get("pixels"), str(path)),
-        boxes=tuple(values.get("boxes", ())),
-    )
+    if not path.exists():
+        raise UserError(f"{path} is missing: {folder} is no detector run (see `jigsaw-detect train --run`)")
+    found = read_file(path, _Config)
+    pixels = pixel_format(found.pixels, str(path))
+    if not len(found.mean) == len(found.std) == pixels.channels:
+        raise UserError(f"{path} is damaged (mean and std are not of {pixels.channels} channels): start the run anew")
+    if found.boxes and len(found.boxes) != len(found.categories):
+        raise UserError(f"{path} is damaged (boxes are not counted by category): start the run anew")
+    values = msgspec.structs.asdict(found)
+    del values["kind"]
+    return DetectorConfig(**values | {"recipe": DetectorRecipe.from_dict(found.recipe, str(path)), "pixels": pixels})
 
 
 def backbone_from_config(config: DetectorConfig, device: torch.device) -> Backbone:
@@ -115,10 +172,10 @@ def detector_from_config(
 
 
 def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> torch.nn.Module:
-    """The trained detector of a run's folder; raises UserError where it has not finished."""
+    """The trained detector of a run's folder; raises UserError where it has not finished or is damaged."""
     path = run / DETECTOR
     if not path.exists():
         raise UserError(f"{path} is missing: the run has not finished; continue it with `detect train --resume`")
     model, _ = detector_from_config(config, backbone_from_config(config, device), device)
-    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    model.load_state_dict(check_state(load_tensors(path), model.state_dict(), str(path)))
     return model

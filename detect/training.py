@@ -13,8 +13,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import PositiveOrZero
 from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes, subset
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.data import (
@@ -51,6 +53,7 @@ from jigsaw_pretrain.detect.recipe import DetectorRecipe, fit_to_dataset, learni
 from jigsaw_pretrain.detect.run import (
     CONFIG,
     DETECTOR,
+    MOST_FLOPS,
     SUMMARY,
     DetectorConfig,
     backbone_from_config,
@@ -63,7 +66,7 @@ from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
 from jigsaw_pretrain.storage import Storage, redacted
-from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
+from jigsaw_pretrain.train.engine.checkpoint import check_fits, check_values, list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
 from jigsaw_pretrain.train.engine.optim import make_optimizer, parameter_groups, set_rate
@@ -206,6 +209,14 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     return found
 
 
+class _Spent(msgspec.Struct):
+    """The plain values of a checkpoint."""
+
+    seconds: PositiveOrZero
+    evaluation_seconds: PositiveOrZero
+    flops: Annotated[float, msgspec.Meta(ge=0, le=MOST_FLOPS)] | None = None
+
+
 class DetectorTask:
     """A detector and what takes it through steps: an engine.trainer.TrainingTask.
 
@@ -319,6 +330,11 @@ class DetectorTask:
             "evaluation_seconds": self.evaluation_seconds,
             "flops": self.flops,
         }
+
+    def check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        """Raise UserError for one that is not of this run, or damaged."""
+        check_fits(path, content, self.model.state_dict(), self.steps, self._optimizer)
+        check_values(path, content, _Spent)
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take a checkpoint's place."""

@@ -1,5 +1,12 @@
 """`python -m prep`: the command line of prep/cli.py."""
 
+import os
+import sys
+
+if sys.path[0] in ("", os.path.realpath(os.curdir)):
+    # Python puts the working folder first, where a user's torch.py or json.py would be taken for the library's.
+    sys.path.append(sys.path.pop(0))
+
 from jigsaw_pretrain.prep.cli import main
 
 main()

@@ -82,6 +82,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
     for name, runs in arms.items():
         totals = [one.pretrain_seconds + one.detect_seconds for one in runs]
         memory = [one.memory for one in runs if one.memory]
+        speeds = [one.seconds_per_step for one in runs if one.seconds_per_step is not None]
         pretrained = bool(runs[0].pretrain_seconds) and EQUAL_COST in arms
         rows.append(
             [
@@ -89,7 +90,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
                 _spread([one.pretrain_seconds for one in runs], 1),
                 _spread([one.detect_seconds for one in runs], 1),
                 _spread(totals, 1),
-                f"{spread([one.seconds_per_step for one in runs])[0]:.3f}",
+                f"{spread(speeds)[0]:.3f}" if speeds else "–",
                 f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
                 f"{runs[0].flops / 1e9:.3g}" if runs[0].flops else "–",
                 _difference(difference(runs, arms[EQUAL_COST])) if pretrained else "–",

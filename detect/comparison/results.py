@@ -4,7 +4,6 @@ Intervals are Student's t at 95 % over the seeds' paired differences; with one s
 ones, and that is what three seeds are worth.
 """
 
-import json
 import math
 import re
 import statistics
@@ -13,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from jigsaw_pretrain.detect.coco_eval import AP_FILE
-from jigsaw_pretrain.detect.run import METRICS, SUMMARY, DetectorConfig, read_config
+from jigsaw_pretrain.detect.run import METRICS, SUMMARY, DetectorConfig, Stratum, read_config, read_file, read_summary
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.metrics import read_rows
 
@@ -38,7 +39,7 @@ class RunResult:
     ap: dict[str, float]
     pretrain_seconds: float
     detect_seconds: float
-    seconds_per_step: float
+    seconds_per_step: float | None
     memory: int | None
     device: str
     curve: tuple[tuple[float, float], ...]
@@ -61,8 +62,7 @@ def pretrain_seconds(source: Path) -> float:
     metrics = source / "metrics.jsonl"
     if not metrics.exists():
         return 0.0
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return float(sum(row["device_seconds"] for row in rows))
+    return float(sum(row["device_seconds"] for row in read_rows(metrics) if "device_seconds" in row))
 
 
 def read_result(run: Path, arm: str | None = None) -> RunResult:
@@ -73,28 +73,37 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
     config = read_config(run)
     if not (run / SUMMARY).exists():
         raise UserError(f"{run} has not finished: continue it with `detect train --resume`")
-    summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    if summary["AP"] is None:
+    summary = read_summary(run)
+    if summary.AP is None:
         raise UserError(f"{run} has no AP: it was trained without --val-annotations")
     # A comparison pre-trains and fine-tunes on the same number of devices.
-    before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary["world"]
-    scored = [row for row in read_rows(run / METRICS) if "AP" in row]
+    before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary.world
+    scored = [row for row in read_rows(run / METRICS) if {"AP", "seconds"} <= row.keys()]
     return RunResult(
         arm=arm or arm_name(config),
         seed=config.recipe.data.seed,
         lr=config.recipe.optim.lr,
-        steps=summary["steps"],
-        ap=summary["AP"],
+        steps=summary.steps,
+        ap=summary.AP,
         pretrain_seconds=before,
-        detect_seconds=summary["device_seconds"],
-        seconds_per_step=summary["seconds_per_step"],
-        memory=summary["gpu_memory"],
-        device=summary["device"],
-        curve=tuple((before + row["seconds"] * summary["world"], row["AP"]) for row in scored),
+        detect_seconds=summary.device_seconds,
+        seconds_per_step=summary.seconds_per_step,
+        memory=summary.gpu_memory,
+        device=summary.device,
+        curve=tuple((before + row["seconds"] * summary.world, row["AP"]) for row in scored),
         by_step=tuple((row["step"] + 1, row["AP"]) for row in scored),
-        flops=summary.get("flops_per_image"),
-        strata=json.loads((run / AP_FILE).read_text(encoding="utf-8")).get("by_training_annotations", {}),
+        flops=summary.flops_per_image,
+        strata={
+            name: msgspec.structs.asdict(one)
+            for name, one in read_file(run / AP_FILE, _Strata).by_training_annotations.items()
+        },
     )
+
+
+class _Strata(msgspec.Struct):
+    """What is read of ap.json."""
+
+    by_training_annotations: dict[str, Stratum] = {}
 
 
 def arm_name(config: DetectorConfig) -> str:

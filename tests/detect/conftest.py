@@ -50,7 +50,7 @@ def plain_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jigsaw_pretrain.detect.commands.train.write_page", lambda *_: None)
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def detect(tiny_data: Path) -> Callable[..., Result]:
     """Runs `detect train` on the tiny dataset; keyword arguments are options, or --set where the recipe has them."""
 

@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -69,6 +70,15 @@ def test_what_nobody_foresaw_is_a_line_a_file_and_status_70(monkeypatch: pytest.
     assert "geheim" not in result.stderr + kept.read_text()
     with pytest.raises(KeyError):
         CliRunner().invoke(command, ["--debug"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("stage", ["prep", "train", "detect"])
+def test_a_users_file_in_the_working_folder_does_not_take_a_librarys_place(stage: str, tmp_path: Path) -> None:
+    for name in ("json", "numpy", "torch", "click", "logging", "fsspec", "msgspec"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder')\n")
+    command = [sys.executable, "-m", f"jigsaw_pretrain.{stage}", "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "Commands" in shown.stdout, shown.stderr
 
 
 def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.train.cli import main
-from tests.helpers.attacks import attack, withstands
+from tests.helpers.attacks import attack, in_store, withstands
 from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
-from tests.helpers.settings import SOAK
 from tests.helpers.tiny import make_dataset
 
 
@@ -31,43 +30,63 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-COMMANDS = {
+DATA = ("--data", "DATA", "--workers", "0")
+QUICK = {
     "export": ("export", "--run", "RUN", "--to", "safetensors", "--out", "OUT/x.safetensors"),
     "export torchvision": ("export", "--run", "RUN", "--to", "torchvision", "--out", "OUT/x.pth"),
-    "evaluate": ("evaluate", "--run", "RUN", "--data", "DATA", "--workers", "0", "--jigsaws", "16"),
+    "evaluate": ("evaluate", "--run", "RUN", *DATA, "--jigsaws", "16"),
+    "resume": ("pretrain", *DATA, "--run", "RUN", "--resume", "--no-page", "--log", "none"),
+}
+COMMANDS = {
+    **QUICK,
     "probe": ("probe", "--run", "RUN", "--data", "DATA", "--crops", "16"),
     "erf": ("erf", "--weights", "RUN", "--data", "DATA", "--count", "1", "--out", "OUT/erf.html", *BASE),
+    "erf of weights": ("erf", *("--weights", "RUN/backbone.pth"), "--data", "DATA", "--out", "OUT/erf.html", *BASE),
     "report": ("report", "--run", "RUN", "--out", "OUT/report.html"),
-    "resume": ("pretrain", "--data", "DATA", "--run", "RUN", "--workers", "0", "--resume"),
+    "resume with page": ("pretrain", *DATA, "--run", "RUN", "--resume", "--log-digest"),
+    "init": (
+        *("pretrain", *DATA, "--run", "OUT/next", "--stop-after", "1", "--no-page", "--log", "none", *BASE),
+        *("--set", "model.init=RUN/backbone.pth"),
+    ),
 }
+AT_URL = (*QUICK, "report")
+DRAWN = (*3 * sorted(QUICK), *sorted(COMMANDS))
 
 
 def arguments(name: str, run: str, place: Path, out: Path) -> list[str]:
-    given = {"RUN": run, "DATA": str(place / "data"), "OUT": str(out)}
-    return ["/".join(given.get(part, part) for part in word.split("/")) for word in COMMANDS[name]]
+    """The words of a command."""
+    found = []
+    for word in COMMANDS[name]:
+        for part, path in (("RUN", run), ("DATA", str(place / "data")), ("OUT", str(out))):
+            word = path if word == part else word.replace(f"{part}/", f"{path}/")
+        found.append(word)
+    return found
 
 
-def test_commands(place: Path, tmp_path: Path) -> None:
-    """Each command works on runs that nobody harmed."""
-    import time
-    for name in COMMANDS:
-        t=time.time(); c=time.process_time()
-        (tmp_path / "out").mkdir(exist_ok=True)
-        result = call(*arguments(name, str(place / "finished"), place, tmp_path / "out"))
-        print(name, time.time()-t, time.process_time()-c, result.exit_code, result.output[-300:])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_take_what_nobody_harmed(place: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(place / "finished", tmp_path / "run"))
+    (tmp_path / "out").mkdir()
+    result = call(*arguments(name, str(run), place, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.slow(seconds=20)
 # An attack is as small as it can be; shrinking would only cost time.
-@settings(max_examples=int(__import__('os').environ.get('HUNT', 80)), phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=900 if SOAK else 90, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_run_costs_a_line(place: Path, draw: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         around = Path(scratch)
-        run, out = around / "a" / "run", around / "a" / "out"
+        run, out, cache = around / "a" / "run", around / "a" / "out", around / "a" / "cache"
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         out.mkdir(parents=True)
         (around / "victim").write_text("private")
         shutil.copytree(place / draw.draw(st.sampled_from(["finished", "stopped"])), run)
         done = attack(run, draw)
-        name = draw.draw(st.sampled_from(sorted(COMMANDS)), label="command")
-        withstands(done, main, arguments(name, str(run), place, out), around, (run, out))
+        name = draw.draw(st.sampled_from(DRAWN), label="command")
+        named = str(run)
+        if name in AT_URL and draw.draw(st.booleans(), label="at a URL"):
+            named = "memory://bucket/run"
+            in_store(run, named, draw)
+        withstands(done, main, arguments(name, named, place, out), around, (run, out, cache))

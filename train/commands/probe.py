@@ -46,9 +46,7 @@ def show(report: dict[str, Any]) -> None:
     for name, label in (("run", "this run"), ("random", "random initialisation")):
         table.add_row(label, f"{report[name]['top1']:.1%}", f"{report[name]['class_mean']:.1%}")
     table.add_section()
-    table.add_row(
-        "ratio", _ratio(report['run']['top1'], report['random']['top1']), f"{report['class_mean_ratio']:.2f}"
-    )
+    table.add_row("ratio", _ratio(report["run"]["top1"], report["random"]["top1"]), f"{report['class_mean_ratio']:.2f}")
     Console().print(table)
 
 

@@ -18,12 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import atomic_write
-from jigsaw_pretrain.train.models.weights import check_tensors, load_tensors
+from jigsaw_pretrain.train.models.weights import check_state, check_tensors, load_tensors
 
 FORMAT_VERSION = 1
 
@@ -185,16 +186,70 @@ def newest_checkpoint(
     return None
 
 
-def check_fits(path: Path, content: dict[str, Any], own: Mapping[str, Tensor], steps: int) -> None:
-    """Raise UserError for a checkpoint that is not of a run of so many steps whose model has the state ``own``."""
+def check_fits(
+    path: Path,
+    content: dict[str, Any],
+    own: Mapping[str, Tensor],
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Raise UserError for a checkpoint that is not of a run of so many steps whose model has the state ``own``.
+
+    optimizer: the run's, where it goes on with it.
+    """
     if content["step"] > steps:
         raise UserError(f"{path} is of step {content['step']:,}, and the run has {steps:,}: it is not this run's")
-    states = [content.get("model"), *([content["average"]] if content.get("average") is not None else [])]
-    for state in states:
-        state = check_tensors(state, str(path))
-        for name in sorted({*own, *state}):
-            if name not in own or name not in state or state[name].shape != own[name].shape:
-                raise UserError(f"{path} is not of this run's model: {name[:80]} is missing, odd or of another shape")
+    for state in (content.get("model"), *([content["average"]] if content.get("average") is not None else [])):
+        check_state(state, own, str(path))
+    if optimizer is not None:
+        _check_optimizer(content.get("optimizer"), optimizer, str(path))
+    check_values(path, content, _Versions)
+
+
+class _Versions(msgspec.Struct):
+    """What is compared with this program's versions."""
+
+    versions: dict[str, str] = {}
+
+
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Raise UserError for the state of an optimizer over other parameters, or with other settings."""
+    wrong = UserError(f"{where} is not of this run's optimizer: its parameters or settings are others")
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        raise wrong
+    own, groups = optimizer.state_dict()["param_groups"], found.get("param_groups")
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise wrong
+    for mine, theirs in zip(own, groups, strict=True):
+        if not isinstance(theirs, dict) or "lr" not in theirs:
+            raise wrong
+        if any(key in theirs and not _same(theirs[key], one) for key, one in mine.items() if key not in _OF_MACHINE):
+            raise wrong
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for place, entry in found["state"].items():
+        if not isinstance(place, int) or not 0 <= place < len(parameters) or not isinstance(entry, dict):
+            raise wrong
+        tensors = {name: one for name, one in entry.items() if one is not None}
+        if tensors:
+            check_tensors(tensors, where)
+        if any(one.shape not in (parameters[place].shape, torch.Size()) for one in tensors.values()):
+            raise wrong
+
+
+def check_values(path: Path, content: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
+    """Raise UserError where a checkpoint's plain values are not of the types of a record with fields of their names."""
+    try:
+        msgspec.convert({name: content[name] for name in kind.__struct_fields__ if name in content}, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+
+
+_OF_MACHINE = ("lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")
+"""Settings of an optimizer that every step, or every machine, sets anew."""
+
+
+def _same(left: Any, right: Any) -> bool:
+    return type(left) is type(right) and bool(left == right)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
+from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero
 from jigsaw_pretrain.storage import Storage, atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
@@ -78,6 +80,20 @@ def _tell_damaged(path: Path, count: int) -> None:
         log.warning("%s: %d damaged lines are left out", path, count)
 
 
+class _Known(msgspec.Struct):
+    """The numbers of rows that readers compute with; a loss may be infinite or none."""
+
+    step: CountOrZero
+    loss: float = 0.0
+    lr: Number = 0.0
+    AP: Number = 0.0
+    AP50: Number = 0.0
+    seconds: PositiveOrZero = 0.0
+    seconds_per_step: PositiveOrZero = 0.0
+    device_seconds: PositiveOrZero = 0.0
+    gpu_memory: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of metrics.jsonl as they were written; none where there is no file.
 
@@ -87,8 +103,8 @@ def read_rows(path: Path) -> list[Row]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+            msgspec.convert(row, _Known)
+            rows.append(row)
     _tell_damaged(path, len(lines) - len(rows))
     return rows
 

@@ -7,11 +7,15 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
+from jigsaw_pretrain.config import CountOrZero
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train import erf
@@ -20,7 +24,14 @@ from jigsaw_pretrain.train.data.digest import digest_line, interleave
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.callbacks import Callback, DataErrors
-from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, save_file, trained_state
+from jigsaw_pretrain.train.engine.checkpoint import (
+    backbone_state,
+    check_fits,
+    check_values,
+    pyramid_state,
+    save_file,
+    trained_state,
+)
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, digest_file, read_rows
 from jigsaw_pretrain.train.engine.optim import arithmetic, true_float32
@@ -30,7 +41,7 @@ from jigsaw_pretrain.train.engine.step import MachineOptions, Stepper, micro_bat
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.erf import Grid
-from jigsaw_pretrain.train.models.weights import load_weights, with_about
+from jigsaw_pretrain.train.models.weights import check_tensors, load_weights, with_about
 from jigsaw_pretrain.train.recipe import Recipe
 
 OpenSource = Callable[[int, int], BatchSource]
@@ -66,6 +77,21 @@ class TrainingJob:
     val_every: int = 0
     title: str | None = None
     commonest: tuple[str, float] | None = None
+
+
+class _Values(msgspec.Struct):
+    """The plain values of a checkpoint."""
+
+    scaler: dict[str, float]
+    erf: list[dict[str, Any]] | dict[str, Any] | None
+    replaced: CountOrZero = 0
+    left_out: list[str] = []
+
+
+class _TableValues(msgspec.Struct):
+    """Those of a table of label weights."""
+
+    step: CountOrZero
 
 
 class PretrainingTask:
@@ -252,6 +278,22 @@ class PretrainingTask:
             "classes": list(origin.classes),
             "dataset": origin.fingerprint,
         }
+
+    def check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        """Raise UserError for one that is not of this run, or damaged."""
+        check_fits(path, content, self.state.model.state_dict(), self.steps, self.state.optimizer)
+        check_values(path, content, _Values)
+        found = content["erf"]
+        tables = [found] if isinstance(found, dict) else found or []
+        if tables and len(tables) != len(self._region_maps):
+            raise UserError(f"{path} is damaged: it has not a table of label weights for each map")
+        for table, region_map in zip(tables, self._region_maps, strict=False):
+            check_values(path, table, _TableValues)
+            # Masses may be infinite (train/erf.py), weights never are.
+            check_tensors({"masses": table.get("masses")}, str(path), finite=False)
+            check_tensors({"weights": table.get("weights")}, str(path))
+            if any(table[name].shape != (len(REGIONS), *region_map.shape) for name in ("masses", "weights")):
+                raise UserError(f"{path} is damaged: a table of label weights is of another shape")
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take a checkpoint's place."""

@@ -97,6 +97,10 @@ class TrainingTask(Protocol[B]):
         """What a checkpoint holds: tensors and plain values. They are copied before the next step."""
         ...
 
+    def check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        """Raise UserError for a checkpoint whose place it cannot take."""
+        ...
+
     def restore(self, content: dict[str, Any]) -> None:
         """Take a checkpoint's place, bit for bit."""
         ...
@@ -173,7 +177,7 @@ class Trainer(Generic[TaskT]):
 
         def find() -> Path | None:
             remove_leftovers(folder.checkpoints)
-            newest = newest_checkpoint(folder.checkpoints)
+            newest = newest_checkpoint(folder.checkpoints, self.task.check_checkpoint)
             return newest and newest[0]
 
         path = ranks.run_on_rank_zero(find)

@@ -171,8 +171,11 @@ def read_about(file: str) -> dict[str, str]:
     return dict(stated)
 
 
-def check_tensors(state: object, where: str) -> dict[str, Tensor]:
-    """The state dict; raises UserError for one that is none, or holds tensors that are no weights."""
+def check_tensors(state: object, where: str, finite: bool = True) -> dict[str, Tensor]:
+    """The state dict; raises UserError for one that is none, or holds tensors that are no weights.
+
+    finite: whether infinite values and NaN are none.
+    """
     if not isinstance(state, dict) or not state:
         raise UserError(f"{where} holds no state dict: export one with `jigsaw-train export`")
     for name, value in state.items():
@@ -182,9 +185,24 @@ def check_tensors(state: object, where: str) -> dict[str, Tensor]:
             raise UserError(f"{where} cannot be used: {name[:80]} is no plain tensor of numbers")
         if value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise UserError(f"{where} cannot be used: {name[:80]} claims more numbers than the file holds")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if finite and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(f"{where} cannot be used: {name[:80]} has values that are not finite")
     return state
+
+
+def check_state(state: object, own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The state dict, of the names, shapes and kinds of ``own``; raises UserError for any other."""
+    found = check_tensors(state, where)
+    for name in sorted({*own, *found}):
+        mine, theirs = own.get(name), found.get(name)
+        if (
+            mine is None
+            or theirs is None
+            or mine.shape != theirs.shape
+            or mine.is_floating_point() != theirs.is_floating_point()
+        ):
+            raise UserError(f"{where} is not of this run's model: {name[:80]} is missing, odd or of another shape")
+    return found
 
 
 def read_weights(file: str) -> dict[str, Tensor]:

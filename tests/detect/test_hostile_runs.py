@@ -1,0 +1,71 @@
+"""A stranger's detector run: whatever its files say, every command ends in time, with one line at most."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from jigsaw_pretrain.detect.cli import main
+from tests.helpers.attacks import attack, withstands
+from tests.helpers.commands import run_command
+from tests.helpers.detection import SETTINGS, TINY, set_options
+
+MORE = {"name": "faster-rcnn-fpn", "norm": "gn", "val_every": 1, "checkpoint_every": 1, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(detect: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with all that runs write, and one that has stopped on its way."""
+    folder = tmp_path_factory.mktemp("runs")
+    detect(folder / "finished", **MORE)
+    detect(folder / "stopped", "--stop-after", "1", **MORE)
+    return folder
+
+
+def commands(run: Path, data: Path, out: Path) -> dict[str, list[str]]:
+    """Every command that reads a run."""
+    train, val = (
+        ["--" + kind + "annotations", str(folder / "annotations.json"), "--" + kind + "images", str(folder / "images")]
+        for kind, folder in (("", data / "train"), ("val-", data / "val"))
+    )
+    resume = ["train", *train, *val, "--workers", "0", "--device", "cpu", "--backbone", TINY]
+    resume += set_options(**{**SETTINGS, **MORE})
+    return {
+        "eval": ["eval", "--run", str(run), "--workers", "0", "--device", "cpu", "--out", str(out)],
+        "compare": ["compare", str(run)],
+        "compare into": ["compare", str(run), "--out", str(out)],
+        "resume": [*resume, "--run", str(run), "--resume"],
+        "init": [*resume, "--run", str(out / "next"), "--init", str(run), "--stop-after", "1"],
+    }
+
+
+NAMES = sorted(commands(Path(), Path(), Path()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_take_what_nobody_harmed(runs: Path, tiny_data: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
+    result = run_command(main, *commands(run, tiny_data, tmp_path)[name])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow(seconds=20)
+# An attack is as small as it can be; shrinking would only cost time.
+@settings(max_examples=300 if SOAK else 30, phases=(Phase.explicit, Phase.generate))
+@given(draw=st.data())
+def test_any_attack_on_a_detectors_run_costs_a_line(runs: Path, tiny_data: Path, draw: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        around = Path(scratch)
+        run, out = around / "a" / "run", around / "a" / "out"
+        out.mkdir(parents=True)
+        (around / "victim").write_text("private")
+        name = draw.draw(st.sampled_from(NAMES), label="command")
+        kept = "stopped" if name == "resume" and draw.draw(st.booleans()) else "finished"
+        shutil.copytree(runs / kept, run)
+        done = attack(run, draw)
+        withstands(done, main, commands(run, tiny_data, out)[name], around, (run, out))
