@@ -14,6 +14,7 @@ from jigsaw_pretrain.detect.cli import main
 from tests.helpers.attacks import attack, withstands
 from tests.helpers.commands import run_command
 from tests.helpers.detection import SETTINGS, TINY, set_options
+from tests.helpers.settings import SOAK
 
 MORE = {"name": "faster-rcnn-fpn", "norm": "gn", "val_every": 1, "checkpoint_every": 1, "steps": 2}
 

@@ -26,6 +26,7 @@ from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.helpers.attacks import attack, bounded, in_store, withstands
 from tests.helpers.commands import run_command
 from tests.helpers.prepped import Small, run_shards, tree, write_sample
+from tests.helpers.settings import SOAK
 
 COMMANDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "status": lambda out: (status, "--out", out),

@@ -12,6 +12,7 @@ from jigsaw_pretrain.train.cli import main
 from tests.helpers.attacks import attack, in_store, withstands
 from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
+from tests.helpers.settings import SOAK
 from tests.helpers.tiny import make_dataset
 
 
@@ -50,7 +51,7 @@ COMMANDS = {
     ),
 }
 AT_URL = (*QUICK, "report")
-DRAWN = (*3 * sorted(QUICK), *sorted(COMMANDS))
+DRAWN = (*5 * sorted(QUICK), *sorted(COMMANDS))
 
 
 def arguments(name: str, run: str, place: Path, out: Path) -> list[str]:
