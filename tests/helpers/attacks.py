@@ -108,11 +108,11 @@ def attack_file(path: Path, draw: st.DataObject) -> str:
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "cut":
-        path.write_bytes(data[: draw.draw(st.integers(0, len(data) - 1), label="cut")])
+        path.write_bytes(data[: draw.draw(st.integers(0, max(0, len(data) - 1)), label="cut")])
     elif kind == "grown":
         path.write_bytes(data + bytes(1000))
     elif kind == "garbage":
-        place = draw.draw(st.integers(0, len(data) - 1), label="place")
+        place = draw.draw(st.integers(0, max(0, len(data) - 1)), label="place")
         noise = draw.draw(st.binary(min_size=1, max_size=64), label="noise")
         path.write_bytes(data[:place] + noise + data[place + len(noise) :])
     elif kind == "folder":

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,12 @@ def read_all(out: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """A dataset of three images."""
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of three images, and what prep makes of it in out/."""
     folder = tmp_path_factory.mktemp("few")
     write_sample(folder, 3)
-    made = Small(folder / "annotations.json", folder / "images", 12, {})
-    assert made.run(folder / "out").exit_code == 0
-    return replace(made, tree=tree(folder / "out"))
+    assert Small(folder / "annotations.json", folder / "images", 12, {}).run(folder / "out").exit_code == 0
+    return folder
 
 
 STREAM = [f"--set={one}" for one in ("data.batch=4", "data.lanes=4", "data.template_size=64", "data.template_split=32")]
@@ -71,16 +70,14 @@ TRAINING = {
 # An attack is as small as it can be; shrinking would only cost time.
 @settings(max_examples=800 if SOAK else 80, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
-def test_any_attack_costs_a_line(few: Small, draw: st.DataObject) -> None:
+def test_any_attack_costs_a_line(few: Path, draw: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         around = Path(scratch)
         data, out, cache = (around / "a" / name for name in ("data", "out", "cache"))
         patch.setenv("XDG_CACHE_HOME", str(cache))
         out.mkdir(parents=True)
         (around / "victim").write_bytes(b"private")
-        for name, content in few.tree.items():
-            (data / name).parent.mkdir(parents=True, exist_ok=True)
-            (data / name).write_bytes(content)
+        shutil.copytree(few / "out", data)
         name = draw.draw(st.sampled_from(["shards", *COMMANDS, *TRAINING]), label="command")
         at_url = name in TRAINING and draw.draw(st.booleans(), label="at a URL")
         named = "memory://bucket/data" if at_url else str(data)
@@ -99,10 +96,11 @@ def test_any_attack_costs_a_line(few: Small, draw: st.DataObject) -> None:
         if name in TRAINING:
             withstands(done, train, words, around, (out, cache))
         elif name == "shards":
-            withstands(done, shards, few.arguments(data, "--workers", "1"), around, (data,))
+            small = Small(few / "annotations.json", few / "images", 12, {})
+            withstands(done, shards, small.arguments(data, "--workers", "1"), around, (data, cache))
         else:
             command, *options = COMMANDS[name](str(data))
-            withstands(done, command, options, around, (data,))
+            withstands(done, command, options, around, (data, cache))
 
 
 def test_a_shrinking_shard_is_named(small: Small, tmp_path: Path) -> None:
