@@ -100,7 +100,7 @@ class Stratum(msgspec.Struct):
     AP: Number
 
 
-class Summary(msgspec.Struct):
+class RunSummary(msgspec.Struct):
     """What readers of summary.json rely on."""
 
     steps: Count
@@ -130,9 +130,9 @@ def read_file(path: Path, kind: type[Content]) -> Content:
         raise UserError(f"{path} is damaged ({str(error)[:200]}): start the run anew in another folder") from error
 
 
-def read_summary(run: Path) -> Summary:
+def read_summary(run: Path) -> RunSummary:
     """A finished run's summary; raises UserError."""
-    return read_file(run / SUMMARY, Summary)
+    return read_file(run / SUMMARY, RunSummary)
 
 
 def read_config(folder: Path) -> DetectorConfig:

@@ -71,10 +71,10 @@ class DataOptions(Record, frozen=True, kw_only=True):
     """Streams that the run is made of, fixed for its whole life; a divisor of `batch` and a multiple of the number of
     ranks. `none` takes the largest divisor of `batch` not above 64."""
 
-    template_size: Count = Template.size
+    template_size: Annotated[int, msgspec.Meta(ge=1, le=2048)] = Template.size
     """Side of a jigsaw, pixels (figure 4b)."""
 
-    template_split: Count = Template.split
+    template_split: Annotated[int, msgspec.Meta(ge=1, le=2048)] = Template.split
     """Where the template is cut: width of the tall region and height of the wide one, pixels (figure 4b)."""
 
     fit: Fit = "crop"
@@ -169,7 +169,7 @@ class ModelOptions(Record, frozen=True, kw_only=True):
     neck: Neck = "none"
     """"fpn" pre-trains a feature pyramid too, which the paper leaves for future work."""
 
-    neck_channels: Count = 256
+    neck_channels: Annotated[int, msgspec.Meta(ge=1, le=16_384)] = 256
     """Channels of each level of the neck."""
 
     sync_bn: bool = False
