@@ -22,11 +22,12 @@ from jigsaw_pretrain.detect.coco_eval import (
     save_evaluation,
     score,
 )
-from jigsaw_pretrain.detect.run import DetectorConfig, load_detector, read_config
+from jigsaw_pretrain.detect.run import CONFIG, DetectorConfig, load_detector, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.distributed import start
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder
 
 WritePage = Callable[[Path, GroundTruth, str, DetectorConfig], object]
 """Draws the page of a run: its folder, the validation set, the folder of its images, and the run's config."""
@@ -47,12 +48,12 @@ def evaluate(
     """AP of a finished detector run; under torchrun every rank calls it.
 
     Args:
-        run: the run's folder.
+        run: the run's folder or URL.
         annotations: what to evaluate on, as prep takes it; None for the run's own validation set.
         images: their images.
         reading: how annotations are read; None for prep's defaults.
         backbone: refuse the run unless this is its backbone's name.
-        out: folder for results.json and ap.json; None for the run's.
+        out: folder for results.json and ap.json; None for the run's, where that is no URL.
         workers: processes that read images.
         device: ``auto``, ``cpu`` or ``cuda``.
         write_page: draws the page.
@@ -63,7 +64,11 @@ def evaluate(
     Raises:
         UserError: for a run that has not finished, and annotations of other categories.
     """
-    run, ranks = Path(run), start(device)
+    ranks, opened = start(device), open_run_folder(run, CONFIG)
+    if opened.remote and out is None:
+        raise UserError(f"{opened} is at a URL, where only its own training writes: name a folder with --out")
+    ranks.run_on_all(opened.read_apart)
+    run = opened.path
     config = ranks.run_on_all(lambda: read_config(run))
     if backbone is not None and backbone != config.recipe.model.backbone:
         raise UserError(

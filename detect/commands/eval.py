@@ -19,7 +19,7 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 
 
 @click.command("eval", cls=Command)
-@click.option("--run", type=click.Path(path_type=Path), help="a finished run of `detect train`")
+@click.option("--run", help="Folder or URL of a finished run of `detect train`.")
 @click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
 @click.option("--annotations", help="as prep takes them; a run's own validation set otherwise")
 @click.option("--images", help="their images: a folder, zip or tar; a path or a URL")
@@ -32,7 +32,7 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 def evaluate(
-    run: Path | None,
+    run: str | None,
     results: Path | None,
     annotations: str | None,
     images: str | None,

@@ -1,5 +1,6 @@
 """Training a detector: run folders in a store, data that is broken, and what a caller's process keeps."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 
 from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import Order
+from jigsaw_pretrain.detect.evaluation import evaluate
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import CONFIG
 from jigsaw_pretrain.detect.training import train
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import open_run_folder
@@ -39,6 +42,10 @@ def test_a_run_in_a_store_goes_on_after_its_machine_is_lost(
         assert "already holds a run" in detect(run, expect=2, **options).output
         said = detect(run, "--resume", **options).output
         assert f"{run}: finished after 4 steps" in said
+        with pytest.raises(UserError, match="--out"):
+            evaluate(run)
+        evaluate(run, out=tmp_path / "ap", workers=0)
+        assert json.loads((tmp_path / "ap" / "ap.json").read_text())["bbox"]
         shutil.rmtree(folder.path)
         assert folder.remote is not None
         folder.remote.pull()
