@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 LONG = "x" * 100_000
 HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, 100_000, 2**31, 2**62, 2**63 - 1, 2**64, 1e308, float("nan"), float("inf"), "", LONG,
-    "../../victim", "/etc/passwd", "..", "a\0b", "\x1b[31m", "<script>alert(1)</script>", [], [None] * 3, {}, {"a": 1}, [[[]]],
+    "../../victim", "/etc/passwd", "..", "a\0b", "\x1b[31m", "<script>alert(1)</script>", [], [None] * 3, {},
+    {"a": 1}, [[[]]],
 )  # fmt: skip
 """What stands where something else should."""
 
