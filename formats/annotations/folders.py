@@ -22,6 +22,8 @@ PREFERRED = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "test", "minival")
 _SAME = {"valid": "val", "validation": "val"}
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+_LABELS_OF = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
+"""The folder of labels that stands beside a folder of images."""
 _NO_LABELS = ("readme.txt", "requirements.txt", "license.txt")
 
 
@@ -154,6 +156,11 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{where} is not YAML ({reason}). It needs the class names under `names`.") from error
     names: Any = found.get("names") if isinstance(found, dict) else None
+    if isinstance(names, str):
+        raise UserError(
+            f"{where}: `names` is {names[:80]!r}, and a list of class names is needed. If that is a file with one name "
+            "per line, name it with --annotations, or write its lines under `names`."
+        )
     if not isinstance(names, list | dict):
         return None
     # A class called ``no`` or ``010`` is no truth value and no 8: names are taken as they are written.
@@ -216,8 +223,8 @@ def find_labels(folder: Storage, paths: Sequence[str], images: str) -> Labels | 
         return Labels(storage, prefix, found, swap) if found else None
 
     steps = root.split("/")
-    places = [nth for nth in range(len(steps) - 1, -1, -1) if steps[nth] == "images"]
-    swapped = ["/".join([*steps[:nth], "labels", *steps[nth + 1 :]]) for nth in places]
+    places = [nth for nth in range(len(steps) - 1, -1, -1) if steps[nth] in _LABELS_OF]
+    swapped = ["/".join([*steps[:nth], _LABELS_OF[steps[nth]], *steps[nth + 1 :]]) for nth in places]
     inside = steps[places[0] + 1 :] if places else []
     last = steps[-1]
     nearby = ["/".join([named, "labels", *inside]), "/".join([named, *inside])] if places else []

@@ -20,7 +20,7 @@ from jigsaw_pretrain.formats.annotations.mot import is_of_mot, is_truth, read_mo
 from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, ReadTable, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
-from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, read_yolo
+from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, is_numeric, read_yolo
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
@@ -203,7 +203,7 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
         stems = {str(PurePosixPath(file).with_suffix("")) for file in chosen}
         others = tuple(file for file in pictures if file not in set(chosen))
         known = {str(PurePosixPath(file).with_suffix("")) for file in pictures}
-        lost = tuple(where for stem, (where, _) in labels.items() if stem not in known)
+        lost = tuple(where for stem, (where, data) in labels.items() if stem not in known and is_numeric(data))
         if lost:
             notes.append(Note("labels without an image", "of this split or another: not used", lost))
         labels = {stem: label for stem, label in labels.items() if stem in stems}
@@ -347,7 +347,12 @@ def _read_yolo(
     holder = beside or folder
     labels = folders.find_labels(folder, paths, images)
     if labels is None:
-        raise UserError(f"{folder.describe('')} holds no YOLO label files (txt) for {redacted(images)}.")
+        said = (
+            f" Links that lead out of it are not followed: {', '.join(links[:3])}; name the data itself."
+            if links
+            else ""
+        )
+        raise UserError(f"{folder.describe('')} holds no YOLO label files (txt) for {redacted(images)}.{said}")
     files = _read_all(labels.storage, labels.paths)
     sha256 = _hash({names.file: names.raw, **files})
     stripped = {path.removeprefix(labels.prefix): data for path, data in files.items()}

@@ -91,6 +91,9 @@ def _matched(read: Sequence[_File], images: Sequence[str], source: str, notes: l
         own = str(PurePosixPath(one.path).with_suffix(""))
         stem = str(PurePosixPath(named).with_suffix("")) if named else ""
         found = by_stem.get(own, []) if own != stem or named not in there else []
+        if not found and named not in there:
+            # The XML files of a dataset may lie below a folder of their own, which the pictures do not share.
+            found = by_stem.get(own.partition("/")[2], [])
         # A picture beats an array of the same name, which is its copy.
         found = [file for file in found if not file.lower().endswith(".npy")] or found
         if len(found) > 1:

@@ -84,7 +84,7 @@ def read_yolo(
     for stem, (where, raw) in sorted(labels.items()):
         if stem in stems:
             lines[stem] = list(_lines(where, raw, names))
-        elif raw.strip() and not _is_numeric(raw):
+        elif not is_numeric(raw):
             texts.append(where)
         else:
             lost.append(f"{stem}.jpg")
@@ -175,8 +175,10 @@ def _pictures(files: Sequence[str], labels: Mapping[str, object]) -> tuple[list[
 _OTHER_PICTURES = (".heic", ".heif", ".gif", ".dng", ".mpo", ".raw", ".cr2", ".nef", ".jxl", ".svg", ".exr", ".npz")
 
 
-def _is_numeric(raw: bytes) -> bool:
-    """Whether a file begins as a label does: with a line of a number."""
+def is_numeric(raw: bytes) -> bool:
+    """Whether a file is empty or begins as a label does: with a line of a number."""
+    if not raw.strip():
+        return True
     words = raw.decode("utf-8-sig", "replace").split(None, 1)
     try:
         float(words[0].rstrip(","))

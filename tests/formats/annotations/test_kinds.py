@@ -271,3 +271,41 @@ def test_a_dataset_of_no_usable_box_says_the_probable_cause(tmp_path: Path) -> N
     write(tmp_path, {"images/a.jpg": None, "a.json": json.dumps(coco(annotations={"image_id": "1"}))})
     with pytest.raises(UserError, match="image_id of another type"):
         make_plan(read(tmp_path / "a.json", tmp_path / "images"), PlanOptions(), 0)
+
+
+@pytest.mark.parametrize("folder", ["annotations", "Annotations", "xml"])
+def test_voc_below_a_folder_of_its_own(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, {"images/a.jpg": None, f"{folder}/a.xml": voc("a.jpg")})
+    assert read(tmp_path, tmp_path / "images").files == ("a.jpg",)
+
+
+def test_folders_in_capitals_have_their_labels_beside_them(tmp_path: Path) -> None:
+    write(tmp_path, {"data.yaml": "names: [red]", "Images/train/a.jpg": None, "Labels/train/a.txt": LINE})
+    for images in ("Images", "Images/train"):
+        assert read(tmp_path, tmp_path / images).xywh.tolist() == BOX
+
+
+def test_a_file_of_names_that_a_yaml_names_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, {"data.yaml": "names: coco.list", "images/a.jpg": None, "labels/a.txt": LINE})
+    with pytest.raises(UserError, match=r"coco\.list"):
+        read(tmp_path / "data.yaml", tmp_path / "images")
+
+
+def test_a_folder_of_labels_that_is_a_link_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"set/data.yaml": "names: [red]", "set/images/a.jpg": None, "disk/a.txt": LINE})
+    (tmp_path / "set" / "labels").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match="not followed: labels"):
+        read(tmp_path / "set", tmp_path / "set" / "images")
+
+
+def test_cvats_export_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    write(tmp_path, {"obj.names": "red\n", "obj.data": "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\n"})
+    write(tmp_path, {"train.txt": "data/obj_train_data/a.jpg\n"})
+    write(tmp_path, {"obj_train_data/a.jpg": None, "obj_train_data/a.txt": LINE, "obj_train_data/b.jpg": None})
+    for images, files in (
+        ("obj_train_data", ("a.jpg", "b.jpg")),
+        (".", ("obj_train_data/a.jpg", "obj_train_data/b.jpg")),
+    ):
+        assert read(tmp_path, tmp_path / images).files == files
+    found = read(tmp_path, tmp_path, Reading(split="train"))
+    assert found.files == ("obj_train_data/a.jpg",) and "labels without an image" not in {n.check for n in found.notes}

@@ -35,6 +35,11 @@ def test_the_picture_of_the_files_own_name_beats_a_stale_filename() -> None:
     assert len(note.things) == 2 and "a_flip.xml" in note.things[0]
 
 
+def test_a_filename_that_is_there_beats_a_picture_of_the_files_own_name_in_another_folder() -> None:
+    read = read_voc({"s/a.xml": xml("s/other.jpg")}, "f", lambda: ["s/other.jpg", "a.jpg"])
+    assert [one.file_name for one in read.entries] == ["s/other.jpg"]
+
+
 @pytest.mark.parametrize(("named", "there"), [("", ["a.png"]), ("a", ["a.png"]), ("a.jpg", ["a.png", "a.npy"])])
 def test_a_filename_without_its_suffix_or_with_another_is_completed(named: str, there: list[str]) -> None:
     assert read_voc({"a.xml": xml(named)}, "f", lambda: there).entries[0].file_name == "a.png"
