@@ -138,7 +138,8 @@ class DetectorModelOptions(Record, frozen=True, kw_only=True):
     """The detector."""
 
     backbone: str = "resnet50"
-    """What pre-training takes: a torchvision classification model, `timm:NAME`, or `module:callable` of your own."""
+    """What pre-training takes: a torchvision classification model, `timm:NAME`, `ultralytics:FILE.yaml`,
+    `transformers:TYPE`, or `module:callable` of your own."""
 
     norm: DetectorNorm = "frozen-bn"
     """Normalisation in the place of batch norm, and of what the detector adds. "frozen-bn" keeps the statistics of the

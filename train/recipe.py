@@ -156,7 +156,8 @@ class ModelOptions(Record, frozen=True, kw_only=True):
     """The network that is pre-trained."""
 
     backbone: str = "resnet50"
-    """A torchvision classification model, `timm:NAME`, or `module:callable` of your own."""
+    """A torchvision classification model, `timm:NAME`, `ultralytics:FILE.yaml`, `transformers:TYPE`, or
+    `module:callable` of your own."""
 
     norm: Norm = "bn"
     """Normalisation: batch norm, or GN(32) in its place, for detectors that are fine-tuned with it. Weights trained

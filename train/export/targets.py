@@ -21,7 +21,7 @@ from torchvision.models.resnet import ResNet
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
-from jigsaw_pretrain.train.models import backbones, feature_maps
+from jigsaw_pretrain.train.models import backbones, feature_maps, libraries
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
 from jigsaw_pretrain.train.models.weights import COUNTER, match, with_about
 
@@ -186,7 +186,7 @@ def to_detectron(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tens
 def _refuse_group_norm(own: feature_maps.Backbone, library: str) -> None:
     if own.norm != "bn":
         raise UserError(
-            f"{library} names the layers of a ResNet under group norm otherwise, and no conversion was ever checked: "
+            f"{library} has no such network under group norm, or other names for it, and no conversion was checked: "
             "export --to torchvision or --to safetensors"
         )
 
@@ -197,6 +197,39 @@ def _renamed(state: StateDict, name: str) -> dict[str, Tensor]:
     if wrong:
         raise UserError(f"{name} is no ResNet of the published form: {len(wrong)} entries differ (such as {wrong[0]})")
     return renamed
+
+
+def to_ultralytics(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
+    """The state under Ultralytics' names, after a whole YOLO of the configuration took it with the same map."""
+    if not own.name.startswith(libraries.ULTRALYTICS):
+        raise UserError(f"ultralytics has no {own.name}: export --to safetensors, torchvision or timm")
+    _refuse_group_norm(own, "ultralytics")
+    whole = libraries.whole_yolo(own.name, own.in_channels)
+    unexpected = whole.load_state_dict(dict(state), strict=False).unexpected_keys
+    if unexpected:
+        raise UserError(
+            f"the entries of {own.name} are not a YOLO's: {len(unexpected)} differ (such as {unexpected[0]})"
+        )
+    layers = whole.eval().model[: len(whole.yaml["backbone"])]
+    compare(own.name, own.module, own.name, layers, 4 * own.stride, own.in_channels)
+    return dict(state)
+
+
+def to_transformers(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
+    """The state under transformers' names, after its AutoBackbone took it strictly with the same map."""
+    if not own.name.startswith(libraries.TRANSFORMERS):
+        raise UserError(f"transformers has no {own.name}: export --to safetensors, torchvision or timm")
+    _refuse_group_norm(own, "transformers")
+    whole = libraries.hugging_face(own.name, own.in_channels)
+    try:
+        whole.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise UserError(f"the entries of {own.name} differ: {' '.join(str(error).split())[:300]}") from error
+    whole.eval()
+    compare(
+        own.name, own.module, own.name, lambda image: whole(image).feature_maps[-1], 4 * own.stride, own.in_channels
+    )
+    return dict(state)
 
 
 def to_safetensors(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
@@ -232,5 +265,7 @@ TARGETS = {
     "timm": Target(".pth", to_timm, pack_torch),
     "mmdet": Target(".pth", to_mmdet, pack_torch),
     "detectron2": Target(".pkl", to_detectron, pack_detectron2),
+    "ultralytics": Target(".pth", to_ultralytics, pack_torch),
+    "transformers": Target(".pth", to_transformers, pack_torch),
     "safetensors": Target(".safetensors", to_safetensors, pack_safetensors),
 }

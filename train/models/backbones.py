@@ -1,5 +1,7 @@
 """Builds backbones by name: torchvision's, timm's (`timm:NAME`), or one's own (`module:callable`).
 
+Those of detection libraries, `ultralytics:FILE.yaml` and `transformers:TYPE`, are built in models/libraries.py.
+
 torchvision's classification models are cut after their last feature map; where to cut is found, not listed (see
 models/feature_maps.py). All that lies behind is dropped (DDP meets no unused parameter), names in the state dict stay
 torchvision's, and train and eval keep their own graphs, so dropout and stochastic depth behave.
@@ -49,6 +51,7 @@ from jigsaw_pretrain.train.models.feature_maps import (
     simple_pyramid,
 )
 from jigsaw_pretrain.train.models.layers import meta_state, run_on_meta, set_input_channels, with_norm
+from jigsaw_pretrain.train.models.libraries import PREFIXES, library_module
 
 TIMM = "timm:"
 
@@ -89,8 +92,11 @@ def build(
         if in_channels != 3:
             set_input_channels(name, whole, in_channels)
         return cut(name, whole, norm, multi_level, in_channels, split=split)
-    own = timm_backbone if name.startswith(TIMM) else own_backbone
-    return own(name, norm, multi_level, in_channels, split)
+    if name.startswith(TIMM):
+        return timm_backbone(name, norm, multi_level, in_channels, split)
+    if name.startswith(PREFIXES):
+        return _of_module(name, library_module(name, in_channels), norm, multi_level, in_channels, split)
+    return own_backbone(name, norm, multi_level, in_channels, split)
 
 
 def whole_model(name: str, norm: str = "bn") -> nn.Module:
@@ -206,7 +212,12 @@ def own_backbone(
 ) -> Backbone:
     """The module that `module:callable` returns; raises UserError that says what is wrong with it."""
     _check_allowed(name)
-    module = with_norm(name, _called(name, in_channels), norm)
+    return _of_module(name, _called(name, in_channels), norm, multi_level, in_channels, split)
+
+
+def _of_module(name: str, module: nn.Module, norm: str, multi_level: bool, in_channels: int, split: bool) -> Backbone:
+    """The backbone of a module that returns a map, or a list or dict of maps."""
+    module = with_norm(name, module, norm)
     if split:
         return _split(name, module, norm, in_channels)
     kind = type(module)
@@ -221,7 +232,8 @@ def own_backbone(
 
 
 def _by_stride(found: Any, all_of_them: bool) -> Any:
-    """The coarsest of a list or dict of maps, or all of them from fine to coarse."""
+    """The coarsest of a list, dict or transformers' output of maps, or all of them from fine to coarse."""
+    found = getattr(found, "feature_maps", found)
     maps = list(found.values()) if isinstance(found, dict) else list(found)
     maps.sort(key=lambda one: -one.shape[-1])
     return tuple(maps) if all_of_them else maps[-1]
