@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import BoxList, ImageEntry, ReadTable
 
 TRUTH, INFO = "gt/gt.txt", "seqinfo.ini"
@@ -58,7 +59,19 @@ def read_mot(files: Mapping[str, bytes], source: str, keep_ignored: bool, detail
     for entry, box, number, ignored in found:
         # An ignored box of no class is never an object.
         boxes.add(entry, box, used.index(number) if number in used else 0, ignored)
-    return ReadTable([CLASSES[number - 1] for number in used], entries, boxes.columns(detailed))
+    return ReadTable([CLASSES[number - 1] for number in used], entries, boxes.columns(detailed), notes=_copies(files))
+
+
+def _copies(files: Mapping[str, bytes]) -> list[Note]:
+    """Sequences that are one: MOT17 has each three times, for three detectors."""
+    first: dict[bytes, str] = {}
+    copies = [path for path in sorted(files) if is_truth(path) and first.setdefault(files[path], path) != path]
+    if not copies:
+        return []
+    text = (
+        "the same ground truth as another sequence's, so each object is there several times: name a folder of one each"
+    )
+    return [Note("repeated sequences", text, tuple(copies))]
 
 
 def _lines(raw: bytes, where: str) -> Iterator[tuple[int, tuple[float, float, float, float], int, bool]]:

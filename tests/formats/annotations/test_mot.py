@@ -51,6 +51,13 @@ def test_flagged_boxes_are_objects_and_the_rest_is_ignored(tmp_path: Path, info:
     assert {thing for note in found.notes for thing in note.things} == {"A/det/det.txt", "B/det/det.txt"}
 
 
+def test_sequences_that_are_one_are_told(tmp_path: Path) -> None:
+    for name in ("A-DPM", "A-FRCNN", "B"):
+        sequence(tmp_path, name, TRUTH if name != "B" else "1,1,1,1,10,10,1,1,1\n")
+    told = {note.check: note.things for note in read(tmp_path).notes}
+    assert told["repeated sequences"] == ("A-FRCNN/gt/gt.txt",)
+
+
 def test_one_sequence_may_be_named(tmp_path: Path) -> None:
     sequence(tmp_path, "A", TRUTH)
     assert read(tmp_path / "A").files[0] == "img1/000001.jpg"
