@@ -33,6 +33,8 @@ SHORT = {
     "freeze": "model.freeze",
     "schedule": "optim.schedule",
     "precision": "run.precision",
+    "images_limit": "data.images_limit",
+    "subset_seed": "data.subset_seed",
     "seed": "data.seed",
 }
 """Options that are short for a key of the recipe."""
@@ -55,6 +57,8 @@ SHORT = {
 @click.option("--schedule", type=click.Choice(choices(Schedule)), help="short for --set optim.schedule=...")
 @click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="short for --set run.precision=...")
 @click.option("--seed", type=int, help="short for --set data.seed=...")
+@click.option("--images-limit", type=click.IntRange(1), help="short for --set data.images_limit=...")
+@click.option("--subset-seed", type=int, help="short for --set data.subset_seed=...")
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override one key of the recipe; repeatable"
 )

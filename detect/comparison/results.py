@@ -15,11 +15,29 @@ from typing import Any
 import msgspec
 
 from jigsaw_pretrain.detect.coco_eval import AP_FILE
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import METRICS, SUMMARY, DetectorConfig, Stratum, read_config, read_file, read_summary
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.metrics import read_rows
 
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+DISTINGUISHING = (
+    ("model", "backbone"),
+    ("model", "head"),
+    ("model", "neck"),
+    ("model", "deform"),
+    ("data", "images_limit"),
+    ("data", "subset_seed"),
+    ("data", "subset_schedule"),
+    ("data", "copy_paste"),
+    ("data", "jitter_high"),
+    ("data", "train_short_sides"),
+    ("data", "test_short_sides"),
+    ("optim", "name"),
+)
+"""Keys that a run's name tells where they are not the default's."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,13 @@ def arm_name(config: DetectorConfig) -> str:
     recipe = config.recipe
     start = re.sub(r"[-_.]?\d+$", "", Path(config.init).stem) or config.init
     model = f"{recipe.model.name}, {config.norm_built}, freeze {recipe.model.freeze}"
-    return f"{start}, {model}, lr {recipe.optim.lr:g}, {recipe.optim.schedule}"
+    own, usual = recipe.to_dict(), DetectorRecipe().to_dict()
+    told = [
+        f"{key} {own[section][key]}"
+        for section, key in DISTINGUISHING
+        if own[section].get(key) != usual[section].get(key)
+    ]
+    return ", ".join([start, model, f"lr {recipe.optim.lr:g}", recipe.optim.schedule, *told])
 
 
 def by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:

@@ -90,3 +90,14 @@ def test_a_subset_has_its_own_schedule_or_that_of_all_images() -> None:
     assert fit_to_dataset(recipe, 500, 240).train_short_sides == (320, 400)
     with pytest.raises(UserError, match="set one"):
         recipe.updated("data.jitter_low=0.1", "data.jitter_high=2.0")
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "recipes").glob("detect-*.toml")), ids=lambda file: file.stem)
+def test_every_recipe_is_read_and_fits_cocos_images(file: Path) -> None:
+    recipe = DetectorRecipe.load(file)
+    plan = fit_to_dataset(recipe, 118_287, 480)
+    assert list(plan.drops) == sorted(plan.drops) and all(0 < drop < plan.steps for drop in plan.drops[:1])
+    if file.stem == "detect-frozen-published":
+        # 1,848 steps of 64 images are an epoch there, with drops after 48 and 68 of 72, at a rate of 0.16.
+        assert plan.steps == pytest.approx(72 * 1848, rel=1e-3) and plan.lr == pytest.approx(0.16)
+        assert plan.drops == pytest.approx((88_704, 125_664), rel=1e-3)

@@ -1,6 +1,7 @@
 """The compare command: every arm from end to end, and comparisons that go on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,32 @@ def test_compare_refuses_runs_that_have_not_finished(
     result = CliRunner().invoke(main, ["compare", str(tmp_path / "run")])
     assert result.exit_code == 2 and "has not finished" in result.output
     assert CliRunner().invoke(main, ["compare"]).exit_code == 2
+
+
+@pytest.mark.slow(seconds=6)
+def test_arms_of_ones_own_have_their_own_norm_data_context_and_steps(
+    tmp_path: Path, tiny_data: Path, shards: Path, in_process: type[InProcess], plain_runs: None
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'[longer]\npretrain = []\npretrain_steps = 2.0\ndata = "{other}"\ndetect = ["optim.steps=2"]\n'
+        '[frozen-bn]\npretrain = ["data.pad=centre"]\n'
+        'detect = ["model.norm=frozen-bn", "model.deform=true", "model.name=mask-rcnn-fpn", "model.neck=nas-fpn"]\n'
+        '[scratch-half]\ndetect = ["data.images_limit=3"]\n'
+    )
+    command = arguments(tiny_data, shards, tmp_path / "out", "--arms", str(file), "--seeds", "1", "--rates", "0.02")
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    runs = {run["arm"]: run for run in json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]}
+    assert {name: run["steps"] for name, run in runs.items()} == {"longer": 2, "frozen-bn": 3, "scratch-half": 3}
+    pretrained = json.loads((tmp_path / "out" / "pretrain" / "longer" / "seed-0" / "run.json").read_text())
+    assert pretrained["recipe"]["optim"]["steps"] == 4
+    assert [step for step, _ in runs["longer"]["by_step"]] == [2] and runs["longer"]["flops"] > 0
+    report = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| APs | APm | APl | mask AP |" in report and "mask_AP" in runs["frozen-bn"]["ap"]
+    assert (tmp_path / "out" / "comparison.html").read_text().count('<svg role="img"') == 2
+    file.write_text(file.read_text().replace("pretrain_steps = 2.0", "pretrain_steps = 3.0"))
+    changed = CliRunner().invoke(main, command)
+    assert changed.exit_code == 2 and "another arm longer" in changed.output
