@@ -17,6 +17,7 @@ else differs, an arm says itself. The arms here are the paper's; further ones ar
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +88,14 @@ _ArmFile = dict[Annotated[str, msgspec.Meta(pattern=_NAME)], _ArmTable]
 
 
 def read_arms(file: str) -> list[Arm]:
-    """The arms of a TOML file, in its order; raises UserError that names what is wrong with it."""
+    """The arms of a TOML file, in its order; where there is none of that name, of the program's own (recipes/arms/).
+
+    Raises UserError that names what is wrong with it.
+    """
+    own = resources.files("jigsaw_pretrain.recipes") / "arms" / Path(file).name
+    chosen = own if own.is_file() and not Path(file).exists() else Path(file)
     try:
-        tables = msgspec.convert(tomllib.loads(Path(file).read_text(encoding="utf-8")), _ArmFile)
+        tables = msgspec.convert(tomllib.loads(chosen.read_text(encoding="utf-8")), _ArmFile)
     except OSError as error:
         raise UserError(f"--arms {file} cannot be read ({error.strerror}): name a TOML file of arms") from error
     except (ValueError, msgspec.ValidationError) as error:

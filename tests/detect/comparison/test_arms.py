@@ -19,7 +19,7 @@ def test_arms_are_chosen_by_name() -> None:
         choose("imagenet", None)
 
 
-def test_arms_of_ones_own_stand_in_a_file(tmp_path: Path) -> None:
+def test_arms_of_ones_own_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         '[half]\npretrain = []\npretrain_steps = 0.5\ndata = "d"\n[gn]\npretrain = []\ndetect = ["model.norm=gn"]\n'
@@ -42,6 +42,8 @@ def test_arms_of_ones_own_stand_in_a_file(tmp_path: Path) -> None:
             choose(str(file), None)
     with pytest.raises(UserError, match="cannot be read"):
         choose("none.toml", None)
+    monkeypatch.chdir(tmp_path)
+    assert "jigsaw-dcn" in {arm.name for arm in choose("figure-8.toml", None)}
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "recipes" / "arms").glob("*.toml")), ids=lambda file: file.stem)
