@@ -197,6 +197,7 @@ def test_broken_things_cost_themselves_only(drawn: Drawn, prepped: Run) -> None:
         ("plan", "category is not in the annotation file", 9),
         ("plan", "image is not in the annotation file", None),
         ("plan", "file name leaves the image folder", None),
+        ("plan", "image of the box cannot be used", 0),
         ("cut", "image file is missing", None),
         ("cut", "size disagrees with the annotations", None),
         ("cut", "not an image that can be read", None),
