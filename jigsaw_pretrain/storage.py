@@ -19,6 +19,7 @@ import datetime
 import errno
 import functools
 import gc
+import math
 import os
 import random
 import re
@@ -87,6 +88,9 @@ _FINAL = (
 _HOPELESS = (FileNotFoundError, UserError, ImportError, TypeError, AttributeError, NotImplementedError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "ProfileNotFound")
+_NO_RANGE = re.compile(r"\b416\b|InvalidRange|(?i:range is not (valid|satisfiable))")
+"""What stores say of a range of an empty file."""
+
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 # Not the module's own generator: a forked worker inherits its state, and workers must not wait alike.
@@ -178,10 +182,27 @@ class Storage:
         return True
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """The bytes of one file, at most ``most`` where it is local; raises FileNotFoundError."""
+        """The bytes of one file, of which there may be at most ``most``; raises FileNotFoundError.
+
+        Raises for more OSError, and of a store's UserError, which no further try would change.
+        """
         if self.is_local:
             return self.regular_file(name, most).read_bytes()
-        return self._ask(lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS)), name)
+        if most is None:
+            return self._ask(lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS)), name)
+        data = self._ask(lambda: self._beginning(name, most + 1), name)
+        if len(data) > most:
+            raise UserError(f"{self.describe(name)} has more than the {most:,} bytes that such a file may have")
+        return data
+
+    def _beginning(self, name: str, size: int) -> bytes:
+        """The first ``size`` bytes of a file in a store; none of an empty one, of which no range can be had."""
+        try:
+            return bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS, start=0, end=size))
+        except Exception as error:
+            if _NO_RANGE.search(f"{getattr(error, 'status', '')} {type(error).__name__} {error}"):
+                return b""
+            raise
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
@@ -630,7 +651,16 @@ def driver_options(
 
             timeout = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
             options["client_kwargs"] = {"timeout": timeout}
-    if url.split("://")[0] in ("s3", "s3a"):
+    scheme = url.split("://")[0]
+    if scheme in ("gs", "gcs"):
+        with contextlib.suppress(ImportError):
+            from aiohttp import ClientTimeout
+
+            options["requests_timeout"] = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
+    if scheme in ("az", "abfs", "abfss"):
+        # Of transfers; the driver has whole seconds only.
+        options |= {"connection_timeout": math.ceil(connect), "read_timeout": math.ceil(silence)}
+    if scheme in ("s3", "s3a"):
         own = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
         settings = {"connect_timeout": connect, "read_timeout": silence, "retries": {"max_attempts": 0}}
         # By default a file above 50 MB is several ranged GETs.

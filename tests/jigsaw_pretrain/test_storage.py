@@ -308,3 +308,19 @@ def test_a_file_whose_first_byte_is_slow_is_not_taken_for_a_missing_one(tmp_path
         assert path.read_bytes() == b"content"
         with pytest.raises(FileNotFoundError):
             fetcher.fetch("y.bin", tmp_path / "y.bin", lambda fetched: None)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_file_of_a_web_server_has_a_most(ranges: bool, tmp_path: Path) -> None:
+    (tmp_path / "ten").write_bytes(b"0123456789")
+    (tmp_path / "empty").write_bytes(b"")
+    with file_server(tmp_path, ranges=ranges) as url:
+        store = Storage(url)
+        assert store.read("ten", 10) == b"0123456789" and store.read("empty", 10) == b""
+        with pytest.raises(UserError, match="ten"):
+            store.read("ten", 9)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az", "abfs"])
+def test_every_driver_is_told_its_timeouts(scheme: str) -> None:
+    assert any("timeout" in name for name in driver_options(f"{scheme}://bucket/x"))
