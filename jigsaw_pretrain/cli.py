@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,16 +73,30 @@ class Command(click.Command):
         show_log()
         words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
         COMMAND_LINE.set(tuple(words))
+        debug = "--debug" in words or bool(os.environ.get(DEBUG))
+        hook = threading.excepthook
+        if not debug:
+            threading.excepthook = _tell_of_thread
         try:
             return super().main(*args, **extra)
         except Exception as error:
             if not extra.get("standalone_mode", True):
                 raise
-            if _of_machine(error) is None and ("--debug" in words or os.environ.get(DEBUG)):
+            if _of_machine(error) is None and debug:
                 raise
             line, status = _one_line(error, words)
+        finally:
+            threading.excepthook = hook
         click.echo(f"Error: {line}", err=True)
         sys.exit(status)
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in one line that a library's thread has ended with an exception; the command goes on, or says its own."""
+    error = ended.exc_value
+    if isinstance(error, Exception):
+        told = _of_machine(error) or f"{type(error).__name__} {_first_line(error)}"
+        logging.getLogger(__package__).warning("a thread has ended: %s", told)
 
 
 def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:
@@ -111,6 +126,7 @@ _MACHINE = {
     "(pretrain: with --resume), with fewer --workers",
     "Too many open files": "too many files are open: raise the limit (ulimit -n), or lower --workers",
     "No space left on device": "the disk is full: make room and run the command again",
+    "inline_container": "a file cannot be written whole, most likely as the disk is full: make room",
     "PytorchStreamWriter": "a file cannot be written whole, most likely as the disk is full: make room",
     "DefaultCPUAllocator": "there is not enough memory: lower the batch or --workers",
     "CUDA out of memory": "the GPU has not enough memory: lower run.micro_batch or the batch",

@@ -136,7 +136,15 @@ class Storage:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _ask(self, action: Callable[[], Answer], name: str) -> Answer:
-        return action() if self.is_local else with_retries(action, self.describe(name), self._tries)
+        if not self.is_local:
+            return with_retries(action, self.describe(name), self._tries)
+        try:
+            return action()
+        except OSError as error:
+            # Of the process, not of the file: nobody may call that damaged.
+            if error.errno in _LOCAL and (told := _told(error, self.describe(name))) is not None:
+                raise told from error
+            raise
 
     def _call(self, method: str, *arguments: Any, seconds: float = ANSWER_SECONDS, **named: Any) -> Any:
         """What a method of the driver returns; TimeoutError after so many seconds, of drivers that can be left."""
@@ -187,7 +195,7 @@ class Storage:
         Raises for more OSError, and of a store's UserError, which no further try would change.
         """
         if self.is_local:
-            return self.regular_file(name, most).read_bytes()
+            return self._ask(lambda: self.regular_file(name, most).read_bytes(), name)
         if most is None:
             return self._ask(lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS)), name)
         data = self._ask(lambda: self._beginning(name, most + 1), name)
@@ -207,15 +215,18 @@ class Storage:
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
         if self.is_local:
-            with self.regular_file(name).open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
+            return self._ask(lambda: self._part(name, offset, size), name)
         where = {"start": offset, "end": offset + size}
         data = self._ask(
             lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS, **where)), name
         )
         # Simple web servers do not know ranges and answer with the whole file.
         return data if len(data) <= size else data[offset : offset + size]
+
+    def _part(self, name: str, offset: int, size: int) -> bytes:
+        with self.regular_file(name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def entries(self, folder: str) -> tuple[Entry, ...]:
         """The files and folders directly in ``folder``, sorted by name; a hint, as ``list`` is."""
@@ -512,9 +523,12 @@ def atomic_write(final: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(final)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            # A write that fails (a full disk) does not say of which file.
+            error.filename = str(final)
         raise
     sync_folder(final.parent)
 

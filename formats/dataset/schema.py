@@ -10,6 +10,7 @@ types, the rows a group may have (a few bytes of Parquet can claim billions), nu
 (``check_crops``). That is vectorised, and costs 0.2 ms for 4,000 crops.
 """
 
+import errno
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -129,6 +130,8 @@ def open_table(source: Any, schema: pa.Schema) -> pq.ParquetFile:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise _damaged(error) from error
     for field in schema:
         if names.count(field.name) != 1:

@@ -55,10 +55,11 @@ def save_file(path: Path, value: Any) -> None:
         with atomic_write(path) as file:
             torch.save(value, file)
     except RuntimeError as error:
-        # What torch's writer raises where the disk is full.
-        if "PytorchStreamWriter" not in str(error):
+        # What torch's writer raises where the disk is full, or on its way out of what the file raised.
+        if not any(part in str(error) for part in ("PytorchStreamWriter", "inline_container")):
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        code = (isinstance(error.__context__, OSError) and error.__context__.errno) or errno.ENOSPC
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -135,22 +136,28 @@ class Loggers:
     def rows(self, rows: Sequence[Row]) -> None:
         """Note rows of metrics."""
         for row in rows:
-            values = dict(_scalars(row))
-            for logger in self._loggers:
-                logger.scalars(row["step"], values)
+            step, values = row["step"], dict(_scalars(row))
+            self._each(methodcaller("scalars", step, values))
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Note a picture, uint8 [height, width, 3]."""
-        for logger in self._loggers:
-            logger.picture(step, name, pixels)
+        self._each(methodcaller("picture", step, name, pixels))
+
+    def _each(self, action: Callable[[Logger], object]) -> None:
+        """Have every logger do something; one that cannot (a full disk) is left out from then on, which is logged."""
+        for logger in tuple(self._loggers):
+            try:
+                action(logger)
+            except OSError as error:
+                log.warning("%s ends here: %s", type(logger).__name__.lstrip("_"), error)
+                self._loggers.remove(logger)
 
     def __enter__(self) -> "Loggers":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close all."""
-        for logger in self._loggers:
-            logger.close()
+        self._each(methodcaller("close"))
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -22,7 +22,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero
+from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero, Share
 from jigsaw_pretrain.storage import Storage, atomic_write
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
@@ -86,6 +86,7 @@ class _Known(msgspec.Struct):
     step: CountOrZero
     loss: float = 0.0
     lr: Number = 0.0
+    accuracy: dict[str, Share] = {}
     AP: Number = 0.0
     AP50: Number = 0.0
     seconds: PositiveOrZero = 0.0

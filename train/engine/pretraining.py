@@ -413,7 +413,7 @@ NO_BETTER = 0.01
 def _judge(job: TrainingJob) -> None:
     """Warn of a finished run that names crops no better than their commonest label alone does."""
     late = read_rows(job.folder.metrics)[-max(10, job.recipe.optim.steps // 20) :]
-    values = [value for row in late for value in row["accuracy"].values()]
+    values = [value for row in late for value in row.get("accuracy", {}).values()]
     if job.commonest is None or not values:
         return
     (name, share), accuracy = job.commonest, sum(values) / len(values)
