@@ -152,7 +152,7 @@ def curves_figure(curves: dict[str, list[float]]) -> Figure:
 def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
     """Loss over steps, and AP over steps where there is any."""
     losses = [(row["step"] + 1, row["loss"]) for row in rows if "loss" in row]
-    scored = [(row["step"] + 1, row["AP"], row["AP50"]) for row in rows if "AP" in row]
+    scored = [(row["step"] + 1, row["AP"], row["AP50"]) for row in rows if {"AP", "AP50"} <= row.keys()]
 
     def draw_ap(axes: Any) -> None:
         steps = [one[0] for one in scored]

@@ -128,6 +128,7 @@ _MACHINE = {
     "No space left on device": "the disk is full: make room and run the command again",
     "inline_container": "a file cannot be written whole, most likely as the disk is full: make room",
     "PytorchStreamWriter": "a file cannot be written whole, most likely as the disk is full: make room",
+    "could not create a primitive": "there is not enough memory: lower the batch or --workers",
     "DefaultCPUAllocator": "there is not enough memory: lower the batch or --workers",
     "CUDA out of memory": "the GPU has not enough memory: lower run.micro_batch or the batch",
     "can't start new thread": "no more threads can be started: raise the limit (ulimit -u)",

@@ -185,6 +185,9 @@ def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
 
 
 def _damaged(error: Exception) -> DamagedTable:
+    if "Resource temporarily unavailable" in str(error):
+        # Of the machine, not of the file: a thread could not be started.
+        raise MemoryError("no more threads can be started") from error
     # pyarrow raises many kinds of errors for damaged files.
     words = " ".join(str(error).split())[:150]
     return DamagedTable(f"is damaged ({type(error).__name__}: {words})")
