@@ -77,7 +77,7 @@ def test_commands_take_what_nobody_harmed(place: Path, tmp_path: Path, name: str
 @settings(max_examples=900 if SOAK else 90, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_run_costs_a_line(place: Path, draw: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, pytest.MonkeyPatch.context() as patch:
         around = Path(scratch)
         run, out, cache = around / "a" / "run", around / "a" / "out", around / "a" / "cache"
         patch.setenv("XDG_CACHE_HOME", str(cache))
