@@ -500,8 +500,14 @@ def main(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
         where = "CPU, toy size" if toy else torch.cuda.get_device_name(0)
-        fresh = {"where": where, "commit": commit, "date": time.strftime("%Y-%m-%d"), "toy": toy, "phases": {}}
-        results = fresh if again or not file.exists() else json.loads(file.read_text())
+        fresh: dict[str, Any] = {
+            "where": where,
+            "commit": commit,
+            "date": time.strftime("%Y-%m-%d"),
+            "toy": toy,
+            "phases": {},
+        }
+        results: dict[str, Any] = fresh if again or not file.exists() else json.loads(file.read_text())
         if (results["where"], results["commit"]) != (where, commit):
             results = fresh
         given = ["--work", str(folder), "--data", place.data, *(["--toy"] if toy else [])]
