@@ -108,8 +108,8 @@ class Place:
 def card(place: Place) -> dict[str, Any]:
     """What the machine is."""
     shared = os.statvfs("/dev/shm")
-    found = {
-        "torch": torch.__version__,
+    found: dict[str, Any] = {
+        "torch": str(torch.__version__),
         "cores": os.cpu_count(),
         "/dev/shm GB": round(shared.f_bavail * shared.f_frsize / 1e9, 1),
     }
@@ -174,8 +174,8 @@ def agree(place: Place) -> dict[str, Any]:
                 losses.append(float(task.take(batch).sums["loss"]))
                 task.step += 1
             found.append((torch.tensor(losses), task.state.tables[0].weights.cpu()))
-    (losses, weights), (others, table) = found
-    apart = float(((losses - others).abs() / losses.abs()).max())
+    (ours, weights), (others, table) = found
+    apart = float(((ours - others).abs() / ours.abs()).max())
     tables = float((weights - table).abs().max())
     expect(apart < 2e-3, f"losses differ by {apart:.2g} of their size")
     expect(tables < 2e-3, f"ERF weights differ by {tables:.2g}")
