@@ -55,9 +55,9 @@ def test_commands_take_what_nobody_harmed(runs: Path, tiny_data: Path, tmp_path:
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.slow(seconds=20)
+@pytest.mark.slow(seconds=10)
 # An attack is as small as it can be; shrinking would only cost time.
-@settings(max_examples=300 if SOAK else 30, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=200 if SOAK else 20, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_detectors_run_costs_a_line(runs: Path, tiny_data: Path, draw: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as scratch:

@@ -68,7 +68,7 @@ TRAINING = {
 
 @pytest.mark.slow(seconds=15)
 # An attack is as small as it can be; shrinking would only cost time.
-@settings(max_examples=800 if SOAK else 80, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=1000 if SOAK else 110, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_costs_a_line(few: Path, draw: st.DataObject) -> None:
     # Threads that fetch a shard may write to the cache a moment longer than the command.
@@ -79,7 +79,7 @@ def test_any_attack_costs_a_line(few: Path, draw: st.DataObject) -> None:
         out.mkdir(parents=True)
         (around / "victim").write_bytes(b"private")
         shutil.copytree(few / "out", data)
-        name = draw.draw(st.sampled_from(["shards", *COMMANDS, *TRAINING]), label="command")
+        name = draw.draw(st.sampled_from(["shards", "repair", *COMMANDS, *TRAINING]), label="command")
         at_url = name in TRAINING and draw.draw(st.booleans(), label="at a URL")
         named = "memory://bucket/data" if at_url else str(data)
         words = [{"DATA": named}.get(word, word.replace("OUT/", f"{out}/")) for word in TRAINING.get(name, ("digest",))]
@@ -96,6 +96,10 @@ def test_any_attack_costs_a_line(few: Path, draw: st.DataObject) -> None:
                 read_all(str(data))
         if name in TRAINING:
             withstands(done, train, words, around, (out, cache))
+        elif name == "repair":
+            named_source = ("--annotations", few / "annotations.json", "--images", few / "images")
+            options = ("--out", data, "--repair", "--workers", "1", *named_source)
+            withstands(done, verify, options, around, (data, cache))
         elif name == "shards":
             small = Small(few / "annotations.json", few / "images", 12, {})
             withstands(done, shards, small.arguments(data, "--workers", "1"), around, (data, cache))

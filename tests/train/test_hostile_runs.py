@@ -74,7 +74,7 @@ def test_commands_take_what_nobody_harmed(place: Path, tmp_path: Path, name: str
 
 @pytest.mark.slow(seconds=20)
 # An attack is as small as it can be; shrinking would only cost time.
-@settings(max_examples=900 if SOAK else 90, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=800 if SOAK else 70, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_run_costs_a_line(place: Path, draw: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, pytest.MonkeyPatch.context() as patch:
