@@ -98,8 +98,8 @@ def test_any_attack_costs_a_line(few: Path, draw: st.DataObject) -> None:
             withstands(done, train, words, around, (out, cache))
         elif name == "repair":
             named_source = ("--annotations", few / "annotations.json", "--images", few / "images")
-            options = ("--out", data, "--repair", "--workers", "1", *named_source)
-            withstands(done, verify, options, around, (data, cache))
+            mending = ("--out", data, "--repair", "--workers", "1", *named_source)
+            withstands(done, verify, mending, around, (data, cache))
         elif name == "shards":
             small = Small(few / "annotations.json", few / "images", 12, {})
             withstands(done, shards, small.arguments(data, "--workers", "1"), around, (data, cache))
