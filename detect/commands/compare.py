@@ -20,32 +20,32 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 
 @click.command(cls=Command)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the comparison: tables, curves, all its runs")
-@click.option("--annotations", help="COCO JSON to fine-tune on")
-@click.option("--images", help="folder of its images")
-@click.option("--val-annotations", help="COCO JSON to report AP on")
-@click.option("--val-images", help="folder of its images")
-@click.option("--data", help="what `jigsaw-prep shards` made of the same annotations, to pre-train on")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the comparison: tables, curves, all its runs.")
+@click.option("--annotations", help="COCO JSON to fine-tune on.")
+@click.option("--images", help="Folder of its images.")
+@click.option("--val-annotations", help="COCO JSON to report AP on.")
+@click.option("--val-images", help="Folder of its images.")
+@click.option("--data", help="What `jigsaw-prep shards` made of the same annotations, to pre-train on.")
 @click.option(
     "--arms",
     default="scratch,jigsaw",
     show_default=True,
-    help=f"comma-separated: TOML files of your own, and {', '.join(ARMS)}",
+    help=f"Comma-separated: TOML files of your own, and {', '.join(ARMS)}.",
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="number of seeds, counted from 0")
-@click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="learning rates of the sweep, for batch 16")
-@click.option("--recipe", help="TOML recipe of the detector")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Number of seeds, counted from 0.")
+@click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="Learning rates of the sweep, for batch 16.")
+@click.option("--recipe", help="Recipe of the detector: a TOML file, or a name such as detect-paper.")
 @click.option(
-    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override a key of the detector's recipe"
+    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of the detector's recipe."
 )
-@click.option("--pretrain-recipe", help="TOML recipe of the pre-training")
+@click.option("--pretrain-recipe", help="Recipe of the pre-training: a TOML file, or a name such as paper-r50.")
 @click.option(
-    "--pretrain-set", "pretrain_sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override a key of its recipe"
+    "--pretrain-set", "pretrain_sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of its recipe."
 )
-@click.option("--imagenet", type=click.Path(path_type=Path), help="weights file of one more arm")
-@click.option("--budget", type=click.FloatRange(min=0), help="stop after this many seconds; call again to continue")
+@click.option("--imagenet", type=click.Path(path_type=Path), help="Weights file of one more arm.")
+@click.option("--budget", type=click.FloatRange(min=0), help="Stop after this many seconds; call again to continue.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training")
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 def compare(
     runs: tuple[Path, ...],

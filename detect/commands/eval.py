@@ -20,15 +20,19 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
 
 @click.command("eval", cls=Command)
 @click.option("--run", help="Folder or URL of a finished run of `detect train`.")
-@click.option("--results", type=click.Path(path_type=Path), help="or a COCO results file, with --annotations")
-@click.option("--annotations", help="as prep takes them; a run's own validation set otherwise")
-@click.option("--images", help="their images: a folder, zip or tar; a path or a URL")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="A COCO results file, in place of --run; needs --annotations."
+)
+@click.option("--annotations", help="Ground truth, as prep takes it. [default: the run's own validation set]")
+@click.option("--images", help="Their images: a folder, zip or tar; a path or a URL.")
 @options.reading
 @click.option(
-    "--backbone", help="refuse the run unless this is its backbone; lets one of your own (module:callable) run"
+    "--backbone", help="Refuse the run unless this is its backbone; lets one of your own (module:callable) run."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="folder for the files; the run's otherwise")
-@click.option("--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="for --results")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files. [default: the run's]")
+@click.option(
+    "--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="Kind of --results."
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
 def evaluate(

@@ -20,15 +20,15 @@ _ignored = click.option(
     type=click.Choice(("skip", "use")),
     default="skip",
     show_default=True,
-    help="what is marked as ignored or difficult: skip it, in AP as COCO's crowd, or use it as any object",
+    help="What is marked as ignored or difficult. skip: no object, in AP as COCO's crowd. use: an object as any other.",
 )
 _split = click.option(
-    "--split", metavar="NAME", help="the split of a YOLO or VOC dataset to use, such as train [default: all]"
+    "--split", metavar="NAME", help="Split of a YOLO or VOC dataset to use, such as train. [default: all]"
 )
 _voc_origin = click.option(
     "--voc-origin",
     type=click.IntRange(0, 1),
-    help="from which number VOC files count pixels [default: found out, told]",
+    help="From which number VOC files count pixels. [default: found out, and told]",
 )
 
 

@@ -17,12 +17,12 @@ from jigsaw_pretrain.storage import publish_locally
 
 
 @click.command("subset", cls=Command)
-@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them")
-@click.option("--images", required=True, help="their images: a folder, zip or tar; a path or a URL")
+@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them.")
+@click.option("--images", required=True, help="Their images: a folder, zip or tar; a path or a URL.")
 @options.reading
-@click.option("--images-limit", required=True, type=click.IntRange(1), help="number of images")
-@click.option("--subset-seed", default=0, show_default=True, help="seed of which images these are")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="COCO JSON to write")
+@click.option("--images-limit", required=True, type=click.IntRange(1), help="Number of images.")
+@click.option("--subset-seed", default=0, show_default=True, help="Seed of which images these are.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="COCO JSON to write.")
 def write_subset(
     annotations: str, images: str, reading: Reading, images_limit: int, subset_seed: int, out: Path
 ) -> None:

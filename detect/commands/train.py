@@ -41,36 +41,47 @@ SHORT = {
 
 
 @click.command(cls=Command)
-@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them")
-@click.option("--images", required=True, help="their images: a folder, zip or tar; a path or a URL")
-@click.option("--val-annotations", help="annotations to report AP on")
-@click.option("--val-images", help="their images")
-@click.option("--val-split", metavar="NAME", help="their split, where --split names that of the training images")
-@options.reading
-@click.option("--run", required=True, help="folder or URL of the run; created if it does not exist")
-@click.option("--init", default="scratch", show_default=True, help="scratch, a weights file, or a run's folder")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe [default: the Jigsaw paper's]")
-@click.option("--model", type=click.Choice(choices(DetectorName)), help="short for --set model.name=...")
-@click.option("--backbone", help="short for --set model.backbone=...")
-@click.option("--norm", type=click.Choice(choices(DetectorNorm)), help="short for --set model.norm=...")
-@click.option("--freeze", type=click.Choice(choices(Freeze)), help="short for --set model.freeze=...")
-@click.option("--schedule", type=click.Choice(choices(Schedule)), help="short for --set optim.schedule=...")
-@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="short for --set run.precision=...")
-@click.option("--seed", type=int, help="short for --set data.seed=...")
-@click.option("--images-limit", type=click.IntRange(1), help="short for --set data.images_limit=...")
-@click.option("--subset-seed", type=int, help="short for --set data.subset_seed=...")
+@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them.")
+@click.option("--images", required=True, help="Their images: a folder, zip or tar; a path or a URL.")
+@click.option("--val-annotations", help="Annotations to report AP on.")
+@click.option("--val-images", help="Images of --val-annotations.")
 @click.option(
-    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="override one key of the recipe; repeatable"
+    "--val-split", metavar="NAME", help="Split of --val-annotations, where --split names that of the training images."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="processes that read images")
+@options.reading
+@click.option("--run", required=True, help="Folder or URL of the run; created if it does not exist.")
+@click.option(
+    "--init",
+    default="scratch",
+    show_default=True,
+    help="What the backbone begins as: scratch, a weights file, or a run's folder.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="TOML file, or a recipe of the program's: detect-sample, detect-paper. [default: the Jigsaw paper's]",
+)
+@click.option("--model", type=click.Choice(choices(DetectorName)), help="Short for --set model.name=...")
+@click.option("--backbone", help="Short for --set model.backbone=...")
+@click.option("--norm", type=click.Choice(choices(DetectorNorm)), help="Short for --set model.norm=...")
+@click.option("--freeze", type=click.Choice(choices(Freeze)), help="Short for --set model.freeze=...")
+@click.option("--schedule", type=click.Choice(choices(Schedule)), help="Short for --set optim.schedule=...")
+@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="Short for --set run.precision=...")
+@click.option("--seed", type=int, help="Short for --set data.seed=...")
+@click.option("--images-limit", type=click.IntRange(1), help="Short for --set data.images_limit=...")
+@click.option("--subset-seed", type=int, help="Short for --set data.subset_seed=...")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key of the recipe; repeatable."
+)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint, or begin")
-@click.option("--stop-after", type=click.IntRange(1), help="stop at this step; the schedule stays as it is")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
+@click.option("--stop-after", type=click.IntRange(1), help="Stop at this step; the schedule stays as it is.")
 @click.option(
     "--log",
     multiple=True,
     type=click.Choice([*NAMES, "none"]),
-    help="also log numbers there; repeatable [default: tensorboard, where it is installed]",
+    help="Also log numbers there; repeatable. [default: tensorboard, where it is installed]",
 )
 def train(
     annotations: str,
