@@ -128,14 +128,12 @@ def _decode_plain_jpeg(raw: bytes, width: int, height: int, buffer: PixelBuffer 
         check_size((found_width, found_height), width, height)
         room = None if buffer is None else buffer.of(3 * width * height)
         return np.asarray(simplejpeg.decode_jpeg(raw, "RGB", buffer=room))
-    except KeyError:
-        # It has no name for some subsamplings (4:4:1).
-        return None
-    except ValueError as error:
+    except ImageError:
+        raise
+    except Exception as error:
+        # Whatever it raises (KeyError: a subsampling that it has no name for, such as 4:4:1) is Pillow's turn.
         if any(words in str(error).lower() for words in _DAMAGE):
             raise ImageError(f"image is damaged: {one_line(error)}") from error
-        return None
-    except MemoryError:
         return None
 
 

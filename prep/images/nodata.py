@@ -2,8 +2,9 @@
 
 Where a file does not say it (GDAL's tag), a value like -9999 looks like a measurement: in 6 tiles of 60 it took a run's
 accuracy from 100 % to 55 %. Such a value is an extreme one that many pixels hold and none comes near. It is named and
-the plan stops; guessing it away could remove what was measured. Decodes the sample of images that decides the pixel
-format (up to 256; 10 ms each for 512 x 512 x 6), of float data only.
+the plan stops; guessing it away could remove what was measured. Each channel is looked at by itself: beside heights in
+metres, -9999 in a channel of indices is nothing extreme. Decodes the sample of images that decides the pixel format (up
+to 256; 10 ms each for 512 x 512 x 6), of float data only.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from jigsaw_pretrain.formats.pixels import NO_NODATA, PixelFormat, missing_value
 from jigsaw_pretrain.storage import map_ahead
 
 MOST_VALUES = 1 << 14
-"""Values of an image that are looked at, evenly spread."""
+"""Values of an image that are looked at, evenly spread over its pixels."""
 
 SHARE = 0.001
-"""The share of all values from which a value is many."""
+"""The share of a channel's values from which a value is many."""
 
 FAR = 10.0
 """Interquartile ranges from the median, and from the next value, beyond which a value is no measurement."""
@@ -47,17 +48,20 @@ def check_nodata(files: Sequence[str], source: ImageSource, pixels: PixelFormat,
     if pixels.dtype != "float32" or nodata == NO_NODATA:
         return
     found = list(map_ahead(lambda file: _values(source, file, pixels, named), files, source.threads))
-    values = np.concatenate([one for one in found if one is not None] or [np.empty(0, dtype=np.float32)])
-    value = sentinel(values)
-    if value is None:
-        return
-    low, high = np.quantile(values, (0.25, 0.75))
-    raise UserError(
-        f"{(values == np.float32(value)).mean():.1%} of the values in {len(found):,} images looked at are {value:g}, "
-        f"far from all others (half of them are between {low:.4g} and {high:.4g}): this looks like missing data. Name "
-        f"it with --nodata {value:g}, which leaves it out of mean and std and fills it; or give --nodata none where it "
-        "was measured."
-    )
+    looked = np.concatenate([one for one in found if one is not None] or [np.empty((0, pixels.channels), np.float32)])
+    for channel, column in enumerate(looked.T, 1):
+        values = column[~np.isnan(column)]
+        value = sentinel(values)
+        if value is None:
+            continue
+        low, high = np.quantile(values, (0.25, 0.75))
+        where = f" of channel {channel}" if pixels.channels > 1 else ""
+        raise UserError(
+            f"{(values == np.float32(value)).mean():.1%} of the values{where} in {len(found):,} images looked at are "
+            f"{value:g}, far from all others (half of them are between {low:.4g} and {high:.4g}): this looks like "
+            f"missing data. Name it with --nodata {value:g}, which leaves it out of mean and std and fills it; or give "
+            "--nodata none where it was measured."
+        )
 
 
 def sentinel(values: Floats) -> float | None:
@@ -78,13 +82,12 @@ def sentinel(values: Floats) -> float | None:
 
 
 def _values(source: ImageSource, file: str, pixels: PixelFormat, named: float | None) -> Floats | None:
-    """Some values of an image; None where it cannot be read: cutting tells why."""
+    """Some pixels of an image, [n, channels]; None where it cannot be read: cutting tells why."""
     try:
         raw = source.read(file)
         head = raster_header(raw)
         whole = decode_raster(raw, head.width, head.height, "ignore", pixels, nodata=named)
     except ImageError:
         return None
-    flat = whole.reshape(-1)
-    some = flat[:: -(-len(flat) // MOST_VALUES)]
-    return some[~np.isnan(some)]
+    listed = whole.reshape(-1, pixels.channels)
+    return listed[:: -(-listed.size // MOST_VALUES)]

@@ -66,6 +66,21 @@ def test_what_was_measured_is_kept_where_the_user_says_so(drawn: Drawn, tmp_path
     assert open_dataset(str(tmp_path / "out")).measured[1][0] > 100
 
 
+def test_a_channel_of_small_values_beside_one_of_large_ones_is_looked_at_by_itself(drawn: Drawn) -> None:
+    channels = 6
+    for nth in range(20):
+        number = drawn.add(f"{nth}.npy", (64, 48), draw=False)
+        drawn.box(number, [4, 4, 12, 12])
+        rng = np.random.default_rng(nth)
+        pixels = rng.normal(1500, 300, (48, 64, channels)).astype(np.float32)
+        pixels[..., 4] = rng.normal(0.2, 0.05, (48, 64))
+        if nth < 2:
+            pixels[:12, :32, 4] = -9999
+        np.save(drawn.folder / "images" / f"{nth}.npy", pixels)
+    with pytest.raises(jp.UserError, match=r"channel 5 .*--nodata -9999"):
+        jp.plan(str(drawn.write()), str(drawn.folder / "images"))
+
+
 def test_it_is_of_float_images_only(drawn: Drawn, tmp_path: Path) -> None:
     drawn.add("a.jpg", (60, 40), [(5, 5, 20, 20)])
     with pytest.raises(jp.UserError, match="--nodata"):
