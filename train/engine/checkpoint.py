@@ -156,7 +156,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     version = content.get("format")
-    if version != FORMAT_VERSION:
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise UserError(f"{path} is of checkpoint format {str(version)[:40]}; this program reads {FORMAT_VERSION}")
     named, step = _NAME.fullmatch(path.name), content.get("step")
     if not isinstance(step, int) or step < 0 or (named is not None and step != int(named[1])):
@@ -250,7 +250,11 @@ _OF_MACHINE = ("lr", "initial_lr", "fused", "foreach", "capturable", "differenti
 
 
 def _same(left: Any, right: Any) -> bool:
-    return type(left) is type(right) and bool(left == right)
+    if type(left) is not type(right) or isinstance(left, Tensor):
+        return False
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(_same(*pair) for pair in zip(left, right, strict=True))
+    return bool(left == right)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,10 +1,13 @@
 """Checkpoints come back as they were, whole or not at all, and run no code."""
 
+import copy
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import (
     BackgroundWriter,
     backbone_state,
+    check_fits,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -139,3 +143,28 @@ def test_the_writer_runs_one_action_at_a_time_and_tells_of_the_first_failure() -
         writer.wait()
     assert len(done) == 2 and not writer.failed
     writer.close()
+
+
+FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a momentum of another shape": lambda found: found["state"][0].update(momentum_buffer=torch.zeros(3)),
+    "a momentum that is not finite": lambda found: found["state"][0]["momentum_buffer"].fill_(float("nan")),
+    "another parameter": lambda found: found["state"].update({7: {}}),
+    "a tensor among the parameters": lambda found: found["param_groups"][0]["params"].__setitem__(0, torch.zeros(3)),
+    "another setting": lambda found: found["param_groups"][0].update(momentum=0.5),
+    "no groups": lambda found: found.pop("param_groups"),
+}
+
+
+@pytest.mark.parametrize("kind", [None, *FOREIGN])
+def test_a_foreign_optimizer_is_refused(kind: str | None) -> None:
+    model = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {"step": 1, "model": model.state_dict(), "optimizer": copy.deepcopy(optimizer.state_dict())}
+    if kind is None:
+        check_fits(Path("x.pt"), content, model.state_dict(), 4, optimizer)
+        return
+    FOREIGN[kind](content["optimizer"])
+    with pytest.raises(UserError, match="x.pt"):
+        check_fits(Path("x.pt"), content, model.state_dict(), 4, optimizer)

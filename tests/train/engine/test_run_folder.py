@@ -134,6 +134,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "a meta tensor": in_model(lambda state: state.update(extra=torch.zeros(3, device="meta"))),
     "an integer key": in_model(lambda state: state.update({3: torch.zeros(3)})),  # type: ignore[dict-item]
     "no model": lambda path: changed(path, lambda content: content.pop("model")),
+    "a tensor for its format": lambda path: changed(path, lambda content: content.update(format=torch.zeros(3))),
     "another step": lambda path: changed(path, lambda content: content.update(step=3)),
 }
 
