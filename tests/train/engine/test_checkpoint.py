@@ -161,7 +161,11 @@ def test_a_foreign_optimizer_is_refused(kind: str | None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    content = {"step": 1, "model": model.state_dict(), "optimizer": copy.deepcopy(optimizer.state_dict())}
+    content: dict[str, Any] = {
+        "step": 1,
+        "model": model.state_dict(),
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+    }
     if kind is None:
         check_fits(Path("x.pt"), content, model.state_dict(), 4, optimizer)
         return
