@@ -31,7 +31,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, fill_missing
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat
-from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers
+from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers, start_workers
 
 
 class Order:
@@ -424,7 +424,7 @@ class SampleLoader:
     def __iter__(self) -> Iterator[list[Sample]]:
         """The lists; a second iterator ends the first one's workers."""
         self.close()
-        received = self._received = iter(self._loader)
+        received = self._received = start_workers(self._loader)
         try:
             while True:
                 try:

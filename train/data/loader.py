@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
@@ -130,6 +132,25 @@ def leave_signals_to_rank() -> None:
 def _prepare_worker(_: int) -> None:
     leave_signals_to_rank()
     cv2.setNumThreads(1)
+
+
+def start_workers(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """A DataLoader's iterator; where not all of its workers can be started, those that were are ended.
+
+    They ignore the signal by which Python ends children at its exit, so that would wait for them for ever.
+    """
+    try:
+        return iter(loader)
+    except BaseException as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            made = frame.f_locals.get("self")
+            if isinstance(made, _MultiProcessingDataLoaderIter):
+                # Else torch's own ending of what is half made prints a traceback.
+                made._shutdown = True
+                for process in getattr(made, "_workers", ()):
+                    process.kill()
+                    process.join()
+        raise
 
 
 def next_from_workers(received: Iterator[Any]) -> Any:
@@ -265,7 +286,7 @@ class JigsawLoader:
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            received = self._received = iter(
+            received = self._received = start_workers(
                 DataLoader(
                     lane_batches,
                     batch_size=None,

@@ -1,8 +1,10 @@
 """The loader: the same batches for any number of ranks and workers, and no hang and no silence when one dies."""
 
 import os
+import resource
 import signal
 import time
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,30 @@ def test_a_dead_worker_ends_the_run_with_its_reason(dataset: Dataset) -> None:
             next(batches)
     loader.close()
     assert not set(children()) - before
+
+
+def starts_with(dataset: Dataset, room: int) -> bool:
+    """Whether two workers can be started where so many more files may be open; asserts that none is left where not."""
+    open_files = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    most = next(islice((number for number in count() if number not in open_files), room, None))
+    before, (soft, hard) = set(children()), resource.getrlimit(resource.RLIMIT_NOFILE)
+    loader = JigsawLoader(dataset, OPTIONS, workers=2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        next(iter(loader))
+    except (OSError, RuntimeError, UserError):
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        loader.close()
+        assert not set(children()) - before
+    return True
+
+
+def test_where_not_all_workers_can_start_none_is_left(dataset: Dataset) -> None:
+    # A worker ignores the signal by which Python ends its children, so one that is left is waited for without end.
+    enough = next(room for room in range(3, 40) if starts_with(dataset, room))
+    assert enough > 5
 
 
 def test_workers_leave_signals_to_the_rank_and_end_with_the_loader(dataset: Dataset) -> None:
