@@ -185,15 +185,17 @@ def starts_with(dataset: Dataset, room: int) -> bool:
     before, (soft, hard) = set(children()), resource.getrlimit(resource.RLIMIT_NOFILE)
     loader = JigsawLoader(dataset, OPTIONS, workers=2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    kept = None
     try:
         next(iter(loader))
-    except (OSError, RuntimeError, UserError):
-        return False
+    except (OSError, RuntimeError, UserError) as error:
+        # A command, too, ends while its error refers to what could not be made.
+        kept = error
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        loader.close()
-        assert not set(children()) - before
-    return True
+    loader.close()
+    assert not set(children()) - before
+    return kept is None
 
 
 def test_where_not_all_workers_can_start_none_is_left(dataset: Dataset) -> None:
