@@ -439,7 +439,7 @@ class RemoteRunFolder:
     def _pointer(self) -> str | None:
         where = self._storage.describe(NEWEST)
         try:
-            found = fetch_with_retries(lambda: self._storage.read(NEWEST), RETRIES, where)
+            found = fetch_with_retries(lambda: self._storage.read(NEWEST, MOST_BYTES), RETRIES, where)
         except FileNotFoundError:
             return None
         name = found[:100].decode(errors="replace").strip()
