@@ -151,7 +151,7 @@ compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-t
 		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set model.norm=gn --workers $(WORKERS) --gpus $(GPUS)
 
 # Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: | $(READY)  ## the tests, about ten minutes on two cores
 	$(PYTEST)

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one script of ten minutes: the first run on a new card, or after a change.
+"""Everything that only a GPU can show, in one script: the first run on a new card, or after a change.
 
     python bench/gpu.py [--toy] [--budget 585] [--only PHASE ...] [--data OUT] [--again]
 

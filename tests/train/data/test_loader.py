@@ -216,3 +216,13 @@ def test_workers_leave_signals_to_the_rank_and_end_with_the_loader(dataset: Data
         next(batches)
     loader.close()
     assert not set(children()) - before
+
+
+def test_room_in_shared_memory_is_asked_for_all_loaders_at_one_time(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("jigsaw_pretrain.train.data.loader.check_shared_memory", asked.append)
+    for rings in (1, 2):
+        JigsawLoader(dataset, OPTIONS, workers=1, rings=rings).close()
+    assert asked[1] == 2 * asked[0] > 0
