@@ -153,7 +153,7 @@ compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-t
 # Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test: | $(READY)  ## the tests, about ten minutes on two cores
+test: | $(READY)  ## the tests, about seven and a half minutes on two cores
 	$(PYTEST)
 
 test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on two cores

@@ -200,8 +200,10 @@ def starts_with(dataset: Dataset, room: int) -> bool:
 
 def test_where_not_all_workers_can_start_none_is_left(dataset: Dataset) -> None:
     # A worker ignores the signal by which Python ends its children, so one that is left is waited for without end.
-    enough = next(room for room in range(3, 40) if starts_with(dataset, room))
-    assert enough > 5
+    rooms = range(1, 40)
+    enough = next(room for room in rooms if starts_with(dataset, room))
+    # With fewer open files a start was refused, in each of which no worker is left.
+    assert enough > rooms[0]
 
 
 def test_workers_leave_signals_to_the_rank_and_end_with_the_loader(dataset: Dataset) -> None:
