@@ -7,6 +7,8 @@ each folder; names files are read, labels are not.
 """
 
 import os
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -130,7 +132,8 @@ def _agreeing(folder: Storage, found: Sequence[Names]) -> Names:
 def _from_list(folder: Storage, path: str) -> Names:
     where, raw = folder.describe(path), folder.read(path)
     try:
-        lines = [line.strip() for line in raw.decode("utf-8-sig").splitlines()]
+        # Of text, Python ends lines at U+0085 and U+2028 too, and every later class would be another one.
+        lines = [line.decode("utf-8").strip() for line in raw.removeprefix(BOM_UTF8).splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text. Write one class name per line.") from error
     while lines and not lines[-1]:
@@ -164,8 +167,11 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
     if not isinstance(names, list | dict):
         return None
     # A class called ``no`` or ``010`` is no truth value and no 8: names are taken as they are written.
-    written = yaml.load(raw, Loader=yaml.BaseLoader)["names"]
+    written = yaml.load(raw, Loader=yaml.BaseLoader).get("names", names)
     names = dict(enumerate(written)) if isinstance(written, list) else written
+    repeated = _repeated(raw)
+    if repeated is not None:
+        raise UserError(f"{where}: {repeated!r} stands there twice, and the names could be either. Remove one of them.")
     if not names or not all(str(key).isdecimal() and int(key) < 10**6 for key in names):
         raise UserError(f"{where}: `names` must give each class, numbered from 0, a name.")
     if not all(isinstance(name, str) and name.strip() for name in names.values()):
@@ -195,6 +201,16 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
     base = found.get("path") if isinstance(found.get("path"), str) else None
     task = found.get("task") if isinstance(found.get("task"), str) else None
     return Names(path, raw, classes, tuple(shape) if shape else None, task, splits, base)
+
+
+def _repeated(raw: bytes) -> str | None:
+    """What stands twice in a data.yaml: `names`, or the number of a class; YAML readers take the last in silence."""
+    root = yaml.compose(raw, Loader=yaml.BaseLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    named = [(key, value) for key, value in pairs if key.value == "names"]
+    classes = [pair for _, value in named[:1] if isinstance(value, yaml.MappingNode) for pair in value.value]
+    counts = Counter(str(key.value) for key, _ in [*named, *classes])
+    return next((key for key, count in counts.items() if count > 1), None)
 
 
 def is_label(path: str) -> bool:

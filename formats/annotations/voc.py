@@ -14,6 +14,7 @@ labelImg's ``<path>`` stands in them and no VOC database is named; else from 1. 
 Either way xmax and ymax are the right and bottom edge.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -206,7 +207,8 @@ def _classes(files: Mapping[str, bytes], objects: list[list[_Object]], source: s
     if CLASSES_FILE not in files:
         return sorted({thing.name for found in objects for thing in found if thing.name})
     try:
-        names = [line.strip() for line in files[CLASSES_FILE].decode("utf-8-sig").splitlines() if line.strip()]
+        lines = files[CLASSES_FILE].removeprefix(BOM_UTF8).splitlines()
+        names = [name for line in lines if (name := line.decode("utf-8").strip())]
     except UnicodeDecodeError as error:
         raise UserError(f"{source}/{CLASSES_FILE} is not UTF-8 text. Write one class name per line.") from error
     if len(set(names)) < len(names):

@@ -91,6 +91,7 @@ def test_a_label_of_nearly_an_images_name_is_named_and_the_image_is_no_backgroun
 @pytest.mark.parametrize(
     ("yaml", "classes"),
     [
+        ("base: &b {names: [x]}\n<<: *b\n", ("x",)),
         ("names: [yes, no, 010, 1e3, 12:30, null]", ("yes", "no", "010", "1e3", "12:30", "null")),
         ("names: {0: on, 2: ' off '}", ("on", "class 1", "off")),
         ("names:\n- a # first\n- 'b: c'\n", ("a", "b: c")),
@@ -105,6 +106,8 @@ def test_class_names_of_yaml_are_those_that_are_written(tmp_path: Path, yaml: st
     ("files", "said"),
     [
         ({"data.yaml": "nc: 3\nnames: [a, b]"}, "nc"),
+        ({"data.yaml": "names: {0: a, 0: b}"}, "twice"),
+        ({"data.yaml": "names: [a]\nnames: [b]"}, "twice"),
         ({"data.yaml": "names: [a, ]\nnc: 2"}, "nc"),
         ({"data.yaml": "names: ['', b]"}, "no name"),
         ({"classes.txt": "a\n\nb\n"}, "empty line"),
@@ -139,6 +142,14 @@ def test_splits_may_be_written_on_windows(tmp_path: Path) -> None:
     for stated in ("..\\train\\images", ".\\train\\images\\", "list.txt"):
         write(tmp_path, {"data.yaml": f"train: {stated}\nval: val\\images\nnames: [red]\n"})
         assert read(tmp_path, tmp_path, Reading(split="train")).files == ("train/images/train.jpg",)
+
+
+@pytest.mark.parametrize("letter", ["\u0085", "\u2028", "\x0b"])
+def test_a_class_list_ends_its_lines_as_editors_do(tmp_path: Path, letter: str) -> None:
+    names = (f"a{letter}b", "c")
+    write(tmp_path, {"images/a.jpg": None, "labels/a.txt": f"1{LINE[1:]}", "classes.txt": "\n".join(names)})
+    found = read(tmp_path, tmp_path / "images")
+    assert found.classes == names and found.label.tolist() == [1]
 
 
 def voc(file: str, more: str = "", root: str = "<annotation>", difficult: str = "0") -> str:
