@@ -84,7 +84,7 @@ class _Known(msgspec.Struct):
     """The numbers of rows that readers compute with; a loss may be infinite or none."""
 
     step: CountOrZero
-    loss: float = 0.0
+    loss: float | None = 0.0
     lr: Number = 0.0
     accuracy: dict[str, Share] = {}
     AP: Number = 0.0

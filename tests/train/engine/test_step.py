@@ -1,5 +1,6 @@
 """What the machine options and keys do to steps: accumulation, precision, averages, clipping, compiling, memory."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from jigsaw_pretrain.train import erf
 from jigsaw_pretrain.train.engine import state, step
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.optim import begin_momentum, make_optimizer
 from jigsaw_pretrain.train.engine.pretraining import TrainingJob, announce, execute
 from jigsaw_pretrain.train.engine.state import build_state
@@ -192,6 +194,10 @@ def test_fp16_goes_on_after_steps_that_its_scaler_skips(tmp_path: Path, monkeypa
     skipped = [row.get("skipped", False) for row in found]
     assert skipped[0] and 5 < sum(skipped) < 40 and not skipped[-1]
     assert all(row["loss"] is None or math.isfinite(row["loss"]) for row in found)
+    # A row whose loss is none is no damaged one, to whoever reads it back.
+    with job.folder.metrics.open("a") as file:
+        file.write(json.dumps({**found[0], "step": len(found), "loss": None}) + "\n")
+    assert [row["step"] for row in read_rows(job.folder.metrics)] == list(range(len(found) + 1))
     for weights in (newest(job)["model"], torch.load(job.folder.backbone, weights_only=True)):
         assert all(torch.isfinite(value).all() for value in weights.values())
 
