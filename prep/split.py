@@ -93,14 +93,10 @@ def split(
     parts = _part(document, chosen, inside=False), _part(document, chosen, inside=True)
     for name, part in zip((TRAIN, VAL), parts, strict=True):
         Storage(folder).publish(name, json.dumps(part).encode())
-    counts = [tuple(len(part[key]) for part in parts) for key in ("images", "annotations")]
-    left_out = 0 if raw.kind == "coco" else len(found.label) - sum(counts[1])
-    return Split(folder / TRAIN, folder / VAL, _pair(counts[0]), _pair(counts[1]), left_out)
-
-
-def _pair(numbers: Sequence[int]) -> tuple[int, int]:
-    train, val = numbers
-    return train, val
+    train, val = parts
+    boxes = len(train["annotations"]), len(val["annotations"])
+    left_out = 0 if raw.kind == "coco" else len(found.label) - sum(boxes)
+    return Split(folder / TRAIN, folder / VAL, (len(train["images"]), len(val["images"])), boxes, left_out)
 
 
 def _name(entry: Document) -> str:

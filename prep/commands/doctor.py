@@ -62,13 +62,7 @@ class Finding:
 @click.command(cls=Command)
 @options.annotations
 @options.images
-@click.option(
-    "--exif",
-    type=click.Choice(("ignore", "apply")),
-    default="ignore",
-    show_default=True,
-    help="How EXIF rotation is treated, as in `shards`.",
-)
+@options.exif
 @options.ignored
 @options.split
 @options.voc_origin

@@ -17,6 +17,13 @@ images = click.option(
     metavar="DIR",
     help="What the file names are relative to: a folder, zip or tar; a path or a URL.",
 )
+exif = click.option(
+    "--exif",
+    type=click.Choice(("ignore", "apply")),
+    default="ignore",
+    show_default=True,
+    help="How EXIF rotation is treated, as in `shards`.",
+)
 ignored = click.option(
     "--ignored",
     type=click.Choice(("skip", "use")),

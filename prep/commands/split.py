@@ -28,13 +28,7 @@ from jigsaw_pretrain.prep.commands import options
 @click.option(
     "--val-list", type=click.Path(path_type=Path), help="File with one image name per line to validate on; no draw."
 )
-@click.option(
-    "--exif",
-    type=click.Choice(("ignore", "apply")),
-    default="ignore",
-    show_default=True,
-    help="How EXIF rotation is treated, as in `shards`.",
-)
+@options.exif
 @options.voc_origin
 def split(
     annotations: str,

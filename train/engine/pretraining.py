@@ -412,12 +412,12 @@ NO_BETTER = 0.01
 
 def _judge(job: TrainingJob) -> None:
     """Warn of a finished run that names crops no better than their commonest label alone does."""
+    if job.commonest is None:
+        return
+    name, share = job.commonest
     late = read_rows(job.folder.metrics)[-max(10, job.recipe.optim.steps // 20) :]
     values = [value for row in late for value in row.get("accuracy", {}).values()]
-    if job.commonest is None or not values:
-        return
-    (name, share), accuracy = job.commonest, sum(values) / len(values)
-    if accuracy < share + NO_BETTER:
+    if values and (accuracy := sum(values) / len(values)) < share + NO_BETTER:
         job.ranks.log_rank_zero(
             f"the last steps name {accuracy:.1%} of the crops right, no better than always saying {name} "
             f"({share:.1%}): train longer, with data.balance = sqrt, or prep with more background",
