@@ -60,7 +60,7 @@ from jigsaw_pretrain.detect.run import (
     detector_from_config,
     read_config,
 )
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
@@ -143,6 +143,7 @@ def train(
 
     Raises:
         UserError: for what the user can put right.
+        Interrupted: a signal ended it, after a checkpoint.
     """
     recipe = recipe or DetectorRecipe()
     if (val_annotations is None) != (val_images is None):
@@ -191,8 +192,10 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
         _describe(task.config, training, ranks)
     ending = trainer.run(min(task.steps, stop_after or task.steps))
     if ending or task.step < task.steps:
-        why = f"on {ending} " if ending else ""
-        ranks.log_rank_zero(f"stopped {why}after step {task.step} of {task.steps}: continue with --resume")
+        where = f"after step {task.step} of {task.steps}: continue with --resume"
+        if ending:
+            raise Interrupted(f"stopped on {ending} {where}")
+        ranks.log_rank_zero(f"stopped {where}")
         return
     _finish(task, evaluation, folder)
     if validation is not None and (val_images := job.val_images) is not None and write_page is not None:

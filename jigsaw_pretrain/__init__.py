@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jigsaw_pretrain import detect as detect
+    from jigsaw_pretrain.errors import Interrupted as Interrupted
     from jigsaw_pretrain.errors import UserError as UserError
     from jigsaw_pretrain.formats.dataset.dataset import Dataset as Dataset
     from jigsaw_pretrain.formats.dataset.dataset import open_dataset as open_dataset
@@ -48,6 +49,7 @@ _PUBLIC = {
     "DenseClassifier": "train.models.classifier",
     "Estimate": "train.estimate",
     "Exported": "train.export.export",
+    "Interrupted": "errors",
     "JigsawLoader": "train.data.loader",
     "Plan": "prep.plan.plan",
     "Recipe": "train.recipe",

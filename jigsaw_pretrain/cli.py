@@ -2,13 +2,15 @@
 
 A group imports a command when it is called, and no command for its own ``--help``: `train digest` must not pay for
 what `train pretrain` imports (torch takes two seconds). A UserError that leaves a command is printed without a
-traceback, whether the command is called by itself or through its group. Libraries log, and commands show the log.
+traceback, whether the command is called by itself or through its group. Ctrl-C and SIGTERM end every command in one
+line and status 3, and those that train save first. Libraries log, and commands show the log.
 """
 
 import importlib
 import io
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -16,11 +18,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
-from jigsaw_pretrain.errors import COMMAND_LINE, UserError
+from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError
 from jigsaw_pretrain.storage import redacted
 
 
@@ -77,6 +80,11 @@ class Command(click.Command):
         hook = threading.excepthook
         if not debug:
             threading.excepthook = _tell_of_thread
+        former = signal.getsignal(signal.SIGTERM)
+        # Only the main thread may install handlers; what ignores the signal, or serves it, stays as it is.
+        serves = former == signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+        if serves:
+            signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().main(*args, **extra)
         except Exception as error:
@@ -87,8 +95,25 @@ class Command(click.Command):
             line, status = _one_line(error, words)
         finally:
             threading.excepthook = hook
+            if serves:
+                signal.signal(signal.SIGTERM, former)
         click.echo(f"Error: {line}", err=True)
         sys.exit(status)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command's function; a signal that ends it is one line and status 3."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # Here, because click itself would make it "Aborted!" and status 1.
+            if os.environ.get("RANK", "0") == "0":
+                told = error.message if isinstance(error, Interrupted) else "stopped before the end"
+                click.echo(redacted(told), err=True)
+            sys.exit(Interrupted.exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped on {signal.Signals(number).name} before the end")
 
 
 def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:

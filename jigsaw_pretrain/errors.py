@@ -1,7 +1,8 @@
-"""The one exception for a user's mistake.
+"""The exceptions for what is no defect: a user's mistake, and a signal that ended a run.
 
-Raise it wherever the cause lies outside the program: a file, an option, a machine. Commands print its message and no
-traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its traceback.
+Raise UserError wherever the cause lies outside the program: a file, an option, a machine. Commands print its message
+and no traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its
+traceback.
 """
 
 from contextvars import ContextVar
@@ -18,6 +19,20 @@ class UserError(Exception):
 
     exit_code = 2
     """The exit status of a command that ends with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal (Ctrl-C, SIGTERM) ended a run before its end: what was done is kept, and the same call goes on.
+
+    An interrupt, so that a program that does not await it ends there, and does not export half a run.
+    """
+
+    exit_code = 3
+    """The exit status of a command that a signal ended."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

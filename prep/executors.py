@@ -54,23 +54,36 @@ class InlineExecutor(Executor):
         return future
 
 
-def local_executor(workers: int) -> Executor:
-    """``workers`` processes of this machine; started afresh, as drivers of object stores do not survive a fork."""
+@contextmanager
+def local_executor(workers: int) -> Iterator[Executor]:
+    """``workers`` processes of this machine; started afresh, as drivers of object stores do not survive a fork.
+
+    An interrupt ends them at once: a part that is not done does not exist.
+    """
     if workers == 1:
-        return InlineExecutor()
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        yield InlineExecutor()
+        return
+    context = multiprocessing.get_context("spawn")
+    ends, end = context.Pipe(duplex=False)
+    with ends, end, ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(ends,)) as executor:
+        try:
+            yield executor
+        except KeyboardInterrupt:
+            end.close()
+            raise
 
 
-def _begin_worker() -> None:
-    """Leave interrupts to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(ends: "connection.Connection") -> None:
+    """Leave signals to the parent, and end with it however it ends, or where it closes its end of the pipe."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent.sentinel, ends), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
+def _end_with(sentinel: int, ends: "connection.Connection") -> None:
+    connection.wait([sentinel, ends])
     os._exit(1)
 
 
@@ -90,6 +103,9 @@ def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
         executor = client.get_executor(pure=False, retries=RETRIES)
         try:
             yield executor, 2 * max(1, threads)
+        except KeyboardInterrupt:
+            executor.shutdown(wait=False)
+            raise
         finally:
             executor.shutdown(wait=True)
     except KilledWorker as error:

@@ -10,12 +10,12 @@ does.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict, Unpack
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
@@ -38,6 +38,7 @@ from jigsaw_pretrain.prep.records import (
     check_agreement,
     check_plan_version,
     check_shards,
+    clear_markers,
     finished_dataset,
     publish_plan,
     read_parts,
@@ -173,6 +174,7 @@ def shards(
     Raises:
         UserError: The annotations or images cannot be used, or ``out`` holds another dataset.
         OSError: A disk or store that fails.
+        Interrupted: A signal ended it; finished parts are kept.
     """
     job = PrepJob(annotations, images, out, seed, _options(shaping))
     _cut_job(job, None, workers, scheduler, max_skipped, overwrite, progress or Logged())
@@ -351,7 +353,7 @@ def cut(
     max_skipped: float,
     progress: Progress,
 ) -> None:
-    """Cut those of the parts that have no done record. Raises UserError, OSError."""
+    """Cut those of the parts that have no done record. Raises UserError, OSError, Interrupted."""
     out = Storage(job.out)
     allowed = skip_limit(max_skipped, out, plan.listed_images, plan.positives, plan.positives_of_images())
     allowed.check()
@@ -365,7 +367,22 @@ def cut(
     allowed.check()
     tasks = (task_of(plan, job, source, number) for number in missing)
     records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
-    progress.cutting(records, len(listed_parts), len(listed_parts) - len(missing))
+    done = len(listed_parts) - len(missing)
+    kept = done
+
+    def counted() -> Iterator[PartRecord]:
+        nonlocal kept
+        for record in records:
+            kept += 1
+            yield record
+
+    try:
+        progress.cutting(counted(), len(listed_parts), done)
+    except KeyboardInterrupt as error:
+        clear_markers(out, missing)
+        raise Interrupted(
+            f"stopped: {kept:,} of {len(listed_parts):,} parts are kept, the same command goes on"
+        ) from error
 
 
 def task_of(plan: Plan, job: PrepJob, source: ImageSource, number: int) -> PartTask:

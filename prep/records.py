@@ -19,7 +19,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -316,10 +316,11 @@ def mark_failed(out: Storage, part: int, error: Exception) -> None:
     _quietly(lambda: out.remove(_marker(part, RUNNING)))
 
 
-def clear_markers(out: Storage) -> None:
-    """Remove the markers that killed tasks left."""
+def clear_markers(out: Storage, parts: Collection[int] | None = None) -> None:
+    """Remove the markers that killed tasks left, of these parts or of all."""
+    mine = None if parts is None else {_marker(part, kind) for part in parts for kind in (RUNNING, FAILED)}
     for name in out.list(layout.PARTS):
-        if name.endswith((RUNNING, FAILED)):
+        if name.endswith((RUNNING, FAILED)) and (mine is None or f"{layout.PARTS}/{name}" in mine):
             _quietly(partial(out.remove, f"{layout.PARTS}/{name}"))
 
 

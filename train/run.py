@@ -150,6 +150,7 @@ def pretrain(
 
     Raises:
         UserError: for whatever the user can put right, on all ranks.
+        Interrupted: a signal ended it, after a checkpoint.
     """
     ranks = start(device)
     read_options = access or ReadOptions(default_cache())

@@ -104,7 +104,8 @@ def train(
     """Fine-tune a detector; RUN gets its weights, metrics, COCO results, AP and a page.
 
     Under torchrun put -- before the module (`torchrun --nproc-per-node N -m -- detect train ...`): without it torchrun
-    takes --run for its own --run-path. SIGTERM and SIGINT save a checkpoint and end with status 0.
+    takes --run for its own --run-path. Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0.
+    Continue with --resume.
     """
     with rank_zero_errors():
         sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)

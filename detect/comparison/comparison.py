@@ -18,7 +18,7 @@ from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.recipe import Recipe
 
@@ -102,6 +102,7 @@ def compare(
 
     Raises:
         UserError: for a folder that holds another comparison, and for a training that fails.
+        Interrupted: a signal ended it; the training under way has saved.
     """
     chosen = choose(arms, None if imagenet is None else Path(imagenet))
 
@@ -178,8 +179,11 @@ class Comparison:
         Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
 
     def run(self, runner: TaskRunner) -> bool:
-        """Run what is not done; False where time ran out. The report is written in either case."""
-        finished = True
+        """Run what is not done; False where time ran out. The report is written in any case.
+
+        Raises Interrupted where a signal came.
+        """
+        finished, signal = True, None
         try:
             rates = {}
             for arm in self.arms:
@@ -190,9 +194,13 @@ class Comparison:
                     self._equal_cost(runner, rates[SCRATCH])
         except OutOfTime:
             finished = False
+        except Interrupted as error:
+            signal = error
         found = self.results()
         if found:
             log.info("%s", write_report(self.folder, found, self.notes()))
+        if signal is not None:
+            raise signal
         return finished
 
     def notes(self) -> list[str]:

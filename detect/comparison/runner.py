@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.engine.distributed import StopRequest
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ GRACE = 120.0
 
 
 class OutOfTime(Exception):
-    """The budget is spent or a signal came: call again to continue."""
+    """The budget is spent: call again to continue."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TaskRunner:
         self._gpus = gpus
 
     def run(self, task: Task) -> None:
-        """Run a task to its end unless it is done; raises OutOfTime, or UserError where it fails."""
+        """Run a task to its end unless it is done; raises OutOfTime, Interrupted, or UserError where it fails."""
         if task.done:
             return
         left = None if self._until is None else self._until - time.monotonic()
@@ -57,13 +57,17 @@ class TaskRunner:
             raise OutOfTime
         task.folder.mkdir(parents=True, exist_ok=True)
         log.info("== %s", task.name)
-        with StopRequest() as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
+        answer = "stopping, once the training under way has saved"
+        with StopRequest(answer) as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
             process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT)
             try:
                 interrupted = self._wait(process, stop)
             finally:
                 if process.poll() is None:
                     process.kill()
+        if stop.name or process.returncode == Interrupted.exit_code:
+            on = f"on {stop.name} " if stop.name else ""
+            raise Interrupted(f"stopped {on}in {task.name}: the same command goes on")
         if interrupted:
             raise OutOfTime
         if process.returncode or not task.done:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain.cli import show_log
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.commands.pretrain import pretrain
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine import step
@@ -81,7 +81,10 @@ def scenes(folder: Path) -> None:
     whole = small_job(folder / "two", *BN_FREE, ranks=ranks)
     execute(whole, synthetic(whole))
     cut = small_job(folder / "cut", *BN_FREE, ranks=ranks)
-    execute(cut, lambda first, end: troubled(cut, 1, signal_at=5))
+    try:
+        execute(cut, lambda first, end: troubled(cut, 1, signal_at=5))
+    except Interrupted as error:
+        (folder / f"interrupted-{ranks.rank}.txt").write_text(error.message)
     execute(cut, synthetic(cut))
     failing = small_job(folder / "failing", ranks=ranks)
     try:

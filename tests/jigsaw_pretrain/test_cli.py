@@ -1,7 +1,10 @@
 import logging
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -9,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.cli import DEBUG, UNFORESEEN, Command, LazyGroup
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 
 
 @click.command(cls=Command)
@@ -39,6 +42,26 @@ def failing(error: BaseException) -> click.Command:
         raise error
 
     return fail
+
+
+@click.command(cls=Command)
+def wait() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_is_one_line_of_the_first_rank_and_status_3(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    for ends, told in (
+        (wait, "SIGTERM"),
+        (failing(Interrupted("3 of 8")), "3 of 8"),
+        (failing(KeyboardInterrupt()), ""),
+    ):
+        result = CliRunner().invoke(ends, [])
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", int(rank == "0"))
+        assert told in result.stderr or rank == "1"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 MACHINE = (

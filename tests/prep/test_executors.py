@@ -10,7 +10,7 @@ from distributed import LocalCluster
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.commands.finish import finish_command
-from jigsaw_pretrain.prep.executors import ArrayTask, InlineExecutor, array_task, run_tasks
+from jigsaw_pretrain.prep.executors import ArrayTask, InlineExecutor, array_task, local_executor, run_tasks
 from tests.helpers.prepped import Small, invoke, tree
 
 
@@ -54,6 +54,16 @@ def test_the_first_failure_ends_it() -> None:
 
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="two"):
         list(run_tasks(executor, fail, iter(range(100)), 2))
+
+
+def test_an_interrupt_ends_local_processes_in_the_middle_of_a_task() -> None:
+    with pytest.raises(KeyboardInterrupt), local_executor(2) as executor:
+        future = executor.submit(time.sleep, 60)
+        while not future.running():
+            time.sleep(0.01)
+        began = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
 
 
 def test_local_processes_give_the_same_tree(small: Small, tmp_path: Path) -> None:

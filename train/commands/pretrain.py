@@ -77,7 +77,7 @@ def pretrain(
     """Pre-train a backbone; also under `torchrun --nproc-per-node N -m train -- pretrain ...`.
 
     The two dashes keep torchrun from taking --run for an option of its own.
-    SIGTERM and SIGINT save a checkpoint and end with status 0; so does --stop-after. Continue with --resume.
+    Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0. Continue with --resume.
     """
     with rank_zero_errors():
         ranks = start(device)

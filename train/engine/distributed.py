@@ -6,9 +6,11 @@ Gradients are DDP's business, not this module's.
 
 SIGTERM and SIGINT are requests: noted when they come, served by the trainer between two steps. A scheduler's SIGTERM
 and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits 30 seconds before it
-kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once.
+kills, so later ones are only noted again and no harm is done; SIGQUIT ends at once. The first one is answered in the
+log at once.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -27,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 
 T = TypeVar("T")
 
@@ -193,6 +195,9 @@ def rank_zero_errors() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")) == 0:
             raise
         sys.exit(error.exit_code)
+    except Interrupted:
+        finish()
+        raise
     except RuntimeError as error:
         if not (dist.is_initialized() and _LOST.search(str(error))):
             raise
@@ -224,12 +229,16 @@ def _reason(error: Exception, ranks: Ranks) -> str:
 
 
 class StopRequest:
-    """A context manager that catches the two signals; ``name`` is the one that came, or None."""
+    """A context manager that catches the two signals; ``name`` is the one that came, or None.
+
+    answer: what is logged when the first one comes.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str) -> None:
         self.name: str | None = None
+        self._answer = answer
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -245,4 +254,8 @@ class StopRequest:
             signal.signal(one, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        first, self.name = self.name is None, signal.Signals(number).name
+        if first:
+            # The signal may have come in the middle of a line that is being written.
+            with contextlib.suppress(RuntimeError):
+                log.info("%s: %s", self.name, self._answer)

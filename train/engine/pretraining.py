@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain.config import CountOrZero
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train import erf
@@ -361,7 +361,8 @@ def execute(
     """Begin or continue a job's run, on every rank; returns the state it ended with.
 
     Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. torch's global random state
-    and switches are afterwards as they were. Raises UserError for whatever the user can mend.
+    and switches are afterwards as they were. Raises UserError for whatever the user can mend, and Interrupted where a
+    signal ended it, after a checkpoint.
     """
     ranks = job.ranks
     with (
@@ -398,8 +399,10 @@ def _execute(
         if recipe.model.neck != "none":
             ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
     else:
-        why = f"on {ending} " if ending else ""
-        ranks.log_rank_zero(f"stopped {why}after step {state.step} of {recipe.optim.steps}: continue with --resume")
+        where = f"after step {state.step} of {recipe.optim.steps}: continue with --resume"
+        if ending is not None:
+            raise Interrupted(f"stopped on {ending} {where}")
+        ranks.log_rank_zero(f"stopped {where}")
     return state
 
 

@@ -216,7 +216,7 @@ class Trainer(Generic[TaskT]):
         if self._last is not None and options.evaluation is not None and options.evaluation.made(self._last):
             self._evaluated = task.step
         with (
-            StopRequest() as stop,
+            StopRequest("stopping after this step, saving") as stop,
             ProgressLine(task.step, task.steps, ranks.first, options.title) as progress,
             Loggers(
                 options.log if ranks.first else (), options.folder.path, task.step, dict(options.settings)

@@ -41,7 +41,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     detector = training.detector_from_config
     monkeypatch.setattr(training, "detector_from_config", peek)
-    monkeypatch.setattr(training.Trainer, "run", lambda trainer, until: trainer.options.describe() or "SIGTERM")
+    monkeypatch.setattr(training.Trainer, "run", lambda trainer, until: trainer.options.describe())
     return seen
 
 

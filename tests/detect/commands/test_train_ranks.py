@@ -61,6 +61,7 @@ def test_two_ranks_train_as_one_and_stop_together(
     found = re.search(r"stopped on SIGTERM after step (\d+)", said)
     assert found and said.count("stopped on") == 1, said
     step = int(found[1])
+    assert process.returncode
     assert (tmp_path / "two" / "checkpoints" / f"step-{step:08d}.pt").exists() and len(losses(tmp_path / "two")) == step
     # RetinaNet samples nothing at random, so one rank has the same losses (the third batch mixes orientations: pads).
     detect(tmp_path / "one", "--stop-after", "2", model="retinanet", norm="sync-bn", steps=2000)

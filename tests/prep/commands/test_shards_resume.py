@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands.shards import shards
+from jigsaw_pretrain.prep.parts import PartTask, run_part
+from jigsaw_pretrain.prep.records import PartRecord
 from jigsaw_pretrain.storage import temporary_beside
 from tests.helpers.prepped import Drawn, Run, Small, run_shards, tree
 from tests.helpers.settings import SOAK
@@ -133,6 +136,25 @@ def test_two_runs_at_once_do_no_harm(small: Small, tmp_path: Path) -> None:
         process.join(120)
     assert [process.exitcode for process in runs] == [0, 0], (tmp_path / "0.log").read_text()
     assert tree(out) == small.tree
+
+
+def test_a_signal_is_answered_with_the_parts_that_are_kept(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def cut(task: PartTask) -> PartRecord:
+        if task.number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_part(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "run_part", cut)
+        stopped = small.run(out)
+    parts = len([name for name in small.tree if name.startswith("manifests/parts/") and name.endswith(".json")])
+    assert stopped.exit_code == 3 and f"1 of {parts} parts are kept" in stopped.output
+    assert not list((out / "manifests" / "parts").glob("*.running"))
+    assert small.run(out).exit_code == 0 and tree(out) == small.tree
 
 
 def test_litter_goes_and_files_being_written_stay(small: Small, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
@@ -100,7 +100,7 @@ def test_the_other_strategies_train_without_a_table(tmp_path: Path, strategy: st
     assert len(rows(tmp_path)) == 2
 
 
-class Interrupted(SyntheticSource):
+class Signalled(SyntheticSource):
     """Gets this process a signal while it makes batch 3."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -110,9 +110,9 @@ class Interrupted(SyntheticSource):
             yield batch
 
 
-def interrupted(job: TrainingJob, first: int, end: int) -> Interrupted:
+def signalled(job: TrainingJob, first: int, end: int) -> Signalled:
     recipe = job.recipe
-    return Interrupted(recipe.data.template, recipe.data.batch, recipe.data.lane_count, first, end)
+    return Signalled(recipe.data.template, recipe.data.batch, recipe.data.lane_count, first, end)
 
 
 @pytest.mark.slow(seconds=4)
@@ -120,8 +120,10 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(tmp_path: Path, caplog: 
     whole, cut = small_job(tmp_path / "whole"), small_job(tmp_path / "cut")
     execute(whole, synthetic(whole))
     before = signal.getsignal(signal.SIGTERM)
-    execute(cut, lambda first, end: interrupted(cut, first, end))
-    assert "stopped on SIGTERM after step 3 of 6: continue with --resume" in caplog.text
+    with pytest.raises(Interrupted, match="SIGTERM after step 3 of 6"):
+        execute(cut, lambda first, end: signalled(cut, first, end))
+    # The answer comes with the signal, before the step is done.
+    assert "SIGTERM: stopping" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
     assert newest(cut.folder.path)["step"] == 3
     execute(cut, synthetic(cut))
