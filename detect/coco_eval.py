@@ -61,8 +61,8 @@ class Score:
 class Evaluation:
     """What one evaluation found.
 
-    boxes: AP of boxes; masks: of masks, or None. results: the detections that were scored. seconds: what it took, all
-    told.
+    boxes: AP of boxes; masks: of masks, or None. results: the detections that were scored, on rank 0. seconds: what it
+    took, all told.
     """
 
     boxes: Score
@@ -95,7 +95,7 @@ def evaluate_model(
                 found += detections(model, recipe, pixels, batches, annotations, ranks.device, stopped)
         return merged(found, recipe.model.detections) if len(plan.test_short_sides) > 1 else found
 
-    found = [one for part in ranks.all_gather(ranks.run_on_all(predict)) for one in part]
+    found = [one for part in ranks.gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):
         return None
     masks_too = recipe.model.name == "mask-rcnn-fpn" and annotations.segmented == 1

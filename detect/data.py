@@ -11,6 +11,7 @@
   640 x 480 per second at 800 pixels.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -383,6 +384,41 @@ class _StepSampler:
         return self._last - self._first
 
 
+READ_AHEAD = 2
+"""Batches that each worker reads ahead."""
+
+
+def shared_bytes(
+    annotations: GroundTruth,
+    plan: ScaledRecipe,
+    pixels: PixelFormat,
+    batch: int,
+    workers: int,
+    *,
+    training: Augmentation | None = None,
+    masks: bool = False,
+) -> int:
+    """Bytes of samples that a loader's workers keep in shared memory, those with masks as they are on average.
+
+    training: its augmentation; None for evaluation. masks: whether samples have masks.
+    """
+    if not workers:
+        return 0
+    records = annotations.images
+    sides = np.array([(one.width, one.height) for one in records], dtype=np.float64)
+    tested = plan.test_short_sides if training is None else plan.train_short_sides
+    short, long = _sides(plan, max(tested) if tested else None)
+    scale = np.minimum(short / sides.min(axis=1), long / sides.max(axis=1))
+    area = sides.prod(axis=1) * scale**2
+    pasted_too = training is not None and training.copy_paste > 0
+    if training is not None and training.jitter[1] > 0:
+        area[:] = plan.short_side * plan.long_side
+    objects = np.array([np.count_nonzero(~one.crowd) for one in records]) * (1 + pasted_too)
+    each = area * (pixels.channels * pixels.itemsize + objects * masks)
+    # The batch in use and the one that is received, beside those ahead.
+    return math.ceil(each.mean() * batch * (workers * READ_AHEAD + 2) + each.max())
+
+
 def _prepare_worker(_: int) -> None:
     """Leave signals to the rank, and start no threads."""
     leave_signals_to_rank()
@@ -414,6 +450,7 @@ class SampleLoader:
             _OrMessage(dataset),
             batch_sampler=batches,
             num_workers=workers,
+            prefetch_factor=READ_AHEAD if workers else None,
             collate_fn=list,
             worker_init_fn=_prepare_worker,
             # Without one it would draw from the caller's global generator.

@@ -22,11 +22,14 @@ from jigsaw_pretrain.detect.coco_eval import (
     save_evaluation,
     score,
 )
+from jigsaw_pretrain.detect.data import shared_bytes
 from jigsaw_pretrain.detect.run import CONFIG, DetectorConfig, load_detector, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.train.data.loader import check_shared_memory
 from jigsaw_pretrain.train.engine.distributed import start
+from jigsaw_pretrain.train.engine.optim import arithmetic
 from jigsaw_pretrain.train.engine.run_folder import open_run_folder
 
 WritePage = Callable[[Path, GroundTruth, str, DetectorConfig], object]
@@ -80,7 +83,10 @@ def evaluate(
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
     batch = max(1, config.recipe.data.batch // ranks.world)
-    found = evaluate_model(model, config.recipe, config.plan, config.pixels, truth, folder, ranks, workers, batch)
+    needed = shared_bytes(truth, config.plan, config.pixels, batch, workers)
+    ranks.run_on_all(lambda: check_shared_memory(needed))
+    with arithmetic(ranks.device, tf32=config.recipe.run.tf32, one_shape=False):
+        found = evaluate_model(model, config.recipe, config.plan, config.pixels, truth, folder, ranks, workers, batch)
     assert found is not None
     place = run if out is None else Path(out)
 

@@ -268,6 +268,9 @@ class DetectorRunOptions(Record, frozen=True, kw_only=True):
     precision: DetectorPrecision = "fp32"
     """Arithmetic of the forward and backward pass; bf16 needs a recent GPU to be of use."""
 
+    tf32: bool = True
+    """Let a GPU round the factors of fp32 products to TF32."""
+
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
 

@@ -163,12 +163,15 @@ def backbone_from_config(config: DetectorConfig, device: torch.device) -> Backbo
 def detector_from_config(
     config: DetectorConfig, network: Backbone, device: torch.device
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen)."""
+    """The detector around ``network`` on the device, and the modules that stay in eval mode (frozen).
+
+    Its weights lie in the order that GPUs' tensor cores take (channels_last).
+    """
     recipe, plan = config.recipe, config.plan
     frozen = backbone.freeze(network, recipe.model.freeze, config.norm_built)
     added, classes = norm_layer(config.added_norm, device), len(config.categories)
     model = detectors.build_detector(recipe, network, classes, plan.anchor_scale, added, config.mean, config.std)
-    return model.to(device), frozen
+    return model.to(device=device, memory_format=torch.channels_last), frozen  # type: ignore[call-overload]
 
 
 def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> torch.nn.Module:

@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_pretrain import rng
@@ -34,6 +33,7 @@ from jigsaw_pretrain.detect.data import (
     Sample,
     SampleLoader,
     measured_mean_and_std,
+    shared_bytes,
     to_device,
     training_batches,
 )
@@ -66,10 +66,11 @@ from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
 from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.train.data.loader import check_shared_memory
 from jigsaw_pretrain.train.engine.checkpoint import check_fits, check_values, list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.metrics import Row, StepMetrics, WindowMetrics, read_rows
-from jigsaw_pretrain.train.engine.optim import make_optimizer, parameter_groups, set_rate
+from jigsaw_pretrain.train.engine.optim import arithmetic, make_optimizer, parameter_groups, set_rate
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 from jigsaw_pretrain.train.engine.weights_info import WeightsInfo, read_weights_info
@@ -139,7 +140,7 @@ def train(
         title: of a progress bar on a terminal; None logs lines.
 
     Returns:
-        The run's folder. torch's global random state is afterwards as it was.
+        The run's folder. torch's global random state and switches are afterwards as they were.
 
     Raises:
         UserError: for what the user can put right.
@@ -160,7 +161,10 @@ def train(
         ranks.run_on_rank_zero(folder.remote.pull)
     data = (str(annotations), str(images), val_annotations, val_images)
     job = DetectorJob(*data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title, val_split)
-    with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
+    with (
+        arithmetic(ranks.device, tf32=recipe.run.tf32, one_shape=False),
+        torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+    ):
         _run(job, recipe, stop_after, write_page)
     return folder
 
@@ -171,6 +175,7 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     training = subset(every, recipe.data.images_limit, recipe.data.subset_seed)
     validation = ranks.run_on_all(lambda: _validation(training, job))
     task = build_task(job, recipe, training, len(every.images))
+    ranks.run_on_all(lambda: task.check_shared_memory(validation))
     evaluation = None
     if validation is not None and job.val_images is not None:
         evaluation = PeriodicAP(task, validation, job.val_images, job.workers)
@@ -252,16 +257,26 @@ class DetectorTask:
         recipe, ranks, plan = self.config.recipe, self.ranks, self.config.plan
         landscape = np.array([record.width >= record.height for record in self._training.images])
         order = Order(landscape, recipe.data.batch, recipe.data.seed)
-        key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
-        jitter = (recipe.data.jitter_low, recipe.data.jitter_high)
-        augmentation = Augmentation(recipe.data.flip, jitter, key, recipe.data.copy_paste)
-        has_masks = recipe.model.name == "mask-rcnn-fpn"
         dataset = DetectionDataset(
-            self._training, self._job.images, plan, augmentation, masks=has_masks, pixels=self.config.pixels
+            self._training,
+            self._job.images,
+            plan,
+            _augmentation(recipe),
+            masks=_has_masks(recipe),
+            pixels=self.config.pixels,
         )
         share = recipe.data.batch // ranks.world
         self._batches = training_batches(dataset, order, range(self.step, until), ranks.rank, share, self._job.workers)
         return iter(self._batches)
+
+    def check_shared_memory(self, validation: GroundTruth | None) -> None:
+        """Raise UserError where what the workers read does not fit into shared memory, that of evaluations included."""
+        recipe, pixels, plan = self.config.recipe, self.config.pixels, self.config.plan
+        share = max(1, recipe.data.batch // self.ranks.world), self._job.workers
+        own = shared_bytes(
+            *(self._training, plan, pixels, *share), training=_augmentation(recipe), masks=_has_masks(recipe)
+        )
+        check_shared_memory(own + (shared_bytes(validation, plan, pixels, *share) if validation else 0))
 
     def close(self) -> None:
         """End the workers."""
@@ -272,7 +287,7 @@ class DetectorTask:
         """One optimizer step on this rank's samples."""
         recipe, device = self.config.recipe, self.ranks.device
         if self._parallel is None:
-            self._parallel = parallel(self.model, self.ranks)
+            self._parallel = self.ranks.joined(self.model)
         if not self.model.training:
             self.model.train()
         for module in self._frozen:
@@ -345,6 +360,16 @@ class DetectorTask:
         self._optimizer.load_state_dict(content["optimizer"])
         self.seconds, self.evaluation_seconds = content["seconds"], content["evaluation_seconds"]
         self.flops = content.get("flops")
+
+
+def _augmentation(recipe: DetectorRecipe) -> Augmentation:
+    key = rng.key_of_text(recipe.data.seed, "detector's augmentation")
+    jitter = (recipe.data.jitter_low, recipe.data.jitter_high)
+    return Augmentation(recipe.data.flip, jitter, key, recipe.data.copy_paste)
+
+
+def _has_masks(recipe: DetectorRecipe) -> bool:
+    return recipe.model.name == "mask-rcnn-fpn"
 
 
 class PeriodicAP:
@@ -556,14 +581,6 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.Optimi
     return make_optimizer(groups, recipe.optim, lr=recipe.optim.lr)
 
 
-def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as the step calls it: itself, or under DDP."""
-    if ranks.world == 1:
-        return model
-    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-
-
 def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> None:
     """Log what the run is about to do, with warnings, in a few lines."""
     recipe, plan = config.recipe, config.plan
@@ -607,7 +624,7 @@ def _finish(task: DetectorTask, evaluation: PeriodicAP | None, folder: RunFolder
         evaluation(lambda: False)
 
     def write() -> None:
-        save_file(path / DETECTOR, {key: value.cpu() for key, value in task.model.state_dict().items()})
+        save_file(path / DETECTOR, {key: value.cpu().contiguous() for key, value in task.model.state_dict().items()})
         config = task.config
         info = WeightsInfo("", config.recipe.model.backbone, config.norm_built, config.mean, config.std, config.pixels)
         save_file(path / BACKBONE_FILE, with_about(backbone.backbone_state(task.model), info.to_about()))

@@ -21,6 +21,7 @@ from jigsaw_pretrain.detect.data import (
     load_sample,
     object_mask,
     pasted,
+    shared_bytes,
     training_transform,
     transform_boxes,
     transform_pixels,
@@ -29,6 +30,7 @@ from jigsaw_pretrain.detect.recipe import (
     ScaledRecipe,
 )
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.pixels import RGB8
 
 
 def tiny_paths(folder: Path) -> tuple[str, str]:
@@ -94,6 +96,22 @@ def test_masks_and_crowds(tiny_data: Path) -> None:
     assert sample.image.shape == (3, record.height, record.width)
     crowded = type(record)(**{**vars(record), "crowd": np.array([True, False])})
     assert len(load_sample(reader, crowded, 0, transform, False).boxes) == 1
+
+
+@pytest.mark.parametrize(("jitter", "masks"), [((0.0, 0.0), False), ((0.0, 0.0), True), ((0.5, 1.5), True)])
+def test_samples_in_shared_memory_are_counted_as_large_as_they_are(
+    tiny_data: Path, jitter: tuple[float, float], masks: bool
+) -> None:
+    read = read_ground_truth(*tiny_paths(tiny_data))
+    training = Augmentation(0.5, jitter, 0)
+    dataset = DetectionDataset(read, tiny_paths(tiny_data)[1], PLAN, training, masks)
+    samples = [dataset[nth, 0, nth] for nth in range(len(read.images))]
+    sizes = [one.image.nbytes + (0 if one.masks is None else one.masks.nbytes) for one in samples]
+    found = shared_bytes(read, PLAN, RGB8, 2, 3, training=training, masks=masks)
+    # Three workers read two batches of two each ahead; one is in use, one just received. Jitter may cut objects away.
+    assert np.mean(sizes) * 16 + max(sizes) <= found * (1.02 if jitter[1] == 0 else 1)
+    assert jitter[1] > 0 or found <= 1.02 * (np.mean(sizes) * 16 + max(sizes))
+    assert shared_bytes(read, PLAN, RGB8, 2, 0, training=training, masks=masks) == 0
 
 
 def test_images_that_do_not_fit_their_annotations_are_named(tiny_data: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import Order
 from jigsaw_pretrain.detect.evaluation import evaluate
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
-from jigsaw_pretrain.detect.run import CONFIG
+from jigsaw_pretrain.detect.run import CONFIG, load_detector, read_config
 from jigsaw_pretrain.detect.training import train
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints
@@ -73,14 +75,43 @@ def test_an_image_that_cannot_be_read_ends_the_run_in_one_line_after_a_checkpoin
         assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [0, 1]
 
 
-def test_a_caller_keeps_its_random_state_and_reads_the_log(
-    tmp_path: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+def allowed() -> tuple[bool, bool]:
+    """Whether TF32 is allowed in convolutions and in products."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_caller_keeps_its_random_state_and_switches_and_reads_the_log(
+    tmp_path: Path,
+    tiny_data: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {**SETTINGS, "model.name": "retinanet", "model.norm": "gn", "model.backbone": TINY}
+    settings = {**SETTINGS, "model.name": "retinanet", "model.norm": "gn", "model.backbone": TINY, "run.tf32": False}
     recipe = DetectorRecipe.load(None, set_options(**settings)[1::2])
-    data = str(tiny_data / "train" / "annotations.json"), str(tiny_data / "train" / "images")
-    before = torch.get_rng_state()
-    folder = train(*data, tmp_path / "run", recipe, workers=0, device="cpu", log=("tensorboard",))
-    assert torch.equal(before, torch.get_rng_state())
+    folders = (tiny_data / "train", tiny_data / "val")
+    data, held_out = ((str(one / "annotations.json"), str(one / "images")) for one in folders)
+    validated = partial(train, *data, val_annotations=held_out[0], val_images=held_out[1], device="cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before, within = (torch.get_rng_state(), allowed()), []
+
+    def page(*_: object) -> None:
+        within.append(allowed())
+
+    folder = validated(tmp_path / "run", recipe, workers=0, log=("tensorboard",), write_page=page)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == allowed()
+    assert within == [(False, False)]
     assert (folder.path / "summary.json").exists() and list((folder.path / "tensorboard").iterdir())
     assert "finished after 2 steps" in caplog.text and capfd.readouterr().out == ""
+    detector = load_detector(folder.path, read_config(folder.path), torch.device("cpu"))
+    kernels = [one for one in detector.parameters() if one.dim() == 4 and min(one.shape[1:]) > 1]
+    assert kernels and all(one.is_contiguous(memory_format=torch.channels_last) for one in kernels)
+
+    # Enough for the training images alone; an evaluation makes its batches while those of training are there.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
+    train(*data, tmp_path / "alone", recipe, workers=1, device="cpu")
+    with pytest.raises(UserError, match="--shm-size"):
+        validated(tmp_path / "refused", recipe, workers=1)
+    assert not (tmp_path / "refused" / CONFIG).exists()
+    with pytest.raises(UserError, match="--shm-size"):
+        evaluate(folder.path, workers=4, device="cpu", out=tmp_path)

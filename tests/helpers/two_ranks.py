@@ -97,6 +97,7 @@ def scenes(folder: Path) -> None:
     state = execute(batch_norm, synthetic(batch_norm))
     tables = ranks.all_gather(state.tables[0].weights)
     assert torch.equal(*tables)
+    assert ranks.gather(f"of {ranks.rank}") == (["of 0", "of 1"] if ranks.first else [])
     # A parameter without a gradient would make the ranks wait for each other for ever.
     neck = small_job(
         folder / "neck",

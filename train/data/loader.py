@@ -49,6 +49,9 @@ Those in shared memory are IN_FLIGHT."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
+SPARE = 1.1
+"""Room there beside the batches: torch, NCCL and other programs keep some of it too."""
+
 BATCHES_AHEAD = 2
 """Number of steps that a worker may run ahead of the last one that its rank received."""
 
@@ -232,7 +235,7 @@ class JigsawLoader:
         pixels = dataset.pixels
         if self._workers:
             batch = self.lanes_per_rank * options.chunk * options.template_size**2 * pixels.channels * pixels.itemsize
-            check_shared_memory(rings * batch)
+            check_shared_memory(rings * IN_FLIGHT * batch)
         self._received: Iterator[_Sent] | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:
@@ -350,16 +353,16 @@ class JigsawLoader:
             end_workers(received)
 
 
-def check_shared_memory(batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
-    """Refuse workers whose batches would not fit; ``batch_bytes`` is one rank's. Raises UserError with the figure."""
+def check_shared_memory(needed: int, folder: Path = SHARED_MEMORY) -> None:
+    """Refuse workers whose batches would not fit; ``needed``: bytes of one rank. Raises UserError with the figure."""
     if not folder.is_dir():
         return
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed, free = batch_bytes * IN_FLIGHT * ranks, shutil.disk_usage(folder).free
-    if free < needed:
+    wanted, free = math.ceil(needed * ranks * SPARE), shutil.disk_usage(folder).free
+    if free < wanted:
         raise UserError(
-            f"{folder} has {free / 2**20:.0f} MB free, and the loader's workers keep up to {needed / 2**20:.0f} MB of "
-            f"batches there: give the container more (docker run --shm-size={-(-needed // 2**20) + 16}m), or use "
+            f"{folder} has {free / 2**20:.0f} MB free, and the loader's workers need up to {wanted / 2**20:.0f} MB for "
+            f"batches there: give the container more (docker run --shm-size={-(-wanted // 2**20) + 16}m), or use "
             "--workers 0 or a smaller batch"
         )
 

@@ -2,7 +2,7 @@
 
 All that differs between one rank and many is here: set-up, sums, speaking once, and failing together. Small agreements
 (a signal, an error, a row of metrics) travel by gloo in host memory, so they never make the host wait for the GPU.
-Gradients are DDP's business, not this module's.
+Gradients are the business of torch's DistributedDataParallel.
 
 SIGTERM and SIGINT are requests: noted when they come, served by the trainer between two steps. A scheduler's SIGTERM
 and a person's Ctrl-C then cost nothing but the step in flight. torchrun forwards both and waits 30 seconds before it
@@ -11,6 +11,7 @@ log at once.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain.errors import Interrupted, UserError
 
@@ -41,6 +43,14 @@ _LOST = re.compile(
 """What gloo and NCCL say where a rank has died."""
 
 DEVICES = ("auto", "cpu", "cuda")
+
+_SYNC = "forward_sync_buffers"
+"""The name that torch 2.13 gives what was broadcast_buffers, which it warns of."""
+
+_KNOWN = _SYNC in inspect.signature(DistributedDataParallel).parameters
+
+_NO_BUFFERS: dict[str, Any] = {_SYNC if _KNOWN else "broadcast_buffers": False}
+"""Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast per step."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,21 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on rank 0; none elsewhere."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.first else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def joined(self, module: nn.Module) -> nn.Module:
+        """The module as one of several ranks' trains it; alone it stays as it is."""
+        if self.world == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, **_NO_BUFFERS)
 
     def broadcast_buffers(self, module: nn.Module) -> None:
         """Overwrite the module's buffers (running statistics) with rank 0's."""

@@ -224,12 +224,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iterator[None]:
+def arithmetic(
+    device: torch.device, *, tf32: bool, deterministic: bool = False, one_shape: bool = True
+) -> Iterator[None]:
     """``set_arithmetic`` for a while: the switches are afterwards as they were."""
     matmul, cudnn, name = torch.backends.cuda.matmul, torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, os.environ.get(name)
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    set_arithmetic(device, tf32=tf32, deterministic=deterministic)
+    set_arithmetic(device, tf32=tf32, deterministic=deterministic, one_shape=one_shape)
     try:
         yield
     finally:
@@ -251,15 +253,16 @@ def true_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
+def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool = False, one_shape: bool = True) -> None:
     """Set torch's global arithmetic switches for this process; call before the first kernel runs.
 
     deterministic: every operation gives the same bits on the same machine, or fails where it cannot; up to a third
-    slower on a GPU. Without it cuDNN tries its kernels out and keeps the fastest, since all batches are of one shape.
+    slower on a GPU. one_shape: all batches are of one shape, so that cuDNN may try its kernels out once and keep the
+    fastest; unless it is to be deterministic.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    torch.backends.cudnn.benchmark = device.type == "cuda" and one_shape and not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

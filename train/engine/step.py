@@ -206,7 +206,7 @@ def compile_and_dry_run(
     memory of any of them.
     """
     if compiles:
-        compiled = _joined(torch.compile(model, backend=BACKEND), ranks)  # type: ignore[arg-type]
+        compiled = ranks.joined(torch.compile(model, backend=BACKEND))  # type: ignore[arg-type]
         failure = _failure(compiled, model, recipe, micro_batch)
         failures = [text for text in ranks.all_gather(_reason(failure)) if text]
         if not failures and not isinstance(failure, UserError):
@@ -217,18 +217,9 @@ def compile_and_dry_run(
         del compiled
         gc.collect()
         torch.compiler.reset()
-    joined = _joined(model, ranks)
+    joined = ranks.joined(model)
     _check_memory(model, recipe, ranks, micro_batch, _failure(joined, model, recipe, micro_batch))
     return joined
-
-
-def _joined(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as one of several ranks' trains it; alone it stays as it is."""
-    if ranks.world == 1:
-        return model
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    # Running statistics are rank 0's wherever they count (ERF, checkpoint), so they need no broadcast per step.
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def out_of_memory(model: DenseClassifier, recipe: Recipe, micro_batch: int, share: int) -> UserError:

@@ -68,6 +68,7 @@ def test_two_ranks_follow_the_curve_of_one(played: Path, alone: Path) -> None:
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(played: Path) -> None:
     told = [(played / f"interrupted-{rank}.txt").read_text() for rank in (0, 1)]
     assert told[0] == told[1] and "SIGTERM after step 5 of 8" in told[0]
+    assert "broadcast_buffers" not in (played / "out.txt").read_text()
     assert same(newest(played / "two"), newest(played / "cut"))
     assert untimed(played / "two") == untimed(played / "cut")
 
