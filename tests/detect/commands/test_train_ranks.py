@@ -68,7 +68,7 @@ def test_two_ranks_train_as_one_and_stop_together(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     found = re.search(r"stopped on SIGTERM after step (\d+)", said)
-    assert found and said.count("stopped on") == 1 and "Warning" not in said, said
+    assert found and said.count("stopped on") == 1 and "broadcast_buffers" not in said, said
     step = int(found[1])
     assert process.returncode
     assert (tmp_path / "two" / "checkpoints" / f"step-{step:08d}.pt").exists() and len(losses(tmp_path / "two")) == step
