@@ -24,6 +24,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.errors import UserError
 
 MAX_PIXELS = 178_956_970
@@ -98,7 +99,7 @@ def missing_value(text: str | None) -> float | None:
     if text is None or text == NO_NODATA:
         return None
     try:
-        return float(text)
+        return as_number(text)
     except ValueError as error:
         raise UserError(f"--nodata {text}: give a number, nan, or none") from error
 

@@ -44,6 +44,16 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=LIMIT)]
 PositiveOrZero = Annotated[float, msgspec.Meta(ge=0, le=LIMIT)]
 
 
+def as_number(text: str) -> float:
+    """The number that a text is, as every language reads it; raises ValueError.
+
+    Python's own reading takes ``0_5`` for 5, and digits of other alphabets.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen record whose fields hold values of their declared types and bounds; UserError otherwise.
 

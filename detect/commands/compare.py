@@ -11,6 +11,7 @@ import click
 
 from jigsaw_pretrain import detect
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.detect.comparison.arms import ARMS
 from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
 from jigsaw_pretrain.detect.comparison.results import read_result
@@ -111,7 +112,7 @@ def compare(
 
 def _rates(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(one) for one in text.split(","))
+        found = tuple(as_number(one) for one in text.split(","))
     except ValueError as error:
         raise UserError(f"--rates {text!r} is no list of numbers such as 0.01,0.02,0.04") from error
     if not all(rate > 0 for rate in found):

@@ -11,6 +11,7 @@ import configparser
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import BoxList, ImageEntry, ReadTable
@@ -84,7 +85,7 @@ def _lines(raw: bytes, where: str) -> Iterator[tuple[int, tuple[float, float, fl
             f"1 to {len(CLASSES)}, visibility. Correct the line, or convert the sequences to COCO JSON."
         )
         try:
-            values = [float(value) for value in text.split(",")]
+            values = [as_number(value) for value in text.split(",")]
         except ValueError:
             raise UserError(f"{where}, line {number}: no numbers set apart by commas. {remedy}") from None
         if len(values) < 7 or values[0] != int(values[0]) or values[0] < 1:

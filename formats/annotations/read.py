@@ -223,8 +223,6 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
 def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[Set[str], list[Note]]:
     """The XML files that are not of a split that ImageSets states, none where none is asked for; raises UserError."""
     lists = raw.splits() if raw.splits is not None else {}
-    # Lists of one class (aeroplane_train) are no splits of the dataset.
-    lists = {name: text for name, text in lists.items() if "_" not in name}
     ids = {name: {_listed_id(line) for line in text.splitlines() if line.strip()} for name, text in lists.items()}
     stems = {path: str(PurePosixPath(path).with_suffix("")) for path in raw.files if path.lower().endswith(".xml")}
     if split is None:
@@ -248,11 +246,21 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[Set[str], list[N
     return set(others), notes
 
 
+def _is_of_one_class(name: str, text: str) -> bool:
+    """Whether a list of ImageSets is of one class (aeroplane_train), and so no split: it marks every image."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    return "_" in name and all(len(words) > 1 and words[-1] in _MARKS for words in lines)
+
+
+_MARKS = ("1", "0", "-1")
+"""Whether an image of a list of one class shows it; 0: hard to see."""
+
+
 def _listed_id(line: str) -> str:
-    """The image that a line of ImageSets names; 1, 0 or -1 after it says whether it shows a class."""
+    """The image that a line of ImageSets names; a mark after it says whether it shows a class."""
     name = line.strip()
     front, _, mark = name.rpartition(" ")
-    return front.strip() if front and mark in ("1", "0", "-1") else name
+    return front.strip() if front and mark in _MARKS else name
 
 
 def _read_folder(folder: Storage, paths: Sequence[str], links: Sequence[str], url: str, images: str) -> RawAnnotations:
@@ -320,11 +328,9 @@ def _read_voc(folder: Storage, paths: Sequence[str], links: Sequence[str], url: 
     lists = [path for path in all_paths if path.startswith(within) and folders.has_suffix(path, ".txt")]
 
     def splits() -> dict[str, str]:
-        return {
-            path.removeprefix(within)[:-4]: whole.read(path).decode("utf-8", "replace")
-            for path in lists
-            if "_" not in path.removeprefix(within)
-        }
+        read = _read_all(whole, lists)
+        texts = {path.removeprefix(within)[:-4]: raw.decode("utf-8", "replace") for path, raw in read.items()}
+        return {name: text for name, text in texts.items() if not _is_of_one_class(name, text)}
 
     notes = folders.listing_notes(links, paths)
     others = tuple(path for path in visible if path not in files and PurePosixPath(path).suffix.lower() not in SUFFIXES)

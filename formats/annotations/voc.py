@@ -20,12 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
+from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.folders import is_hidden
 from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.formats.annotations.table import NOWHERE, BoxList, ImageEntry, ReadTable, clean_name
 
 CLASSES_FILE = "classes.txt"
+
+_TAGS = frozenset(("annotation", "filename", "size", "object", "name", "difficult", "bndbox", "xmin", "xmax"))
 
 Corners = tuple[float, float, float, float]
 
@@ -39,12 +42,16 @@ class _Object:
 
 @dataclass(frozen=True)
 class _File:
-    """One XML file: its path, its image and objects, and who wrote it (``voc``, ``labelimg`` or nobody known)."""
+    """One XML file: its path, its image and objects, and who wrote it (``voc``, ``labelimg`` or nobody known).
+
+    capitals: whether tags of Pascal VOC are written with capitals.
+    """
 
     path: str
     entry: ImageEntry
     objects: list[_Object]
     writer: str
+    capitals: bool
 
 
 def read_voc(
@@ -63,6 +70,9 @@ def read_voc(
     """
     read = [_read(path, files[path], f"{source}/{path}") for path in sorted(files) if path.lower().endswith(".xml")]
     notes: list[Note] = []
+    if capitals := tuple(one.path for one in read if one.capitals):
+        text = "tags with capitals (<Object>) are read as Pascal VOC's own, which are small letters"
+        notes.append(Note("VOC tags", text, capitals))
     if images is not None:
         read = _matched(read, images(), source, notes)
     _refuse_twins(read, source)
@@ -152,9 +162,12 @@ def _read(path: str, raw: bytes, where: str) -> _File:
         root = ElementTree.fromstring(raw)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{where} is not whole XML ({error}). Export it again, or remove it.") from error
+    capitals = False
     for element in root.iter():
         # Of a namespace the name alone counts.
-        element.tag = element.tag.rpartition("}")[2]
+        tag = element.tag.rpartition("}")[2]
+        element.tag = tag.lower()
+        capitals |= tag != element.tag and element.tag in _TAGS
     if root.tag != "annotation":
         raise UserError(
             f"{where} is no Pascal VOC file: it begins with <{root.tag[:40]}>, not <annotation>. Remove it."
@@ -175,7 +188,7 @@ def _read(path: str, raw: bytes, where: str) -> _File:
     ]
     database = (root.findtext("source/database") or "").upper()
     writer = "voc" if "VOC" in database else "labelimg" if root.find("path") is not None else ""
-    return _File(path, ImageEntry(name, width, height), objects, writer)
+    return _File(path, ImageEntry(name, width, height), objects, writer, capitals)
 
 
 def _corners(box: ElementTree.Element | None) -> Corners | None:
@@ -190,7 +203,7 @@ def _corners(box: ElementTree.Element | None) -> Corners | None:
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text) if text is not None else None
+        return as_number(text) if text is not None else None
     except ValueError:
         return None
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.folders import Names, is_hidden
 from jigsaw_pretrain.formats.annotations.skipped import Note
@@ -90,7 +91,9 @@ def read_yolo(
             lost.append(f"{stem}.jpg")
             if raw.strip():
                 strays[stem] = where
-    _refuse_near(strays, [file for file in files if stem_of(file) not in lines])
+    _refuse_near(strays, [file for file in pictures if stem_of(file) not in lines])
+    if strays and pictures and not lines:
+        raise _of_other_folders(next(iter(strays.values())), pictures, names)
     if texts:
         notes.append(Note("files not looked at", "text that belongs to no image", tuple(texts), grave=False))
     form = line_form([line for found in lines.values() for line in found], names)
@@ -131,6 +134,18 @@ def _refuse_near(strays: Mapping[str, str], unlabelled: Sequence[str]) -> None:
                 f"{where} belongs to no image, and {file}, which has nearly its name, has no label. Rename one of "
                 "them: capitals, accents and %-signs must agree, and .txt stands in place of the image's suffix."
             )
+
+
+def _of_other_folders(label: str, pictures: Sequence[str], names: Names) -> UserError:
+    """The error for labels none of which belongs to an image, as their folders' paths differ."""
+    stem = PurePosixPath(label).stem
+    file = next((one for one in pictures if PurePosixPath(one).stem == stem), pictures[0])
+    return UserError(
+        f"{label} belongs to no image, nor does any other label, and {file} and all others have none: the folders do "
+        "not fit. A label lies at its image's path with `labels` in place of `images`; or name the folder that "
+        f"holds the labels alone with --annotations (it may lie beside {PurePosixPath(names.file).name}), and the one "
+        "that they are relative to with --images."
+    )
 
 
 def _near_name(path: str) -> str:
@@ -181,7 +196,7 @@ def is_numeric(raw: bytes) -> bool:
         return True
     words = raw.decode("utf-8-sig", "replace").split(None, 1)
     try:
-        float(words[0].rstrip(","))
+        as_number(words[0].rstrip(","))
     except (ValueError, IndexError):
         return False
     return True
@@ -194,7 +209,7 @@ def _lines(where: str, raw: bytes, names: Names) -> Iterator[Line]:
         if not words:
             continue
         try:
-            yield Line(where, number, tuple(map(float, words)))
+            yield Line(where, number, tuple(map(as_number, words)))
         except ValueError:
             line = Line(where, number, ())
             if "," in text or ";" in text:

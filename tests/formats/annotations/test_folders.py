@@ -192,7 +192,7 @@ def test_splits_of_voc_are_those_of_imagesets(tmp_path: Path) -> None:
     for name in "abc":
         picture(tmp_path / "JPEGImages" / f"{name}.jpg")
         put(tmp_path / "Annotations" / f"{name}.XML", text.format(name))
-    for split, ids in {"train": "a\nb\n", "val": "c\nd\n", "cat_train": "a 1\n"}.items():
+    for split, ids in {"train": "a\nb\n", "val": "c\nd\n", "cat_train": "a 1\n", "train_aug": "a\nc\n"}.items():
         put(tmp_path / "ImageSets" / "Main" / f"{split}.txt", ids)
     for named in (tmp_path, tmp_path / "Annotations"):
         whole = table(named, tmp_path / "JPEGImages")
@@ -200,8 +200,9 @@ def test_splits_of_voc_are_those_of_imagesets(tmp_path: Path) -> None:
         found = table(named, tmp_path / "JPEGImages", Reading(split="train"))
         assert found.files == ("a.jpg", "b.jpg")
         assert told(table(named, tmp_path / "JPEGImages", Reading(split="val")))["images without XML"] == ("d",)
-        with pytest.raises(UserError, match="train, val"):
-            table(named, tmp_path / "JPEGImages", Reading(split="test"))
+        assert table(named, tmp_path / "JPEGImages", Reading(split="train_aug")).files == ("a.jpg", "c.jpg")
+        with pytest.raises(UserError, match=r"states: train, train_aug, val\)"):
+            table(named, tmp_path / "JPEGImages", Reading(split="cat_train"))
 
 
 def test_ids_of_imagesets_may_hold_blanks_and_marks(tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_a_label_of_nearly_an_images_name_is_named_and_the_image_is_no_backgroun
 
 
 @pytest.mark.parametrize(
+    ("images", "labels"),
+    [("images", "label"), ("image", "label"), ("images/val", "labels/Val"), ("images/val", "labels/valid")],
+)
+def test_folders_of_labels_and_images_that_do_not_fit_are_named(tmp_path: Path, images: str, labels: str) -> None:
+    write(tmp_path, {f"{images}/a.jpg": None, f"{labels}/a.txt": LINE, "data.yaml": "names: [red]"})
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, tmp_path / images)
+    assert f"{labels}/a.txt" in caught.value.message and "a.jpg" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("yaml", "classes"),
     [
         ("base: &b {names: [x]}\n<<: *b\n", ("x",)),
@@ -116,6 +128,7 @@ def test_class_names_of_yaml_are_those_that_are_written(tmp_path: Path, yaml: st
         ({"data.yaml": "names: [a, b]", "images/a.jpeg": None}, "a.jpeg"),
         ({"data.yaml": "names: [a, b]", "images/a.PNG": None}, "a.PNG"),
         ({"data.yaml": "names: [a, b]", "labels/a.txt": "0\\0.5\\0.5\\0.5\\0.5\n"}, "line 1"),
+        ({"data.yaml": "names: [a, b]", "labels/a.txt": "0 0.5 0.5 0.5 0_5\n"}, "line 1"),
     ],
 )
 def test_yolo_that_could_mean_two_things_is_refused(

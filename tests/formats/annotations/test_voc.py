@@ -86,3 +86,17 @@ def test_difficult_objects_are_ignored_and_truncated_ones_are_not() -> None:
     for tag, ignored in (("<difficult>1</difficult>", True), ("<difficult>0</difficult>", False)):
         read = read_voc({"a.xml": xml("a.jpg", box, tag=tag + "<truncated>1</truncated>")}, "f")
         assert read.boxes.ignored.tolist() == [ignored]
+
+
+def test_tags_in_capitals_are_read_and_told() -> None:
+    box = (5, 6, 20, 30)
+    small, capitals = xml("a.jpg", box), xml("b.jpg", box).replace(b"object", b"Object").replace(b"xmin", b"XMin")
+    read = read_voc({"a.xml": small, "b.xml": capitals}, "f")
+    assert read.boxes.entry.tolist() == [0, 1] and read.boxes.xywh[0].tolist() == read.boxes.xywh[1].tolist()
+    assert [note.things for note in read.notes if note.check == "VOC tags"] == [("b.xml",)]
+
+
+@pytest.mark.parametrize("number", ["0_5", "1_0", "\uff11"])
+def test_what_only_python_calls_a_number_is_none(number: str) -> None:
+    raw = xml("a.jpg", (5, 6, 20, 30)).replace(b">5<", f">{number}<".encode())
+    assert str(read_voc({"a.xml": raw}, "f").boxes.xywh[0, 0]) == "nan"
