@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, start
+from jigsaw_pretrain.train.engine.distributed import Ranks, start
 from jigsaw_pretrain.train.engine.optim import autocast, loss_scaler, set_arithmetic
 from jigsaw_pretrain.train.engine.pretraining import (
     OpenSource,
@@ -46,11 +47,11 @@ from jigsaw_pretrain.train.engine.pretraining import (
 )
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.engine.step import COMPILE, MachineOptions
+from jigsaw_pretrain.train.engine.step import MachineOptions
 from jigsaw_pretrain.train.engine.trainer import Trainer
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Compile, Device, Recipe
 
 ON_GPU = ("data.batch=256", "run.precision=bf16")
 TOY = ("model.backbone=resnet18", "data.template_size=64", "data.template_split=32", "data.batch=16")
@@ -153,8 +154,8 @@ def share(times: dict[str, list[float]], of: str, base: str) -> float:
 @click.option("--data", help="A prepped dataset; the sample where none is given.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the recipe; the paper's or a toy one.")
 @click.option("--workers", type=click.IntRange(min=0), help="Data processes; default one less than there are cores.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
-@click.option("--compile", "compiling", default="auto", show_default=True, type=click.Choice(COMPILE))
+@click.option("--device", default="auto", show_default=True, type=click.Choice(choices(Device)))
+@click.option("--compile", "compiling", default="auto", show_default=True, type=click.Choice(choices(Compile)))
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--block", default=10, show_default=True, help="Steps in a turn.")
 def main(

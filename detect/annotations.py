@@ -12,7 +12,7 @@ detection that lies on one counts neither for nor against the detector.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import KINDS, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
 from jigsaw_pretrain.formats.images.source import ImageSource
@@ -75,6 +75,14 @@ class GroundTruth:
         """The share of the trainable boxes that come with a segmentation, 0 to 1 (1 where there is no box)."""
         given = [one is not None for record in self.images for one in record.segmentations]
         return sum(given) / len(given) if given else 1.0
+
+
+def check_places(annotations: str, images: str | None, option: str = "--annotations") -> None:
+    """Raise UserError where a local path of a dataset is not there, at once; a URL is looked at when it is read."""
+    if "://" not in annotations and not Path(annotations).exists():
+        raise UserError(f"{annotations}: no such file or folder. Name the annotations with {option}: {KINDS}.")
+    if images is not None:
+        ImageSource(images).check()
 
 
 def read_ground_truth(annotations: str, images: str | None, reading: Reading | None = None) -> GroundTruth:

@@ -43,6 +43,9 @@ Schedule = Literal["1x", "2x", "3x", "6x"]
 
 DetectorPrecision = Literal["fp32", "bf16"]
 
+CONFIG = "config.json"
+"""In a run's folder, what the run is, its recipe first of all (run.py)."""
+
 COCO_IMAGES = 118_287
 COCO_SHORT_SIDE = 480
 COCO_BATCH = 16

@@ -18,7 +18,7 @@ from torch import nn
 from jigsaw_pretrain.config import Count, CountOrZero, Number, Positive, PositiveOrZero
 from jigsaw_pretrain.detect.models import backbone, detectors
 from jigsaw_pretrain.detect.models.backbone import norm_layer
-from jigsaw_pretrain.detect.recipe import DetectorNorm, DetectorRecipe, ScaledRecipe
+from jigsaw_pretrain.detect.recipe import CONFIG, DetectorNorm, DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
@@ -27,7 +27,6 @@ from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import check_state, load_tensors
 from jigsaw_pretrain.train.recipe import MEAN, STD
 
-CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 DETECTOR = "detector.pth"

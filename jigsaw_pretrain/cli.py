@@ -27,6 +27,16 @@ from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError
 from jigsaw_pretrain.storage import redacted
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of torchrun's, or alone; known before torch is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started all ranks anew after a failure, with the same command line: then a run resumes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 class _Echo(logging.Handler):
     """Shows what this project's modules log on standard error; of several ranks only the first tells what is no error.
 
@@ -34,7 +44,7 @@ class _Echo(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR and os.environ.get("RANK", "0") != "0":
+        if record.levelno < logging.ERROR and not is_first_rank():
             return
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         click.echo(redacted(level + record.getMessage()), err=True)
@@ -106,7 +116,7 @@ class Command(click.Command):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             # Here, because click itself would make it "Aborted!" and status 1.
-            if os.environ.get("RANK", "0") == "0":
+            if is_first_rank():
                 told = error.message if isinstance(error, Interrupted) else "stopped before the end"
                 click.echo(redacted(told), err=True)
             sys.exit(Interrupted.exit_code)

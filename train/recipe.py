@@ -41,6 +41,13 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 Optimizer = Literal["sgd", "adamw"]
 
+Device = Literal["auto", "cpu", "cuda"]
+"""Of a process; like Compile no key of a recipe, but stated without torch, which command lines wait for as late as can
+be."""
+
+Compile = Literal["auto", "on", "off"]
+"""When torch.compile is used; auto: on GPUs."""
+
 PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 Channels = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1)]

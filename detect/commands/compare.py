@@ -5,6 +5,7 @@ machine lent for ten minutes at a time will do (--budget). Table 3's comparison 
 bench/quality.py and `make compare` run it at sizes that end.
 """
 
+import logging
 from pathlib import Path
 
 import click
@@ -12,11 +13,13 @@ import click
 from jigsaw_pretrain import detect
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.config import as_number
-from jigsaw_pretrain.detect.comparison.arms import ARMS
-from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
-from jigsaw_pretrain.detect.comparison.results import read_result
+from jigsaw_pretrain.detect.annotations import check_places
+from jigsaw_pretrain.detect.commands import options
+from jigsaw_pretrain.detect.comparison.arms import ARMS, choose
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.distributed import DEVICES
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -47,7 +50,7 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 @click.option("--budget", type=click.FloatRange(min=0), help="Stop after this many seconds; call again to continue.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
 @click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
 def compare(
     runs: tuple[Path, ...],
     out: Path | None,
@@ -71,6 +74,9 @@ def compare(
 ) -> None:
     """Tabulate RUNs, or (with --out and the data's options) run and tabulate a whole comparison."""
     if runs:
+        from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
+        from jigsaw_pretrain.detect.comparison.results import read_result
+
         found = [read_result(run) for run in runs]
         if out is not None:
             click.echo(write_report(out, found))
@@ -88,6 +94,12 @@ def compare(
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
         raise UserError(f"a comparison needs {', '.join(missing)}; or name finished RUNs to tabulate")
+    swept = _rates(rates)
+    check_places(str(annotations), images)
+    check_places(str(val_annotations), val_images, "--val-annotations")
+    open_dataset(str(data))
+    chosen = choose(arms, imagenet)
+    logger.info("%s; loading torch", ", ".join(arm.name for arm in chosen))
     detect.compare(
         out,
         annotations=str(annotations),
@@ -97,7 +109,7 @@ def compare(
         data=str(data),
         arms=arms,
         seeds=seeds,
-        rates=_rates(rates),
+        rates=swept,
         recipe=recipe,
         settings=sets,
         pretrain_recipe=pretrain_recipe,

@@ -5,17 +5,19 @@ GPU. Writes results.json, ap.json and page.html where told (a run's folder by de
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from jigsaw_pretrain import detect
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.detect.coco_eval import STATS, Score
+from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
-from jigsaw_pretrain.detect.report import percent, write_page
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, start
+
+if TYPE_CHECKING:
+    from jigsaw_pretrain.detect.coco_eval import Score
 
 
 @click.command("eval", cls=Command)
@@ -34,7 +36,7 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES, rank_zero_errors, 
     "--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="Kind of --results."
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
 def evaluate(
     run: str | None,
     results: Path | None,
@@ -48,12 +50,21 @@ def evaluate(
     device: str,
 ) -> None:
     """AP by size and class of a run or of a results file."""
+    if (run is None) == (results is None):
+        raise UserError("give either --run RUN or --results FILE")
+    if results is not None and annotations is None:
+        raise UserError(f"{results} is scored against ground truth: give --annotations FILE")
+    if run is not None:
+        options.check_weights(run, "--run")
+    if annotations is not None:
+        check_places(annotations, images)
+
+    from jigsaw_pretrain.detect.report import write_page
+    from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
+
     with rank_zero_errors():
-        if (run is None) == (results is None):
-            raise UserError("give either --run RUN or --results FILE")
         if results is not None:
-            if annotations is None:
-                raise UserError(f"{results} is scored against ground truth: give --annotations FILE")
+            assert annotations is not None
             scored = detect.evaluate_results(results, annotations, images, reading=reading, kind=kind, out=out)
             click.echo(table(scored))
             return
@@ -75,8 +86,11 @@ def evaluate(
             ranks.log_rank_zero("masks\n" + table(found.masks))
 
 
-def table(found: Score) -> str:
+def table(found: "Score") -> str:
     """AP by size and class as text, in hundredths."""
+    from jigsaw_pretrain.detect.coco_eval import STATS
+    from jigsaw_pretrain.detect.report import percent
+
     lines = ["  ".join(f"{name} {percent(found.stats[name])}" for name in STATS)]
     width = max((len(name) for name in found.classes), default=0)
     for name, one in found.classes.items():

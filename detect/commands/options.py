@@ -2,11 +2,17 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.train.recipe import Device
+
+DEVICES = choices(Device)
 
 _exif = click.option(
     "--exif",
@@ -46,3 +52,9 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*words, reading=Reading(exif, ignored, split, voc_origin), **others)
 
     return with_reading
+
+
+def check_weights(file: str, option: str) -> None:
+    """Raise UserError where no weights file and no run's folder of that name is there; a URL is looked at later."""
+    if "://" not in file and not Path(file).exists():
+        raise UserError(f"{option} {file} is not there: name a weights file or the folder of a run")

@@ -4,16 +4,19 @@ A run is resumed with --resume and is then bit for bit the undisturbed one on a 
 the same step. How the recipe was fitted to the dataset is printed before the first step (detect/recipe.py).
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
 from jigsaw_pretrain import detect
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted
 from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.detect.recipe import (
+    CONFIG,
     DetectorName,
     DetectorNorm,
     DetectorPrecision,
@@ -21,10 +24,11 @@ from jigsaw_pretrain.detect.recipe import (
     Freeze,
     Schedule,
 )
-from jigsaw_pretrain.detect.report import write_page
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.train.engine.distributed import DEVICES, is_restarted, rank_zero_errors
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
+from jigsaw_pretrain.train.engine.run_folder import continues, open_run_folder
+
+logger = logging.getLogger(__name__)
 
 SHORT = {
     "model": "model.name",
@@ -74,7 +78,7 @@ SHORT = {
     "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key of the recipe; repeatable."
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
 @click.option("--stop-after", type=click.IntRange(1), help="Stop at this step; the schedule stays as it is.")
 @click.option(
@@ -107,19 +111,37 @@ def train(
     takes --run for its own --run-path. Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0.
     Continue with --resume.
     """
+    resume = resume or is_restarted()
+    sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
+    chosen = DetectorRecipe.load(recipe, sets)
+    if is_first_rank():
+        # What can be refused is, before torch is imported: that takes seconds.
+        wanted(log)
+        check_places(annotations, images)
+        if val_annotations is not None:
+            check_places(val_annotations, val_images, "--val-annotations")
+        if init != "scratch":
+            options.check_weights(init, "--init")
+        folder = open_run_folder(run, CONFIG)
+        if folder.remote is None:
+            continues(folder, resume)
+        logger.info("%s from %s; loading torch", chosen.model.name, init)
+
+    from jigsaw_pretrain.detect.report import write_page
+    from jigsaw_pretrain.train.engine.distributed import rank_zero_errors
+
     with rank_zero_errors():
-        sets += tuple(f"{SHORT[name]}={value}" for name, value in shortcuts.items() if value is not None)
         detect.train(
             annotations,
             images,
             run,
-            DetectorRecipe.load(recipe, sets),
+            chosen,
             val_annotations=val_annotations,
             val_images=val_images,
             val_split=val_split,
             init=init,
             reading=reading,
-            resume=resume or is_restarted(),
+            resume=resume,
             stop_after=stop_after,
             workers=workers,
             device=device,

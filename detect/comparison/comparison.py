@@ -19,6 +19,7 @@ from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.recipe import Recipe
 
@@ -132,7 +133,7 @@ def compare(
         chosen,
     )
     comparison.prepare()
-    if not comparison.run(TaskRunner(budget, gpus)):
+    if not comparison.run(TaskRunner(budget, gpus, comparison.trainings)):
         log.info("stopped before the end; the same call continues %s", out)
     return comparison.results()
 
@@ -144,15 +145,16 @@ class Comparison:
         self.folder, self.settings, self.arms = folder, settings, list(arms)
 
     def prepare(self) -> None:
-        """Note the settings; raises UserError where the folder holds another comparison (other arms may be added).
+        """Check every arm's settings and note them, before the first one trains.
 
-        Likewise for an arm with a neck and a detector without a pyramid.
+        Raises UserError for settings that an arm cannot have, and where the folder holds another comparison (other arms
+        may be added).
         """
         for arm in self.arms:
-            if arm.has_neck and (model := self._detector(arm).model.name) == "faster-rcnn-c4":
-                raise UserError(
-                    f"--arms {arm.name}: {model} has no pyramid for a neck's weights: --set model.name=faster-rcnn-fpn"
-                )
+            try:
+                self._check(arm)
+            except UserError as error:
+                raise UserError(f"--arms {arm.name}: {error.message}") from error
         path = self.folder / SETTINGS
         values = json.loads(json.dumps(asdict(self.settings)))
         definitions = json.loads(json.dumps({arm.name: arm.to_dict() for arm in self.arms}))
@@ -177,6 +179,33 @@ class Comparison:
         values["definitions"] = definitions
         self.folder.mkdir(parents=True, exist_ok=True)
         Storage(self.folder).publish(SETTINGS, json.dumps(values, indent=2).encode() + b"\n")
+
+    def _check(self, arm: Arm) -> None:
+        """Raise UserError for what an arm's trainings would refuse, as far as its settings say it."""
+        detector = self._detector(arm).model
+        if arm.has_neck and detector.name == "faster-rcnn-c4":
+            raise UserError(f"{detector.name} has no pyramid for a neck's weights: --set model.name=faster-rcnn-fpn")
+        if arm.weights is not None and not arm.weights.exists():
+            raise UserError(f"{arm.weights} is not there: name a weights file")
+        if arm.pretrain is None:
+            return
+        if arm.data is not None:
+            open_dataset(arm.data)
+        trained = Recipe.load(*self._pretraining(arm)).model.backbone
+        if trained != detector.backbone and not detector.partial:
+            raise UserError(
+                f"the pre-training is of {trained} and the detector of {detector.backbone}: give both one "
+                "model.backbone, with --pretrain-set and --set"
+            )
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings the comparison consists of."""
+        names = {arm.name for arm in self.arms}
+        pretrainings = {arm.pretraining(self.arms) for arm in self.arms if arm.pretrain is not None}
+        detectors = len(names) + ({SCRATCH, JIGSAW} <= names)
+        swept = len(self.settings.rates) if len(self.settings.rates) > 1 else 0
+        return (len(pretrainings) + detectors) * len(self.settings.seeds) + len(names) * swept
 
     def run(self, runner: TaskRunner) -> bool:
         """Run what is not done; False where time ran out. The report is written in any case.
@@ -250,19 +279,26 @@ class Comparison:
         seed = settings.seeds[0] if seed == SWEEP_SEED else seed
         folder = self.folder / "pretrain" / name / f"seed-{seed}"
         arguments = ["pretrain", "--data", arm.data or settings.data, "--run", str(folder), "--resume"]
-        if recipe := arm.pretrain_recipe or settings.pretrain_recipe:
+        recipe, sets = self._pretraining(arm)
+        if recipe is not None:
             arguments += ["--recipe", recipe]
-        # A detector takes a neck of its own width only.
-        width = (f"model.neck_channels={self._detector(arm).model.neck_channels}",) if arm.has_neck else ()
-        steps: tuple[str, ...] = ()
-        if arm.pretrain_steps != 1:
-            whole = Recipe.load(recipe, (*settings.pretrain_sets, *arm.pretrain)).optim.steps
-            steps = (f"optim.steps={max(1, round(arm.pretrain_steps * whole))}",)
-        for item in (*settings.pretrain_sets, *arm.pretrain, *width, *steps, f"data.seed={seed}"):
+        for item in (*sets, f"data.seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         runner.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
         return str(folder)
+
+    def _pretraining(self, arm: Arm) -> tuple[str | None, tuple[str, ...]]:
+        """The recipe of an arm's pre-training and the settings over it, without the seed."""
+        settings = self.settings
+        recipe, sets = arm.pretrain_recipe or settings.pretrain_recipe, (*settings.pretrain_sets, *(arm.pretrain or ()))
+        if arm.has_neck:
+            # A detector takes a neck of its own width only.
+            sets += (f"model.neck_channels={self._detector(arm).model.neck_channels}",)
+        if arm.pretrain_steps != 1:
+            whole = Recipe.load(recipe, sets).optim.steps
+            sets += (f"optim.steps={max(1, round(arm.pretrain_steps * whole))}",)
+        return recipe, sets
 
     def _detector(self, arm: Arm) -> DetectorRecipe:
         """An arm's recipe of the detector."""

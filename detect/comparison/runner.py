@@ -5,12 +5,16 @@ continued by calling it again: a training is done when the file that it writes l
 since their seconds are part of the result.
 """
 
+import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.engine.distributed import StopRequest
@@ -19,6 +23,9 @@ log = logging.getLogger(__name__)
 
 GRACE = 120.0
 """Seconds that a training has for its checkpoint before it is killed."""
+
+TOLD_EVERY = 60.0
+"""Seconds between lines about a training's progress, where there is no terminal."""
 
 
 class OutOfTime(Exception):
@@ -42,26 +49,32 @@ class Task:
 
 
 class TaskRunner:
-    """Runs tasks until ``budget`` seconds are spent (None for no limit)."""
+    """Runs tasks until ``budget`` seconds are spent (None for no limit), telling which it is of ``total``.
 
-    def __init__(self, budget: float | None, gpus: int) -> None:
+    What a training logs of its progress is told too: a moving line on a terminal, elsewhere a line now and then.
+    """
+
+    def __init__(self, budget: float | None, gpus: int, total: int | None = None) -> None:
         self._until = None if budget is None else time.monotonic() + budget
-        self._gpus = gpus
+        self._gpus, self._total = gpus, total
+        self._begun: set[Path] = set()
 
     def run(self, task: Task) -> None:
         """Run a task to its end unless it is done; raises OutOfTime, Interrupted, or UserError where it fails."""
+        self._begun.add(task.folder)
         if task.done:
             return
         left = None if self._until is None else self._until - time.monotonic()
         if left is not None and left <= 0:
             raise OutOfTime
         task.folder.mkdir(parents=True, exist_ok=True)
-        log.info("== %s", task.name)
+        place = f"{len(self._begun)} of {self._total}" if self._total else f"{len(self._begun)}"
+        log.info("training %s: %s", place, task.name)
         answer = "stopping, once the training under way has saved"
         with StopRequest(answer) as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
             process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT)
             try:
-                interrupted = self._wait(process, stop)
+                interrupted = self._wait(process, stop, task.name, Path(file.name))
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -81,17 +94,37 @@ class TaskRunner:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self._gpus), "-m", "--"]
         return [*command, task.module, *task.arguments]
 
-    def _wait(self, process: "subprocess.Popen[bytes]", stop: StopRequest) -> bool:
-        """Wait for the process; True where it had to be stopped early (it then saves a checkpoint)."""
-        while process.poll() is None:
-            over = self._until is not None and time.monotonic() > self._until
-            if over or stop.name:
-                process.terminate()
-                try:
-                    process.wait(GRACE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                return True
-            time.sleep(0.2)
+    def _wait(self, process: "subprocess.Popen[bytes]", stop: StopRequest, name: str, file: Path) -> bool:
+        """Wait for the process; True where it had to be stopped early (it then saves a checkpoint).
+
+        name, file: of the training, and what it logs to.
+        """
+        console, told, shown = Console(), time.monotonic(), ""
+        moving = console.status(name) if console.is_terminal else None
+        with moving or contextlib.nullcontext():
+            while process.poll() is None:
+                over = self._until is not None and time.monotonic() > self._until
+                if over or stop.name:
+                    process.terminate()
+                    try:
+                        process.wait(GRACE)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+                    return True
+                time.sleep(0.2)
+                line = _progress(file)
+                if moving is not None and line:
+                    moving.update(f"{name}: {line}")
+                elif line != shown and time.monotonic() - told >= TOLD_EVERY:
+                    told, shown = time.monotonic(), line
+                    log.info("%s: %s", name, line)
         return False
+
+
+def _progress(file: Path) -> str:
+    """The newest line of progress in a training's log; empty where there is none among the last."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
+        lines = stream.read().decode(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith("step ")), "")

@@ -47,7 +47,7 @@ def tiny_weights(tiny_data: Path) -> Path:
 @pytest.fixture()
 def plain_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their page, whose drawing takes most of a tiny run's time."""
-    monkeypatch.setattr("jigsaw_pretrain.detect.commands.train.write_page", lambda *_: None)
+    monkeypatch.setattr("jigsaw_pretrain.detect.report.write_page", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

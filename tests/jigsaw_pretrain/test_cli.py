@@ -104,6 +104,34 @@ def test_a_users_file_in_the_working_folder_does_not_take_a_librarys_place(stage
     assert shown.returncode == 0 and "Commands" in shown.stdout, shown.stderr
 
 
+def test_a_wrong_path_is_told_without_torch() -> None:
+    """Which takes seconds to import."""
+    script = """
+import sys
+from jigsaw_pretrain.errors import UserError
+for stage, words in COMMANDS:
+    module = __import__(f"jigsaw_pretrain.{stage}.cli", fromlist=["main"])
+    try:
+        module.main(words.split(), standalone_mode=False)
+    except UserError as error:
+        print("/none" in error.message, "torch" in sys.modules, words)
+"""
+    data, held_out = "--annotations /none.json --images /", "--val-annotations /none.json --val-images /"
+    commands = [
+        ("train", "pretrain --data /none --run r"),
+        ("train", "estimate --data /none"),
+        ("train", "evaluate --run /none --data /"),
+        ("train", "probe --run /none --data /"),
+        ("detect", f"train {data} --run r"),
+        ("detect", "eval --run /none"),
+        ("detect", f"compare --out o --data / {data} {held_out}"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("COMMANDS", repr(commands))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"True False {words}" for _, words in commands], done.stderr
+
+
 def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command(cls=Command)
     def speak() -> None:

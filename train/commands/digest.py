@@ -35,9 +35,10 @@ def digest(
     Only the recipe's section `data` decides the lines. A run writes its own with `pretrain --log-digest`.
     """
     access = read_options_from(**access_settings)
+    dataset, chosen = access.open_dataset(data), jp.Recipe.load(recipe, settings)
     for line in jp.digest(
-        access.open_dataset(data),
-        jp.Recipe.load(recipe, settings).data,
+        dataset,
+        chosen.data,
         steps=steps,
         first=from_step,
         world=world,

@@ -3,16 +3,19 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, is_first_rank
+from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, rank_zero_errors, start
-from jigsaw_pretrain.train.engine.step import COMPILE
+from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.recipe import Compile, Recipe
+
+if TYPE_CHECKING:
+    from jigsaw_pretrain.train.engine.distributed import Ranks
 
 
 @click.command(cls=Command)
@@ -23,7 +26,11 @@ from jigsaw_pretrain.train.engine.step import COMPILE
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
 @click.option(
-    "--compile", "compiling", default="auto", type=click.Choice(COMPILE), help="Use torch.compile; auto: on GPUs."
+    "--compile",
+    "compiling",
+    default="auto",
+    type=click.Choice(choices(Compile)),
+    help="Use torch.compile; auto: on GPUs.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
@@ -40,9 +47,16 @@ def estimate(
     **access_settings: Any,
 ) -> None:
     """Time some steps of a recipe, and forecast what the whole run costs and what limits it."""
+    access = read_options_from(**access_settings)
+    if is_first_rank():
+        # What torch is not needed for, which takes seconds to import.
+        access.open_dataset(data)
+        Recipe.load(recipe, settings)
+
+    from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
+
     with rank_zero_errors():
         ranks = start(device)
-        access = read_options_from(**access_settings)
         dataset = ranks.run_on_all(lambda: access.open_dataset(data))
         found = jp.estimate(
             dataset,
@@ -60,7 +74,7 @@ def estimate(
             publish_locally(json_file, (json.dumps(figures, indent=2) + "\n").encode())
 
 
-def _say(ranks: Ranks, estimated: jp.Estimate, workers: int) -> None:
+def _say(ranks: "Ranks", estimated: "jp.Estimate", workers: int) -> None:
     recipe, costs, found = estimated.recipe, estimated.costs, estimated.forecast
     kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
     ranks.log_rank_zero(

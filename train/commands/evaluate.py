@@ -11,9 +11,7 @@ from rich.table import Table
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import own_backbone, read_options, read_options_from
-from jigsaw_pretrain.train.engine.distributed import DEVICES
-from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS
+from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backbone, read_options, read_options_from
 
 
 @click.command(cls=Command)
@@ -23,9 +21,7 @@ from jigsaw_pretrain.train.evaluate import MOST_JIGSAWS
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
-@click.option(
-    "--jigsaws", type=click.IntRange(min=1), help=f"Number of jigsaws. [default: one pass, at most {MOST_JIGSAWS}]"
-)
+@click.option("--jigsaws", type=click.IntRange(min=1), help="Number of jigsaws. [default: one pass, at most 4,096]")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Jigsaws per forward pass.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes.")
 @read_options
@@ -42,9 +38,9 @@ def evaluate(
 ) -> None:
     """Print accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
     access = read_options_from(**access_settings)
-    report = jp.evaluate(
-        run, access.open_dataset(data), jigsaws=jigsaws, batch=batch, workers=workers, device=device, access=access
-    )
+    check_run(run)
+    dataset = access.open_dataset(data)
+    report = jp.evaluate(run, dataset, jigsaws=jigsaws, batch=batch, workers=workers, device=device, access=access)
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

@@ -7,7 +7,7 @@ import click
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.train.engine.distributed import DEVICES
+from jigsaw_pretrain.train.commands.options import DEVICES
 from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 
 

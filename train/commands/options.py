@@ -7,8 +7,13 @@ from typing import Any, TypeVar
 import click
 
 from jigsaw_pretrain.cli import ByteCount
+from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_cache
+from jigsaw_pretrain.train.engine.run_folder import open_run_folder, read_description
+from jigsaw_pretrain.train.recipe import Device
+
+DEVICES = choices(Device)
 
 RECIPE = "TOML file, or a recipe that comes with the program: sample, paper-r50. [default: the paper's]"
 
@@ -32,6 +37,13 @@ def recipe_options(command: F) -> F:
         help="Override one key of the recipe; repeatable.",
     )
     return file(settings(command))
+
+
+def check_run(run: str) -> None:
+    """Raise UserError where a local folder holds no run, before torch is imported; a URL is looked at later."""
+    folder = open_run_folder(run)
+    if folder.remote is None:
+        read_description(folder)
 
 
 def read_options(command: F) -> F:

@@ -1,19 +1,26 @@
-"""`pretrain`: from a prepped dataset to a backbone, alone or under torchrun."""
+"""`pretrain`: from a prepped dataset to a backbone, alone or under torchrun.
 
+What the user named is checked, and a first line printed, before torch is imported, which takes seconds.
+"""
+
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted
 from jigsaw_pretrain.config import choices
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
-from jigsaw_pretrain.train.engine.distributed import DEVICES, Ranks, is_restarted, rank_zero_errors, start
-from jigsaw_pretrain.train.engine.loggers import NAMES
-from jigsaw_pretrain.train.engine.run_folder import open_run_folder
-from jigsaw_pretrain.train.engine.step import COMPILE
-from jigsaw_pretrain.train.recipe import Balance, Neck
+from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
+from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder
+from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
+
+if TYPE_CHECKING:
+    from jigsaw_pretrain.train.engine.distributed import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -41,7 +48,7 @@ from jigsaw_pretrain.train.recipe import Balance, Neck
     "compiling",
     default="auto",
     show_default=True,
-    type=click.Choice(COMPILE),
+    type=click.Choice(choices(Compile)),
     help="Use torch.compile; auto: on GPUs.",
 )
 @click.option("--deterministic", is_flag=True, help="Same bits on the same GPU every time, or an error; slower.")
@@ -79,11 +86,27 @@ def pretrain(
     The two dashes keep torchrun from taking --run for an option of its own.
     Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0. Continue with --resume.
     """
+    access = read_options_from(**access_settings)
+    settings += (f"data.balance={balance}",) if balance else ()
+    settings += (f"model.neck={neck}",) if neck else ()
+    resume = resume or is_restarted()
+    if is_first_rank():
+        wanted(log)
+        folder, given = open_run_folder(run), access.open_dataset(data)
+        if val_data:
+            access.open_dataset(val_data)
+        # At a URL only what has been fetched tells it, which all ranks wait for.
+        if folder.remote is None:
+            choose_recipe(folder, recipe, settings, resume, given)
+        else:
+            Recipe.load(recipe, settings)
+        crops = sum(shard.crops for shard in given.shards)
+        logger.info("%s: %s crops of %s classes; loading torch", data, f"{crops:,}", f"{len(given.classes):,}")
+
+    from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
+
     with rank_zero_errors():
         ranks = start(device)
-        access = read_options_from(**access_settings)
-        settings += (f"data.balance={balance}",) if balance else ()
-        settings += (f"model.neck={neck}",) if neck else ()
         dataset = ranks.run_on_all(lambda: access.open_dataset(data))
         held_out = ranks.run_on_all(lambda: access.open_dataset(val_data) if val_data else None)
         jp.pretrain(
@@ -91,7 +114,7 @@ def pretrain(
             run,
             recipe,
             settings,
-            resume=resume or is_restarted(),
+            resume=resume,
             stop_after=stop_after,
             workers=workers,
             device=device,
@@ -110,7 +133,7 @@ def pretrain(
             _tell_next(ranks, run)
 
 
-def _tell_next(ranks: Ranks, run: str) -> None:
+def _tell_next(ranks: "Ranks", run: str) -> None:
     """What to do with a finished run."""
     ranks.log_rank_zero(f"check: jigsaw-train evaluate --run {run} --data OUT2 (of images that the run has not seen)")
     export = f"jigsaw-train export --run {run} --to torchvision --out backbone.pth"

@@ -11,8 +11,7 @@ from rich.table import Table
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import own_backbone
-from jigsaw_pretrain.train.engine.distributed import DEVICES
+from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backbone
 
 
 @click.command(cls=Command)
@@ -29,7 +28,9 @@ from jigsaw_pretrain.train.engine.distributed import DEVICES
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to run on.")
 def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | None, device: str) -> None:
     """Fit a linear probe on features of held-out crops, of the run and of a randomly initialised backbone."""
-    report = jp.probe(run, jp.open_dataset(data), crops=crops, side=side, device=device)
+    check_run(str(run))
+    dataset = jp.open_dataset(data)
+    report = jp.probe(run, dataset, crops=crops, side=side, device=device)
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

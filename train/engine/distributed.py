@@ -42,8 +42,6 @@ _LOST = re.compile(
 )
 """What gloo and NCCL say where a rank has died."""
 
-DEVICES = ("auto", "cpu", "cuda")
-
 _SYNC = "forward_sync_buffers"
 """The name that torch 2.13 gives what was broadcast_buffers, which it warns of."""
 
@@ -166,11 +164,6 @@ def start(device: str = "auto") -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=_own_store(rank, world), rank=rank, world_size=world)
     return Ranks(rank, world, chosen)
-
-
-def is_restarted() -> bool:
-    """Whether torchrun has started all ranks anew after a failure, with the same command line: then a run resumes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:

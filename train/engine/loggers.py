@@ -8,23 +8,25 @@ them: what counts is in the run folder, and a resumed run goes on there.
 
 import importlib.util
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Column
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.metrics import Row
+
+if TYPE_CHECKING:
+    from jigsaw_pretrain.train.engine.metrics import Row
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 
@@ -133,7 +135,7 @@ class Loggers:
     def __init__(self, names: Sequence[str], run: Path, first_step: int, recipe: dict[str, Any]) -> None:
         self._loggers: list[Logger] = [_MAKERS[name](run, first_step, recipe) for name in names]
 
-    def rows(self, rows: Sequence[Row]) -> None:
+    def rows(self, rows: Sequence["Row"]) -> None:
         """Note rows of metrics."""
         for row in rows:
             step, values = row["step"], dict(_scalars(row))
@@ -204,7 +206,7 @@ class ProgressLine:
         if self._rich:
             self._rich.stop()
 
-    def show(self, rows: list[Row]) -> None:
+    def show(self, rows: list["Row"]) -> None:
         """Show where the run is after these steps."""
         if not self._visible or not rows:
             return
@@ -226,7 +228,7 @@ class ProgressLine:
         return f", {left} left" if left < timedelta(hours=12) else f", ends {end:%a %d %b %H:%M}"
 
 
-def figures(rows: Sequence[Row]) -> str:
+def figures(rows: Sequence["Row"]) -> str:
     """Loss and accuracy averaged over the rows, the last one's speed, waiting share and rate, and the GPU memory used.
 
     What is asked for most comes first.
@@ -238,7 +240,9 @@ def figures(rows: Sequence[Row]) -> str:
         shares = [share for row in rows for share in row["accuracy"].values()]
         parts.append(f"accuracy {sum(shares) / len(shares):.1%}")
     parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.4g}"]
-    if torch.cuda.is_initialized():
+    # Imported by whoever has a GPU's memory to tell of; the names of the loggers are had without it.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if skipped := sum(row.get("skipped", False) for row in rows):
         parts.append(f"{skipped} steps skipped")

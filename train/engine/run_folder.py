@@ -15,6 +15,8 @@ training goes on. A lost machine then loses the steps since the last checkpoint 
 (ResNet-50: 190 MB) that takes longer than the steps between two checkpoints holds the next one up, so choose
 run.checkpoint_every by it.
 Prefer a local folder with a copying job beside it where the store is slow; a mounted network folder needs none of this.
+
+Importing this module imports no torch, which takes seconds: what a user named wrongly is told before.
 """
 
 import contextlib
@@ -42,8 +44,6 @@ from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, inside, open_store, redacted
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.engine.checkpoint import check_fits, list_checkpoints, newest_checkpoint, read_checkpoint
-from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
 
 FORMAT_VERSION = 1
@@ -139,7 +139,8 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a run's first step was taken here."""
-        return self.description.exists() or bool(list_checkpoints(self.checkpoints))
+        checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return self.description.exists() or any(_CHECKPOINT.fullmatch(path.name) for path in checkpoints)
 
     def read_apart(self) -> None:
         """Have what lies at a URL in a folder of this process: a run may be training in the one that it stages."""
@@ -317,6 +318,9 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
 
     Raises UserError where there is no run or no checkpoint yet.
     """
+    from jigsaw_pretrain.train.engine.checkpoint import check_fits, newest_checkpoint
+    from jigsaw_pretrain.train.engine.state import build_model
+
     folder.read_apart()
     description = read_description(folder)
     recipe = Recipe.from_dict(description["recipe"], str(folder.description))
@@ -360,6 +364,8 @@ class RemoteRunFolder:
 
         Raises UserError where another process of this machine trains the run.
         """
+        from jigsaw_pretrain.train.engine import checkpoint
+
         try:
             if self._apart is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -380,7 +386,7 @@ class RemoteRunFolder:
         for name in names:
             self.fetch_checkpoint(name)
             try:
-                read_checkpoint(self.path / "checkpoints" / name)
+                checkpoint.read_checkpoint(self.path / "checkpoints" / name)
                 break
             except UserError:
                 # Passed over for the one before; what is damaged there is damaged here, and said by who reads it.
@@ -411,7 +417,9 @@ class RemoteRunFolder:
             if self._pushed.get(name) != state:
                 self._put(name, (self.path / name).read_bytes())
                 self._pushed[name] = state
-        kept = [path.name for _, path in list_checkpoints(self.path / "checkpoints")]
+        from jigsaw_pretrain.train.engine import checkpoint
+
+        kept = [path.name for _, path in checkpoint.list_checkpoints(self.path / "checkpoints")]
         if not kept or self._pushed.get(NEWEST) == (int(kept[-1][5:-3]), 0):
             return
         self._put(NEWEST, kept[-1].encode())

@@ -36,8 +36,6 @@ from jigsaw_pretrain.train.engine.state import State
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import Recipe
 
-COMPILE = ("auto", "on", "off")
-
 BACKEND: Any = "inductor"
 """Of torch.compile."""
 
@@ -46,7 +44,7 @@ BACKEND: Any = "inductor"
 class MachineOptions:
     """How a run uses its machine.
 
-    compile: one of COMPILE, auto being on for GPUs. deterministic: the same bits each time, or an error.
+    compile: a recipe.Compile. deterministic: the same bits each time, or an error.
     """
 
     compile: str = "auto"
