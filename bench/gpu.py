@@ -38,6 +38,7 @@ import jigsaw_pretrain as jp
 from bench.sample import draw, prep
 from bench.timing import RESULTS, Goal
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.train.data.device import DeviceCopies
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint
 from jigsaw_pretrain.train.engine.distributed import start
 from jigsaw_pretrain.train.engine.optim import arithmetic
@@ -191,11 +192,12 @@ def ring(place: Place) -> dict[str, Any]:
     expected = [digest_of(batch.images) for batch in plain]
     plain.close()
     kept: list[Tensor] = []
-    with place.task(job, steps) as (task, batches):
+    to_device = DeviceCopies(job.ranks.device, job.ranks.streams)
+    with place.task(job, steps) as (_, batches):
         for batch in batches:
             if place.on_gpu:
                 torch.cuda._sleep(50_000_000)
-            images, _ = task._moved(batch)
+            (images,), _ = to_device(batch.images)
             kept.append(images.clone())
     wrong = [nth for nth, (one, sha) in enumerate(zip(kept, expected, strict=True)) if digest_of(one.cpu()) != sha]
     expect(not wrong, f"batches {wrong} arrived with other pixels")

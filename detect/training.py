@@ -298,6 +298,7 @@ class DetectorTask:
         set_rate(self._optimizer, rate)
         offset, scale = label_offset(recipe.model.name), self.config.pixels.full_scale
         pairs = [to_device(sample, device, offset, scale) for sample in batch]
+        arrived = None if self.ranks.streams is None else self.ranks.streams.event()
         self._optimizer.zero_grad(set_to_none=True)
         counter = FlopCounterMode(display=False) if self.flops is None else None
         with counter or contextlib.nullcontext():
@@ -314,7 +315,8 @@ class DetectorTask:
                 [one for one in self.model.parameters() if one.requires_grad], recipe.optim.clip_norm
             )
         self._optimizer.step()
-        return StepMetrics({name: losses[name] * len(batch) for name in sorted(losses)}, len(batch), rate)
+        sums = {name: losses[name] * len(batch) for name in sorted(losses)}
+        return StepMetrics(sums, len(batch), rate, arrived=arrived)
 
     def rows(self, window: WindowMetrics) -> list[Row]:
         """One row per window: the mean of each loss and their sum, the speed, and ``seconds`` so far."""

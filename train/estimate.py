@@ -29,15 +29,15 @@ WARM = 5
 """Steps before the timed ones, in which caches and the loader's queue fill."""
 
 SLOW = 0.1
-"""Share of a step from which waiting or copying is said to limit it."""
+"""Share of a step from which waiting is said to limit it."""
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds on this machine.
 
-    start: compiling included. step: of which wait are spent waiting for data. copy: of a batch to the device. refresh:
-    of the ERF table. save: of a checkpoint.
+    start: compiling included. step: of which the device waits for data for so long. copy: of a batch to the device,
+    which is hidden where it computes meanwhile. refresh: of the ERF table. save: of a checkpoint.
     """
 
     start: float
@@ -67,9 +67,9 @@ def forecast(recipe: Recipe, costs: Costs, world: int) -> Forecast:
     saves = -(-recipe.optim.steps // recipe.run.checkpoint_every)
     seconds = costs.start + recipe.optim.steps * costs.step + refreshes * costs.refresh + saves * costs.save
     hours = seconds / 3600
-    shares = {"data": costs.wait / costs.step, "copies": costs.copy / costs.step}
-    largest = max(shares, key=lambda key: shares[key])
-    limit = largest if shares[largest] >= SLOW else "compute"
+    limit = "compute"
+    if costs.wait >= SLOW * costs.step:
+        limit = "copies" if costs.copy > costs.wait else "data"
     return Forecast(hours, hours * world / 24, recipe.data.batch / costs.step, limit)
 
 
@@ -80,15 +80,13 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
     state = ranks.run_on_all(lambda: build_state(job.recipe, len(job.origin.classes) + 1, ranks, job.origin.pixels))
     trainer = trainer_of(job, state)
     source = ranks.run_on_all(lambda: open_source(0, WARM + steps + 1))
-    waits: list[float] = []
     try:
         batches = iter(source)
 
         def step() -> Batch:
             asked = time.perf_counter()
             batch = next(batches)
-            waits.append(time.perf_counter() - asked)
-            trainer.step(batch, waits[-1])
+            trainer.step(batch, time.perf_counter() - asked)
             return batch
 
         batch = step()
@@ -99,9 +97,9 @@ def measure(job: TrainingJob, open_source: OpenSource, steps: int) -> Costs:
             refresh = _timed(ranks, lambda: trainer.task.refresh(trainer.task.first_of_lanes(images)))
         for _ in range(WARM - 1):
             step()
-        waits.clear()
+        trainer.flush()
         seconds = _timed(ranks, lambda: [step() for _ in range(steps)]) / steps
-        wait = sum(waits) / steps
+        wait = trainer.flush()[-1]["data_wait"] * seconds
         copy = _timed(ranks, lambda: batch.images.to(ranks.device)) if ranks.device.type != "cpu" else 0.0
 
         def save() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from jigsaw_pretrain.detect import training
 from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import Order
 from jigsaw_pretrain.detect.evaluation import evaluate
@@ -20,11 +21,13 @@ from jigsaw_pretrain.detect.run import CONFIG, load_detector, read_config
 from jigsaw_pretrain.detect.training import train
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints
+from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.train.engine.run_folder import open_run_folder
 from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.jobs import same
 from tests.helpers.stores import proxied_store
+from tests.helpers.streams import FakeStreams
 
 Run = Callable[..., Any]
 
@@ -109,7 +112,11 @@ def test_a_caller_keeps_its_random_state_and_switches_and_reads_the_log(
 
     # Enough for the training images alone; an evaluation makes its batches while those of training are there.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
+    streams = FakeStreams()
+    monkeypatch.setattr(training, "start", lambda _: Ranks(streams=streams))
     train(*data, tmp_path / "alone", recipe, workers=1, device="cpu")
+    # Of a GPU it is noted when each batch is there and when each step is done.
+    assert streams.calls.count("event") >= 4
     with pytest.raises(UserError, match="--shm-size"):
         validated(tmp_path / "refused", recipe, workers=1)
     assert not (tmp_path / "refused" / CONFIG).exists()

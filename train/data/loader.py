@@ -3,7 +3,8 @@
 Lane ``l`` belongs to rank ``l % world`` and there to worker ``(l // world) % workers``, and global batch ``b`` is, for
 every lane in order, its jigsaws ``[b * k, (b + 1) * k)``. So neither the rank nor the worker count decides what a batch
 holds, and the whole state of the data is the step. Workers write their lanes' jigsaws where they belong in batches of
-shared memory, so the rank's process copies nothing, but for a GPU: there to page-locked memory.
+shared memory, so the rank's process copies nothing. For a GPU that memory is page-locked; where the system does not let
+it, batches are copied to memory that is, by one thread.
 
 Before workers start, /dev/shm is checked to hold the batches in flight: containers give it 64 MB unless told otherwise,
 and what does not fit ends a worker by SIGBUS, which names nothing.
@@ -35,6 +36,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
+from jigsaw_pretrain.train.data.device import DeviceStreams
 from jigsaw_pretrain.train.data.digest import digest_lines
 from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
@@ -196,12 +198,12 @@ class JigsawLoader:
     """One rank's batches (data.batch.BatchSource) of a dataset, from ``start_step`` up to ``stop_step`` exclusive.
 
     options: a recipe's section ``data``, which decides what the batches hold. workers: processes, at most one a lane; 0
-    assembles in this process. with_digests: compute digests as well. pin_memory: keep batches in page-locked memory,
-    for copies to a GPU that do not wait. start_method: "fork", "spawn" or "forkserver"; None for Python's own default.
-    access: how shards are read. rings: loaders of as large batches that will have workers at one time, for which
-    /dev/shm must have room. ``notes`` says in plain words what is special about the dataset, ``shares`` is the
-    share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a cache
-    or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
+    assembles in this process. with_digests: compute digests as well. streams: of the GPU that batches are for, which
+    are then in page-locked memory, for copies that do not wait. start_method: "fork", "spawn" or "forkserver"; None for
+    Python's own default. access: how shards are read. rings: loaders of as large batches that will have workers at one
+    time, for which /dev/shm must have room. ``notes`` says in plain words what is special about the dataset, ``shares``
+    is the share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a
+    cache or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class JigsawLoader:
         start_step: int = 0,
         stop_step: int | None = None,
         with_digests: bool = False,
-        pin_memory: bool = False,
+        streams: DeviceStreams | None = None,
         start_method: str | None = None,
         access: ReadOptions | None = None,
         rings: int = 1,
@@ -229,7 +231,7 @@ class JigsawLoader:
             raise UserError(f"workers {workers} must be 0 or more")
         self._workers = min(workers, self.lanes_per_rank)
         self._steps = range(start_step, stop_step if stop_step is not None else 2**62)
-        self._with_digests, self._pin_memory, self._start_method = with_digests, pin_memory, start_method
+        self._with_digests, self._streams, self._start_method = with_digests, streams, start_method
         self._access, self._left_out = access or ReadOptions(), tuple[str, ...]()
         check_cache(dataset, self._access, self.lanes_per_rank)
         pixels = dataset.pixels
@@ -237,6 +239,7 @@ class JigsawLoader:
             batch = self.lanes_per_rank * options.chunk * options.template_size**2 * pixels.channels * pixels.itemsize
             check_shared_memory(rings * IN_FLIGHT * batch)
         self._received: Iterator[_Sent] | None = None
+        self._registered: torch.Tensor | None = None
 
     def leave_out(self, shards: Sequence[str]) -> None:
         """Leave these shards out (by name), as the run that is continued did; call before iterating."""
@@ -262,14 +265,17 @@ class JigsawLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; a second iterator starts anew and ends the first one's workers."""
         self.close()
+        return self._in_process() if self._workers == 0 else self._from_workers()
+
+    def _buffers(self) -> list[torch.Tensor]:
+        """Memory for batches of this process's own."""
         size, pixels = self._options.template_size, self._dataset.pixels
         shape = (self.lanes_per_rank * self._options.chunk, size, size, pixels.channels)
-        ring = []
-        if self._workers == 0 or self._pin_memory:
-            ring = [torch.empty(shape, dtype=torch_dtype(pixels), pin_memory=self._pin_memory) for _ in range(BUFFERS)]
-        return self._in_process(ring) if self._workers == 0 else self._from_workers(ring)
+        buffers = [torch.empty(shape, dtype=torch_dtype(pixels)) for _ in range(BUFFERS)]
+        return buffers if self._streams is None else [self._streams.pin(one) for one in buffers]
 
-    def _in_process(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
+    def _in_process(self) -> Iterator[Batch]:
+        ring = self._buffers()
         assembler = Assembler(self._dataset, self._options, self._lanes, **self._more())
         try:
             for step in self._steps:
@@ -279,8 +285,8 @@ class JigsawLoader:
         finally:
             assembler.close()
 
-    def _from_workers(self, ring: list[torch.Tensor]) -> Iterator[Batch]:
-        """Batches as the workers write them; copied to ``ring`` where there is one."""
+    def _from_workers(self) -> Iterator[Batch]:
+        """Batches as the workers write them; copied where they are for a GPU and their memory cannot be locked."""
         size, k, pixels = self._options.template_size, self._options.chunk, self._dataset.pixels
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
         shared = _shared_empty(shape, torch_dtype(pixels))
@@ -303,6 +309,13 @@ class JigsawLoader:
                 )
             )
         try:
+            ring = []
+            if self._streams is not None:
+                # Once the workers are there: what they inherit is plain memory.
+                if self._streams.register(shared):
+                    self._registered = shared
+                else:
+                    ring = self._buffers()
             for step in self._steps:
                 batch = shared[step % IN_FLIGHT]
                 images = ring[step % len(ring)] if ring else batch.view(-1, *batch.shape[2:])
@@ -312,7 +325,9 @@ class JigsawLoader:
                     assert sent.lane_batch is not None
                     parts.append(sent.lane_batch)
                     if ring:
-                        images.view(batch.shape)[worker :: self._workers].copy_(batch[worker :: self._workers])
+                        mine = slice(worker, None, self._workers)
+                        # By one thread: torch would take several, from the workers.
+                        np.copyto(images.view(batch.shape)[mine].numpy(), batch[mine].numpy())
                 yield self._batch(step, images, parts)
         finally:
             if self._received is received:
@@ -336,10 +351,11 @@ class JigsawLoader:
             if digests is not None and part.digests is not None:
                 for nth, lane in enumerate(range(worker, self.lanes_per_rank, len(parts))):
                     digests[lane * k : (lane + 1) * k] = part.digests[nth * k : (nth + 1) * k]
+        ordered = torch.from_numpy(labels.reshape(-1, len(REGIONS)))
         return Batch(
             step=step,
             images=images,
-            labels=torch.from_numpy(labels.reshape(-1, len(REGIONS))),
+            labels=ordered if self._streams is None else self._streams.pin(ordered),
             groups=torch.from_numpy(groups.reshape(-1, len(REGIONS))),
             replaced=sum(part.replaced for part in parts),
             digests=None if digests is None else tuple(digests),
@@ -351,6 +367,9 @@ class JigsawLoader:
         received, self._received = self._received, None
         if received is not None:
             end_workers(received)
+        registered, self._registered = self._registered, None
+        if registered is not None and self._streams is not None:
+            self._streams.unregister(registered)
 
 
 def check_shared_memory(needed: int, folder: Path = SHARED_MEMORY) -> None:

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.train.data.device import CudaStreams, DeviceStreams
 
 T = TypeVar("T")
 
@@ -53,11 +54,12 @@ _NO_BUFFERS: dict[str, Any] = {_SYNC if _KNOWN else "broadcast_buffers": False}
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process's place among the run's ``world`` processes, and its device."""
+    """A process's place among the run's ``world`` processes, its device, and a GPU's streams."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
+    streams: DeviceStreams | None = field(default=None, compare=False)
 
     @property
     def first(self) -> bool:
@@ -163,7 +165,7 @@ def start(device: str = "auto") -> Ranks:
     if world > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=_own_store(rank, world), rank=rank, world_size=world)
-    return Ranks(rank, world, chosen)
+    return Ranks(rank, world, chosen, CudaStreams(chosen) if gpus else None)
 
 
 def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:

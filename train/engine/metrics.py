@@ -24,6 +24,7 @@ from torch import Tensor
 
 from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero, Share
 from jigsaw_pretrain.storage import Storage, atomic_write
+from jigsaw_pretrain.train.data.device import Event
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class StepMetrics:
 
     sums: of figures over its samples, on the device: each name has a tensor of the same shape at every step. samples:
     how many there are. lr: learning rate. counts: whole numbers, summed over the ranks. pictures: for the loggers,
-    uint8 [height, width, 3] by name.
+    uint8 [height, width, 3] by name. arrived: when its batch lay on the GPU and the step before was done, if it is one.
     """
 
     sums: Mapping[str, Tensor]
@@ -134,6 +135,7 @@ class StepMetrics:
     lr: float
     counts: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, Any] = field(default_factory=dict)
+    arrived: Event | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class WindowMetrics:
     """The steps of a window and what they took.
 
     seconds, device_seconds: of the window, mean over the ranks (device_clock). data_wait: the share of ``seconds`` that
-    was spent waiting for data. samples_per_second: of all ranks.
+    was spent waiting for data; of a GPU that in which it had nothing to do between two steps, so what the host does
+    while it computes is not counted. samples_per_second: of all ranks.
     """
 
     steps: tuple[StepMeans, ...]
@@ -162,7 +165,7 @@ class WindowMetrics:
 
 
 class MetricsWindow:
-    """The steps since the last flush: sums on the device, times on the host."""
+    """The steps since the last flush: sums and moments on the device, times on the host."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -174,18 +177,26 @@ class MetricsWindow:
     def restart(self) -> None:
         """Begin timing anew (after what is not training: an evaluation)."""
         self._waited, self._since, self._spent = 0.0, time.perf_counter(), self._clock()
+        self._idle: list[tuple[Event, Event]] = []
+        self._done = None if self._ranks.streams is None else self._ranks.streams.event()
 
     def add(self, step: int, metrics: StepMetrics, waited: float) -> None:
-        """Note a step of which ``waited`` seconds were spent waiting for data."""
+        """Note a step of which ``waited`` seconds of a CPU were spent waiting for data."""
         self._steps.append((step, metrics))
         self._sums.append(torch.cat([one.detach().double().flatten() for one in metrics.sums.values()]))
-        self._waited += waited
+        if self._ranks.streams is None:
+            self._waited += waited
+        elif self._done is not None and metrics.arrived is not None:
+            self._idle.append((self._done, metrics.arrived))
+            self._done = self._ranks.streams.event()
 
     def flush(self) -> WindowMetrics:
         """The noted steps over all ranks, the same on each; forgets them."""
         if not self._steps:
             return WindowMetrics((), 0.0, 0.0, 0.0, 0.0)
+        # Waits for the device, and so for all moments noted.
         sums = torch.stack(self._sums).cpu()
+        self._waited += sum(max(0.0, done.elapsed_time(arrived)) for done, arrived in self._idle) / 1000
         elapsed, spent = time.perf_counter() - self._since, self._clock() - self._spent
         host = torch.tensor([[one.samples, *one.counts.values()] for _, one in self._steps], dtype=torch.float64)
         shared = torch.tensor([self._waited, elapsed, spent], dtype=torch.float64)

@@ -20,6 +20,7 @@ from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train import erf
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
+from jigsaw_pretrain.train.data.device import DeviceCopies
 from jigsaw_pretrain.train.data.digest import digest_line, interleave
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.data.remote import ReadOptions
@@ -51,6 +52,12 @@ Digests = tuple[tuple[bytes, bytes], ...]
 
 DigestLine = Callable[[int, list[Digests]], str]
 """The digest line of a step, from every rank's digests of its batch."""
+
+LOG_EVERY = 10
+"""Steps between fetches of metrics, where the recipe does not say."""
+
+LOG_EVERY_ON_GPU = 50
+"""The same on GPUs, which have nothing to do at each."""
 
 Validate = Callable[[State, Stopped], dict[str, Any] | None]
 """Evaluates on held-out jigsaws; called on all ranks, returns the same figures on each."""
@@ -118,7 +125,7 @@ class PretrainingTask:
         self._source: BatchSource | None = None
         self._digests: list[str] = []
         self._data_errors = DataErrors(state, job.ranks)
-        self._copied: torch.cuda.Event | None = None
+        self._to_device = DeviceCopies(job.ranks.device, job.ranks.streams)
         self._callbacks = job.callbacks if job.ranks.first else ()
 
     @property
@@ -166,7 +173,7 @@ class PretrainingTask:
     def take(self, batch: Batch) -> StepMetrics:
         """One optimizer step on this rank's share of the batch, the ERF table renewed before where that is due."""
         recipe, state = self._recipe, self.state
-        images, labels = self._moved(batch)
+        (images, labels), arrived = self._to_device(batch.images, batch.labels)
         pictures: dict[str, Any] = {}
         if recipe.loss.strategy == "erf-adaptive" and state.step % recipe.loss.erf_every == 0:
             pictures = self.refresh(self.first_of_lanes(images))
@@ -187,22 +194,11 @@ class PretrainingTask:
             sums["levels"] = losses * count
         if output.skipped is not None:
             sums["skipped"] = output.skipped * count
-        return StepMetrics(sums, count, output.lr, {"replaced": batch.replaced}, pictures)
+        return StepMetrics(sums, count, output.lr, {"replaced": batch.replaced}, pictures, arrived)
 
     def first_of_lanes(self, images: Tensor) -> Tensor:
         """The first jigsaw of each of this rank's lanes, of its images in lane order."""
         return images[:: len(images) * self._ranks.world // self._recipe.data.lane_count]
-
-    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch's images and labels on the device; a GPU's copies do not wait."""
-        device = self._ranks.device
-        if self._copied is not None:
-            # The loader writes into this memory again two batches on: no copy may be more than one step behind.
-            self._copied.synchronize()
-        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-        if device.type == "cuda":
-            self._copied = torch.cuda.current_stream(device).record_event()
-        return images, labels
 
     def refresh(self, images: Tensor) -> dict[str, Any]:
         """Renew the ERF table of every map from the first jigsaw of each lane, averaged over all ranks' lanes.
@@ -342,7 +338,7 @@ def trainer_of(
     options = TrainerOptions(
         job.folder,
         job.ranks,
-        recipe.run.log_every,
+        recipe.run.log_every or (LOG_EVERY if job.ranks.streams is None else LOG_EVERY_ON_GPU),
         recipe.run.checkpoint_every,
         job.keep or recipe.run.keep_checkpoints,
         task.describe,
@@ -497,7 +493,7 @@ def loader_source(
             start_step=first,
             stop_step=end,
             with_digests=with_digests,
-            pin_memory=job.ranks.device.type == "cuda",
+            streams=job.ranks.streams,
             access=access,
             # An evaluation makes its batches while those of training are there.
             rings=2 if job.validate is not None else 1,

@@ -20,9 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.data.device import Event
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
 from jigsaw_pretrain.train.engine.checkpoint import (
     BackgroundWriter,
@@ -297,7 +296,7 @@ class Trainer(Generic[TaskT]):
         if self.ranks.first:
             self._writer.settle()
             content = self._snapshot = snapshot({**self.task.to_checkpoint(), "versions": versions()}, self._snapshot)
-            copied = torch.cuda.current_stream().record_event() if self.ranks.device.type == "cuda" else None
+            copied = None if self.ranks.streams is None else self.ranks.streams.event()
             for callback in self._callbacks:
                 self._picture(step - 1, callback.on_save(step, last))
             self._writer.submit(partial(self._publish, step, content, copied))
@@ -321,7 +320,7 @@ class Trainer(Generic[TaskT]):
         self.task.close()
         self._writer.close()
 
-    def _publish(self, step: int, content: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+    def _publish(self, step: int, content: dict[str, Any], copied: Event | None) -> None:
         """What the writing thread does: it touches nothing that training goes on with."""
         folder = self.options.folder
         if copied is not None:

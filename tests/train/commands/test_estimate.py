@@ -32,5 +32,6 @@ def test_a_forecast_is_the_sum_of_what_a_run_does() -> None:
     seconds = 60 + 10_001 * 0.5 + 3 * 20 + 11 * 3
     assert found.hours == pytest.approx(seconds / 3600) and found.device_days == pytest.approx(seconds * 8 / 86400)
     assert (found.images_per_second, found.limit) == (1024, "data")
-    assert forecast(recipe, Costs(0, 0.5, 0.01, 0.1, 0, 0), 1).limit == "copies"
-    assert forecast(recipe, Costs(0, 0.5, 0.01, 0.01, 0, 0), 1).limit == "compute"
+    assert forecast(recipe, Costs(0, 0.5, 0.1, 0.3, 0, 0), 1).limit == "copies"
+    # A copy that is hidden limits nothing.
+    assert forecast(recipe, Costs(0, 0.5, 0.01, 0.3, 0, 0), 1).limit == "compute"

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.metrics import MetricsWindow, StepMetrics, digest_file, metrics_file
 from tests.helpers.jobs import metrics_row
+from tests.helpers.streams import FakeStreams
 
 
 def test_a_resumed_run_cuts_its_files_back_to_whole_lines_before_it(tmp_path: Path) -> None:
@@ -43,3 +45,22 @@ def test_a_window_averages_over_samples() -> None:
     assert (second.step, second.means["loss"], second.means["hits"][3], second.lr) == (8, [3.0], 1.0, 0.2)
     assert found.samples_per_second > 0 and 0 <= found.data_wait <= 1
     assert window.flush().steps == ()
+
+
+def test_a_gpu_waits_where_it_has_nothing_to_do_between_steps() -> None:
+    streams = FakeStreams()
+    window = MetricsWindow(Ranks(streams=streams))
+    sums = {"loss": torch.tensor(1.0)}
+    # Its second batch lies there before it is through with the first, whatever the host waited for.
+    for step, (arrived, done) in enumerate([(100.0, 300.0), (300.0, 350.0), (355.0, 360.0)]):
+        streams.milliseconds = arrived
+        metrics = StepMetrics(sums, 4, 0.1, arrived=streams.event())
+        streams.milliseconds = done
+        window.add(step, metrics, waited=99.0)
+    found = window.flush()
+    assert found.data_wait * found.seconds == pytest.approx(0.105)
+    # After what is not training the clock begins anew.
+    streams.milliseconds = 9_000.0
+    window.restart()
+    window.add(3, StepMetrics(sums, 4, 0.1, arrived=streams.event()), 0.0)
+    assert window.flush().data_wait == 0

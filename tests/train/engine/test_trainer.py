@@ -26,6 +26,7 @@ from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY
 from tests.helpers.sources import SyntheticSource
+from tests.helpers.streams import FakeStreams
 
 
 def newest(folder: Path) -> dict[str, object]:
@@ -90,6 +91,20 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, caplog: pytest.LogCapt
     assert "stride 32" in printed and "step 30/30" in printed and "done: " in printed
     own = torch.load(job.folder.backbone, weights_only=True)
     assert same(own, {name: value.contiguous() for name, value in state.model.backbone.state_dict().items()})
+
+
+def test_a_gpus_batches_are_copied_and_its_metrics_fetched_less_often(tmp_path: Path) -> None:
+    plain, streams = small_job(tmp_path / "plain", "optim.steps=3"), FakeStreams()
+    copied = replace(small_job(tmp_path / "copied", "optim.steps=3"), ranks=Ranks(streams=streams))
+    for job in (plain, copied):
+        execute(job, synthetic(job))
+    assert untimed(tmp_path / "plain") == untimed(tmp_path / "copied")
+    # Step by step: the host waits for the batch before, copies, and notes when the batch is there and the step is done.
+    order = [call for call in streams.calls if call in ("copy", "wait")]
+    assert order[:5] == ["copy", "wait", "copy", "wait", "copy"]
+    state = build_state(plain.recipe, 6, Ranks())
+    set_by_recipe = small_job(tmp_path / "set", "run.log_every=7", ranks=copied.ranks)
+    assert [trainer_of(job, state).options.log_every for job in (plain, copied, set_by_recipe)] == [10, 50, 7]
 
 
 @pytest.mark.slow(seconds=2)
