@@ -154,14 +154,19 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 def difference(runs: Sequence[RunResult], rivals: Sequence[RunResult], name: str = "AP") -> Difference | None:
     """The difference of two arms over the seeds they share; None where they share none."""
     theirs = {one.seed: one.ap[name] for one in rivals}
-    pairs = [one.ap[name] - theirs[one.seed] for one in runs if one.seed in theirs]
-    if not pairs:
+    return paired([one.ap[name] - theirs[one.seed] for one in runs if one.seed in theirs])
+
+
+def paired(differences: Sequence[float]) -> Difference | None:
+    """The mean of paired differences and half its interval; None where there are none."""
+    if not differences:
         return None
-    mean, deviation = spread(pairs)
+    mean, deviation = spread(differences)
     if deviation is None:
         return Difference(1, mean, None)
-    quantile = _T975[len(pairs) - 2] if len(pairs) - 2 < len(_T975) else 1.96 + 2.5 / (len(pairs) - 1)
-    return Difference(len(pairs), mean, quantile * deviation / math.sqrt(len(pairs)))
+    pairs = len(differences)
+    quantile = _T975[pairs - 2] if pairs - 2 < len(_T975) else 1.96 + 2.5 / (pairs - 1)
+    return Difference(pairs, mean, quantile * deviation / math.sqrt(pairs))
 
 
 def to_json(results: Sequence[RunResult]) -> list[dict[str, Any]]:

@@ -59,14 +59,17 @@ class TaskRunner:
         self._gpus, self._total = gpus, total
         self._begun: set[Path] = set()
 
+    def check(self) -> None:
+        """Raise OutOfTime where the budget is spent."""
+        if self._until is not None and time.monotonic() >= self._until:
+            raise OutOfTime
+
     def run(self, task: Task) -> None:
         """Run a task to its end unless it is done; raises OutOfTime, Interrupted, or UserError where it fails."""
         self._begun.add(task.folder)
         if task.done:
             return
-        left = None if self._until is None else self._until - time.monotonic()
-        if left is not None and left <= 0:
-            raise OutOfTime
+        self.check()
         task.folder.mkdir(parents=True, exist_ok=True)
         place = f"{len(self._begun)} of {self._total}" if self._total else f"{len(self._begun)}"
         log.info("training %s: %s", place, task.name)

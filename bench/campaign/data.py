@@ -1,0 +1,112 @@
+"""The campaign's datasets: where they are, how they are split, and what prep makes of their training images.
+
+They are found in .data/NAME, $JIGSAW_DATA/NAME or ../shared/data/NAME, or in a folder that is named. Splits are drawn
+by image with a fixed seed; shards are made once per folder.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.sample import ROOT, command
+
+
+@dataclass(frozen=True)
+class Images:
+    """Annotations (COCO JSON) and their images."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: its own two halves, or one that is split by image.
+
+    train, val: its folders, relative to the folder of datasets. share: of the images to validate on, where it is split.
+    every: one of so many validation images is taken, from the first.
+    """
+
+    train: str
+    val: str | None = None
+    share: str = "25%"
+    every: int = 1
+
+
+SOURCES = {
+    "voc": Source("voc2007_224/train", "voc2007_224/val", every=4),
+    "bccd": Source("bccd"),
+    "coco": Source("coco_small_train", "coco_small_val"),
+}
+
+
+def find(name: str, given: Path | None = None) -> Path:
+    """The folder of a dataset (COCO layout); ``given`` is the folder of datasets, None for the usual places."""
+    shared = os.environ.get("JIGSAW_DATA", str(ROOT.parent / "shared" / "data"))
+    places = [given] if given else [ROOT / ".data", Path(shared)]
+    for place in places:
+        if (place / name).is_dir():
+            return (place / name).resolve()
+    sys.exit(f"{name} is in none of {', '.join(map(str, places))}: name the folder that holds it with --data")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset as trainings take it. shards, val_shards: what prep made of each half."""
+
+    train: Images
+    val: Images
+    folder: Path
+
+    @property
+    def shards(self) -> Path:
+        """The crops of the training images, made if need be."""
+        return _prepped(self.train, self.folder / "crops")
+
+    @property
+    def val_shards(self) -> Path:
+        """The crops of the validation images, made if need be."""
+        return _prepped(self.val, self.folder / "val-crops")
+
+
+def prepare(name: str, out: Path, given: Path | None = None) -> Prepared:
+    """Split a dataset of SOURCES into ``out``/NAME, unless that is done.
+
+    Args:
+        name: a key of SOURCES.
+        out: where splits and shards are kept.
+        given: the folder of datasets.
+    """
+    source = SOURCES[name]
+    first, folder = find(source.train, given), out / name
+    if source.val is None:
+        train, val = folder / "train.json", folder / "val.json"
+        if not (train.exists() and val.exists()):
+            options = ("--annotations", first / "annotations.json", "--images", first / "images")
+            command("prep", "split", *options, "--out", folder, "--share", source.share)
+        return Prepared(Images(train, first / "images"), Images(val, first / "images"), folder)
+    second = find(source.val, given)
+    chosen = second / "annotations.json"
+    if source.every > 1:
+        chosen = folder / f"val-1-of-{source.every}.json"
+        if not chosen.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            chosen.write_text(json.dumps(thinned(second / "annotations.json", source.every)))
+    return Prepared(Images(first / "annotations.json", first / "images"), Images(chosen, second / "images"), folder)
+
+
+def thinned(annotations: Path, every: int) -> dict[str, object]:
+    """A COCO document with one image of ``every``, from the first."""
+    document = json.loads(annotations.read_text())
+    document["images"] = document["images"][::every]
+    kept = {image["id"] for image in document["images"]}
+    return {**document, "annotations": [one for one in document["annotations"] if one["image_id"] in kept]}
+
+
+def _prepped(images: Images, out: Path) -> Path:
+    if not (out / "manifests" / "dataset.json").exists():
+        given = ("--annotations", images.annotations, "--images", images.images, "--out", out)
+        command("prep", "shards", *given, "--workers", 1)
+    return out

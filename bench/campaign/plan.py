@@ -1,0 +1,193 @@
+"""What a campaign trains: regimes, questions and arms from a TOML file, as a list of units in the order they are run.
+
+A unit is one detector trained once, or one probe of a pre-training. Its key says everything that decides its result, so
+that finished work is known again whoever asks for it: two questions share the units that they have in common, and a
+changed setting is another unit. Pure; see recipes in bench/campaign/*.toml.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from jigsaw_pretrain.config import Count, CountOrZero, Positive
+from jigsaw_pretrain.errors import UserError
+
+SWEEP_SEED = 1000
+"""Seed of the trainings that choose a learning rate; none of them is reported."""
+
+
+class Regime(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Images of one size, and how a detector and a backbone are trained on them."""
+
+    about: str
+    """What it stands for."""
+
+    data: str
+    """Name of the dataset (bench/campaign/data.py)."""
+
+    pretrain: tuple[str, ...] = ()
+    """Settings of `train pretrain` over the campaign's."""
+
+    detect: tuple[str, ...] = ()
+    """Settings of `detect train` over the campaign's."""
+
+
+class Variant(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What an arm changes."""
+
+    about: str = ""
+    pretrain: tuple[str, ...] = ()
+    detect: tuple[str, ...] = ()
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What is asked: every variant at every pre-training length and every detector length, over seeds."""
+
+    about: str
+    """The question."""
+
+    regimes: tuple[str, ...]
+    """Names of the regimes it is asked in."""
+
+    pretrain_steps: tuple[CountOrZero, ...]
+    """Lengths of the pre-training; 0 is a detector from scratch, which variants of the pre-training do not have."""
+
+    detect_steps: tuple[Count, ...] = ()
+    """Lengths of the detector's training; none at all probes the pre-training instead."""
+
+    rates: tuple[Positive, ...] = ()
+    """Learning rates that every arm is tried at, on a seed that is not reported."""
+
+    seeds: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    """How many seeds are reported, from 0."""
+
+    variants: dict[str, Variant] = msgspec.field(default_factory=lambda: {"paper": Variant()})
+    """The variants by name."""
+
+
+class Plan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A campaign."""
+
+    backbone: str
+    """The network, as `--set model.backbone=` takes it."""
+
+    pretrain: tuple[str, ...]
+    """Settings of `train pretrain` in every unit."""
+
+    detect: tuple[str, ...]
+    """Settings of `detect train` in every unit."""
+
+    regimes: dict[str, Regime]
+    questions: dict[str, Question]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A backbone to train: the settings over the campaign's dataset, and the seed."""
+
+    regime: str
+    data: str
+    steps: int
+    settings: tuple[str, ...]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name for its folder that tells it from every other."""
+        return f"{self.regime}-p{self.steps}-seed{self.seed}-{_digest(asdict(self))}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A detector to train, or (with detect_steps 0) a backbone to probe.
+
+    settings: of the detector, its rate and its seed apart. lr: for a batch of 16, as in the recipes; 0 for a probe.
+    """
+
+    regime: str
+    data: str
+    variant: str
+    pretraining: Pretraining | None
+    detect_steps: int
+    settings: tuple[str, ...]
+    lr: float
+    seed: int
+
+    @property
+    def pretrain_steps(self) -> int:
+        """Steps of the pre-training, 0 for none."""
+        return 0 if self.pretraining is None else self.pretraining.steps
+
+    @property
+    def key(self) -> str:
+        """What it is known by among the results."""
+        known = {**asdict(self), "variant": None}
+        what = f"d{self.detect_steps}-lr{self.lr:g}" if self.detect_steps else "probe"
+        name = self.variant if self.pretraining else "scratch"
+        return f"{self.regime}-{name}-p{self.pretrain_steps}-{what}-seed{self.seed}-{_digest(known)}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Units that differ by seed and rate alone: what one number of a table is made of."""
+
+    question: str
+    regime: str
+    variant: str
+    pretrain_steps: int
+    detect_steps: int
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_plan(path: Path) -> Plan:
+    """The campaign of a TOML file; raises UserError that names what is wrong with it."""
+    try:
+        plan = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Plan)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a campaign's TOML file") from error
+    except (ValueError, msgspec.ValidationError) as error:
+        raise UserError(f"{path}: {error}") from error
+    for name, question in plan.questions.items():
+        if unknown := set(question.regimes) - set(plan.regimes):
+            raise UserError(f"{path}: question {name}: there is no regime {sorted(unknown)[0]!r}")
+        if question.detect_steps and not question.rates:
+            raise UserError(f"{path}: question {name} trains detectors and names no rates")
+        if not question.detect_steps and 0 in question.pretrain_steps:
+            raise UserError(f"{path}: question {name}: a probe has its own backbone at random, leave out 0 steps")
+    return plan
+
+
+def arms(plan: Plan, name: str) -> Iterator[Arm]:
+    """The arms of a question, in its own order."""
+    question = plan.questions[name]
+    for regime in question.regimes:
+        for detect_steps in question.detect_steps or (0,):
+            for pretrain_steps in question.pretrain_steps:
+                seen = set()
+                for variant, what in question.variants.items():
+                    # Without a pre-training, variants of it are one and the same.
+                    if pretrain_steps == 0 and what.detect in seen:
+                        continue
+                    seen.add(what.detect)
+                    yield Arm(name, regime, variant, pretrain_steps, detect_steps)
+
+
+def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
+    """The unit of an arm at a seed and a rate. The sweep's seed takes the pre-training of the first one reported."""
+    regime, variant = plan.regimes[arm.regime], plan.questions[arm.question].variants[arm.variant]
+    pretraining = None
+    if arm.pretrain_steps:
+        settings = (*plan.pretrain, *regime.pretrain, *variant.pretrain)
+        own = 0 if seed == SWEEP_SEED else seed
+        pretraining = Pretraining(arm.regime, regime.data, arm.pretrain_steps, settings, own)
+    detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()
+    return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, detect, lr, seed)

@@ -1,0 +1,213 @@
+"""Runs a campaign's units one after the other within a budget, each once, whoever else runs the same campaign.
+
+A unit is a command of the product (`train pretrain`, `detect train`, `train probe`) in a process of its own, which
+continues where it was stopped. Two calls at once, one per core, share the work: each locks the unit that it runs.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bench.campaign.data import Prepared, prepare
+from bench.campaign.plan import SWEEP_SEED, Arm, Plan, Pretraining, Unit, arms, unit
+from bench.campaign.results import Row, append, best_rate, read_rows
+from bench.sample import ROOT
+from jigsaw_pretrain.detect.comparison.results import pretrain_seconds
+from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
+from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
+from jigsaw_pretrain.detect.run import SUMMARY, read_summary
+
+PROBE = "probe.json"
+
+
+@dataclass
+class Campaign:
+    """A plan, the folder of its runs, and the file of its results.
+
+    given: the folder of datasets, None for the usual places. runner: what keeps to the budget.
+    """
+
+    plan: Plan
+    folder: Path
+    results: Path
+    runner: TaskRunner
+    given: Path | None = None
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+
+    def run(self, questions: Sequence[str]) -> bool:
+        """Run what is left of some questions; False where the budget ended first.
+
+        Units that another call is running are waited for where nothing else is left.
+        """
+        try:
+            while todo := list(self.todo(questions)):
+                # One unit, then look again: a finished sweep decides what comes next.
+                if not any(self._finished(one) for one in todo):
+                    self.runner.check()
+                    time.sleep(2)
+        except OutOfTime:
+            return False
+        return True
+
+    def todo(self, questions: Sequence[str]) -> Iterator[Unit]:
+        """The units that can be run now, in their order: per question its sweeps, then seed after seed."""
+        rows = read_rows(self.results)
+        for name in questions:
+            question, chosen = self.plan.questions[name], list(arms(self.plan, name))
+            if len(question.rates) > 1:
+                for arm in chosen:
+                    swept = (unit(self.plan, arm, SWEEP_SEED, rate) for rate in question.rates)
+                    yield from (one for one in swept if one.key not in rows)
+            for seed in range(question.seeds):
+                for arm in chosen:
+                    rate = best_rate(self.plan, arm, rows)
+                    if rate is not None and (one := unit(self.plan, arm, seed, rate)).key not in rows:
+                        yield one
+
+    def left(self, name: str) -> int:
+        """How many units of a question are not finished, its sweeps included."""
+        rows, question = read_rows(self.results), self.plan.questions[name]
+        chosen = list(arms(self.plan, name))
+        swept = len(question.rates) if len(question.rates) > 1 else 0
+        whole = len(chosen) * (swept + question.seeds)
+        done = sum(self._count(arm, rows) for arm in chosen)
+        return whole - done
+
+    def _count(self, arm: Arm, rows: dict[str, Row]) -> int:
+        question = self.plan.questions[arm.question]
+        rates = question.rates if len(question.rates) > 1 else ()
+        keys = [unit(self.plan, arm, SWEEP_SEED, rate).key for rate in rates]
+        if (rate := best_rate(self.plan, arm, rows)) is not None:
+            keys += [unit(self.plan, arm, seed, rate).key for seed in range(question.seeds)]
+        return sum(key in rows for key in keys)
+
+    def _finished(self, one: Unit) -> bool:
+        """Run a unit and note its row; False where another call has it, or the pre-training that it needs."""
+        with _locked(self.folder / "locks" / one.key) as mine:
+            if not mine:
+                return False
+            # Another call may have finished it since the list was made.
+            if one.key in read_rows(self.results):
+                return True
+            start = "scratch"
+            if one.pretraining is not None:
+                with _locked(self.folder / "locks" / one.pretraining.key) as free:
+                    if not free:
+                        return False
+                    start = str(self._pretrained(one.pretraining))
+            task = self._detector(one, start) if one.detect_steps else self._probe(one, Path(start))
+            self.runner.run(task)
+            append(self.results, self._row(one, task, Path(start)))
+            return True
+
+    def _data(self, name: str) -> Prepared:
+        if name not in self._prepared:
+            with FileLock(self.folder / "locks" / "data"):
+                self._prepared[name] = prepare(name, self.folder / "data", self.given)
+                _ = self._prepared[name].shards
+        return self._prepared[name]
+
+    def _pretrained(self, one: Pretraining) -> Path:
+        folder = self.folder / "pretrain" / one.key
+        arguments = [
+            "pretrain",
+            "--data",
+            str(self._data(one.data).shards),
+            "--run",
+            str(folder),
+            "--resume",
+            "--no-page",
+        ]
+        settings = (f"model.backbone={self.plan.backbone}", *one.settings, f"optim.steps={one.steps}")
+        for item in (*settings, f"data.seed={one.seed}"):
+            arguments += ["--set", item]
+        arguments += ["--workers", "0", "--device", "cpu"]
+        self.runner.run(Task(f"pre-train {one.key}", "train", tuple(arguments), folder, BACKBONE_FILE))
+        return folder
+
+    def _detector(self, one: Unit, start: str) -> Task:
+        data, folder = self._data(one.data), self.folder / "detect" / one.key
+        arguments = ["train", "--run", str(folder), "--init", start, "--resume"]
+        arguments += ["--annotations", str(data.train.annotations), "--images", str(data.train.images)]
+        arguments += ["--val-annotations", str(data.val.annotations), "--val-images", str(data.val.images)]
+        settings = (f"model.backbone={self.plan.backbone}", *one.settings, f"optim.steps={one.detect_steps}")
+        for item in (*settings, f"optim.lr={one.lr!r}", f"data.seed={one.seed}"):
+            arguments += ["--set", item]
+        arguments += ["--workers", "0", "--device", "cpu"]
+        return Task(f"detect {one.key}", "detect", tuple(arguments), folder, SUMMARY)
+
+    def _probe(self, one: Unit, run: Path) -> Task:
+        folder = self.folder / "probe" / one.key
+        val = self._data(one.data).val_shards
+        options = ("--run", str(run), "--data", str(val), "--json", str(folder / PROBE), "--device", "cpu")
+        return Task(f"probe {one.key}", "train", ("probe", *options, "--backbone", self.plan.backbone), folder, PROBE)
+
+    def _row(self, one: Unit, task: Task, start: Path) -> Row:
+        before = pretrain_seconds(start) if one.pretraining is not None else 0.0
+        if one.detect_steps:
+            summary = read_summary(task.folder)
+            scores, seconds = dict(summary.AP or {}), summary.device_seconds
+        else:
+            scores, seconds = _probe_scores(task.folder / PROBE), 0.0
+        return Row(
+            key=one.key,
+            scores=scores,
+            pretrain_steps=one.pretrain_steps,
+            detect_steps=one.detect_steps,
+            pretrain_seconds=round(before, 3),
+            detect_seconds=round(seconds, 3),
+            regime=one.regime,
+            commit=_commit(),
+            command="python bench/pays.py --budget SECONDS",
+            date=time.strftime("%Y-%m-%d"),
+            hardware=hardware(),
+        )
+
+
+def _probe_scores(path: Path) -> dict[str, float]:
+    """The shares that a probe named right: of the run, and of the same backbone at random."""
+    found = json.loads(path.read_text())
+    shares = {"class_mean": found["run"]["class_mean"], "top1": found["run"]["top1"]}
+    return {**shares, **{f"random_{key}": found["random"][key] for key in ("class_mean", "top1")}}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether the lock of that name was free; it is held inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _commit() -> str:
+    """The commit that is checked out, with a + where tracked files were changed."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode
+    return (found.stdout.strip() or "no commit") + ("+" if changed else "")
+
+
+def hardware() -> str:
+    """The processor in words, one thread a training."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, one thread a training"

@@ -1,0 +1,214 @@
+"""The campaign of bench/pays.py: what it plans, that it runs nothing twice, what it reports, and its page."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.campaign import plan as plans
+from bench.campaign import report
+from bench.campaign import results as found
+from bench.campaign.runs import Campaign
+from jigsaw_pretrain.detect.comparison.runner import TaskRunner
+from jigsaw_pretrain.errors import UserError
+from tests.helpers.detection import draw
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = """
+backbone = "bench.campaign.networks:resnet18_half"
+pretrain = ["data.template_size=64", "data.template_split=32", "data.batch=4", "optim.warmup_steps=0"]
+detect = ["model.name=retinanet", "model.norm=sync-bn", "model.neck_channels=8", "data.batch=2"]
+
+[regimes.small]
+about = "rectangles"
+data = "bccd"
+detect = ["data.short_side=64"]
+
+[questions.steps]
+about = "?"
+regimes = ["small"]
+pretrain_steps = [0, 1]
+detect_steps = [1, 2]
+rates = [0.1, 0.2]
+seeds = 2
+variants = { paper = {}, warp = { pretrain = ["data.fit=warp"] } }
+"""
+
+
+def plan_of(folder: Path, text: str = SMALL) -> plans.Plan:
+    path = folder / "plan.toml"
+    path.write_text(text)
+    return plans.read_plan(path)
+
+
+def row_of(unit: plans.Unit, score: float, seconds: float = 1.0) -> found.Row:
+    return found.Row(
+        key=unit.key,
+        scores={"AP50": score, "AP": score / 2},
+        pretrain_steps=unit.pretrain_steps,
+        detect_steps=unit.detect_steps,
+        pretrain_seconds=seconds * unit.pretrain_steps,
+        detect_seconds=seconds * unit.detect_steps,
+        regime=unit.regime,
+        commit="0",
+        command="c",
+        date="2026-01-01",
+        hardware="h",
+    )
+
+
+def test_every_unit_has_a_key_of_its_own_and_scratch_has_no_variants(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    arms = list(plans.arms(plan, "steps"))
+    assert sorted((one.pretrain_steps, one.detect_steps, one.variant) for one in arms) == [
+        (0, 1, "paper"),
+        (0, 2, "paper"),
+        *((1, steps, name) for steps, name in product((1, 2), ("paper", "warp"))),
+    ]
+    units = [plans.unit(plan, arm, seed, lr) for arm in arms for seed in (0, 1) for lr in (0.1, 0.2)]
+    assert len({one.key for one in units}) == len(units)
+    # A pre-training is shared by the detectors that start from it, and by the sweep's.
+    shared = {one.pretraining.key for one in units if one.pretraining and one.seed == 0 and one.variant == "warp"}
+    assert len(shared) == 1
+    swept = plans.unit(plan, arms[-1], plans.SWEEP_SEED, 0.1)
+    assert swept.pretraining == plans.unit(plan, arms[-1], 0, 0.2).pretraining
+
+
+def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: Path) -> None:
+    before = plan_of(tmp_path)
+    after = plan_of(tmp_path, SMALL.replace("data.short_side=64", "data.short_side=96"))
+    asked = plan_of(tmp_path, SMALL.replace("questions.steps", "questions.other"))
+    [one, other] = [plans.unit(plan, next(plans.arms(plan, "steps")), 0, 0.1) for plan in (before, after)]
+    assert one.key != other.key
+    assert plans.unit(asked, next(plans.arms(asked, "other")), 0, 0.1).key == one.key
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("regimes = [", 'regimes = ["large", '), "large"),
+        (("rates = [0.1, 0.2]", "rates = []"), "rates"),
+        (("detect_steps = [1, 2]", "detect_steps = []"), "0 steps"),
+        (("seeds = 2", "seed = 2"), "seed"),
+        (("seeds = 2", "seeds = ["), "plan.toml"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        plan_of(tmp_path, SMALL.replace(*change))
+
+
+def filled(plan: plans.Plan, path: Path, score: dict[tuple[int, int], float]) -> None:
+    """Rows of every unit: AP50 by the steps of both trainings, the second rate a little better, seeds apart."""
+    for arm in plans.arms(plan, "steps"):
+        for seed, rate in product((plans.SWEEP_SEED, 0, 1), (0.1, 0.2)):
+            height = score[arm.pretrain_steps, arm.detect_steps] + rate / 100 + (seed == 1) * 0.001
+            found.append(path, row_of(plans.unit(plan, arm, seed, rate), height))
+
+
+def test_sweeps_come_first_then_the_seeds_at_the_best_rate_and_nothing_twice(tmp_path: Path) -> None:
+    plan, path = plan_of(tmp_path), tmp_path / "results.jsonl"
+    campaign = Campaign(plan, tmp_path / "runs", path, TaskRunner(None, 1))
+    everything = []
+    while todo := list(campaign.todo(["steps"])):
+        everything.append(todo[0])
+        found.append(path, row_of(todo[0], todo[0].lr))
+        assert campaign.left("steps") == 6 * (2 + 2) - len(everything)
+    assert [one.seed for one in everything] == [plans.SWEEP_SEED] * 12 + [0] * 6 + [1] * 6
+    assert {one.lr for one in everything[12:]} == {0.2}
+    assert len({one.key for one in everything}) == len(everything)
+
+
+def test_a_damaged_line_of_results_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": 1}\n')
+    with pytest.raises(UserError, match="line 1"):
+        found.read_rows(path)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=5), st.floats(0.001, 1.2))
+def test_steps_to_reach_a_height_agree_with_a_walk_along_the_curve(heights: list[float], height: float) -> None:
+    curve = [(100 * 2**place, score) for place, score in enumerate(heights)]
+    steps = found.steps_to_reach(curve, height)
+    highest = 0.0
+    for place, (at, score) in enumerate(curve):
+        if max(highest, score) >= height:
+            earlier = curve[place - 1][0] if place else 0
+            assert earlier <= steps <= at or math.isclose(steps, at)
+            return
+        highest = max(highest, score)
+    assert steps == math.inf
+
+
+def test_the_exchange_rate_is_what_it_says(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    chosen = {(one.pretrain_steps, one.detect_steps, one.variant): one for one in plans.arms(plan, "steps")}
+
+    def rows(arm: plans.Arm, score: float) -> dict[int, found.Row]:
+        return {seed: row_of(plans.unit(plan, arm, seed, 0.1), score) for seed in (0, 1)}
+
+    scratch = {steps: rows(chosen[0, steps, "paper"], 0.1 * steps) for steps in (1, 2)}
+    # As good after one step as scratch after two: one detector step saved, worth 3 s, for one of 4 s.
+    worth = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.2), "AP50", (4.0, 3.0))
+    assert worth is not None
+    assert (worth.rate, worth.low, worth.high) == pytest.approx((0.75, 0.75, 0.75))
+    above = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.3), "AP50", (4.0, 3.0))
+    assert above is not None
+    assert above.rate == math.inf
+    worse = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.05), "AP50", (4.0, 3.0))
+    assert worse is not None
+    assert worse.rate < 0
+
+
+def test_the_report_says_the_difference_and_is_the_same_twice(tmp_path: Path) -> None:
+    plan, path, page = plan_of(tmp_path), tmp_path / "results.jsonl", tmp_path / "results.md"
+    filled(plan, path, {(0, 1): 0.1, (0, 2): 0.2, (1, 1): 0.15, (1, 2): 0.3})
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (tmp_path / "images").mkdir()
+    rows = found.read_rows(path)
+    report.write(plan, rows, page, tmp_path / "images")
+    once = page.read_bytes()
+    report.write(plan, rows, page, tmp_path / "images")
+    assert page.read_bytes() == once
+    text = once.decode()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    [line] = [one for one in text.splitlines() if one.startswith("| small | warp | 1 | 2 | 0.2 |")]
+    assert "+10.0 [+10.0, +10.0]" in line
+    assert "<svg" in (tmp_path / "images" / "pays-steps-small.svg").read_text()
+
+
+def test_the_committed_page_is_what_its_results_say() -> None:
+    plan = plans.read_plan(ROOT / "bench" / "campaign" / "plan.toml")
+    rows = found.read_rows(ROOT / "docs" / "results" / "pays.jsonl")
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert report.page(text, plan, rows) == text
+
+
+def test_a_stopped_campaign_goes_on_and_trains_each_unit_once(tmp_path: Path) -> None:
+    # A whole unit from annotations to a row: the split, the shards, a pre-training, a detector, its AP.
+    data = tmp_path / "data" / "bccd"
+    annotations, _ = draw(data, 8, 0)
+    annotations.rename(data / "annotations.json")
+    text = SMALL.replace("[0.1, 0.2]", "[0.1]").replace("seeds = 2", "seeds = 1").replace("[1, 2]", "[1]")
+    plan_of(tmp_path, text[: text.index("variants")])
+    command = [sys.executable, str(ROOT / "bench" / "pays.py"), "--plan", str(tmp_path / "plan.toml")]
+    command += ["--results", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out"), "--data", str(data.parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run([*command, "--budget", "0"], capture_output=True, text=True, env=environment, check=True)
+    assert "2 units left" in stopped.stdout
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(one["pretrain_steps"], one["detect_steps"]) for one in lines] == [(0, 1), (1, 1)]
+    assert lines[1]["pretrain_seconds"] > 0
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "0 units left" in again.stdout
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
