@@ -165,7 +165,7 @@ _MACHINE = {
     "PytorchStreamWriter": "a file cannot be written whole, most likely as the disk is full: make room",
     "could not create a primitive": "there is not enough memory: lower the batch or --workers",
     "DefaultCPUAllocator": "there is not enough memory: lower the batch or --workers",
-    "CUDA out of memory": "the GPU has not enough memory: lower run.micro_batch or the batch",
+    "CUDA out of memory": "the GPU has not enough memory: lower optim.micro_batch or the batch",
     "failed to map segment": "there is not enough memory to load a library: raise the limit (ulimit -v)",
     "can't start new thread": "no more threads can be started: raise the limit (ulimit -u)",
 }

@@ -54,6 +54,9 @@ Channels = Annotated[tuple[Number, ...], msgspec.Meta(min_length=1)]
 
 PositiveChannels = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 
+MICRO_BATCH = 64
+"""Jigsaws on each of the paper's 8 GPUs (section 4.1), of which its batch statistics are."""
+
 MEAN = (0.485, 0.456, 0.406)
 """Of pixels in 0..1, red, green, blue (section 4.1)."""
 
@@ -243,8 +246,8 @@ class OptimOptions(Record, frozen=True, kw_only=True):
 
     micro_batch: Count | None = None
     """Jigsaws that a GPU takes at once, which is also what batch norm's statistics are of (64 in the paper: 512 over 8
-    GPUs). `none` takes a GPU's whole share of the batch; otherwise gradients are accumulated over it and exchanged
-    once per step."""
+    GPUs). Gradients are accumulated over a GPU's share of the batch and exchanged once per step. `none` takes the
+    divisor of the share that is nearest to 64: 64 of 512, 256 or 128, and a share of at most 64 whole."""
 
     clip_norm: PositiveOrZero = 0.0
     """Largest norm of the gradient; a longer one is scaled down to it. 0 clips nothing, as in the paper."""

@@ -34,7 +34,7 @@ from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import autocast, learning_rate, set_rate
 from jigsaw_pretrain.train.engine.state import State
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import MICRO_BATCH, Recipe
 
 BACKEND: Any = "inductor"
 """Of torch.compile."""
@@ -56,14 +56,21 @@ class MachineOptions:
 
 
 def micro_batch_of(recipe: Recipe, world: int) -> int:
-    """Jigsaws that each of ``world`` processes takes at once; UserError where they do not divide its share."""
+    """Jigsaws that each of ``world`` processes takes at once; UserError where those asked for do not divide its share.
+
+    Where the recipe does not say, it is the divisor of the share that is nearest to the paper's MICRO_BATCH, as a
+    ratio: batch statistics are then nearly of as many as there, whatever the batch and the number of processes. The
+    largest divisor not above it would be 2 for a share of 134.
+    """
     share = recipe.data.batch // world
-    chosen = min(recipe.optim.micro_batch or share, share)
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    if recipe.optim.micro_batch is None:
+        return min(divisors, key=lambda n: max(n / MICRO_BATCH, MICRO_BATCH / n))
+    chosen = min(recipe.optim.micro_batch, share)
     if share % chosen:
-        near = [n for n in range(1, share + 1) if share % n == 0]
         raise UserError(
             f"optim.micro_batch = {chosen} does not divide the {share} jigsaws of each of {world} processes: "
-            f"choose one of {near}"
+            f"choose one of {divisors}, or leave it out"
         )
     return chosen
 

@@ -171,6 +171,15 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
             Recipe.load(None, [setting])
 
 
+def test_a_recipe_that_names_no_micro_batch_has_nearly_the_papers_and_refuses_no_share() -> None:
+    default, named = Recipe(), Recipe.load("paper-r50-bf16")
+    assert [micro_batch_of(default, world) for world in (1, 2, 4, 8, 16)] == [64, 64, 64, 64, 32]
+    assert all(micro_batch_of(default, world) == micro_batch_of(named, world) for world in (1, 2, 4, 8, 16))
+    shares = {1: 1, 48: 48, 64: 64, 65: 65, 96: 48, 100: 50, 127: 127, 128: 64, 134: 67, 192: 64, 1024: 64}
+    found = {share: micro_batch_of(default.updated(f"data.batch={share}"), 1) for share in shares}
+    assert found == shares
+
+
 def test_small_shares_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = small_job(tmp_path, *PLAIN, "optim.micro_batch=4")
     announce(job, build_state(job.recipe, 6, Ranks()), 6)
