@@ -23,6 +23,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import KINDS, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
+from jigsaw_pretrain.formats.images.missing import ASKED, missing_files
 from jigsaw_pretrain.formats.images.source import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,28 @@ def check_places(annotations: str, images: str | None, option: str = "--annotati
         raise UserError(f"{annotations}: no such file or folder. Name the annotations with {option}: {KINDS}.")
     if images is not None:
         ImageSource(images).check()
+
+
+def check_images(annotations: GroundTruth, images: str, option: str = "--images") -> None:
+    """Look at the headers of a sample of the images, before anything is trained or evaluated.
+
+    Raises UserError where one is not there, cannot be read, or is of another size than the annotations say.
+    """
+    source = ImageSource(images)
+    order = rng.permutation(rng.key_of_text(0, "images whose files are looked at"), len(annotations.images))
+    records = [annotations.images[place] for place in order[:ASKED]]
+    files = [record.file_name for record in records]
+    missing, said = missing_files(files, source, option)
+    if missing:
+        raise UserError(f"{said}. Check {option}, or take such images out of the annotations.")
+    for record, found in zip(records, source.measure(files, annotations.exif), strict=True):
+        if found != (record.width, record.height):
+            wanted = f"{record.width}x{record.height}"
+            why = found if isinstance(found, str) else f"its size is {found[0]}x{found[1]}, annotations say {wanted}"
+            raise UserError(
+                f"{source.describe().rstrip('/')}/{record.file_name} cannot be used ({why}): replace it, or take it "
+                "out of the annotations"
+            )
 
 
 def read_ground_truth(annotations: str, images: str | None, reading: Reading | None = None) -> GroundTruth:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth
+from jigsaw_pretrain.detect.annotations import GroundTruth, check_images, read_ground_truth
 from jigsaw_pretrain.detect.coco_eval import (
     AP_FILE,
     Evaluation,
@@ -80,6 +80,7 @@ def evaluate(
     chosen = None if annotations is None else str(annotations)
     named = None if images is None else str(images)
     truth, folder = ranks.run_on_all(lambda: _validation(config, run, chosen, named, reading or Reading()))
+    ranks.run_on_rank_zero(lambda: check_images(truth, folder))
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
     batch = max(1, config.recipe.data.batch // ranks.world)

@@ -23,7 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.config import PositiveOrZero
-from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes, subset
+from jigsaw_pretrain.detect.annotations import (
+    GroundTruth,
+    check_images,
+    read_ground_truth,
+    require_same_classes,
+    subset,
+)
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, Evaluation, evaluate_model, save_evaluation
 from jigsaw_pretrain.detect.data import (
     Augmentation,
@@ -174,6 +180,9 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     every = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     training = subset(every, recipe.data.images_limit, recipe.data.subset_seed)
     validation = ranks.run_on_all(lambda: _validation(training, job))
+    ranks.run_on_rank_zero(lambda: check_images(training, job.images))
+    if validation is not None and (held_out := job.val_images) is not None:
+        ranks.run_on_rank_zero(lambda: check_images(validation, held_out, "--val-images"))
     task = build_task(job, recipe, training, len(every.images))
     ranks.run_on_all(lambda: task.check_shared_memory(validation))
     evaluation = None

@@ -23,9 +23,8 @@ from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
-from jigsaw_pretrain.prep.images.missing import missing_images
 from jigsaw_pretrain.prep.images.nodata import check_nodata
-from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, sample, wanted
+from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, missing_images, sample, wanted
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.plan.forecast import Summary

@@ -57,4 +57,4 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 def check_weights(file: str, option: str) -> None:
     """Raise UserError where no weights file and no run's folder of that name is there; a URL is looked at later."""
     if "://" not in file and not Path(file).exists():
-        raise UserError(f"{option} {file} is not there: name a weights file or the folder of a run")
+        raise UserError(f"{option} {file} is missing: name a weights file, or the folder of a run")

@@ -186,7 +186,7 @@ class Comparison:
         if arm.has_neck and detector.name == "faster-rcnn-c4":
             raise UserError(f"{detector.name} has no pyramid for a neck's weights: --set model.name=faster-rcnn-fpn")
         if arm.weights is not None and not arm.weights.exists():
-            raise UserError(f"{arm.weights} is not there: name a weights file")
+            raise UserError(f"{arm.weights} is missing: name a weights file")
         if arm.pretrain is None:
             return
         if arm.data is not None:

@@ -30,9 +30,8 @@ from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster
 from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.commands import options
-from jigsaw_pretrain.prep.images.missing import missing_images
 from jigsaw_pretrain.prep.images.nodata import check_nodata
-from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, sample
+from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_images, sample
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary

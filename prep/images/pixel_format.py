@@ -8,8 +8,9 @@ each locally, a request each from a store). What was decided is in plan.json; a 
 import numpy as np
 
 from jigsaw_pretrain import rng
-from jigsaw_pretrain.formats.annotations.skipped import BoxReason
+from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Note
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.images.missing import missing_files
 from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, PixelChoice, pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import PixelFormat, named
@@ -25,6 +26,12 @@ def wanted(text: str) -> PixelFormat | None:
 def choose_pixels(annotations: Annotations, source: ImageSource) -> PixelChoice:
     """The format of a dataset's images by a sample of them; raises UserError where they do not agree, StoreError."""
     return pixels_of_images(sample(annotations), source, "--pixels")
+
+
+def missing_images(annotations: Annotations, source: ImageSource) -> Note | None:
+    """A note where some of a sample of images are missing; raises UserError where all of them are."""
+    missing, text = missing_files(sample(annotations), source)
+    return Note("missing images", text, missing) if missing else None
 
 
 def sample(annotations: Annotations) -> list[str]:

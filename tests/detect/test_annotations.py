@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, read_ground_truth, require_same_classes, subset
+from jigsaw_pretrain.detect.annotations import (
+    GroundTruth,
+    check_images,
+    read_ground_truth,
+    require_same_classes,
+    subset,
+)
 from jigsaw_pretrain.detect.data import ImageReader
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
@@ -58,6 +64,25 @@ def scene(drawn: Drawn) -> Drawn:
         for label, box in enumerate(((0, 0, 30, 20), (40, 30, 36, 32))):
             drawn.box(image, list(box), category=1 + label)
     return drawn
+
+
+def test_a_sample_of_the_images_is_looked_at_before_anything_is_trained(scene: Drawn) -> None:
+    images = scene.folder / "images"
+    truth = read(scene.write(), images)
+    check_images(truth, str(images))
+    (images / "2.png").rename(images / "2.PNG")
+    with pytest.raises(UserError, match=r"1 of 4 .*2\.png is not there, but 2\.PNG is .*--val-images"):
+        check_images(truth, str(images), "--val-images")
+    (images / "2.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"images/2\.png cannot be used"):
+        check_images(truth, str(images))
+    (images / "2.png").unlink()
+    images.joinpath("2.png").symlink_to(images / "0.png")
+    other = replace(truth, images=(*truth.images[:1], replace(truth.images[1], width=95), *truth.images[2:]))
+    with pytest.raises(UserError, match=r"1\.png cannot be used .*96x72.*95x72"):
+        check_images(other, str(images))
+    with pytest.raises(UserError, match="no image that has boxes is there"):
+        check_images(truth, str(scene.folder))
 
 
 def trained(detect: Callable[..., Result], drawn: Drawn, annotations: Path, images: Path, **more: object) -> Result:

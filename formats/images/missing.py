@@ -1,4 +1,4 @@
-"""Images that are not where the annotations say, told before anything is cut, with what is there in their place.
+"""Images that are not where the annotations say, told before any work is done, with what is there in their place.
 
 The headers of a few images are asked for; only where some are missing is the image folder listed.
 """
@@ -9,19 +9,19 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.skipped import Note
-from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.prep.images.pixel_format import sample
 from jigsaw_pretrain.storage import map_ahead
 
 ASKED = 32
 
 
-def missing_images(annotations: Annotations, source: ImageSource) -> Note | None:
-    """A note where some of a sample of images are missing; raises UserError where all of them are."""
-    files = sample(annotations)[:ASKED]
+def missing_files(files: Sequence[str], source: ImageSource, option: str = "--images") -> tuple[tuple[str, ...], str]:
+    """Which of these files are not there, and what to say of them; raises UserError where none is there.
+
+    files: a sample of those that have boxes; ASKED of them are asked for. option: what names the source.
+    """
+    files = files[:ASKED]
 
     def is_missing(file: str) -> bool:
         try:
@@ -31,14 +31,13 @@ def missing_images(annotations: Annotations, source: ImageSource) -> Note | None
         return False
 
     asked = list(map_ahead(is_missing, files, source.threads))
-    missing = [file for file, gone in zip(files, asked, strict=True) if gone]
+    missing = tuple(file for file, gone in zip(files, asked, strict=True) if gone)
     if not missing:
-        return None
-    first = missing[0]
-    said = f"{source.describe().rstrip('/')}/{first} is not there{_instead(first, source)}"
+        return (), ""
+    said = f"{source.describe().rstrip('/')}/{missing[0]} is not there{_instead(missing[0], source)}"
     if len(missing) == len(files):
-        raise UserError(f"no image that has boxes is there: {said}. Check --images.")
-    return Note("missing images", f"{len(missing)} of {len(files)} images asked for: {said}", tuple(missing))
+        raise UserError(f"no image that has boxes is there: {said}. Check {option}.")
+    return missing, f"{len(missing)} of {len(files)} images asked for: {said}"
 
 
 def _instead(file: str, source: ImageSource) -> str:
