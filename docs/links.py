@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PAGES = {
     "README.md": "index.md",
+    "examples/README.md": "examples.md",
     "shards/README.md": "reference/shards.md",
     "manifests/README.md": "reference/manifests.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.prep.pipeline import shards as shards
     from jigsaw_pretrain.prep.plan.plan import Plan as Plan
     from jigsaw_pretrain.prep.records import status as status
+    from jigsaw_pretrain.prep.sample.scenes import sample_data as sample_data
     from jigsaw_pretrain.prep.split import Split as Split
     from jigsaw_pretrain.prep.split import split as split
     from jigsaw_pretrain.prep.verify import verify as verify
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jigsaw_pretrain.train.models.classifier import DenseClassifier as DenseClassifier
     from jigsaw_pretrain.train.probe import probe as probe
     from jigsaw_pretrain.train.recipe import Recipe as Recipe
+    from jigsaw_pretrain.train.report.sheet import preview as preview
     from jigsaw_pretrain.train.run import Run as Run
     from jigsaw_pretrain.train.run import open_run as open_run
     from jigsaw_pretrain.train.run import pretrain as pretrain
@@ -70,9 +72,11 @@ _PUBLIC = {
     "open_run": "train.run",
     "plan": "prep.pipeline",
     "pretrain": "train.run",
+    "preview": "train.report.sheet",
     "probe": "train.probe",
     "region_masses": "train.erf",
     "repair": "prep.pipeline",
+    "sample_data": "prep.sample.scenes",
     "shards": "prep.pipeline",
     "split": "prep.split",
     "status": "prep.records",

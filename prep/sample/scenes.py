@@ -6,14 +6,20 @@ images under the same Pillow. Boxes bound what is visible of an object.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.sample.sprites import SPRITES, Dice, Sprite, render
+from jigsaw_pretrain.storage import Storage
 
 SIZES = ((480, 360), (360, 480), (420, 420), (512, 320))
 VISIBLE_AT_LEAST = 0.5
@@ -111,3 +117,52 @@ def draw_scene(seed: int, index: int) -> tuple[Image.Image, list[tuple[int, list
         box = [float(x), float(y), float(xs.max() + 1 - x), float(ys.max() + 1 - y)]
         objects.append((label, box, len(xs)))
     return scene.image, objects
+
+
+def sample_data(
+    out: str | Path, images: int = 240, seed: int = 0, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> int:
+    """Draw a small detection dataset of twelve classes: OUT/images/ and OUT/annotations.json.
+
+    Args:
+        out: folder to fill.
+        images: how many.
+        seed: another one draws other images.
+        progress: passes on the indices of the images as they are drawn.
+
+    Returns:
+        The number of objects.
+
+    Raises:
+        UserError: where annotations are there already, or the folder cannot be made.
+    """
+    place = Path(out)
+    folder = place / "images"
+    if (place / "annotations.json").exists():
+        raise UserError(f"{place / 'annotations.json'} is already there: remove {place}, or name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): name another folder") from error
+    records: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    for index in progress(range(images)):
+        image, objects = draw_scene(seed, index)
+        name = f"{index:06d}.jpg"
+        image.save(folder / name, quality=92, subsampling=0)
+        records.append({"id": index + 1, "file_name": name, "width": image.width, "height": image.height})
+        for label, box, area in objects:
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": index + 1,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": sprite.name} for i, sprite in enumerate(SPRITES)]
+    document = {"images": records, "annotations": boxes, "categories": categories}
+    Storage(place).publish("annotations.json", msgspec.json.encode(document))
+    return len(boxes)
