@@ -288,7 +288,8 @@ def pasted(base: Sample, other: Sample, chosen: Tensor) -> Sample:
     left = base.masks * ~over
     touched = (left != base.masks).flatten(1).any(dim=1)
     boxes = base.boxes.clone()
-    kept = left.flatten(1).any(dim=1)
+    # Of uint8, any() is uint8, which is no index that torch goes on taking for a mask.
+    kept = (left > 0).flatten(1).any(dim=1)
     for nth in torch.nonzero(touched & kept).flatten().tolist():
         ys, xs = torch.nonzero(left[nth], as_tuple=True)
         boxes[nth] = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], dtype=boxes.dtype)

@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.config import PositiveOrZero
@@ -46,6 +45,7 @@ from jigsaw_pretrain.detect.data import (
 from jigsaw_pretrain.detect.evaluation import WritePage
 from jigsaw_pretrain.detect.models import backbone
 from jigsaw_pretrain.detect.models.detectors import label_offset
+from jigsaw_pretrain.detect.models.flops import flop_counter
 from jigsaw_pretrain.detect.models.weights import (
     BACKBONE_FILE,
     brings_statistics,
@@ -238,7 +238,8 @@ class DetectorTask:
     """A detector and what takes it through steps: an engine.trainer.TrainingTask.
 
     seconds: device-seconds of training so far (train/engine/metrics.py), without evaluations and checkpoints.
-    evaluation_seconds: those of evaluations. flops: of a training step per image, counted in this process's first one.
+    evaluation_seconds: those of evaluations. flops: of a training step per image (detect/models/flops.py), counted in
+    this process's first one.
     """
 
     remedy = "lower the learning rate (--set optim.lr=...), or set optim.clip_norm=10"
@@ -309,7 +310,7 @@ class DetectorTask:
         pairs = [to_device(sample, device, offset, scale) for sample in batch]
         arrived = None if self.ranks.streams is None else self.ranks.streams.event()
         self._optimizer.zero_grad(set_to_none=True)
-        counter = FlopCounterMode(display=False) if self.flops is None else None
+        counter = flop_counter() if self.flops is None else None
         with counter or contextlib.nullcontext():
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.run.precision == "bf16"):
                 losses: dict[str, Tensor] = self._parallel(

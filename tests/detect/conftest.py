@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -13,7 +14,9 @@ from torch import nn
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.train.models import backbones
 from tests.helpers import own
+from tests.helpers.comparisons import InProcess
 from tests.helpers.detection import SETTINGS, TINY, draw, set_options
+from tests.helpers.tiny import make_dataset, picture
 
 for one in vars(own):
     backbones.allow_backbone(f"{own.__name__}:{one}")
@@ -76,3 +79,23 @@ def detect(tiny_data: Path) -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepped dataset to pre-train on."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    sizes = {"S": (40, 40), "T": (20, 60), "W": (60, 20)}
+    pictures = {group: [picture(*size, rng) for _ in range(8)] for group, size in sizes.items()}
+    make_dataset(folder, {group: [8] for group in sizes}, pictures=pictures)
+    return folder
+
+
+@pytest.fixture()
+def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    """Comparisons train in this process."""
+    monkeypatch.setattr("jigsaw_pretrain.detect.comparison.comparison.TaskRunner", InProcess)
+    monkeypatch.setattr(InProcess, "ran", [])
+    monkeypatch.setattr(InProcess, "most", None)
+    return InProcess

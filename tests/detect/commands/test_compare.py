@@ -6,65 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.comparison.arms import ARMS
-from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
-from jigsaw_pretrain.train.cli import main as train_main
-from tests.helpers.detection import SETTINGS, TINY, set_options
-from tests.helpers.tiny import make_dataset, picture
+from tests.helpers.comparisons import InProcess, comparison
+from tests.helpers.detection import SETTINGS
 
-
-class InProcess(TaskRunner):
-    """Runs tasks in this process: the tiny network is registered here, and starting Python takes seconds."""
-
-    ran: list[str] = []
-    most: int | None = None
-
-    def run(self, task: Task) -> None:
-        if task.done:
-            return
-        if self.most is not None and len(self.ran) >= self.most:
-            raise OutOfTime
-        self.ran.append(task.name)
-        group = {"train": train_main, "detect": main}[task.module]
-        plain = ["--no-page"] if task.arguments[0] == "pretrain" else []
-        result = CliRunner().invoke(group, [*task.arguments, *plain], catch_exceptions=False)
-        assert result.exit_code == 0 and task.done, result.output
-
-
-@pytest.fixture()
-def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    monkeypatch.setattr("jigsaw_pretrain.detect.comparison.comparison.TaskRunner", InProcess)
-    monkeypatch.setattr(InProcess, "ran", [])
-    monkeypatch.setattr(InProcess, "most", None)
-    return InProcess
-
-
-def arguments(data: Path, shards: Path, out: Path, *more: str) -> list[str]:
-    found = ["compare", "--out", str(out), "--data", str(shards), "--workers", "0", "--device", "cpu"]
-    for prefix, part in (("", "train"), ("val-", "val")):
-        found += [f"--{prefix}annotations", str(data / part / "annotations.json")]
-        found += [f"--{prefix}images", str(data / part / "images")]
-    detector = {**SETTINGS, "steps": 3, "name": "faster-rcnn-fpn", "backbone": TINY, "norm": "gn", "val_every": 2}
-    found += set_options(**detector)
-    pretrain = [f"model.backbone={TINY}", "data.template_size=64", "data.template_split=32", "data.batch=4"]
-    pretrain += ["optim.steps=2", "optim.lr_batch=512"]
-    found += [part for setting in pretrain for part in ("--pretrain-set", setting)]
-    return [*found, *more]
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    rng = np.random.default_rng(0)
-    sizes = {"S": (40, 40), "T": (20, 60), "W": (60, 20)}
-    pictures = {group: [picture(*size, rng) for _ in range(8)] for group, size in sizes.items()}
-    make_dataset(folder, {group: [8] for group in sizes}, pictures=pictures)
-    return folder
+GN_FPN = {"name": "faster-rcnn-fpn", "norm": "gn", "val_every": 2}
+"""What these comparisons' detectors are, beside tiny."""
 
 
 @pytest.mark.slow(seconds=45)
@@ -74,7 +25,9 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
     # The arms of tau differ in one number: two of them will do.
     chosen = [name for name in ARMS if name not in ("tau-0.6", "tau-0.7", "tau-0.8", "tau-0.9")]
     names = ",".join(chosen)
-    command = arguments(tiny_data, shards, tmp_path / "out", "--arms", names, "--seeds", "1", "--rates", "0.02")
+    command = comparison(
+        tiny_data, shards, tmp_path / "out", GN_FPN, "--arms", names, "--seeds", "1", "--rates", "0.02"
+    )
     result = CliRunner().invoke(main, [*command, "--imagenet", str(tiny_weights)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -112,7 +65,7 @@ def test_a_comparison_is_continued_and_sweeps_on_a_seed_of_its_own(
     plain_runs: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = arguments(tiny_data, shards, tmp_path / "out", "--seeds", "2", "--rates", "0.01,0.02")
+    command = comparison(tiny_data, shards, tmp_path / "out", GN_FPN, "--seeds", "2", "--rates", "0.01,0.02")
     monkeypatch.setattr(in_process, "most", 5)
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert "continues" in result.output and "scratch" in result.output
@@ -151,7 +104,8 @@ def test_arms_of_ones_own_have_their_own_norm_data_context_and_steps(
         'detect = ["model.norm=frozen-bn", "model.deform=true", "model.name=mask-rcnn-fpn", "model.neck=nas-fpn"]\n'
         '[scratch-half]\ndetect = ["data.images_limit=3"]\n'
     )
-    command = arguments(tiny_data, shards, tmp_path / "out", "--arms", str(file), "--seeds", "1", "--rates", "0.02")
+    command = comparison(tiny_data, shards, tmp_path / "out", {**GN_FPN, "steps": 3}, "--arms", str(file))
+    command += ["--seeds", "1", "--rates", "0.02"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     runs = {run["arm"]: run for run in json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]}
