@@ -174,6 +174,26 @@ class Dataset(msgspec.Struct, frozen=True):
         """The shards of one aspect group, by part."""
         return tuple(shard for shard in self.shards if shard.group == group)
 
+    def table(self) -> pa.Table:
+        """Every crop as a row of one table, with ``class_name``, under names that SQL takes without quotes.
+
+        The columns are those of crops.parquet: ``group`` is ``aspect_group`` here, the crop's edges are ``crop_left``
+        and so on, ``offset`` and ``size`` are ``byte_offset`` and ``byte_size``. A million crops take about 300 MB.
+
+        Returns:
+            A table of pyarrow's, for its own functions, pandas, DuckDB or Polars.
+
+        Raises:
+            UserError: crops.parquet is damaged, or of another dataset.
+            StoreError: The store fails.
+        """
+        index = CropIndex(self)
+        names = np.array([*self.classes, "background"], dtype=object)
+        found = pa.concat_tables([index.table(shard) for shard in self.shards])
+        found = found.rename_columns([schema.SQL_NAMES.get(name, name) for name in found.column_names])
+        place = found.column_names.index("label") + 1
+        return found.add_column(place, "class_name", pa.array(names[found.column("label").to_numpy()], pa.string()))
+
 
 def drawn_context(options: Mapping[str, Any]) -> float | None:
     """The context that the trainer draws from, by the options of dataset.json or plan.json; None where prep does."""
@@ -310,6 +330,15 @@ class CropIndex:
             yield
         except DamagedTable as error:
             raise UserError(f"{self._name} {error}. {MEND}") from error
+
+    def table(self, shard: ShardRow) -> pa.Table:
+        """All columns of one shard's crops, in member order."""
+        with self._damage():
+            found = read_group(self._file, self._schema, shard.index, shard.crops, tuple(self._schema.names))
+            checked = ("label", "offset", "size", *schema.EDGES, *schema.MARGINS)
+            rows = {name: found.column(name).to_numpy() for name in checked if name in found.column_names}
+            check_crops(rows, shard.bytes, self._background)
+        return found
 
     def rows(self, shard: ShardRow, columns: tuple[str, ...] = COLUMNS) -> dict[str, npt.NDArray[Any]]:
         """Columns of one shard's crops in member order, each a numpy array of ``shard.crops`` elements."""

@@ -56,6 +56,14 @@ MARGINS = ("margin_left", "margin_top", "margin_right", "margin_bottom")
 
 CROPS_WITH_MARGINS = pa.schema([*CROPS, *(pa.field(name, pa.int32(), nullable=False) for name in MARGINS)])
 
+SQL_NAMES = {
+    "group": "aspect_group",
+    **{name: f"crop_{name}" for name in EDGES},
+    "offset": "byte_offset",
+    "size": "byte_size",
+}
+"""What columns of crops.parquet whose names are words of SQL are called in Dataset.table."""
+
 SHARDS = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),

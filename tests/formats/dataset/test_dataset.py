@@ -77,6 +77,19 @@ def test_round_trip_and_one_row_group_a_shard(tmp_path: Path) -> None:
     assert dataset.fingerprint == hashlib.sha256(raw).hexdigest()
 
 
+def test_a_table_has_class_names_and_no_word_of_sql(tmp_path: Path) -> None:
+    _write(tmp_path)
+    table = open_dataset(str(tmp_path)).table()
+    assert table.column("class_name").to_pylist() == ["a", "b", "a", "a", "b"]
+    assert table.column("aspect_group").to_pylist() == list("SSSWW")
+    assert table.column("crop_right").to_pylist() == [10, 11, 12, 10, 11]
+    assert not {"group", "left", "right", "offset", "order", "select"} & set(table.column_names)
+    background = pa.Table.from_pylist([{**_crop("S-000000.tar", i), "label": 2} for i in range(3)], schema.CROPS)
+    whole = pa.Table.from_pylist([_crop("W-000000.tar", i) for i in range(2)], schema.CROPS)
+    Storage(tmp_path).publish(layout.CROPS, schema.table_bytes(schema.CROPS, [background, whole]))
+    assert open_dataset(str(tmp_path)).table().column("class_name").to_pylist()[:3] == ["background"] * 3
+
+
 def test_unfinished_dataset_is_refused(tmp_path: Path) -> None:
     _write(tmp_path)
     (tmp_path / layout.DATASET).unlink()
