@@ -23,8 +23,10 @@ def plain(text: str) -> str:
     return escape(_CONTROL.sub("?", text))
 
 
-def print_summary(console: Console, title: str, summary: Summary, seconds: float, estimated: bool) -> None:
-    """Print the tables and warnings; ``seconds`` is the time taken, or expected where ``estimated``."""
+def print_summary(
+    console: Console, title: str, summary: Summary, seconds: float, estimated: bool, warnings: bool = True
+) -> None:
+    """Print the tables, and warnings unless told not to; ``seconds``: taken, or expected where ``estimated``."""
     about = "about " if estimated else ""
     share = summary.negatives / summary.crops if summary.crops else 0.0
     facts = Table(title=title, show_header=False, title_justify="left")
@@ -42,7 +44,7 @@ def print_summary(console: Console, title: str, summary: Summary, seconds: float
     facts.add_row("time", f"{about}{readable_time(seconds)}")
     listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]
     console.print(Group(facts, _classes(summary), _slots(summary), *listings))
-    for warning in summary.warnings():
+    for warning in summary.warnings() if warnings else ():
         console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
 

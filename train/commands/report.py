@@ -7,7 +7,7 @@ import click
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.report.page import page
+from jigsaw_pretrain.train.engine.run_folder import RunFolder
 
 
 @click.command(cls=Command)
@@ -24,6 +24,12 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     for run in runs:
         if not run.is_dir():
             raise UserError(f"{run} is no folder: name the folder that was given as --run to `pretrain`")
+        folder = RunFolder(run)
+        if not folder.begun and not folder.metrics.exists():
+            raise UserError(f"{run} holds no run: name the folder that was given as --run to `pretrain`")
+
+    from jigsaw_pretrain.train.report.page import page
+
     target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
     publish_locally(target, page(runs).encode())
     click.echo(str(target))

@@ -51,6 +51,25 @@ def test_the_sample_dataset_is_clean(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "doctor: clean" in result.output, result.output
 
 
+def test_copies_are_named_and_the_verdict_and_its_reasons_stand_first_and_last(sound: Drawn) -> None:
+    images = sound.folder / "images"
+    for name in ("4.jpg", "free.jpg"):
+        (images / name).write_bytes((images / "2.jpg").read_bytes())
+    (finding,) = [one for one in examine(sound)["findings"] if one["check"] == "byte-identical images"]
+    assert (finding["level"], finding["count"]) == ("warning", 2)
+    assert {tuple(text.split(" (of ")) for text in finding["examples"]} == {("4.jpg", "2.jpg)"), ("free.jpg", "2.jpg)")}
+    for one in sound.annotations:
+        one["bbox"] = [10, 10, 20, 20]
+    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).output.splitlines()
+    assert printed[0] == printed[-1] and printed[0].startswith("doctor: warnings: ")
+    assert "byte-identical images (2)" in printed[0] and not [line for line in printed if line.startswith("warning:")]
+    (sound.folder / "images").rename(sound.folder / "elsewhere")
+    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).output.splitlines()
+    assert (
+        printed[0] == printed[-1] and printed[0].startswith("doctor: cannot be prepped: ") and "--images" in printed[0]
+    )
+
+
 def test_everything_it_looks_for(sound: Drawn) -> None:
     for box in ([5, 5, 0, 9], [9000, 5, 10, 10], [1e308, 5, 1e308, 1]):
         sound.box(1, box)

@@ -8,6 +8,7 @@ import torch
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.report.page import RunPage, page
+from tests.helpers.commands import call
 from tests.helpers.jobs import ORIGIN, small_job, synthetic
 
 
@@ -35,6 +36,11 @@ def test_a_process_of_its_own_draws_the_page_at_most_once_a_minute(tmp_path: Pat
     drawn.write(3)
     drawn.on_end(3)
     assert (tmp_path / "report.html").exists() and len(list((tmp_path / "looks").iterdir())) == 2
+
+
+def test_a_folder_that_is_no_run_gets_no_page(tmp_path: Path) -> None:
+    result = call("report", "--run", tmp_path)
+    assert result.exit_code == 2 and "holds no run" in result.output and not list(tmp_path.iterdir())
 
 
 def test_a_run_of_a_version_without_sections_has_no_page(tmp_path: Path) -> None:
