@@ -19,7 +19,6 @@ import datetime
 import errno
 import functools
 import gc
-import math
 import os
 import random
 import re
@@ -34,12 +33,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import fsspec.config
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from jigsaw_pretrain.drivers import CONNECTIONS, NoRanges, driver_options, is_web, leave_retries, part_of_web_file
 from jigsaw_pretrain.errors import UserError
 
 try:
@@ -50,9 +49,6 @@ except ImportError:  # pragma: no cover - not on Windows
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 12.0
-"""How long a store may take to be reached, and to go on, before the request is made again."""
 
 ANSWER_SECONDS, CONTENT_SECONDS = 15.0, 600.0
 """How long one request for a listing or a size may take in all, and one for content, whatever the driver."""
@@ -78,7 +74,13 @@ STALE_SECONDS = 3600.0
 LOCK_SECONDS = 3.0
 """How long another's lock on a folder is waited for."""
 
-LOCAL_THREADS, REMOTE_THREADS = 4, 16
+MOST_WHOLE_BYTES = 16 << 30
+"""The most that a file may have which is read whole, where its reader states no less: an annotation file's."""
+
+MOST_LINES_BYTES = 4 << 30
+"""The most that a run's file of one line per step may have: twenty million rows."""
+
+LOCAL_THREADS, REMOTE_THREADS = 4, CONNECTIONS
 """How many things are asked for at the same time: the latency of a store is hidden by width."""
 
 _FINAL = (
@@ -86,9 +88,10 @@ _FINAL = (
     *(UserError, NotImplementedError, ImportError, MemoryError),
 )
 _HOPELESS = (FileNotFoundError, UserError, ImportError, TypeError, AttributeError, NotImplementedError)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SETTLED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EINVAL)
+"""What no further try changes: a full disk, a file that is too large or none."""
 _CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "ProfileNotFound")
-_NO_RANGE = re.compile(r"\b416\b|InvalidRange|(?i:range is not (valid|satisfiable))")
+_EMPTY = re.compile(r"\b416\b|InvalidRange|(?i:range is not (valid|satisfiable))")
 """What stores say of a range of an empty file."""
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
@@ -128,9 +131,7 @@ class Storage:
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if isinstance(self.fs, AsyncFileSystem):
             _watch_forks()
-        if hasattr(self.fs, "retries"):
-            # Retries are ours alone.
-            self.fs.retries = 1
+        leave_retries(self.fs)
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
@@ -170,7 +171,7 @@ class Storage:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file but a FIFO, socket or device", str(path))
         if most is not None and status.st_size > most:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than such a file may have", str(path))
+            raise _too_large(str(path), most)
         return path
 
     def describe(self, name: str) -> str:
@@ -180,7 +181,7 @@ class Storage:
     def exists(self, name: str) -> bool:
         """Whether a file of that name has been published."""
         try:
-            if self.url.startswith(("http://", "https://")):
+            if is_web(self.url):
                 # The driver takes any failure of a web server's for a missing file, except when it reads.
                 self.read_range(name, 0, 1)
             else:
@@ -189,39 +190,39 @@ class Storage:
             return False
         return True
 
-    def read(self, name: str, most: int | None = None) -> bytes:
-        """The bytes of one file, of which there may be at most ``most``; raises FileNotFoundError.
+    def read(self, name: str, most: int = MOST_WHOLE_BYTES) -> bytes:
+        """The bytes of one file, of which there may be at most ``most``; raises FileNotFoundError, OSError.
 
-        Raises for more OSError, and of a store's UserError, which no further try would change.
+        Of a store no more than these are taken, whatever it sends.
         """
         if self.is_local:
             return self._ask(lambda: self.regular_file(name, most).read_bytes(), name)
-        if most is None:
-            return self._ask(lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS)), name)
-        data = self._ask(lambda: self._beginning(name, most + 1), name)
+        data = self._ask(lambda: self._range(name, 0, most + 1), name)
         if len(data) > most:
-            raise UserError(f"{self.describe(name)} has more than the {most:,} bytes that such a file may have")
+            raise _too_large(self.describe(name), most)
         return data
 
-    def _beginning(self, name: str, size: int) -> bytes:
-        """The first ``size`` bytes of a file in a store; none of an empty one, of which no range can be had."""
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError, UserError where no part is served."""
+        part = self._part if self.is_local else self._range
+        return self._ask(lambda: part(name, offset, size), name)
+
+    def _range(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes of a file in a store, none behind its end."""
+        path = self._path(name)
         try:
-            return bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS, start=0, end=size))
+            if is_web(self.url):
+                return sync(self.fs.loop, part_of_web_file, self.fs, path, offset, size, timeout=CONTENT_SECONDS)
+            where = {"start": offset, "end": offset + size}
+            return bytes(self._call("cat_file", path, seconds=CONTENT_SECONDS, **where))
+        except NoRanges as error:
+            raise UserError(
+                f"{self.describe(name)}: that web server does not serve parts of files. Copy the file first."
+            ) from error
         except Exception as error:
-            if _NO_RANGE.search(f"{getattr(error, 'status', '')} {type(error).__name__} {error}"):
+            if offset == 0 and _EMPTY.search(f"{getattr(error, 'status', '')} {type(error).__name__} {error}"):
                 return b""
             raise
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError."""
-        if self.is_local:
-            return self._ask(lambda: self._part(name, offset, size), name)
-        where = {"start": offset, "end": offset + size}
-        data = self._ask(
-            lambda: bytes(self._call("cat_file", self._path(name), seconds=CONTENT_SECONDS, **where)), name
-        )
-        # Simple web servers do not know ranges and answer with the whole file.
-        return data if len(data) <= size else data[offset : offset + size]
 
     def _part(self, name: str, offset: int, size: int) -> bytes:
         with self.regular_file(name).open("rb") as file:
@@ -308,6 +309,10 @@ class Storage:
             sweep(self.local_path(folder))
 
 
+def _too_large(where: str, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"it has more than the {most:,} bytes that such a file may have", where)
+
+
 def _walk(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """``survey`` of a local folder."""
     files: list[str] = []
@@ -358,6 +363,10 @@ class StoreError(OSError):
 
 class WrongContent(Exception):
     """What was fetched is not what the manifest says; the message says how."""
+
+
+class TooLong(WrongContent):
+    """What was fetched has more bytes than such a file may have: no further try changes that."""
 
 
 def with_retries(
@@ -435,7 +444,7 @@ def _told(error: Exception, what: str) -> UserError | None:
         )
     response = getattr(error.__cause__, "response", None)
     codes = [str(response.get("Error", {}).get("Code"))] if isinstance(response, dict) else []
-    codes += [str(getattr(error, "status", "")), type(error).__name__]
+    codes += [str(_status(error)), type(error).__name__]
     if "maximum recursion depth" in str(error):
         # So ends botocore where a store redirects to itself.
         codes.append("Redirect")
@@ -443,11 +452,17 @@ def _told(error: Exception, what: str) -> UserError | None:
     return UserError(f"{redacted(what)}: {meaning} ({redacted(_first_line(error))})") if meaning else None
 
 
+def _status(error: Exception) -> Any:
+    """The status of an answer, by whichever name the driver gives it; None where there is none."""
+    found = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((one for one in found if isinstance(one, int)), None)
+
+
 def is_transient(error: Exception) -> bool:
     """Whether a failure may pass: all but those that say the request itself is wrong (4xx and the driver's own)."""
     if isinstance(error, ValueError | TypeError):
         return False
-    status = getattr(error, "status", None)
+    status = _status(error)
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429))
 
 
@@ -463,8 +478,8 @@ def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, ve
             return told
         if isinstance(error, PermissionError):
             return UserError(redacted(f"{what} may not be {verb} ({_first_line(error)}): check the credentials"))
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if full or isinstance(error, _HOPELESS) or (is_last and isinstance(error, WrongContent)):
+        settled = isinstance(error, OSError) and error.errno in _SETTLED
+        if settled or isinstance(error, (*_HOPELESS, TooLong)) or (is_last and isinstance(error, WrongContent)):
             return error
         if is_last:
             return UserError(
@@ -652,39 +667,6 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def driver_options(
-    url: str, connect: float = CONNECT_SECONDS, silence: float = SILENCE_SECONDS, connections: int = REMOTE_THREADS
-) -> dict[str, Any]:
-    """What a store's driver is told: to list afresh, not to wait for ever, and to leave retries to its caller."""
-    if "://" not in url or url.startswith(("file://", "local://")):
-        return {}
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if url.startswith(("http://", "https://")):
-        with contextlib.suppress(ImportError):
-            from aiohttp import ClientTimeout
-
-            timeout = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
-            options["client_kwargs"] = {"timeout": timeout}
-    scheme = url.split("://")[0]
-    if scheme in ("gs", "gcs"):
-        with contextlib.suppress(ImportError):
-            from aiohttp import ClientTimeout
-
-            options["requests_timeout"] = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
-    if scheme in ("az", "abfs", "abfss"):
-        # Of transfers; the driver has whole seconds only.
-        options |= {"connection_timeout": math.ceil(connect), "read_timeout": math.ceil(silence)}
-    if scheme in ("s3", "s3a"):
-        own = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
-        settings = {"connect_timeout": connect, "read_timeout": silence, "retries": {"max_attempts": 0}}
-        # By default a file above 50 MB is several ranged GETs.
-        options |= {
-            "config_kwargs": own | settings | {"max_pool_connections": connections},
-            "max_concurrency": 1,
-        }
-    return options
-
-
 def open_store(url: str, timeout: float, connections: int = REMOTE_THREADS) -> Storage:
     """The storage of a URL, told not to retry by itself, nor its driver where that can be told: callers do."""
     return Storage(url, driver_options(url, timeout, timeout, connections), tries=1)
@@ -701,12 +683,15 @@ class Fetcher:
         """A file's URL, without passwords."""
         return self._storage.describe(name)
 
-    def fetch(self, name: str, path: Path, check: Callable[[Path], None]) -> None:
-        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be."""
+    def fetch(self, name: str, path: Path, check: Callable[[Path], None], most: int) -> None:
+        """Write the file ``name`` whole to ``path``; ``check`` raises WrongContent where it is not as it should be.
+
+        Raises TooLong for more than ``most`` bytes.
+        """
 
         def attempt() -> None:
             try:
-                self._get(name, path)
+                self._get(name, path, most)
                 check(path)
             except OSError as error:
                 # What this machine's disk says is no fault of the store's.
@@ -716,35 +701,47 @@ class Fetcher:
 
         fetch_with_retries(attempt, self._retries, self._storage.describe(name))
 
-    def _get(self, name: str, path: Path) -> None:
+    def _get(self, name: str, path: Path, most: int) -> None:
         fs, remote = self._storage.fs, f"{self._storage.root.rstrip('/')}/{name}"
         if not isinstance(fs, AsyncFileSystem):
             # Such drivers have their own timeouts.
+            if self._storage.is_local:
+                self._storage.regular_file(name)
             fs.get_file(remote, os.fspath(path))
+            _check_length(path, most)
             return
         # Watched for growth from the start: a driver makes the file with its first byte, and that may be slow to come.
         path.touch()
         running = asyncio.run_coroutine_threadsafe(fs._get_file(remote, os.fspath(path)), fs.loop)
         try:
-            self._watch(running, path)
+            self._watch(running, path, most)
         finally:
             running.cancel()
 
-    def _watch(self, running: "concurrent.futures.Future[Any]", path: Path) -> None:
-        """Wait for a fetch as long as its file grows; raises TimeoutError where it has not for the timeout."""
+    def _watch(self, running: "concurrent.futures.Future[Any]", path: Path, most: int) -> None:
+        """Wait for a fetch as long as its file grows; raises TimeoutError where it has not for the timeout, TooLong."""
         size, since = -1, time.monotonic()
         while True:
             try:
                 running.result(timeout=min(0.25, self._timeout / 4))
+                _check_length(path, most)
                 return
             except concurrent.futures.TimeoutError:
                 if running.done():
                     raise
-            now = path.stat().st_size
+            now = _check_length(path, most)
             if now != size:
                 size, since = now, time.monotonic()
             elif time.monotonic() - since > self._timeout:
                 raise TimeoutError(f"no byte for {self._timeout:g} s")
+
+
+def _check_length(path: Path, most: int) -> int:
+    """The bytes of a file that is being fetched; raises TooLong."""
+    size = path.stat().st_size
+    if size > most:
+        raise TooLong(f"has more than the {most:,} bytes that such a file may have")
+    return size
 
 
 _inherited: list[Any] = []

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
-from jigsaw_pretrain.formats.dataset.dataset import MEND, Description, drawn_context, memory_file
+from jigsaw_pretrain.formats.dataset.dataset import MEND, MOST_BYTES, Description, drawn_context, memory_file
 from jigsaw_pretrain.formats.dataset.schema import (
     BOX,
     EDGES,
@@ -171,7 +171,7 @@ def _crop_tables(out: Storage, plan: PlanRecord, parts: list[PartRecord]) -> Ite
         part, index, shard = row_group
         name = layout.part_rows(part)
         try:
-            return shard.group, part_rows(out.read(name), plan, part, index, shard)
+            return shard.group, part_rows(out.read(name, MOST_BYTES), plan, part, index, shard)
         except FileNotFoundError as error:
             raise UserError(f"{out.describe(name)} is missing. {MEND}") from error
         except DamagedTable as error:

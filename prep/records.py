@@ -327,7 +327,7 @@ def clear_markers(out: Storage, parts: Collection[int] | None = None) -> None:
 def failure_reason(out: Storage, part: int) -> str:
     """Why a part failed."""
     try:
-        return msgspec.json.decode(out.read(_marker(part, FAILED)), type=Failure).reason
+        return msgspec.json.decode(out.read(_marker(part, FAILED), MOST_BYTES), type=Failure).reason
     except (OSError, msgspec.MsgspecError):
         return "unknown"
 
@@ -536,7 +536,7 @@ def skip_limit(
 def read_skipped(out: Storage, name: str) -> pa.Table:
     """The rows of a table of skipped things; raises UserError where it is missing or damaged."""
     try:
-        return schema.read_table(out.read(name), schema.SKIPPED)
+        return schema.read_table(out.read(name, schema.MOST_TABLE_BYTES), schema.SKIPPED)
     except FileNotFoundError as error:
         raise UserError(f"{out.describe(name)} is missing. {MEND}") from error
     except schema.DamagedTable as error:

@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.dataset.dataset import open_dataset
+from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, open_dataset
 from jigsaw_pretrain.formats.dataset.schema import EDGES, MARGINS, DamagedTable
 from jigsaw_pretrain.formats.pixels import PixelFormat, decode_member, pixel_format
 from jigsaw_pretrain.prep import records
@@ -59,7 +59,7 @@ def inspect_part(task: tuple[str, int, PlanRecord]) -> list[Damage]:
         return [Damage(number, name, "cannot be read")]
     name = layout.part_rows(number)
     try:
-        raw = out.read(name)
+        raw = out.read(name, MOST_BYTES)
         tables = [part_rows(raw, plan, number, index, shard) for index, shard in enumerate(record.shards)]
     except FileNotFoundError:
         return [Damage(number, name, "is missing")]
@@ -77,7 +77,7 @@ def _inspect_shard(out: Storage, shard: ShardRecord, rows: pa.Table, pixels: Pix
     """What is wrong with a shard, in words; nothing where it is whole."""
     name = f"{layout.SHARDS}/{shard.name}"
     try:
-        with out.regular_file(name).open("rb") if out.is_local else io.BytesIO(out.read(name)) as file:
+        with out.regular_file(name).open("rb") if out.is_local else io.BytesIO(out.read(name, shard.bytes)) as file:
             return _inspect_file(file, shard, rows, pixels)
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
@@ -118,7 +118,7 @@ def _inspect_manifests(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
     made, _ = manifests(out, plan, read_records(out, plan))
     for name, data in made.items():
         try:
-            if out.read(name) != data:
+            if out.read(name, len(data)) != data:
                 yield Damage(None, name, "is not what the parts give")
         except FileNotFoundError:
             yield Damage(None, name, "is missing")
@@ -132,7 +132,7 @@ def _inspect_dataset(out: Storage, plan: PlanRecord) -> Iterable[Damage]:
         dataset = open_dataset(out.url)
         if dataset.description.plan != plan.plan:
             yield Damage(None, layout.DATASET, "is of another plan")
-        found = hashlib.sha256(out.read(layout.CROPS)).hexdigest()
+        found = hashlib.sha256(out.read(layout.CROPS, dataset.most_index_bytes)).hexdigest()
         if dataset.description.crops_sha256 not in (UNSET, found):
             yield Damage(None, layout.CROPS, "has another SHA-256 than dataset.json says")
         records.read_skipped(out, layout.SKIPPED)

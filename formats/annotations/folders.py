@@ -20,6 +20,9 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import Note
 from jigsaw_pretrain.storage import Storage, StoreError, redacted
 
+MOST_BYTES = 1 << 28
+"""The most of one of many files: labels, XML, lists, a data.yaml."""
+
 PREFERRED = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "test", "minival")
 _SAME = {"valid": "val", "validation": "val"}
@@ -90,11 +93,11 @@ def find_names(folder: Storage, paths: Sequence[str], chosen: str | None = None)
     if chosen is not None and not chosen.lower().endswith((".yaml", ".yml")):
         return _from_list(folder, chosen)
     if chosen is not None:
-        return names_of_yaml(folder.read(chosen), chosen, folder.describe(chosen))
+        return names_of_yaml(folder.read(chosen, MOST_BYTES), chosen, folder.describe(chosen))
     found, failed = [], None
     for path in (path for path in paths if "/" not in path and path.lower().endswith((".yaml", ".yml"))):
         try:
-            names = names_of_yaml(folder.read(path), path, folder.describe(path))
+            names = names_of_yaml(folder.read(path, MOST_BYTES), path, folder.describe(path))
         except UserError as error:
             failed = failed if failed and path not in PREFERRED else error
             continue
@@ -130,7 +133,7 @@ def _agreeing(folder: Storage, found: Sequence[Names]) -> Names:
 
 
 def _from_list(folder: Storage, path: str) -> Names:
-    where, raw = folder.describe(path), folder.read(path)
+    where, raw = folder.describe(path), folder.read(path, MOST_BYTES)
     try:
         # Of text, Python ends lines at U+0085 and U+2028 too, and every later class would be another one.
         lines = [line.decode("utf-8").strip() for line in raw.removeprefix(BOM_UTF8).splitlines()]
@@ -143,7 +146,7 @@ def _from_list(folder: Storage, path: str) -> Names:
     data = str(PurePosixPath(path).with_name("obj.data"))
     splits: dict[str, tuple[str, ...]] = {}
     if folder.exists(data):
-        pairs = (line.partition("=") for line in folder.read(data).decode("utf-8", "replace").splitlines())
+        pairs = (line.partition("=") for line in folder.read(data, MOST_BYTES).decode("utf-8", "replace").splitlines())
         for key, _, value in pairs:
             key = _SAME.get(key.strip(), key.strip())
             if key in SPLITS and value.strip():

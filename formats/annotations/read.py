@@ -387,7 +387,7 @@ def _others(paths: tuple[str, ...]) -> list[Note]:
 def _read_all(folder: Storage, paths: Sequence[str]) -> dict[str, bytes]:
     """Small files, many at once."""
     threads = LOCAL_THREADS if folder.is_local else REMOTE_THREADS
-    return dict(zip(paths, map_ahead(folder.read, paths, threads), strict=True))
+    return dict(zip(paths, map_ahead(lambda path: folder.read(path, folders.MOST_BYTES), paths, threads), strict=True))
 
 
 def _hash(files: dict[str, bytes]) -> str:

@@ -40,6 +40,9 @@ READABLE = (FORMAT_VERSION, EXTENDED)
 MOST_BYTES = 64 << 20
 """The most that a JSON file of a dataset may have: a million classes, or as many skipped images of one part."""
 
+MOST_ROW_BYTES = 4096
+"""The most that a row of crops.parquet takes: a path, twice."""
+
 MOST_CROPS = 1 << 22
 """The most crops of one shard."""
 
@@ -169,6 +172,11 @@ class Dataset(msgspec.Struct, frozen=True):
     def drawn_context(self) -> float | None:
         """How many times as wide and high a crop may become as the trainer draws it; None: prep drew it, for all."""
         return drawn_context(self.description.options)
+
+    @property
+    def most_index_bytes(self) -> int:
+        """The most that crops.parquet may have: about 60 bytes per crop are usual."""
+        return MOST_BYTES + MOST_ROW_BYTES * sum(shard.crops for shard in self.shards)
 
     def of_group(self, group: str) -> tuple[ShardRow, ...]:
         """The shards of one aspect group, by part."""
@@ -315,7 +323,7 @@ class CropIndex:
             elif storage.is_local:
                 source = str(storage.regular_file(layout.CROPS))
             else:
-                source = memory_file(storage.read(layout.CROPS))
+                source = memory_file(storage.read(layout.CROPS, dataset.most_index_bytes))
             with self._damage():
                 self._file = open_table(source, self._schema)
         if self._file.metadata.num_row_groups != len(dataset.shards):

@@ -108,6 +108,9 @@ def table_bytes(schema: pa.Schema, row_groups: Iterable[pa.Table]) -> bytes:
 MOST_ROWS = 20_000_000
 """The most rows of a table that is read at once."""
 
+MOST_TABLE_BYTES = 1 << 31
+"""The most that the file of such a table may have."""
+
 MOST_TEXT = 1 << 28
 """The most bytes of text that the rows of a column may hold when they are read at once."""
 

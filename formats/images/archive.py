@@ -61,7 +61,7 @@ def read_index(storage: Storage, name: str) -> dict[str, Member]:
             with storage.fs.open(path, "rb", **options) as file:
                 return index(file)
         except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
-            if "range requests" in str(error):
+            if "range requests" in str(error) or "streaming HTTP" in str(error):
                 raise UserError(f"{where}: that web server does not serve parts of files. Copy it first.") from error
             raise UserError(f"{where} is not a whole archive ({error}). Copy or download it again.") from error
 

@@ -111,7 +111,7 @@ class ImageSource:
                 return read_member(self._storage, self.archive, member)
             if self._storage.is_local:
                 return self._read_local(file)
-            return self._storage.read(quote(file) if self._quoted else file)
+            return self._storage.read(quote(file) if self._quoted else file, MOST_BYTES)
         except StoreError:
             raise
         except FileNotFoundError as error:

@@ -41,6 +41,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from msgspec import UNSET
 
+from jigsaw_pretrain.drivers import driver_options
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, ShardRow, open_dataset
@@ -49,7 +50,6 @@ from jigsaw_pretrain.storage import (
     Fetcher,
     Storage,
     WrongContent,
-    driver_options,
     fetch_with_retries,
     open_store,
     redacted,
@@ -94,7 +94,7 @@ def _check_sha256(file: BufferedReader, expected: str) -> None:
 def fetch_shard(fetcher: Fetcher, name: str, path: Path, shard: ShardRow) -> None:
     """Fetch a shard to ``path``, verified by size and sha256; raises BadShard where that fails or it is missing."""
     try:
-        fetcher.fetch(name, path, lambda fetched: check_shard(fetched, shard))
+        fetcher.fetch(name, path, lambda fetched: check_shard(fetched, shard), shard.bytes)
     except (WrongContent, FileNotFoundError) as error:
         wrong = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise BadShard(
@@ -335,7 +335,7 @@ class RemoteShards:
                 self._check_index(file)
 
         def fill(path: Path) -> None:
-            self._fetcher.fetch(layout.CROPS, path, check)
+            self._fetcher.fetch(layout.CROPS, path, check, self._dataset.most_index_bytes)
 
         try:
             file = self._file(key, None, fill)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero, Share
-from jigsaw_pretrain.storage import Storage, atomic_write
+from jigsaw_pretrain.storage import MOST_LINES_BYTES, Storage, atomic_write
 from jigsaw_pretrain.train.data.device import Event
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
@@ -72,7 +72,7 @@ class LineFile:
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines of a file with their ends; the last line of a killed process may be half a line and is left out."""
-    text = Storage(path.parent).read(path.name).decode(errors="replace")
+    text = Storage(path.parent).read(path.name, MOST_LINES_BYTES).decode(errors="replace")
     return [f"{line}\n" for line in text.split("\n")[:-1]]
 
 

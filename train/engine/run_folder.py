@@ -41,7 +41,18 @@ from msgspec.structs import replace
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Fetcher, Storage, atomic_write, fetch_with_retries, inside, open_store, redacted
+from jigsaw_pretrain.storage import (
+    MOST_LINES_BYTES,
+    MOST_WHOLE_BYTES,
+    Fetcher,
+    Storage,
+    TooLong,
+    atomic_write,
+    fetch_with_retries,
+    inside,
+    open_store,
+    redacted,
+)
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
@@ -57,6 +68,9 @@ RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
 
 NEWEST = "checkpoints/newest"
 """The pointer to the newest checkpoint of a run at a URL."""
+
+MOST_WEIGHTS = 1 << 38
+"""The most that a checkpoint or a weights file may have, in bytes."""
 
 RETRIES, TIMEOUT = 5, 60.0
 """Of a request to the store of a run at a URL."""
@@ -74,6 +88,15 @@ _LOCKS: dict[Path, FileLock] = {}
 """The locks of the staged folders that this process trains in."""
 
 log = logging.getLogger(__name__)
+
+
+def _most_bytes(name: str) -> int:
+    """The most that a file of a run may have, by its name."""
+    if name.endswith((".pt", ".pth")):
+        return MOST_WEIGHTS
+    if name == "results.json":
+        return MOST_WHOLE_BYTES
+    return MOST_BYTES if name.endswith((".json", ".toml")) or name == NEWEST else MOST_LINES_BYTES
 
 
 def _is_known(name: str) -> bool:
@@ -457,8 +480,14 @@ class RemoteRunFolder:
         return name
 
     def _fetch(self, name: str) -> None:
+        try:
+            self._fetch_whole(name)
+        except TooLong as error:
+            raise UserError(f"{self._storage.describe(name)} {error}: it is of no run") from error
+
+    def _fetch_whole(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), atomic_write(inside(self.path, name)) as file:
-            self._fetcher.fetch(name, Path(file.name), lambda fetched: None)
+            self._fetcher.fetch(name, Path(file.name), lambda fetched: None, _most_bytes(name))
 
     def _staged(self) -> list[str]:
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())

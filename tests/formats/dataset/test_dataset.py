@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset import layout, schema
+from jigsaw_pretrain.formats.dataset import dataset, layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
 from jigsaw_pretrain.storage import Storage
 
@@ -117,3 +118,14 @@ def test_damaged_shard_table_is_named(tmp_path: Path) -> None:
     (tmp_path / layout.SHARD_TABLE).write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"shards\.parquet is damaged"):
         open_dataset(str(tmp_path))
+
+
+def test_the_index_of_a_dataset_at_a_url_has_a_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path)
+    MemoryFileSystem().put(f"{tmp_path}/manifests", "/index/", recursive=True)
+    opened = open_dataset("memory://index")
+    assert set(CropIndex(opened).rows(opened.shards[0])["label"]) == {0, 1}
+    monkeypatch.setattr(dataset, "MOST_BYTES", 0)
+    monkeypatch.setattr(dataset, "MOST_ROW_BYTES", 1)
+    with pytest.raises(OSError, match="more than the 5 bytes"):
+        CropIndex(opened)

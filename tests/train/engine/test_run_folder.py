@@ -1,6 +1,7 @@
 """A stranger's run: its names lead nowhere, its code does not run, its weights are checked before they are used."""
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -70,6 +71,16 @@ def test_a_hostile_pointer_leads_nowhere(pointer: str, run: Path, tmp_path: Path
     folder = open_run_folder(f"file://{run}")
     _, _, content = open_trained(folder)
     assert content["step"] == 4 and folder.path != run and not (folder.path / "private.txt").exists()
+
+
+def test_a_file_of_a_run_at_a_url_has_a_most(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "MOST_LINES_BYTES", (run / "metrics.jsonl").stat().st_size - 1)
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        open_trained(open_run_folder(f"file://{run}"))
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        open_trained(open_run_folder(f"file://{run}"))
 
 
 def test_reading_a_run_that_trains_here_leaves_its_staged_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
