@@ -79,7 +79,7 @@ def test_a_file_of_a_run_at_a_url_has_a_most(run: Path, monkeypatch: pytest.Monk
         open_trained(open_run_folder(f"file://{run}"))
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
         open_trained(open_run_folder(f"file://{run}"))
 
 
