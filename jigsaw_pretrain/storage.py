@@ -203,7 +203,7 @@ class Storage:
         return data
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError, UserError where no part is served."""
+        """``size`` bytes of one file from ``offset`` on; raises FileNotFoundError, UserError where none is served."""
         part = self._part if self.is_local else self._range
         return self._ask(lambda: part(name, offset, size), name)
 
