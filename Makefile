@@ -30,7 +30,9 @@ READY := $(VENV)/.ready
 # Imported once, so that their bytecode is on disk: uv writes none, and where Python is told to write none either, every
 # process would compile torch again, ten seconds each.
 COMPILED := jigsaw_pretrain.train.commands.pretrain, jigsaw_pretrain.detect.commands.compare, torch.distributed.run, timm, s3fs, moto.server, hypothesis
-LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
+# torchrun says at length that it sets OMP_NUM_THREADS where it is not set.
+TORCHRUN := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/torchrun
+LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -141,7 +143,7 @@ export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
 
 # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
-DETECT := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
+DETECT := $(if $(filter-out 0 1,$(GPUS)),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
 
 detect: $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
 	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS) --resume

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **extra: Any) -> None:
         super().__init__(*args, **extra)
-        shown = "Show the traceback of an error that nobody foresaw."
+        shown = "Show the traceback of an error that nobody foresaw, and libraries' warnings."
         self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=shown))
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -96,7 +97,11 @@ class Command(click.Command):
         if serves:
             signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return super().main(*args, **extra)
+            with warnings.catch_warnings():
+                if not debug and not sys.warnoptions:
+                    # Libraries' own, of what is theirs or ours to mend; what a user should know is logged.
+                    warnings.simplefilter("ignore")
+                return super().main(*args, **extra)
         except Exception as error:
             if not extra.get("standalone_mode", True):
                 raise

@@ -75,7 +75,9 @@ class TaskRunner:
         log.info("training %s: %s", place, task.name)
         answer = "stopping, once the training under way has saved"
         with StopRequest(answer) as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
-            process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT)
+            # torchrun says at length that it would set this.
+            environment = {"OMP_NUM_THREADS": "1", **os.environ} if self._gpus > 1 else None
+            process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT, env=environment)
             try:
                 interrupted = self._wait(process, stop, task.name, Path(file.name))
             finally:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import click
@@ -130,6 +131,19 @@ for stage, words in COMMANDS:
         [sys.executable, "-c", script.replace("COMMANDS", repr(commands))], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [f"True False {words}" for _, words in commands], done.stderr
+
+
+def test_warnings_of_libraries_are_shown_to_those_who_debug() -> None:
+    @click.command(cls=Command)
+    def warn() -> None:
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        CliRunner().invoke(warn, [], env={DEBUG: ""})
+        assert not seen
+        CliRunner().invoke(warn, ["--debug"])
+        assert [str(one.message) for one in seen] == ["of a library"]
 
 
 def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
