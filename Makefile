@@ -1,14 +1,16 @@
 # jigsaw-pretrain: `make` lists the targets. Every variable below can be given on the command line.
 
-# Whether a variable was given on the command line.
-given = $(filter command%,$(origin $1))
+# Whether a variable was given, on the command line or by the environment, where OUT or RUN may stand from elsewhere.
+given = $(filter command% environment%,$(origin $1))
 
 ANNOTATIONS ?=
 IMAGES ?=
 OUT ?= .
-RECIPE ?= recipes/sample.toml
+# The sample's are for the sample; data of your own has the recipes that prep fitted to it.
+OWN := $(strip $(ANNOTATIONS)$(call given,OUT)$(if $(wildcard .sample/prepped),,$(wildcard $(OUT)/manifests/dataset.json)))
+RECIPE ?= $(if $(OWN),$(OUT)/recipe.toml,recipes/sample.toml)
 # Of your own data never runs/sample, which `make clean` removes.
-RUN ?= runs/$(if $(call given,RECIPE),$(basename $(notdir $(RECIPE))),$(if $(strip $(ANNOTATIONS))$(call given,OUT),mine,sample))
+RUN ?= runs/$(if $(call given,RECIPE),$(basename $(notdir $(RECIPE))),$(if $(OWN),mine,sample))
 GPUS ?= 1
 WORKERS ?= 2
 SEED ?= 0
@@ -17,7 +19,7 @@ VAL_ANNOTATIONS ?=
 VAL_IMAGES ?=
 INIT ?= $(RUN)
 DETECTOR ?= $(RUN)-detector
-DETECT_RECIPE ?= recipes/detect-sample.toml
+DETECT_RECIPE ?= $(if $(OWN),$(OUT)/detect.toml,recipes/detect-sample.toml)
 COMPARISON ?= $(RUN)-comparison
 ARMS ?= scratch,jigsaw
 
@@ -32,11 +34,13 @@ READY := $(VENV)/.ready
 COMPILED := jigsaw_pretrain.train.commands.pretrain, jigsaw_pretrain.detect.commands.compare, torch.distributed.run, timm, s3fs, moto.server, hypothesis
 # torchrun says at length that it sets OMP_NUM_THREADS where it is not set.
 TORCHRUN := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/torchrun
-LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
+SEVERAL := $(filter-out 0 1,$(GPUS))
+LAUNCH := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
+DEVICE := $(if $(SEVERAL), --device cuda)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs docs-reference bench clean
+.PHONY: help gpus no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs docs-reference bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -44,7 +48,8 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "variables: $(KNOWN)"
-	@echo "a sample dataset is drawn where none of ANNOTATIONS, OUT, RUN and RECIPE is given"
+	@echo "a sample dataset is drawn where none of ANNOTATIONS, IMAGES, OUT, RUN and RECIPE is given; data of your own is"
+	@echo "trained on by the recipe that prep fits to it, OUT/recipe.toml, which you may change"
 	@echo "RUN is $(RUN), RECIPE is $(RECIPE), OUT is $(OUT)"
 
 venv: $(READY)  ## make .venv and install the locked versions into it
@@ -64,8 +69,11 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
 # What is given must be a variable of this file: a typo would train on the sample dataset.
 KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATIONS VAL_IMAGES INIT DETECTOR \
 	DETECT_RECIPE COMPARISON ARMS VENV PYTHON BENCH_SOURCE BENCH_DATA
-STRANGE := $(strip $(foreach name,$(filter-out $(KNOWN) MAKEFLAGS MFLAGS MAKEOVERRIDES,$(.VARIABLES)),$(if $(call given,$(name)),$(name))))
-$(if $(STRANGE),$(error there is no variable $(STRANGE) here. The variables are: $(KNOWN)))
+STRANGE := $(firstword $(foreach name,$(filter-out $(KNOWN) MAKEFLAGS MFLAGS MAKEOVERRIDES,$(.VARIABLES)),$(if $(filter command%,$(origin $(name))),$(name))))
+NEAR = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(STRANGE) $(KNOWN))
+$(if $(STRANGE),$(error there is no variable $(STRANGE) here$(if $(NEAR),. Type: make $(MAKECMDGOALS) $(NEAR)=$($(STRANGE)),. The variables are: $(KNOWN))))
+$(if $(and $(OWN),$(call given,RUN),$(filter $(abspath runs/sample),$(abspath $(RUN)))),$(error RUN=$(RUN) is the sample's, which `make clean` removes. Name another one: make $(MAKECMDGOALS) RUN=runs/mine))
+$(if $(filter $(abspath $(RUN)) $(abspath $(RUN))/%,$(abspath $(FILE))),$(error FILE=$(FILE) lies in the run $(RUN), whose files it could overwrite. Name another one: make $(MAKECMDGOALS) RUN=$(RUN) FILE=backbone.pth))
 $(if $(strip $(IMAGES)),$(if $(strip $(ANNOTATIONS)),,$(error IMAGES is given without ANNOTATIONS: name the annotations too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=$(IMAGES))))
 $(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES is given without VAL_ANNOTATIONS: name both)))
 $(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
@@ -88,7 +96,7 @@ endif
 PREPPED := $(if $(strip $(ANNOTATIONS)),,$(if $(findstring ://,$(OUT)),remote,$(wildcard $(OUT)/manifests/dataset.json)))
 
 no-sample:
-	@echo "make: $(OUT) holds no dataset, and $(NAMED) is given, so the sample dataset is not drawn. Prep yours:" >&2
+	@echo "make: $(NAMED) is given without ANNOTATIONS, so the sample dataset is not drawn. Name yours:" >&2
 	@echo "  make $(or $(firstword $(MAKECMDGOALS)),shards) ANNOTATIONS=FILE IMAGES=DIR$(foreach name,$(NAMED), $(name)=$($(name)))" >&2
 	@exit 2
 
@@ -100,12 +108,16 @@ $(HELD_OUT)/annotations.json: | $(READY)
 
 shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/manifests (resumes what was begun)
 	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
-		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)
+		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)$(if $(filter $(OUT)/recipe.toml,$(RECIPE)),, --recipe "$(RECIPE)")
 	$(BIN)/python -m prep report --out "$(OUT)"
-	@$(if $(filter $(SAMPLE)/%,$(DRAWN)),touch $(SAMPLE)/prepped)
+	@$(if $(filter $(SAMPLE)/%,$(DRAWN)),touch,rm -f) $(SAMPLE)/prepped
 
-pretrain: $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
-	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS) --resume
+# Processes without a GPU each would share the cores and be no faster.
+gpus: | $(READY)
+	@$(BIN)/python -c 'import sys, torch; found = torch.cuda.device_count(); sys.exit(found < $(GPUS) and "make: GPUS=$(GPUS), and this machine shows %d. Type: make $(MAKECMDGOALS) GPUS=%d, or leave GPUS out" % (found, max(1, found)))'
+
+pretrain: $(if $(SEVERAL),gpus) $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
+	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
 
 # What a run and a detector are judged on: the user's validation set, or else sample images drawn with another seed.
 ifneq ($(strip $(VAL_ANNOTATIONS)),)
@@ -143,14 +155,14 @@ export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
 
 # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
-DETECT := $(if $(filter-out 0 1,$(GPUS)),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
+DETECT := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
 
-detect: $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
-	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS) --resume
+detect: $(if $(SEVERAL),gpus) $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
+	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
 
-compare: $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
+compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
-		--rates 0.08,0.16,0.32 --recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --pretrain-set model.norm=gn --workers $(WORKERS) --gpus $(GPUS)
+		$(if $(call given,DETECT_RECIPE)$(OWN),,--rates 0.08,0.16,0.32 )--recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)$(DEVICE)
 
 # Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -200,6 +212,9 @@ bench: | $(READY)  ## side-by-side measurements -> tables with goals, and JSON u
 	$(BIN)/python bench/summary.py; \
 	if [ -n "$$failed" ]; then echo "these ended with an error:$$failed"; exit 1; fi
 
+# What the targets above write for the sample; another runs/sample-NAME is somebody's own.
+SAMPLES := -validation -detector -comparison -torchvision.pth -torchvision.README.md
+
 clean:  ## remove the sample, its shards and its runs; data and runs of your own stay, and so does the environment
-	$(if $(wildcard $(SAMPLE)/prepped),find shards manifests -mindepth 1 -not -name README.md -delete)
-	rm -rf $(SAMPLE) $(HELD_OUT) runs/sample runs/sample-* preview.png bench/results build/site
+	$(if $(wildcard $(SAMPLE)/prepped),find shards manifests -mindepth 1 -not -name README.md -delete && rm -f recipe.toml detect.toml report.html)
+	rm -rf $(SAMPLE) $(HELD_OUT) runs/sample $(addprefix runs/sample,$(SAMPLES)) preview.png bench/results build/site

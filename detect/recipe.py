@@ -23,9 +23,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from jigsaw_pretrain.config import Config, Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
+from jigsaw_pretrain.config import Count, CountOrZero, Positive, PositiveOrZero, Record, Share, ShareBelowOne
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.recipe import Channels, Optimizer, PositiveChannels, PositiveShare
+from jigsaw_pretrain.train.recipe import Channels, Optimizer, PositiveChannels, PositiveShare, StoredConfig
 
 DetectorName = Literal["faster-rcnn-c4", "faster-rcnn-fpn", "mask-rcnn-fpn", "retinanet", "cascade-rcnn-fpn"]
 
@@ -287,7 +287,7 @@ class DetectorRunOptions(Record, frozen=True, kw_only=True):
     """Steps between rows of metrics.jsonl."""
 
 
-class DetectorRecipe(Config, frozen=True, kw_only=True):
+class DetectorRecipe(StoredConfig, frozen=True, kw_only=True):
     """Settings of a detector's training in sections; ``None`` leaves a value to the scaling rule (above)."""
 
     data: DetectorDataOptions = DetectorDataOptions()

@@ -80,6 +80,7 @@ from jigsaw_pretrain.train.engine.optim import arithmetic, make_optimizer, param
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOptions
 from jigsaw_pretrain.train.engine.weights_info import WeightsInfo, read_weights_info
+from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import with_about
 from jigsaw_pretrain.train.recipe import MEAN, STD
 
@@ -223,6 +224,13 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
         return None
     found = read_ground_truth(job.val_annotations, job.val_images, replace(job.reading, split=job.val_split))
     require_same_classes(training, found)
+    trained = {record.file_name for record in training.images} if job.val_images == job.images else set()
+    if shared := sum(record.file_name in trained for record in found.images):
+        job.ranks.log_rank_zero(
+            f"{shared:,} of {len(found.images):,} validation images are trained on: AP says little of images that it "
+            "has not seen",
+            logging.WARNING,
+        )
     return found
 
 
@@ -451,11 +459,27 @@ def build_task(
     if weights is not None:
         report = ranks.run_on_all(lambda: load(network, weights, job.init, recipe.model.partial))
         ranks.log_rank_zero(f"weights {report.text}")
+        if told := _other_norm(network, weights, job.init, config.norm_built):
+            ranks.log_rank_zero(told, logging.WARNING)
         config = replace(config, weights=asdict(report))
     model, frozen = detector_from_config(config, network, ranks.device)
     if is_fresh:
         config = _with_neck(job, config, model)
     return DetectorTask(job, config, training, model, frozen)
+
+
+def _other_norm(network: Backbone, weights: dict[str, Tensor], source: str, norm: str) -> str | None:
+    """What to say where weights were trained under another norm than the network has; None where they were not."""
+    own = any(name.endswith("running_mean") for part in network.parts for name in part.state_dict())
+    theirs = any(name.endswith("running_mean") for name in weights)
+    if own == theirs:
+        return None
+    words = {True: "batch norm", False: "group norm"}
+    return (
+        f"{source} was trained with {words[theirs]}, and this detector has {words[own]} ({norm}): weights are worth "
+        f"little under another norm. Fine-tune with --norm {'frozen-bn' if theirs else 'gn'}, or pre-train with --set "
+        f"model.norm={'bn' if own else 'gn'}"
+    )
 
 
 def _config_of_run(job: DetectorJob, recipe: DetectorRecipe, training: GroundTruth) -> DetectorConfig | None:

@@ -73,10 +73,28 @@ def _own_recipes() -> dict[str, Traversable]:
     return {one.name.removesuffix(".toml"): one for one in found if one.name.endswith(".toml")}
 
 
-def _file_of(path: str | Path) -> Traversable:
-    """The file of that path; where there is none and the path is a plain name, the recipe of the program's own."""
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a TOML file: of that path, else, of a plain name, of the program's own recipes.
+
+    Raises UserError, naming the remedy.
+    """
     own = _own_recipes().get(str(path))
-    return own if own is not None and not Path(path).exists() else Path(path)
+    file: Traversable = own if own is not None and not Path(path).exists() else Path(path)
+    try:
+        return parse_toml(file.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): name a TOML file, or a recipe that comes with the program "
+            f"({', '.join(sorted(_own_recipes()))})"
+        ) from error
+
+
+def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
+    """The values of a TOML file's bytes; raises UserError, which calls the file ``where``."""
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from error
 
 
 class Config(Record, frozen=True):
@@ -96,16 +114,7 @@ class Config(Record, frozen=True):
         """
         if path is None:
             return cls()._with({}, settings, ())
-        try:
-            values = tomllib.loads(_file_of(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): name a TOML file, or a recipe that comes with the program "
-                f"({', '.join(sorted(_own_recipes()))})"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid TOML: {error}") from error
-        return cls()._with(values, settings, (str(path),))
+        return cls()._with(read_toml(path), settings, (str(path),))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:

@@ -5,6 +5,7 @@ crops, which are held as one compressed file (about 50 MB) in memory.
 """
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.images.statistics import mean_and_std
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
-from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
+from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops, slot_fill
+from jigsaw_pretrain.prep.plan.recipe import fitted_detector, fitted_recipe, is_unchanged, this_machine
 from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
@@ -51,11 +53,16 @@ from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
 CHECKED = ("label", "offset", "size", *EDGES, *MARGINS, *BOX)
 """The columns that ``check_crops`` looks at."""
 
+logger = logging.getLogger(__name__)
+
 _WHOLE, _FLOAT = re.compile(r"\d{1,60}"), re.compile(r"-?\d(\.\d{1,20})?(e[+-]\d{2})?|-?\d{1,20}(\.\d{1,20})?")
 
 
 def finish(url: str, max_skipped: float = 1.0) -> Summary:
     """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
+
+    Before them OUT/recipe.toml and OUT/detect.toml, which fit the crops and this machine's memory; one that was
+    changed stays.
 
     Args:
         url: The output of the tasks of an array job: a folder or a URL.
@@ -79,10 +86,30 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
     if plan.positives is not None:
         allowed.add_boxes(plan.positives - (summary.crops - summary.negatives))
     allowed.check()
+    _publish_recipes(out, summary)
     for name, data in made.items():
         out.publish(name, data)
     tidy(out)
     return summary
+
+
+def _publish_recipes(out: Storage, summary: Summary) -> None:
+    """Write OUT/recipe.toml and OUT/detect.toml; one that was changed stays as it is."""
+    if not summary.crops:
+        return
+    machine = this_machine()
+    for name, recipe in (
+        (layout.RECIPE, fitted_recipe(summary, machine)),
+        (layout.DETECT_RECIPE, fitted_detector(machine)),
+    ):
+        try:
+            changed = not is_unchanged(out.read(name).decode(errors="replace"))
+        except FileNotFoundError:
+            changed = False
+        if changed:
+            logger.info("%s was changed since it was written, and stays", out.describe(name))
+        else:
+            out.publish(name, recipe.to_toml().encode())
 
 
 def manifests(out: Storage, plan: PlanRecord, parts: list[PartRecord]) -> tuple[dict[str, bytes], Summary]:
@@ -239,6 +266,7 @@ class _RowStatistics:
             bytes=sum(record.bytes for record in records),
             skipped=count_reasons(skipped.column("reason").to_pylist()),
             slots=slot_fill(widths, heights, groups),
+            sizes=CropSizes(widths, heights, groups),
             encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
             drawn_context=self._context,
             pixels=pixels,

@@ -1,7 +1,10 @@
 """The Makefile: the sample dataset is for those who name nothing, and a typo never trains on it."""
 
+import os
 import subprocess
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,18 @@ import pytest
 from tests.helpers.settings import REPOSITORY
 
 
-def make(*arguments: str) -> tuple[int, str]:
-    """What `make -n` would run in a fresh checkout, and its status; the environment counts as made."""
+def make(*arguments: str, environment: Mapping[str, str] | None = None, holds: str = "") -> tuple[int, str]:
+    """What `make -n` would run in a fresh checkout, and its status; the environment counts as made.
+
+    holds: a file that is there.
+    """
     command = ["make", "-n", "-f", str(REPOSITORY / "Makefile"), "--assume-old", ".venv/.ready", *arguments]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+        if holds:
+            (Path(folder) / holds).parent.mkdir(parents=True)
+            (Path(folder) / holds).touch()
+        given = {**os.environ, **(environment or {})}
+        done = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -55,6 +65,65 @@ def test_a_half_or_a_misspelt_variable_is_refused(given: str, named: str) -> Non
     assert not draws_the_sample(printed)
 
 
+def test_a_misspelt_variable_is_answered_with_the_line_to_type() -> None:
+    assert "make pretrain ANNOTATIONS=a.json" in make("pretrain", "ANNOTATION=a.json")[1]
+    assert "make shards RECIPE=x.toml" in make("shards", "RECIPIE=x.toml")[1]
+    status, printed = make("pretrain", "colour=blue")
+    assert status == 2 and "colour" in printed and "ANNOTATIONS" in printed
+
+
+def test_a_variable_of_the_environment_counts_as_given() -> None:
+    for name, value in (("OUT", "/data/crops"), ("RUN", "runs/x")):
+        status, printed = make("pretrain", environment={name: value})
+        assert not draws_the_sample(printed) and f"ANNOTATIONS=FILE IMAGES=DIR {name}={value}" in printed
+
+
+def test_own_data_is_trained_on_by_the_recipes_that_prep_fitted_to_it() -> None:
+    own = ("ANNOTATIONS=a.json", "IMAGES=i", "OUT=/data/crops")
+    assert '--recipe "/data/crops/recipe.toml"' in make("pretrain", *own)[1]
+    assert '--recipe "/data/crops/detect.toml"' in make("detect", *own)[1]
+    assert '--recipe "s3://bucket/crops/recipe.toml"' in make("pretrain", "OUT=s3://bucket/crops")[1]
+    printed = make("pretrain", *own, "RECIPE=recipes/paper-r50.toml")[1]
+    # Prep's table is of the recipe that training will use, too.
+    assert printed.count('--recipe "recipes/paper-r50.toml"') == 2
+    for target, recipe in (("pretrain", "recipes/sample.toml"), ("detect", "recipes/detect-sample.toml")):
+        printed = make(target)[1]
+        assert f'--recipe "{recipe}"' in printed and "recipe.toml" not in printed
+
+
+def test_data_of_ones_own_at_the_default_place_is_no_sample() -> None:
+    printed = make("pretrain", holds="manifests/dataset.json")[1]
+    assert not draws_the_sample(printed) and '--run "runs/mine"' in printed and '--recipe "./recipe.toml"' in printed
+
+
+def test_run_and_file_overwrite_nothing_of_each_other() -> None:
+    for file in ("runs/x/backbone.pth", "runs/x", "./runs/../runs/x/y.pth"):
+        status, printed = make("export", "RUN=runs/x", f"FILE={file}")
+        assert status == 2 and f"FILE={file}" in printed and "make export RUN=runs/x FILE=" in printed
+    assert make("export", "RUN=runs/x", "FILE=runs/x.pth")[0] == 0
+    files = {make("export", f"RUN=runs/{run}")[1].split('--out "')[1] for run in ("x", "y")}
+    assert len(files) == 2
+    status, printed = make("pretrain", "ANNOTATIONS=a", "IMAGES=i", "RUN=runs/sample")
+    assert status == 2 and "make pretrain RUN=" in printed
+
+
+def test_several_gpus_are_asked_for_by_name() -> None:
+    for target in ("pretrain", "detect", "compare"):
+        printed = make(target, "GPUS=2")[1]
+        assert "device_count" in printed and "--device cuda" in printed
+        printed = make(target)[1]
+        assert "device_count" not in printed and "--device" not in printed
+
+
+@pytest.mark.slow(seconds=3)
+def test_more_gpus_than_there_are_are_refused() -> None:
+    given = [f"VENV={Path(sys.prefix)}", "--assume-old", f"{sys.prefix}/.ready"]
+    command = ["make", "--assume-old", ".venv/.ready", "gpus", "GPUS=2", *given]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=REPOSITORY, env=hidden, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "GPUS=2" in done.stderr and "leave GPUS out" in done.stderr
+
+
 def test_a_run_is_judged_on_images_that_it_has_not_seen() -> None:
     printed = make("evaluate", "RUN=runs/x")[1]
     assert "VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR" in printed and "exit 2" in printed
@@ -75,3 +144,7 @@ def test_clean_leaves_data_and_runs_of_ones_own() -> None:
     printed = make("clean")[1]
     removed = next(line for line in printed.splitlines() if line.startswith("rm -rf")).split()[2:]
     assert "runs" not in removed and "runs/mine" not in removed and "runs/sample" in removed
+    assert not {"runs/sample-*", "runs/sample-own"} & set(removed) and "runs/sample-detector" in removed
+    # Own data in the sample's place takes it out of what is removed.
+    own = make("shards", "ANNOTATIONS=a.json", "IMAGES=images")[1]
+    assert "rm -f .sample/prepped" in own and "find shards" not in printed

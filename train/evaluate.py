@@ -42,6 +42,8 @@ from jigsaw_pretrain.train.engine.trainer import Stopped
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""
 
+SEEN = "this tells how well it knows them, not how it does on images that it has not seen"
+
 Labels = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ def evaluate(
         access: how shards at a URL are read.
 
     Returns:
-        ``step``, ``backbone``, ``jigsaws``, and scores (count, accuracy 0 to 1, majority share) under ``overall``,
+        ``step``, ``backbone``, ``trained_on`` (whether these are the crops of the run's training), ``jigsaws``, and
+        scores (count, accuracy 0 to 1, majority share) under ``overall``,
         ``regions``, ``groups`` and ``classes``.
 
     Raises:
@@ -79,6 +82,9 @@ def evaluate(
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     check_pixels(folder, pixels_of(folder, description), dataset.pixels)
+    trained_on = dataset.fingerprint == description["dataset"]
+    if trained_on:
+        log.warning("%s is the dataset that %s was trained on: %s", dataset.url, run, SEEN)
     backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
     model.load_state_dict(trained_state(content))
     chosen = start(device).device
@@ -93,7 +99,12 @@ def evaluate(
         found = predict(model, source, region_maps(recipe, backbone, chosen))
     finally:
         source.close()
-    return {"step": content["step"], "backbone": recipe.model.backbone, **summarise(found, dataset.classes)}
+    return {
+        "step": content["step"],
+        "backbone": recipe.model.backbone,
+        "trained_on": trained_on,
+        **summarise(found, dataset.classes),
+    }
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,7 @@ def score(predictions: Labels, labels: Labels) -> dict[str, Any]:
 def summarise(found: Predictions, classes: list[str]) -> dict[str, Any]:
     """Scores overall, by region, by group and by class (label order, the background last).
 
+    Overall it has the balanced accuracy too: the mean over the classes that occur, each counting alike.
     A class's ``share`` is its part of all crops; its majority share would be 1 and is not given.
     """
     predictions, labels = found.predictions, found.labels
@@ -159,10 +171,11 @@ def summarise(found: Predictions, classes: list[str]) -> dict[str, Any]:
         by_class.append(
             {"class": name, "count": scores["count"], "accuracy": scores["accuracy"], "share": float(mine.mean())}
         )
+    known = [one["accuracy"] for one in by_class if one["accuracy"] is not None]
     by_group = {group: found.groups == code for code, group in enumerate(GROUPS)}
     return {
         "jigsaws": len(labels),
-        "overall": score(predictions, labels),
+        "overall": {**score(predictions, labels), "balanced_accuracy": sum(known) / len(known) if known else None},
         "regions": {region: score(predictions[:, i], labels[:, i]) for i, region in enumerate(REGIONS)},
         "groups": {group: score(predictions[mine], labels[mine]) for group, mine in by_group.items()},
         "classes": by_class,
@@ -186,6 +199,8 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
     MOST_JIGSAWS) and the start of the workers.
     """
     recipe, ranks = job.recipe, job.ranks
+    if dataset.fingerprint == job.origin.fingerprint:
+        ranks.log_rank_zero(f"{dataset.url} is the dataset that is trained on: {SEEN}", logging.WARNING)
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
     stream = replace(recipe.data, augment=False, balance="none")
 
@@ -214,7 +229,8 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
         overall = report["overall"]
         ranks.log_rank_zero(
             f"step {state.step}: validation accuracy {overall['accuracy']:.1%} on {report['jigsaws']} jigsaws "
-            f"(always the commonest class: {overall['majority_share']:.1%})"
+            f"(every class counting alike {overall['balanced_accuracy']:.1%}, always the commonest class "
+            f"{overall['majority_share']:.1%})"
         )
         return report
 

@@ -6,7 +6,9 @@ result (workers, folders, GPUs) is on the command line instead. A recipe is chec
 ``Recipe.load("recipes/paper-r50.toml", ["loss.tau=0.6"])`` reads one; ``recipe.data`` alone decides every batch.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import msgspec
 
@@ -20,10 +22,12 @@ from jigsaw_pretrain.config import (
     Record,
     Share,
     ShareBelowOne,
+    parse_toml,
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Template
+from jigsaw_pretrain.storage import Storage, redacted
 
 Fit = Literal["crop", "warp", "resize"]
 
@@ -277,7 +281,33 @@ class RunOptions(Record, frozen=True, kw_only=True):
     which wait at each, and 10 on CPUs."""
 
 
-class Recipe(Config, frozen=True, kw_only=True):
+class StoredConfig(Config, frozen=True):
+    """A configuration whose file may lie in a store, as OUT/recipe.toml does beside shards in one."""
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, settings: Iterable[str] = ()) -> Self:
+        """Read a configuration as Config.load does, and from a URL too.
+
+        Args:
+            path: the TOML file or its URL, or the name of one that comes with the program (``sample``); None for the
+                defaults.
+            settings: ``section.key=value`` each; a later one wins.
+
+        Raises:
+            UserError: naming the file or ``--set``, the key with its section, and the remedy.
+        """
+        if "://" not in str(path):
+            return super().load(path, settings)
+        where = redacted(str(path))
+        folder, _, name = str(path).rpartition("/")
+        try:
+            values = parse_toml(Storage(folder).read(name), where)
+        except FileNotFoundError as error:
+            raise UserError(f"{where} is not there: name another --recipe") from error
+        return cls()._with(values, settings, (where,))
+
+
+class Recipe(StoredConfig, frozen=True, kw_only=True):
     """Settings of a pre-training run in sections; the defaults are the paper's (section 4.1)."""
 
     data: DataOptions = DataOptions()

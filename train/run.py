@@ -161,7 +161,7 @@ def pretrain(
     options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
     origin = origin_of(dataset, chosen.data)
     callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-    commonest = commonest_label(dataset) if chosen.data.balance == "none" else None
+    commonest = commonest_label(dataset)
     job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title, commonest=commonest)
     if held_out is not None:
         check_classes(folder, job.origin.classes, tuple(held_out.classes))

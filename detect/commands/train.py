@@ -5,7 +5,6 @@ the same step. How the recipe was fitted to the dataset is printed before the fi
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import click
@@ -62,7 +61,7 @@ SHORT = {
 )
 @click.option(
     "--recipe",
-    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="TOML file, or a recipe of the program's: detect-sample, detect-paper. [default: the Jigsaw paper's]",
 )
 @click.option("--model", type=click.Choice(choices(DetectorName)), help="Short for --set model.name=...")
@@ -96,7 +95,7 @@ def train(
     reading: Reading,
     run: str,
     init: str,
-    recipe: Path | None,
+    recipe: str | None,
     sets: tuple[str, ...],
     workers: int,
     device: str,

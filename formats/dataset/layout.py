@@ -14,6 +14,8 @@ SHARD_TABLE = f"{MANIFESTS}/shards.parquet"
 SKIPPED = f"{MANIFESTS}/skipped.parquet"
 PLAN = f"{MANIFESTS}/plan.json"
 PARTS = f"{MANIFESTS}/parts"
+RECIPE = "recipe.toml"
+DETECT_RECIPE = "detect.toml"
 PLAN_SKIPPED = f"{PARTS}/plan-skipped.parquet"
 
 _SHARD = re.compile(rf"([{''.join(GROUPS)}])-(\d{{6,}})\.tar")

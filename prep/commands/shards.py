@@ -13,13 +13,15 @@ import click
 from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.config import read_toml
+from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
 from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS
-from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_summary
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
 from jigsaw_pretrain.storage import redacted
 
 
@@ -98,7 +100,15 @@ from jigsaw_pretrain.storage import redacted
 )
 @options.max_skipped
 @click.option("--overwrite", is_flag=True, help="Remove what prep wrote to OUT before, and start anew.")
-@click.option("--dry-run", is_flag=True, help="Print the plan's table and write nothing.")
+@click.option(
+    "--recipe",
+    metavar="FILE",
+    help="The recipe that training will use, for the plan's table of slots. [default: the one that prep fits to the "
+    "dataset and writes to OUT/recipe.toml]",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan's tables and recipe.toml with its reasons; write nothing."
+)
 def shards(
     annotations: str,
     images: str,
@@ -111,6 +121,7 @@ def shards(
     task_count: int | None,
     max_skipped: float,
     overwrite: bool,
+    recipe: str | None,
     dry_run: bool,
     **shaping: Any,
 ) -> None:
@@ -122,11 +133,15 @@ def shards(
     console, shown, shaping = Console(), plain(redacted(out)), {**shaping, "pixels": pixels}
     task = array_task(task_index, task_count, os.environ)
     with one_line_errors(out):
+        if recipe:
+            read_toml(recipe)
         if dry_run:
             planned = pipeline.plan(annotations, images, seed=seed, **shaping)
             expected = planned.summary()
             seconds = (expected.seconds or 0.0) / min(workers or usable_cores(), planned.part_count)
-            print_summary(console, "plan (nothing was written)", expected, seconds, estimated=True)
+            print_summary(console, "plan (nothing was written)", expected, seconds, True, recipe=recipe)
+            if not recipe:
+                print_recipe(console, expected)
             return
         progress = ConsoleProgress()
         shared: dict[str, Any] = {
@@ -142,7 +157,7 @@ def shards(
         else:
             pipeline.shards(annotations, images, out, **shared, **shaping)
     if progress.summary:
-        print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, estimated=False)
+        print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, False, recipe=recipe)
         _tell_next(console, shown)
         return
     said = f"{shown} is finished: nothing to do."
@@ -160,6 +175,6 @@ def _tell_next(console: Console, out: str) -> None:
     """What to do with a finished dataset."""
     for text in (
         f"look:  jigsaw-prep report --out {out}, then open {out}/report.html",
-        f"next:  jigsaw-train pretrain --data {out} --run RUN --recipe sample (or paper-r50, or a file of your own)",
+        f"next:  jigsaw-train pretrain --data {out} --run RUN --recipe {out}/{layout.RECIPE} (which you may change)",
     ):
         console.print(text, highlight=False, soft_wrap=True)

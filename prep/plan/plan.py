@@ -25,7 +25,7 @@ from jigsaw_pretrain.prep.plan import negatives, positives
 from jigsaw_pretrain.prep.plan.checks import box_notes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes, cutting_seconds
 from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected_sizes, join, member_boxes
-from jigsaw_pretrain.prep.plan.forecast import Summary, count_crops, slot_fill
+from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops, slot_fill
 from jigsaw_pretrain.prep.plan.negatives import Ints
 
 PLAN_VERSION = 2
@@ -200,6 +200,7 @@ class Plan:
             bytes=int(sizes_in_bytes.sum()),
             skipped=count_reasons(row.reason for row in self.skipped),
             slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
+            sizes=CropSizes(sizes[:, 0], sizes[:, 1], crops.group),
             seconds=cutting_seconds(
                 len(self.images), image_pixels, len(crops), int(pixels.sum()), options.encode == "lossless"
             ),

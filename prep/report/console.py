@@ -8,9 +8,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jigsaw_pretrain.formats.jigsaw import GROUPS, RESIZE_HIGH, RESIZE_LOW, Template
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8
-from jigsaw_pretrain.prep.plan.forecast import Summary
+from jigsaw_pretrain.prep.plan.forecast import JigsawFit, Summary
+from jigsaw_pretrain.prep.plan.recipe import fitted_jigsaw, fitted_recipe, jigsaw_of, this_machine
 from jigsaw_pretrain.prep.records import PartRecord
 
 MOST_CLASSES = 100
@@ -24,9 +26,18 @@ def plain(text: str) -> str:
 
 
 def print_summary(
-    console: Console, title: str, summary: Summary, seconds: float, estimated: bool, warnings: bool = True
+    console: Console,
+    title: str,
+    summary: Summary,
+    seconds: float,
+    estimated: bool,
+    warnings: bool = True,
+    recipe: str | None = None,
 ) -> None:
-    """Print the tables, and warnings unless told not to; ``seconds``: taken, or expected where ``estimated``."""
+    """Print the tables, and warnings unless told not to; ``seconds``: taken, or expected where ``estimated``.
+
+    recipe: the recipe that training will use, where that is not the one which prep fits to the dataset.
+    """
     about = "about " if estimated else ""
     share = summary.negatives / summary.crops if summary.crops else 0.0
     facts = Table(title=title, show_header=False, title_justify="left")
@@ -43,9 +54,22 @@ def print_summary(
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
     listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]
-    console.print(Group(facts, _classes(summary), _slots(summary), *listings))
+    jigsaw = jigsaw_of(summary.sizes, recipe) if recipe else fitted_jigsaw(summary.sizes, this_machine())[0]
+    slots = _slots(summary, jigsaw, recipe or layout.RECIPE)
+    console.print(Group(facts, _classes(summary), slots, *listings))
     for warning in summary.warnings() if warnings else ():
         console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
+
+
+def print_recipe(console: Console, summary: Summary) -> None:
+    """Print the keys of OUT/recipe.toml, and why each is what it is."""
+    table = Table(title="recipe.toml, which `make pretrain` trains with", title_justify="left")
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column("why")
+    for key in fitted_recipe(summary, this_machine()).keys:
+        table.add_row(f"{key.section}.{key.name}", str(key.value), plain(key.why))
+    console.print(table)
 
 
 def _classes(summary: Summary) -> Table:
@@ -69,13 +93,15 @@ def _classes(summary: Summary) -> Table:
     return table
 
 
-def _slots(summary: Summary) -> Table:
+def _slots(summary: Summary, fit: JigsawFit, recipe: str) -> Table:
     size = "" if summary.drawn_context is None else ", mean context"
-    jigsaw = f"template {Template.size} split at {Template.split}, resize {RESIZE_LOW} to {RESIZE_HIGH}"
-    table = Table(title=f"slot fill ({jigsaw}{size})", title_justify="left")
+    jigsaw = (
+        f"template {fit.template.size} split at {fit.template.split}, resize {fit.ratios[0]:g} to {fit.ratios[1]:g}"
+    )
+    table = Table(title=f"slot fill in training by {plain(recipe)} ({jigsaw}{size})", title_justify="left")
     for name in ("slot", "group", "pixels", "filled", "shows of a crop (median)"):
         table.add_column(name, justify="left" if name == "slot" else "right")
-    for slot in summary.slots:
+    for slot in fit.slots:
         table.add_row(slot.name, slot.group, f"{slot.width}x{slot.height}", f"{slot.fill:.0%}", f"{slot.shown:.0%}")
     return table
 

@@ -1,6 +1,7 @@
 """Scores of predictions, by region, group and class."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -21,7 +22,9 @@ def test_a_summary_by_region_group_and_class() -> None:
     groups = np.array([[0, 2, 1, 0], [0, 2, 2, 0]])
     report = summarise(Predictions(predictions, labels, groups), ["a", "b"])
     assert report["jigsaws"] == 2
-    assert report["overall"] == {"count": 8, "accuracy": 5 / 8, "majority_share": 0.5}
+    # Of a 2 of 4 are right, of b all 3, of the background none.
+    balanced = pytest.approx((2 / 4 + 1 + 0) / 3)
+    assert report["overall"] == {"count": 8, "accuracy": 5 / 8, "majority_share": 0.5, "balanced_accuracy": balanced}
     assert report["regions"]["S-small"] == {"count": 2, "accuracy": 0.5, "majority_share": 1.0}
     assert report["regions"]["T"] == {"count": 2, "accuracy": 0.5, "majority_share": 0.5}
     assert report["groups"]["S"] == {"count": 4, "accuracy": 0.5, "majority_share": 0.75}

@@ -1,6 +1,5 @@
 """`digest`: one line per step that says which crops and pixels a batch holds."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,7 +20,7 @@ from jigsaw_pretrain.train.commands.options import read_options, read_options_fr
 @click.option("--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="How workers are started.")
 def digest(
     data: str,
-    recipe: Path | None,
+    recipe: str | None,
     settings: tuple[str, ...],
     steps: int,
     from_step: int,

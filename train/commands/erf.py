@@ -29,7 +29,7 @@ def erf(
     weights: tuple[str, ...],
     data: str,
     count: int,
-    recipe: Path | None,
+    recipe: str | None,
     settings: tuple[str, ...],
     out: Path,
     json_file: Path | None,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 def estimate(
     data: str,
-    recipe: Path | None,
+    recipe: str | None,
     settings: tuple[str, ...],
     steps: int,
     workers: int,

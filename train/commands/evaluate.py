@@ -48,7 +48,8 @@ def evaluate(
 
 def show(report: dict[str, Any]) -> None:
     """Print a report as a table."""
-    table = Table(title=f"{report['backbone']} after {report['step']} steps, {report['jigsaws']} jigsaws")
+    seen = " that it was trained on" if report["trained_on"] else ""
+    table = Table(title=f"{report['backbone']} after {report['step']} steps, {report['jigsaws']} jigsaws{seen}")
     for column in ("crops of", "count", "accuracy", "majority share"):
         table.add_column(column, justify="left" if column == "crops of" else "right")
 
@@ -56,7 +57,9 @@ def show(report: dict[str, Any]) -> None:
         shares = ("-" if value is None else f"{value:.1%}" for value in (found["accuracy"], majority))
         table.add_row(name, str(found["count"]), *shares)
 
-    add("all regions", report["overall"], report["overall"]["majority_share"])
+    overall = report["overall"]
+    add("all regions", overall, overall["majority_share"])
+    add("all, every class counting alike", {**overall, "accuracy": overall["balanced_accuracy"]}, None)
     for kind in ("regions", "groups"):
         table.add_section()
         for name, found in report[kind].items():

@@ -15,7 +15,10 @@ from jigsaw_pretrain.train.recipe import Device
 
 DEVICES = choices(Device)
 
-RECIPE = "TOML file, or a recipe that comes with the program: sample, paper-r50. [default: the paper's]"
+RECIPE = (
+    "TOML file or its URL, such as OUT/recipe.toml, which prep fits to the dataset; or a recipe that comes with the "
+    "program: sample, paper-r50. [default: the paper's]"
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +31,7 @@ def own_backbone(command: F) -> F:
 
 def recipe_options(command: F) -> F:
     """Add --recipe and --set to a click command, as the arguments ``recipe`` and ``settings`` of Recipe.load."""
-    file = click.option("--recipe", type=click.Path(path_type=Path), help=RECIPE)
+    file = click.option("--recipe", metavar="FILE", help=RECIPE)
     settings = click.option(
         "--set",
         "settings",

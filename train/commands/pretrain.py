@@ -4,7 +4,6 @@ What the user named is checked, and a first line printed, before torch is import
 """
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,7 +62,7 @@ logger = logging.getLogger(__name__)
 def pretrain(
     data: str,
     run: str,
-    recipe: Path | None,
+    recipe: str | None,
     settings: tuple[str, ...],
     balance: str | None,
     neck: str | None,

@@ -20,7 +20,7 @@ from jigsaw_pretrain.train.report import sheet
 @recipe_options
 @read_options
 def preview(
-    data: str, out: Path, count: int, recipe: Path | None, settings: tuple[str, ...], **access_settings: Any
+    data: str, out: Path, count: int, recipe: str | None, settings: tuple[str, ...], **access_settings: Any
 ) -> None:
     """Draw the first jigsaws of a recipe's run as the trainer sees them, regions outlined and labelled."""
     access = read_options_from(**access_settings)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -159,6 +160,8 @@ def start(device: str = "auto") -> Ranks:
             f"rank {rank} is process {local_rank} of its machine, which has {gpus} GPUs: use "
             f"torchrun --nproc-per-node {gpus}"
         )
+    if device == "auto" and not gpus and rank == 0:
+        _tell_of_no_gpu()
     chosen = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(chosen)
@@ -166,6 +169,14 @@ def start(device: str = "auto") -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=_own_store(rank, world), rank=rank, world_size=world)
     return Ranks(rank, world, chosen, CudaStreams(chosen) if gpus else None)
+
+
+@cache
+def _tell_of_no_gpu() -> None:
+    """Say it once in a process: a command that calls others joins the ranks again."""
+    log.warning(
+        "this machine shows no GPU: all is computed on the CPU, many times slower (--device cpu says it is meant)"
+    )
 
 
 def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:

@@ -239,6 +239,9 @@ def figures(rows: Sequence["Row"]) -> str:
     if "accuracy" in last:
         shares = [share for row in rows for share in row["accuracy"].values()]
         parts.append(f"accuracy {sum(shares) / len(shares):.1%}")
+    for key, said in (("balanced_accuracy", "balanced"), ("majority_share", "majority")):
+        if found := [row[key] for row in rows if key in row]:
+            parts.append(f"{said} {sum(found) / len(found):.1%}")
     parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.4g}"]
     # Imported by whoever has a GPU's memory to tell of; the names of the loggers are had without it.
     torch = sys.modules.get("torch")

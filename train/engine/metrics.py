@@ -88,6 +88,8 @@ class _Known(msgspec.Struct):
     loss: float | None = 0.0
     lr: Number = 0.0
     accuracy: dict[str, Share] = {}
+    balanced_accuracy: Share = 0.0
+    majority_share: Share = 0.0
     AP: Number = 0.0
     AP50: Number = 0.0
     seconds: PositiveOrZero = 0.0

@@ -5,7 +5,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,23 @@ class PretrainingTask:
             shares = self._ranks.all_gather(batch.digests or ())
             self._digests.append(self._digest_line(state.step, shares))
         losses, count = output.losses.detach().double().reshape(-1), len(images)
-        sums = {"loss": losses.mean() * count, "hits": output.predictions.eq(labels).sum(dim=0)}
+        right = output.predictions.eq(labels)
+        sums = {
+            "loss": losses.mean() * count,
+            "hits": right.sum(dim=0),
+            "labels": self._by_label(labels, torch.ones_like(right)),
+            "named": self._by_label(labels, right),
+        }
         if self._levels:
             sums["levels"] = losses * count
         if output.skipped is not None:
             sums["skipped"] = output.skipped * count
         return StepMetrics(sums, count, output.lr, {"replaced": batch.replaced}, pictures, arrived)
+
+    def _by_label(self, labels: Tensor, values: Tensor) -> Tensor:
+        """The sum of values [n, 4] over the regions of each label: [C + 1]."""
+        total = torch.zeros(len(self._job.origin.classes) + 1, device=labels.device)
+        return total.index_add_(0, labels.flatten().long(), values.flatten().to(total.dtype))
 
     def first_of_lanes(self, images: Tensor) -> Tensor:
         """The first jigsaw of each of this rank's lanes, of its images in lane order."""
@@ -232,9 +243,11 @@ class PretrainingTask:
         """One row per step; all rows of a window carry its speed, waiting share and device-seconds per step.
 
         loss: mean over the global batch. accuracy: by region, the share of jigsaws whose region's mean logits are
-        largest at its label. replaced: crops that stand in for undecodable ones. left_out: shards that the run goes on
-        without. loss_by_level: with a neck, of each of its levels, of which ``loss`` is the mean. skipped: the step was
-        left out by fp16's scaler; its loss may be none.
+        largest at its label. balanced_accuracy: of each class in the batch the share of its crops named right, their
+        mean. majority_share: that of the dataset's commonest class in the batch, the accuracy of always naming it.
+        replaced: crops that stand in for undecodable ones. left_out: shards that the run goes on without.
+        loss_by_level: with a neck, of each of its levels, of which ``loss`` is the mean. skipped: the step was left out
+        by fp16's scaler; its loss may be none.
         """
         left_out = self._data_errors.settle(sum(one.counts["replaced"] for one in window.steps))
         rows = []
@@ -250,6 +263,7 @@ class PretrainingTask:
                 "left_out": left_out,
                 "device_seconds": round(window.device_seconds / len(window.steps), 5),
             }
+            row |= self._beside_accuracy(one.means["labels"], one.means["named"])
             if self._levels:
                 row["loss_by_level"] = dict(zip(self._levels, one.means["levels"], strict=True))
             if one.means.get("skipped", [0.0])[0]:
@@ -260,6 +274,17 @@ class PretrainingTask:
             digest_file(self._job.folder.digest).append(self._digests)
         self._digests = []
         return rows
+
+    def _beside_accuracy(self, labels: Sequence[float], named: Sequence[float]) -> Row:
+        """What accuracy is to be read beside, from the batch's crops of each label and those of them named right."""
+        shares = [right / count for right, count in zip(named, labels, strict=True) if count]
+        names = [*self._job.origin.classes, "background"]
+        name = self._job.commonest[0] if self._job.commonest else None
+        most = labels[names.index(name)] if name in names else max(labels)
+        return {
+            "balanced_accuracy": round(sum(shares) / len(shares), 5),
+            "majority_share": round(most / sum(labels), 5),
+        }
 
     def check(self) -> None:
         """Refuse to go on where too many crops could not be decoded."""
@@ -410,18 +435,27 @@ NO_BETTER = 0.01
 
 
 def _judge(job: TrainingJob) -> None:
-    """Warn of a finished run that names crops no better than their commonest label alone does."""
-    if job.commonest is None:
+    """Say how a finished run names crops, beside always naming the commonest; warn where that is no better."""
+    rows = read_rows(job.folder.metrics)[-max(10, job.recipe.optim.steps // 20) :]
+    values = [value for row in rows for value in row.get("accuracy", {}).values()]
+    if not values:
         return
-    name, share = job.commonest
-    late = read_rows(job.folder.metrics)[-max(10, job.recipe.optim.steps // 20) :]
-    values = [value for row in late for value in row.get("accuracy", {}).values()]
-    if values and (accuracy := sum(values) / len(values)) < share + NO_BETTER:
-        job.ranks.log_rank_zero(
-            f"the last steps name {accuracy:.1%} of the crops right, no better than always saying {name} "
-            f"({share:.1%}): train longer, with data.balance = sqrt, or prep with more background",
-            logging.WARNING,
-        )
+    balanced = [row["balanced_accuracy"] for row in rows if "balanced_accuracy" in row]
+    shares = [row["majority_share"] for row in rows if "majority_share" in row]
+    name, share = job.commonest or ("the commonest class", 0.0)
+    share = sum(shares) / len(shares) if shares else share
+    accuracy = sum(values) / len(values)
+    told = f"the last {len(rows)} steps name {accuracy:.1%} of the crops right"
+    told += f" ({sum(balanced) / len(balanced):.1%} with every class counting alike)" if balanced else ""
+    if accuracy >= share + NO_BETTER:
+        job.ranks.log_rank_zero(f"verdict: {told}; always saying {name} would be {share:.1%}")
+        return
+    remedy = "" if job.recipe.data.balance != "none" else ", with data.balance = sqrt"
+    job.ranks.log_rank_zero(
+        f"verdict: {told}, no better than always saying {name} ({share:.1%}): train longer{remedy}, or prep with more "
+        "background",
+        logging.WARNING,
+    )
 
 
 def announce(job: TrainingJob, state: State, until: int) -> None:
@@ -446,7 +480,7 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
         f"steps {state.step} to {until} of {recipe.optim.steps}, batch {recipe.data.batch} in {recipe.data.lanes} "
         f"lanes, learning rate {start_rate:.4g} to {peak:.4g} over {recipe.optim.warmup_steps} steps, then cosine to 0"
     )
-    if job.commonest is not None and job.commonest[1] >= COMMON:
+    if job.commonest is not None and job.commonest[1] >= COMMON and recipe.data.balance == "none":
         name, part = job.commonest
         ranks.log_rank_zero(
             f"{part:.1%} of the crops are {name}: accuracy of that much is no learning", logging.WARNING

@@ -70,7 +70,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Metrics:
-    """metrics.jsonl as arrays [n], accuracy [n, 4] by region; ``name`` labels the run's curves."""
+    """metrics.jsonl as arrays [n], accuracy [n, 4] by region; ``name`` labels the run's curves.
+
+    balanced, majority: not a number where earlier versions wrote a row.
+    """
 
     name: str
     step: F64
@@ -79,6 +82,8 @@ class Metrics:
     lr: F64
     images_per_second: F64
     data_wait: F64
+    balanced: F64
+    majority: F64
 
     def tail(self, values: F64, share: float = 0.05) -> float:
         """The mean over the last part of the steps, at least ten."""
@@ -96,7 +101,8 @@ def read_metrics(path: Path, name: str) -> Metrics | None:
 
     accuracy = np.array([[row["accuracy"][region] for region in REGIONS] for row in rows], dtype=np.float64)
     speed = (column("images_per_second"), column("data_wait"))
-    return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed)
+    beside = (np.array([row.get(key, np.nan) for row in rows]) for key in ("balanced_accuracy", "majority_share"))
+    return Metrics(name, column("step"), column("loss"), accuracy, column("lr"), *speed, *beside)
 
 
 def _is_row(row: Row) -> bool:
@@ -172,9 +178,19 @@ def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
         "steps": int(metrics.step[-1]) + 1,
         "loss, lately": metrics.tail(metrics.loss),
         "% of crops named right, lately": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
+        **_beside_accuracy(metrics),
         "jigsaws / s": metrics.tail(metrics.images_per_second),
         "% of time waiting for data": 100 * metrics.tail(metrics.data_wait),
     }
+
+
+def _beside_accuracy(metrics: Metrics) -> dict[str, float]:
+    """What accuracy is to be read beside; nothing of a run of an earlier version."""
+    found = {
+        "% right, every class counting alike": 100 * metrics.tail(metrics.balanced),
+        "% right by always naming the commonest class": 100 * metrics.tail(metrics.majority),
+    }
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _curves_section(found: list[Metrics]) -> Section:
@@ -204,6 +220,21 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
 
         return draw
 
+    def beside(axes: Any) -> None:
+        for run in runs:
+            lines = {
+                "all crops": run.accuracy.mean(axis=1),
+                "every class counting alike": run.balanced,
+                "always the commonest class": run.majority,
+            }
+            for (said, values), style in zip(lines.items(), ("-", "--", ":"), strict=True):
+                label = f"{run.name}: {said}" if several else said
+                axes.plot(thinned(run.step, SMOOTH), thinned(100 * values, SMOOTH), style, linewidth=1.4, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("crops named right, %")
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False, fontsize=7 if several else 8)
+
     def by_region(axes: Any) -> None:
         for run in runs:
             for i, (region, style) in enumerate(zip(REGIONS, itertools.cycle(_LINE_STYLES), strict=False)):
@@ -218,6 +249,11 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
     named = ", ".join(run.name for run in runs)
     return [
         chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
+        chart(
+            beside,
+            f"accuracy, balanced accuracy and the commonest class's share over steps of {named}",
+            "Accuracy on the batch, and what it is to be read beside",
+        ),
         chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
         chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
         chart(

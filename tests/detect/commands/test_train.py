@@ -197,6 +197,21 @@ def test_a_group_norm_takes_batch_norm_weights_and_says_what_it_leaves_out(
 ) -> None:
     said = detect(tmp_path / "run", init=tiny_weights, norm="gn", model="retinanet").output
     assert "0 missing, 0 unexpected" in said and "batch statistics that only one side has" in said
+    assert "warning:" in said and "trained with batch norm" in said and "this detector has group norm" in said
+
+
+def test_one_norm_on_both_sides_is_no_warning(
+    tmp_path: Path, detect: Run, tiny_weights: Path, plain_runs: None
+) -> None:
+    said = detect(tmp_path / "first", "--stop-after", "1", init=tiny_weights, norm="sync-bn", model="retinanet").output
+    assert "under another norm" not in said
+    state = torch.load(tiny_weights, weights_only=True)
+    grouped = {name: value for name, value in state.items() if "running_" not in name and "tracked" not in name}
+    torch.save(grouped, tmp_path / "gn.pth")
+    said = detect(
+        tmp_path / "other", "--stop-after", "1", init=tmp_path / "gn.pth", norm="gn", model="retinanet"
+    ).output
+    assert "under another norm" not in said
 
 
 def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:

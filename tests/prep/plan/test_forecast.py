@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_groups, fill_slots
-from jigsaw_pretrain.prep.plan.forecast import Summary, slot_fill, warnings
+from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, slot_fill, warnings
 
 
 def drawn_fill(widths: np.ndarray, heights: np.ndarray, groups: np.ndarray) -> dict[str, float]:
@@ -103,8 +103,8 @@ def test_a_slot_shows_all_of_what_fits_and_never_more(sides: list[int], seed: in
 
 def test_the_commonest_label_is_told_where_it_is_nearly_all() -> None:
     def summary(counts: list[list[int]]) -> Summary:
-        slots = slot_fill([100], [100], [0])
-        return Summary(["raccoon"], np.array(counts), 1, 1, 0, 1, 3, 1, {}, slots)
+        one = CropSizes(np.array([100]), np.array([100]), np.array([0]))
+        return Summary(["raccoon"], np.array(counts), 1, 1, 0, 1, 3, 1, {}, slot_fill([100], [100], [0]), one)
 
     # Half of the regions are of square crops, a quarter of tall and of wide ones each.
     one = summary([[90, 45, 10], [10, 5, 10]])

@@ -17,6 +17,8 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
     assert result.exit_code == 0, result.output
     assert "majority share" in result.output and "region S-small" in result.output
     report = json.loads(file.read_text())
+    # These are the crops that the run was trained on.
+    assert report["trained_on"] and "trained on" in result.output and 0 <= report["overall"]["balanced_accuracy"] <= 1
     assert report["step"] == 4 and report["jigsaws"] == 16
     assert report["overall"]["count"] == 64
     assert list(report["regions"]) == ["S-small", "W", "T", "S-large"]

@@ -1,9 +1,11 @@
-"""Ranks in one process: who reports an error."""
+"""Ranks in one process: who reports an error, and what is said of the device."""
 
 import pytest
+import torch
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine.distributed import rank_zero_errors
+from jigsaw_pretrain.train.engine import distributed
+from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
 
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,3 +19,17 @@ def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ending:
         refuse()
     assert ending.value.code == 2
+
+
+def test_a_machine_without_a_gpu_is_told_once_and_refused_where_one_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    distributed._tell_of_no_gpu.cache_clear()
+    assert start("cpu").device.type == "cpu" and not caplog.records
+    for _ in range(2):
+        assert start("auto").device.type == "cpu"
+    (said,) = caplog.records
+    assert said.levelname == "WARNING" and "no GPU" in said.message
+    with pytest.raises(UserError, match="--device cuda"):
+        start("cuda")

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.distributed import Ranks
+from jigsaw_pretrain.train.engine.loggers import figures
 from jigsaw_pretrain.train.engine.metrics import Row
-from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob, execute, trainer_of
+from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob, _judge, execute, trainer_of
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions
@@ -81,6 +84,8 @@ def test_a_run_learns_and_its_rows_say_so(tmp_path: Path, caplog: pytest.LogCapt
         "replaced",
         "left_out",
         "device_seconds",
+        "balanced_accuracy",
+        "majority_share",
     ]
     assert list(found[0]["accuracy"]) == ["S-small", "W", "T", "S-large"]
     late = [sum(row["accuracy"].values()) / 4 for row in found[-5:]]
@@ -304,14 +309,35 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_goes_on(tmp_
     assert steps == [1] and [row["step"] for row in rows(tmp_path / "cut")] == ([0, 1, 2] if key else [0, 1, 1, 2])
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.97, True), (0.01, False)])
-def test_a_run_that_is_no_better_than_one_answer_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float, told: bool
+@pytest.mark.parametrize(("accuracy", "level"), [(0.932, "WARNING"), (0.97, "INFO")])
+def test_the_end_gives_a_verdict_beside_what_one_answer_would_reach(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, accuracy: float, level: str
 ) -> None:
-    job = replace(small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=1"), commonest=("raccoon", share))
+    job = replace(small_job(tmp_path), commonest=("raccoon", 0.9))
+    row = {"step": 0, "accuracy": dict.fromkeys(REGIONS, accuracy), "balanced_accuracy": 0.5, "majority_share": 0.931}
+    job.folder.path.mkdir(exist_ok=True)
+    job.folder.metrics.write_text("".join(json.dumps({**row, "step": step}) + "\n" for step in range(12)))
+    _judge(job)
+    (said,) = [record for record in caplog.records if "raccoon" in record.message]
+    assert said.levelname == level and all(f"{one:.1%}" in said.message for one in (accuracy, 0.5, 0.931))
+
+
+def test_rows_tell_what_accuracy_is_to_be_read_beside(tmp_path: Path) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watching(Callback):
+        def on_step(self, batch: Batch, labels: Tensor, predictions: Tensor) -> None:
+            seen.append((labels.clone(), predictions.clone()))
+
+    job = small_job(tmp_path, "optim.steps=3", "optim.warmup_steps=1")
+    name = job.origin.classes[1]
+    job = replace(job, callbacks=(Watching(),), commonest=(name, 0.5))
     execute(job, synthetic(job))
-    warned = [record.message for record in caplog.records if "raccoon" in record.message]
-    assert len(warned) == 2 * told and all("97.0%" in line for line in warned)
+    for row, (labels, predictions) in zip(rows(tmp_path), seen, strict=True):
+        shares = [(predictions[labels == one] == one).double().mean().item() for one in labels.unique()]
+        assert row["balanced_accuracy"] == pytest.approx(sum(shares) / len(shares), abs=1e-4)
+        assert row["majority_share"] == pytest.approx((labels == 1).double().mean().item(), abs=1e-4)
+    assert "balanced" in figures(rows(tmp_path)) and "majority" in figures(rows(tmp_path))
 
 
 def test_an_evaluation_comes_after_a_checkpoint_and_one_that_fails_costs_no_step(tmp_path: Path) -> None:
