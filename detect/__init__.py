@@ -4,10 +4,12 @@ Imports ``train`` for backbones and checkpoints, ``formats`` for what all stages
 here is public: ``jigsaw_pretrain.detect.train`` and so on, each imported when it is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder from
+# the front of sys.path, where a user's typing.py would be taken for Python's.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from jigsaw_pretrain.detect.coco_eval import Evaluation as Evaluation
     from jigsaw_pretrain.detect.comparison.comparison import compare as compare
     from jigsaw_pretrain.detect.evaluation import evaluate as evaluate
@@ -28,7 +30,9 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

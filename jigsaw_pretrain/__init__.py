@@ -4,10 +4,12 @@ What stands here is the public API; everything else may move. A name is imported
 the package costs neither torch nor numpy. Functions have the names of the commands that call them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder from
+# the front of sys.path, where a user's typing.py would be taken for Python's.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from jigsaw_pretrain import detect as detect
     from jigsaw_pretrain.errors import Interrupted as Interrupted
     from jigsaw_pretrain.errors import UserError as UserError
@@ -90,7 +92,9 @@ _STAGES = ("detect",)
 __all__ = [*_PUBLIC, *_STAGES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name in _STAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:

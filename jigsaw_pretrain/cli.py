@@ -69,6 +69,9 @@ UNFORESEEN = 70
 DEBUG = "JIGSAW_DEBUG"
 """The environment variable that does what ``--debug`` does."""
 
+_SAFE = "PYTHONSAFEPATH"
+"""Python's own variable: the working folder is no place of modules, where a user's json.py would be taken for Python's."""
+
 
 class Command(click.Command):
     """A click command whose errors are one line on standard error: ``@click.command(cls=Command)``.
@@ -91,6 +94,9 @@ class Command(click.Command):
         hook = threading.excepthook
         if not debug:
             threading.excepthook = _tell_of_thread
+        # Python starts its own processes (workers' among them) with the working folder first among the modules' places.
+        safe = os.environ.get(_SAFE)
+        os.environ[_SAFE] = "1"
         former = signal.getsignal(signal.SIGTERM)
         # Only the main thread may install handlers; what ignores the signal, or serves it, stays as it is.
         serves = former == signal.SIG_DFL and threading.current_thread() is threading.main_thread()
@@ -110,6 +116,10 @@ class Command(click.Command):
             line, status = _one_line(error, words)
         finally:
             threading.excepthook = hook
+            if safe is None:
+                os.environ.pop(_SAFE, None)
+            else:
+                os.environ[_SAFE] = safe
             if serves:
                 signal.signal(signal.SIGTERM, former)
         click.echo(f"Error: {line}", err=True)

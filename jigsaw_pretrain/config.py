@@ -9,8 +9,10 @@ the result.
 
 import ast
 import difflib
+import errno
 import inspect
 import json
+import stat
 import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,7 +83,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     own = _own_recipes().get(str(path))
     file: Traversable = own if own is not None and not Path(path).exists() else Path(path)
     try:
-        return parse_toml(file.read_bytes(), str(path))
+        return parse_toml(read_bytes(file), str(path))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): name a TOML file, or a recipe that comes with the program "
@@ -95,6 +97,13 @@ def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
         return tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where} is not valid TOML: {error}") from error
+
+
+def read_bytes(file: Traversable) -> bytes:
+    """The bytes of a file that a user named; raises OSError, also for what does not end: a FIFO, a device."""
+    if isinstance(file, Path) and not file.is_dir() and not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file but a FIFO, socket or device", str(file))
+    return file.read_bytes()
 
 
 class Config(Record, frozen=True):

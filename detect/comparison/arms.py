@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from jigsaw_pretrain.config import read_bytes
 from jigsaw_pretrain.errors import UserError
 
 SCRATCH = "scratch"
@@ -95,7 +96,7 @@ def read_arms(file: str) -> list[Arm]:
     own = resources.files("jigsaw_pretrain.recipes") / "arms" / Path(file).name
     chosen = own if own.is_file() and not Path(file).exists() else Path(file)
     try:
-        tables = msgspec.convert(tomllib.loads(chosen.read_text(encoding="utf-8")), _ArmFile)
+        tables = msgspec.convert(tomllib.loads(read_bytes(chosen).decode()), _ArmFile)
     except OSError as error:
         raise UserError(f"--arms {file} cannot be read ({error.strerror}): name a TOML file of arms") from error
     except (ValueError, msgspec.ValidationError) as error:

@@ -285,7 +285,9 @@ class Comparison:
         for item in (*sets, f"data.seed={seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
-        runner.run(Task(f"pre-train {name}, seed {seed}", "train", tuple(arguments), folder, BACKBONE_FILE))
+        runner.run(
+            Task(f"pre-train {name}, seed {seed}", "jigsaw_pretrain.train", tuple(arguments), folder, BACKBONE_FILE)
+        )
         return str(folder)
 
     def _pretraining(self, arm: Arm) -> tuple[str | None, tuple[str, ...]]:
@@ -327,7 +329,7 @@ class Comparison:
             arguments += ["--set", item]
         arguments += ["--workers", str(settings.workers), "--device", settings.device]
         what = f"{name or arm.name}, {folder or f'seed {seed}'}, lr {rate:g}"
-        return Task(what, "detect", tuple(arguments), place, SUMMARY)
+        return Task(what, "jigsaw_pretrain.detect", tuple(arguments), place, SUMMARY)
 
     def _equal_cost(self, runner: TaskRunner, rate: float) -> None:
         """Scratch, trained longer by what the pre-training took."""

@@ -34,7 +34,7 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """A training: its command line after ``python``, its folder, and the file in it whose presence means done."""
+    """A training: its command line after ``python -m``, its folder, and the file in it whose presence means done."""
 
     name: str
     module: str

@@ -1,5 +1,7 @@
 """Ground truth as a detector is trained on it, of every kind that prep reads, and annotations that are mistakes."""
 
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from jigsaw_pretrain.detect.annotations import (
 from jigsaw_pretrain.detect.data import ImageReader
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
+from tests.helpers.attacks import bounded
 from tests.helpers.detection import write_annotations
 from tests.helpers.prepped import Drawn
 from tests.helpers.writers import write_voc, write_yolo
@@ -178,3 +181,38 @@ def test_subsets_are_nested_and_do_not_depend_on_the_order_of_images(tiny_data: 
     assert {one.file_name for one in subset(turned, 2, 3).images} == files[1]
     assert subset(truth, None, 0) is truth
     assert len({frozenset(one.file_name for one in subset(truth, 3, seed).images) for seed in range(20)}) > 5
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "fifo": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("option", ["annotations", "images", "val-annotations", "val-images"])
+def test_what_is_no_file_and_no_folder_is_named_in_a_line(
+    detect: Callable[..., Result], tmp_path: Path, kind: str, option: str
+) -> None:
+    path = tmp_path / "named"
+    KINDS[kind](path)
+    with bounded():
+        result = detect(tmp_path / "run", f"--{option}", str(path), expect=2)
+    (line,) = (line for line in result.output.splitlines() if line.startswith("Error: "))
+    assert str(path) in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_that_is_no_file_is_named_in_a_line(
+    detect: Callable[..., Result], tiny_data: Path, tmp_path: Path, kind: str, split: str
+) -> None:
+    images = Path(shutil.copytree(tiny_data / split / "images", tmp_path / "images"))
+    path = sorted(images.iterdir())[0]
+    path.unlink()
+    KINDS[kind](path)
+    with bounded():
+        result = detect(tmp_path / "run", "--images" if split == "train" else "--val-images", str(images), expect=2)
+    (line,) = (line for line in result.output.splitlines() if line.startswith("Error: "))
+    assert str(path) in line

@@ -27,7 +27,7 @@ class InProcess(TaskRunner):
         if self.most is not None and len(self.ran) >= self.most:
             raise OutOfTime
         self.ran.append(task.name)
-        group = {"train": train_main, "detect": main}[task.module]
+        group = {"jigsaw_pretrain.train": train_main, "jigsaw_pretrain.detect": main}[task.module]
         plain = ["--no-page"] if task.arguments[0] == "pretrain" else []
         result = CliRunner().invoke(group, [*task.arguments, *plain], catch_exceptions=False)
         assert result.exit_code == 0 and task.done, result.output

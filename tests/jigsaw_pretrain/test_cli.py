@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import os
 import signal
@@ -96,10 +97,29 @@ def test_what_nobody_foresaw_is_a_line_a_file_and_status_70(monkeypatch: pytest.
         CliRunner().invoke(command, ["--debug"], catch_exceptions=False)
 
 
+def put_own(folder: Path) -> None:
+    """Modules of a user with the names of all of Python's that are there, and of some libraries."""
+    there = (name for name in sys.stdlib_module_names if name[0] != "_" and importlib.util.find_spec(name))
+    for name in (*there, "numpy", "torch", "click", "fsspec", "msgspec", "train"):
+        path = folder / name / "__init__.py" if name in ("importlib", "email") else folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"raise SystemExit('{name} of the working folder')\n")
+
+
+def test_nor_in_a_process_that_python_starts_for_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=Command)
+    def command() -> None:
+        click.echo(subprocess.run([sys.executable, "-c", "import multiprocessing.spawn"]).returncode)
+
+    put_own(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert CliRunner().invoke(command).stdout == "0\n" and "PYTHONSAFEPATH" not in os.environ
+
+
 @pytest.mark.parametrize("stage", ["prep", "train", "detect"])
 def test_a_users_file_in_the_working_folder_does_not_take_a_librarys_place(stage: str, tmp_path: Path) -> None:
-    for name in ("json", "numpy", "torch", "click", "logging", "fsspec", "msgspec"):
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder')\n")
+    put_own(tmp_path)
     command = [sys.executable, "-m", f"jigsaw_pretrain.{stage}", "--help"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0 and "Commands" in shown.stdout, shown.stderr

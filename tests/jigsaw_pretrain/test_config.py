@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,3 +203,12 @@ def test_a_recipe_that_comes_with_the_program_is_found_by_its_name(
     # A file of the user's own goes before.
     (tmp_path / "sample").write_text("[optim]\nsteps = 7\n")
     assert Recipe.load("sample").optim.steps == 7
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_a_recipe_that_is_no_file_is_named_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = {"fifo": tmp_path / "fifo", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError) as caught:
+        Recipe.load(path)
+    assert str(path) in caught.value.message
