@@ -4,8 +4,8 @@ Imports ``train`` for backbones and checkpoints, ``formats`` for what all stages
 here is public: ``jigsaw_pretrain.detect.train`` and so on, each imported when it is first used.
 """
 
-# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder from
-# the front of sys.path, where a user's typing.py would be taken for Python's.
+# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder
+# from the front of sys.path, where a user's typing.py would be taken for Python's.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

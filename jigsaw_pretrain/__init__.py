@@ -4,8 +4,8 @@ What stands here is the public API; everything else may move. A name is imported
 the package costs neither torch nor numpy. Functions have the names of the commands that call them.
 """
 
-# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder from
-# the front of sys.path, where a user's typing.py would be taken for Python's.
+# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder
+# from the front of sys.path, where a user's typing.py would be taken for Python's.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

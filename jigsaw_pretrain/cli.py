@@ -70,7 +70,7 @@ DEBUG = "JIGSAW_DEBUG"
 """The environment variable that does what ``--debug`` does."""
 
 _SAFE = "PYTHONSAFEPATH"
-"""Python's own variable: the working folder is no place of modules, where a user's json.py would be taken for Python's."""
+"""Python's variable that keeps the working folder from its modules: a user's json.py would be taken for its own."""
 
 
 class Command(click.Command):

@@ -97,7 +97,9 @@ def read_annotations(url: str, images: str) -> RawAnnotations:
             raise UserError(f"{shown}: {kind}. Name the annotations with --annotations: {KINDS}.") from error
         return _read_folder(whole, paths, links, url, images)
     except OSError as error:
-        raise UserError(f"{shown} cannot be read ({error.strerror or error}). Check its permissions and that it is whole.") from error
+        raise UserError(
+            f"{shown} cannot be read ({error.strerror or error}). Check its permissions and that it is whole."
+        ) from error
     begins = raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if folders.is_class_list(name) or (
         begins not in (b"{", b"[", b"", b"<") and name.lower().endswith((".yaml", ".yml"))
