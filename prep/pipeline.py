@@ -19,7 +19,8 @@ from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
-from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.formats.images.missing import any_there
+from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
@@ -39,9 +40,12 @@ from jigsaw_pretrain.prep.records import (
     check_shards,
     clear_markers,
     finished_dataset,
+    missing_files_of,
+    missing_of,
     publish_plan,
     read_parts,
     read_plan,
+    read_skipped,
     recorded_options,
     remove_dataset,
     repair_plan_rows,
@@ -220,11 +224,13 @@ def _cut_job(
 ) -> Plan | None:
     """Cut what is missing and finish, or cut a task's share of it; None where the dataset is finished already."""
     raw = read_annotations(job.annotations, job.images)
-    out = Storage(job.out)
+    out, again = Storage(job.out), False
     if not overwrite:
         record = begun_as(out, job, raw.sha256)
         job = settled(job, record)
-        if _is_finished(out, record):
+        finished = _finished(out, record)
+        again = finished is not None and not task and _has_found(out, finished, ImageSource(job.images))
+        if finished is not None and not again:
             tidy(out)
             return None
     source = ImageSource(job.images)
@@ -234,10 +240,13 @@ def _cut_job(
     check_means(job.options)
     mine = task.mine(made.part_count) if task else range(made.part_count)
     count = min(workers or usable_cores(), len(mine)) or 1
-    with out.locked(exclusive=overwrite) as share:
+    with out.locked(exclusive=overwrite or again) as share:
         if overwrite:
             remove_dataset(out)
         begin(made, out)
+        if again:
+            logger.info("images that were missing are there now: their parts are cut again")
+            out.remove(layout.DATASET)
         if task:
             share()
         with open_executor(count, scheduler) as (executor, at_once):
@@ -247,8 +256,8 @@ def _cut_job(
     return made
 
 
-def _is_finished(out: Storage, plan: PlanRecord | None) -> bool:
-    """Whether ``out`` holds the finished dataset of a plan; raises UserError where that is damaged or a stranger's.
+def _finished(out: Storage, plan: PlanRecord | None) -> Dataset | None:
+    """The finished dataset of a plan that ``out`` holds; raises UserError where that is damaged or a stranger's.
 
     A damaged dataset.json is none: the manifests are made again from the parts.
     """
@@ -258,11 +267,20 @@ def _is_finished(out: Storage, plan: PlanRecord | None) -> bool:
                 f"{out.describe('')} holds a dataset without {layout.PLAN}, so nothing says that it is of these "
                 "annotations and options. Start anew with --overwrite, or name another --out."
             )
-        return False
+        return None
     dataset = finished_dataset(out, plan)
     if dataset is not None:
         check_shards(out, dataset)
-    return dataset is not None
+    return dataset
+
+
+def _has_found(out: Storage, dataset: Dataset, source: ImageSource) -> bool:
+    """Whether any image is there now that was missing when the parts of a finished dataset were cut."""
+    if not missing_of(dataset):
+        return False
+    rows = read_skipped(out, layout.SKIPPED).to_pylist()
+    gone = [row["image_file"] for row in rows if row["stage"] == "cut" and row["reason"].startswith(MISSING)]
+    return any_there(gone, source)
 
 
 def plan_job(job: PrepJob, raw: RawAnnotations, source: ImageSource) -> Plan:
@@ -352,13 +370,20 @@ def cut(
     max_skipped: float,
     progress: Progress,
 ) -> None:
-    """Cut those of the parts that have no done record. Raises UserError, OSError, Interrupted."""
+    """Cut those of the parts that have no done record, or lacked images that are there now.
+
+    Raises UserError, OSError, Interrupted.
+    """
     out = Storage(job.out)
     allowed = skip_limit(max_skipped, out, plan.listed_images, plan.positives, plan.positives_of_images())
     allowed.check()
     listed_parts = list(numbers)
     missing = []
     for number, record in zip(listed_parts, read_parts(out, listed_parts), strict=True):
+        if record is not None and any_there(missing_files_of(record), source):
+            # With the images of another --images; until it is cut again the part is not done.
+            out.remove(layout.part_record(number))
+            record = None
         if record is None:
             missing.append(number)
         else:

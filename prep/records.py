@@ -46,6 +46,7 @@ from jigsaw_pretrain.formats.dataset.dataset import (
     json_bytes,
     open_dataset,
 )
+from jigsaw_pretrain.formats.images.source import MISSING
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION, Plan
@@ -67,6 +68,9 @@ _OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
 
 LEFT_OUT = (BoxReason.CROWD, BoxReason.IGNORED, BoxReason.REPEATED)
 """Boxes that are rightly no objects, and so not lost."""
+
+MOST_WITHOUT = 50
+"""The largest percentage of unusable images or boxes that going on without them is suggested for."""
 
 MAX_SKIPPED = 0.01
 """The share of the images, and of the boxes, that may be unusable, by default."""
@@ -346,7 +350,8 @@ def _quietly(action: Callable[[], None]) -> None:
 class RunStatus:
     """Of ``parts`` with ``crops``: those done, begun (and of these the ones begun long ago), failed with reasons.
 
-    parts_per_second: None where too few are done to tell.
+    parts_per_second: None where too few are done to tell. missing: images of which there was no file, where all parts
+    are done.
     """
 
     parts: int
@@ -357,6 +362,7 @@ class RunStatus:
     failed: dict[int, str]
     parts_per_second: float | None
     finished: bool
+    missing: int = 0
 
     @property
     def seconds_left(self) -> float | None:
@@ -377,6 +383,12 @@ def status(url: str, now: float | None = None) -> RunStatus:
     failed = _marked(entries, FAILED, done)
     lost = [entry for entry in begun.values() if entry.written is not None and now - entry.written > LOST_SECONDS]
     written = (entries[f"{number:06d}.json"].written for number in done)
+    finished = finished_dataset(out, plan)
+    missing = 0
+    if finished is not None:
+        missing = missing_of(finished)
+    elif len(done) == plan.parts:
+        missing = sum(len(missing_files_of(record)) for record in read_parts(out, done) if record is not None)
     return RunStatus(
         parts=plan.parts,
         crops=plan.crops,
@@ -385,8 +397,19 @@ def status(url: str, now: float | None = None) -> RunStatus:
         lost=len(lost),
         failed={number: failure_reason(out, number) for number in failed},
         parts_per_second=_speed(sorted(moment for moment in written if moment is not None)),
-        finished=finished_dataset(out, plan) is not None,
+        finished=finished is not None,
+        missing=missing,
     )
+
+
+def missing_of(dataset: Dataset) -> int:
+    """Images of a finished dataset of which there was no file when its parts were cut."""
+    return int(dataset.description.totals.get("skipped", {}).get(MISSING, 0))
+
+
+def missing_files_of(record: PartRecord) -> list[str]:
+    """The images of a part of which there was no file when it was cut."""
+    return [row.image_file for row in record.skipped if row.image_file and row.reason.startswith(MISSING)]
 
 
 def _marked(entries: dict[str, Entry], kind: str, done: set[int]) -> dict[int, Entry]:
@@ -493,13 +516,22 @@ class SkipLimit:
         for tally in (self._images, self._boxes):
             lost = tally.lost.total()
             if lost > self.share * tally.total:
+                share = int(100 * lost / tally.total) + 1
+                gone = tally.lost[MISSING] > lost / 2
+                remedies = [
+                    "If --images is wrong, the same command with another one looks again at what was missing"
+                    if gone
+                    else "Mend the images and run `jigsaw-prep retry-skipped "
+                    f"--out {redacted(self._out)} --annotations FILE --images DIR`",
+                    "correct the annotations and start anew with --overwrite",
+                ]
+                # Who goes on without most of a dataset has another one than was meant.
+                if share <= MOST_WITHOUT:
+                    remedies.append(f"go on without: the same command with a larger --max-skipped, such as {share}%")
                 raise UserError(
                     f"{lost:,} of {tally.total:,} {tally.what} cannot be used, more than --max-skipped "
                     f"{100 * self.share:.4g}%: {most_common(tally.lost)}. What was done is kept. `jigsaw-prep doctor` "
-                    "names some. Mend the images and run `jigsaw-prep retry-skipped "
-                    f"--out {redacted(self._out)} --annotations FILE --images DIR`, correct the annotations and start "
-                    "anew with --overwrite, or go on without: the same command with a larger --max-skipped, such as "
-                    f"{min(100, int(100 * lost / tally.total) + 1)}%."
+                    f"names some. {', or '.join(remedies)}."
                 )
 
     def add(self, record: PartRecord) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError
-from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
 from jigsaw_pretrain.storage import map_ahead
 
 ASKED = 32
@@ -23,21 +23,29 @@ def missing_files(files: Sequence[str], source: ImageSource, option: str = "--im
     """
     files = files[:ASKED]
 
-    def is_missing(file: str) -> bool:
-        try:
-            source.header(file)
-        except ImageError as error:
-            return str(error).startswith("image file is missing")
-        return False
-
-    asked = list(map_ahead(is_missing, files, source.threads))
-    missing = tuple(file for file, gone in zip(files, asked, strict=True) if gone)
+    missing = tuple(file for file, there in zip(files, _are_there(files, source), strict=True) if not there)
     if not missing:
         return (), ""
     said = f"{source.describe().rstrip('/')}/{missing[0]} is not there{_instead(missing[0], source)}"
     if len(missing) == len(files):
         raise UserError(f"no image that has boxes is there: {said}. Check {option}.")
     return missing, f"{len(missing)} of {len(files)} images asked for: {said}"
+
+
+def any_there(files: Sequence[str], source: ImageSource) -> bool:
+    """Whether there is any of these files, which were missing once; the first ASKED of them are asked for."""
+    return any(_are_there(files[:ASKED], source))
+
+
+def _are_there(files: Sequence[str], source: ImageSource) -> list[bool]:
+    def is_there(file: str) -> bool:
+        try:
+            source.header(file)
+        except ImageError as error:
+            return not str(error).startswith(MISSING)
+        return True
+
+    return list(map_ahead(is_there, files, source.threads))
 
 
 def _instead(file: str, source: ImageSource) -> str:

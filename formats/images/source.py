@@ -34,6 +34,10 @@ Fetched = bytes | ImageError
 Size = tuple[int, int]
 
 
+MISSING = "image file is missing"
+"""Why an image cannot be read of which there is no file: another image folder may have it."""
+
+
 class ImageSource:
     """The images below one root; file names are relative to it.
 
@@ -115,7 +119,7 @@ class ImageSource:
         except StoreError:
             raise
         except FileNotFoundError as error:
-            raise ImageError("image file is missing") from error
+            raise ImageError(MISSING) from error
         except (IsADirectoryError, NotADirectoryError) as error:
             raise ImageError("image file is a folder or lies below a file") from error
         except PermissionError as error:

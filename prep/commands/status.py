@@ -42,6 +42,9 @@ def status(out: str) -> None:
 
 
 def _state(found: RunStatus) -> str:
+    if found.missing:
+        rest = "finished, but" if found.finished else "stopped:"
+        return f"{rest} {found.missing:,} images are missing; `jigsaw-prep shards` with their --images looks again"
     if found.finished:
         return "finished"
     if found.done == found.parts:

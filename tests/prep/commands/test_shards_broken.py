@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from PIL import Image
 
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.shards import shards
+from jigsaw_pretrain.prep.commands.status import status
 from tests.helpers.prepped import Drawn, inputs, invoke, ramp, rows, run_shards, tree
 
 SIZE = (120, 90)
@@ -178,3 +180,47 @@ def test_help_names_the_options() -> None:
     text = invoke(shards, "--help").output
     for option in ("--max-skipped", "--scheduler", "--task-index", "--task-count", "--overwrite"):
         assert option in text
+
+
+def half_missing(drawn: Drawn) -> tuple[Path, Path, Path, tuple[str, ...]]:
+    """A dataset of which every other image is in another folder: annotations, part of the images, all, options."""
+    for number in range(8):
+        drawn.add(f"{number}.jpg", SIZE, [(10, 10, 50, 40), (60, 20, 60, 20)])
+    part = drawn.folder / "part"
+    part.mkdir()
+    for number in range(0, 8, 2):
+        shutil.copy(drawn.folder / "images" / f"{number}.jpg", part)
+    return drawn.write(), part, drawn.folder / "images", ("--workers", "1", "--crops-per-part", "5")
+
+
+def test_another_image_folder_looks_again_at_what_was_missing(drawn: Drawn) -> None:
+    annotations, part, images, small = half_missing(drawn)
+    whole, out = drawn.folder / "whole", drawn.folder / "out"
+    assert run_shards(annotations, images, whole, *small).exit_code == 0
+    stopped = run_shards(annotations, part, out, *small)
+    assert stopped.exit_code == 2 and "--images" in stopped.output
+    assert run_shards(annotations, images, out, *small).exit_code == 0
+    assert tree(out) == tree(whole)
+    # A set that was finished without them is taken up again too, and only where they are there.
+    less = drawn.folder / "less"
+    assert run_shards(annotations, part, less, *small, "--max-skipped", "60%").exit_code == 0
+    lacking = tree(less)
+    assert "nothing to do" in run_shards(annotations, part, less, *small).output and tree(less) == lacking
+    assert run_shards(annotations, images, less, *small).exit_code == 0
+    assert tree(less) == tree(whole)
+
+
+def test_a_set_without_its_images_is_not_called_done_and_to_lose_them_all_is_never_suggested(drawn: Drawn) -> None:
+    annotations, part, images, small = half_missing(drawn)
+    out = drawn.folder / "out"
+    for kept in range(0, 8, 2):
+        if kept:
+            (part / f"{kept}.jpg").unlink()
+    stopped = run_shards(annotations, part, out, *small, "--max-skipped", "80%")
+    assert stopped.exit_code == 2 and "100%" not in stopped.output and "larger" not in stopped.output
+    assert run_shards(annotations, part, out, *small, "--max-skipped", "99%").exit_code == 0
+    shown = " ".join(invoke(status, "--out", str(out)).output.split())
+    assert "7 images are missing" in shown
+    (out / "manifests" / "dataset.json").unlink()
+    shown = " ".join(invoke(status, "--out", str(out)).output.split())
+    assert "7 images are missing" in shown and "finished" not in shown
