@@ -20,7 +20,7 @@ def exported(run: Path, to: str, out: Path) -> str:
     """Export; returns the first block of code in the README."""
     result = call("export", "--run", run, "--to", to, "--out", out)
     assert result.exit_code == 0, result.output
-    text = out.with_suffix(".README.md").read_text()
+    text = Path(f"{out}.README.md").read_text()
     assert "Channel order **RGB**" in text and str(list(MEAN)) in text and "3 of 6 steps" in text
     return text.split("```")[1].split("\n", 1)[1]
 

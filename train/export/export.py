@@ -39,7 +39,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.export.readme import ExportInfo, readme
-from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, stem
+from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, normalisation_of_timm, stem
 from jigsaw_pretrain.train.recipe import Recipe
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -125,6 +125,8 @@ def export(
         recipe.model.neck_channels,
         pixels,
         stem(found),
+        tuple(description["classes"]),
+        normalisation_of_timm(recipe.model.backbone) if to == "timm" else None,
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (
@@ -132,7 +134,8 @@ def export(
         f"batch {recipe.data.batch}, {len(description['classes'])} classes{averaged}."
     )
     publish_locally(out, target.pack(converted, info_of(recipe, pixels).to_about()))
-    note = out.with_suffix(".README.md")
+    # The whole name, as backbone.pth and backbone.pkl are two exports.
+    note = out.with_name(f"{out.name}.README.md")
     publish_locally(note, readme(info, to, origin).encode())
     size = sum(value.numel() * value.element_size() for value in converted.values())
     return Exported(

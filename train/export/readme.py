@@ -7,8 +7,10 @@ usual first stages frozen.
 A module of its own: it changes with other libraries' documentation, the command does not.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import jinja2
 
@@ -21,7 +23,8 @@ class ExportInfo:
     """What the README depends on: file name, backbone, and the recipe's mean, std (of pixels in 0..1) and norm.
 
     head: keys of the classifier, which an export leaves out. pixels: of the run's dataset. stem: the convolutions over
-    other than three channels, by name (targets.stem).
+    other than three channels, by name (targets.stem). classes: of the run's dataset, in label order.
+    timm_normalisation: mean and std by timm's own configuration of the model, for its target.
     """
 
     file: str
@@ -35,6 +38,14 @@ class ExportInfo:
     neck_channels: int = 256
     pixels: PixelFormat = RGB8
     stem: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    timm_normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @property
+    def is_as_in_timm(self) -> bool:
+        """Whether timm's configuration states the run's mean and std, to four digits."""
+        own, theirs = (self.mean, self.std), self.timm_normalisation or ()
+        return [[round(one, 4) for one in values] for values in own] == [[round(one, 4) for one in v] for v in theirs]
 
 
 def readme(info: ExportInfo, to: str, origin: str) -> str:
@@ -46,7 +57,12 @@ def readme(info: ExportInfo, to: str, origin: str) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"numbers": _numbers, "attribute": _attribute, "key_set": _key_set}
+    environment.filters |= {
+        "json": partial(json.dumps, ensure_ascii=False),
+        "numbers": _numbers,
+        "attribute": _attribute,
+        "key_set": _key_set,
+    }
     return environment.get_template(f"{to}.md.j2").render(
         info=info,
         to=to,

@@ -83,6 +83,15 @@ def to_timm(own: feature_maps.Backbone, state: StateDict) -> dict[str, Tensor]:
     return _proven(own, state, backbones.TIMM + own.name.removeprefix(backbones.TIMM))
 
 
+def normalisation_of_timm(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, of pixels in 0..1, that timm's own configuration of a model states."""
+    import timm
+
+    stated = timm.get_pretrained_cfg(name.removeprefix(backbones.TIMM))
+    assert stated is not None
+    return tuple(stated.mean), tuple(stated.std)
+
+
 def _proven(own: feature_maps.Backbone, state: StateDict, other: str) -> dict[str, Tensor]:
     """The state, after the whole model ``other`` took it strictly but for its classifier, with the same map."""
     name = own.name

@@ -49,6 +49,15 @@ def test_an_export_loads_into_torchvision(finished: Path, tmp_path: Path) -> Non
     assert same(state["conv1.weight"], target.conv1.weight.data)
 
 
+@pytest.mark.slow(seconds=2)
+def test_two_exports_have_a_readme_each(finished: Path, tmp_path: Path) -> None:
+    notes = {}
+    for target, name in (("torchvision", "b.pth"), ("safetensors", "b.safetensors")):
+        assert call("export", "--run", finished, "--to", target, "--out", tmp_path / name).exit_code == 0
+        notes[target] = (tmp_path / f"{name}.README.md").read_text()
+    assert len(list(tmp_path.glob("*.md"))) == 2 and all(target in text for target, text in notes.items())
+
+
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:
     from jigsaw_pretrain.train.export.targets import check_own
 

@@ -67,7 +67,7 @@ def test_from_shards_to_an_export(data: tuple[Path, int], tmp_path: Path) -> Non
     # The export loads into the library's own model with the stem of its README.
     file = tmp_path / "backbone.pth"
     command("export", "--run", str(runs[0]), "--to", "torchvision", "--out", str(file))
-    note = file.with_suffix(".README.md").read_text()
+    note = Path(f"{file}.README.md").read_text()
     assert f"**{channels} x uint16**" in note and "divided by 65535" in note
     line = next(line for line in note.splitlines() if "torch.nn.Conv2d" in line)
     scope: dict[str, Any] = {"model": torchvision.models.get_model(TINY), "torch": torch}

@@ -20,7 +20,7 @@ def exported(run: Path, to: str, out: Path) -> str:
     """Export; returns the lines to paste."""
     result = call("export", "--run", run, "--to", to, "--out", out)
     assert result.exit_code == 0, result.output
-    text = out.with_suffix(".README.md").read_text()
+    text = Path(f"{out}.README.md").read_text()
     assert "sees other numbers" not in text
     return text.split("```")[1].split("\n", 1)[1]
 

@@ -1,5 +1,6 @@
 """Every export, loaded as its README says, gives the run's own feature map of an image read in the target's way."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_torchvision_and_its_detector_take_every_entry(tmp_path: Path, norm: str
     with torch.no_grad():
         found = nn.Sequential(*list(body.children())[:-2])(image)
     assert agree(own_map(model, picture()), found)
-    detector = run_in(tmp_path, (tmp_path / "r18.README.md").read_text().split("```")[3].split("\n", 1)[1], names)
+    detector = run_in(tmp_path, (tmp_path / "r18.pth.README.md").read_text().split("```")[3].split("\n", 1)[1], names)
     with torch.no_grad():
         maps = detector["detector"].backbone.body.double().eval()(image)
     assert agree(own_map(model, picture()), maps["3"])
@@ -75,7 +76,10 @@ def test_timm_takes_every_entry(tmp_path: Path, backbone: str) -> None:
     pytest.importorskip("timm")
     model = make_run(tmp_path / "run", backbone)
     names = run_in(tmp_path, exported(tmp_path / "run", "timm", tmp_path / "t.pth"))
-    assert names["mean"] == list(MEAN)
+    assert names["mean"] == list(MEAN) != list(names["model"].pretrained_cfg["mean"])
+    said = (tmp_path / "t.pth.README.md").read_text()
+    assert f"pretrained_cfg has others: {list(names['model'].pretrained_cfg['mean'])}" in said
+    assert json.dumps(CLASSES) in said
     with torch.no_grad():
         names["model"].double().eval()
         expected = own_map(model, picture())
