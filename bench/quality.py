@@ -4,8 +4,8 @@
 
 On a GPU: ResNet-50, Faster R-CNN FPN, batch norm that learns in every arm. On a CPU (or with --toy): ResNet-18, a few
 steps and images, to see that it runs; its AP means nothing. Each training is meant to fit one ten-minute call on one
-large GPU, and all of it is continued by calling the same command again. Looks for the dataset in .data/voc2007_224,
-$JIGSAW_DATA/voc2007_224 and ../shared/data/voc2007_224. Prints the tables and writes bench/results/quality.json.
+large GPU, and all of it is continued by calling the same command again. The dataset is looked for as bench/campaign/
+data.py says. At the size that CPUs reach: bench/pays.py. Prints the tables and writes bench/results/quality.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from bench.campaign.data import find
 from bench.sample import ROOT, prep
 from bench.timing import RESULTS
 
@@ -77,16 +78,6 @@ TOY = {
 }
 
 
-def find_data(given: Path | None) -> Path:
-    """The folder of voc2007_224 (train/ and val/ in COCO layout)."""
-    shared = os.environ.get("JIGSAW_DATA", str(ROOT.parent / "shared" / "data"))
-    places = [given] if given else [ROOT / ".data" / "voc2007_224", Path(shared) / "voc2007_224"]
-    for place in places:
-        if (place / "train" / "annotations.json").exists():
-            return place
-    sys.exit(f"voc2007_224 is at none of {', '.join(map(str, places))}: name its folder with --data")
-
-
 def shrunk(source: Path, target: Path, images: int) -> Path:
     """The first images of a dataset, with links to its files."""
     for part in ("train", "val"):
@@ -106,7 +97,7 @@ def shrunk(source: Path, target: Path, images: int) -> Path:
 def main() -> None:
     """Prep, then compare within the budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of voc2007_224")
+    parser.add_argument("--data", type=Path, help="folder that holds voc2007_224")
     parser.add_argument("--out", type=Path, default=RESULTS / "quality")
     parser.add_argument("--budget", type=float, help="seconds; the same command continues")
     parser.add_argument("--arms", help=f"default: {ARMS}; at toy size scratch,jigsaw")
@@ -118,7 +109,7 @@ def main() -> None:
     toy = options.toy or not torch.cuda.is_available()
     size = TOY if toy else FULL
     out = options.out.resolve() / ("toy" if toy else "full")
-    data = find_data(options.data).resolve()
+    data = find("voc2007_224", options.data)
     if toy:
         data = shrunk(data, out / "data", 24)
     shards = prep(data / "train", out / "shards-of-train", "--workers", options.workers)

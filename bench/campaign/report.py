@@ -124,19 +124,12 @@ def _detectors(plan: Plan, found: Mapping[Arm, Mapping[int, Row]], rows: Mapping
             if worth is not None:
                 low, high = _rate(worth.low), _rate(worth.high)
                 what = [arm.regime, arm.variant, str(arm.pretrain_steps), str(arm.detect_steps)]
-                rates.append([*what, _rate(worth.rate), f"{low} to {high}", str(worth.seeds)])
+                rates.append([*what, _rate(worth.rate), f"{low} to {high}", str(worth.seeds), _served(worth.rate)])
     head = ["regime", "start", "pre-training steps", "detector steps", "lr", "seeds", SCORE, "AP", "s in all"]
     parts.append(_table([*head, f"{SCORE} minus scratch's, 95 %", "seeds to tell"], body))
     if rates:
-        head = [
-            "regime",
-            "start",
-            "pre-training steps",
-            "detector steps",
-            "detector s per pre-training s",
-            "95 %",
-            "seeds",
-        ]
+        head = ["regime", "start", "pre-training steps", "detector steps", "detector s per pre-training s", "95 %"]
+        head += ["seeds", "detectors until it pays"]
         parts.append("What a second of pre-training saved of a detector from scratch:\n\n" + _table(head, rates))
     return "\n".join(parts)
 
@@ -218,6 +211,13 @@ def _needed(mine: Mapping[int, Row], theirs: Mapping[int, Row], found: Differenc
 
 def _rate(value: float) -> str:
     return "more than measured" if math.isinf(value) else f"{value:.2f}"
+
+
+def _served(rate: float) -> str:
+    """How many detectors one pre-training must serve until it has saved what it took."""
+    if math.isinf(rate):
+        return "1"
+    return str(math.ceil(1 / rate)) if rate > 0 else "never"
 
 
 def _digits(value: float) -> str:
