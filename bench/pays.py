@@ -27,7 +27,7 @@ from bench.campaign.runs import Campaign
 from bench.sample import ROOT
 from bench.timing import RESULTS
 from jigsaw_pretrain.detect.comparison.runner import TaskRunner
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import Interrupted, UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         _run(options)
     except UserError as error:
         sys.exit(f"Error: {error}")
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(3)
 
 
 def _run(options: argparse.Namespace) -> None:
