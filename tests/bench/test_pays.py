@@ -19,6 +19,7 @@ from bench.campaign.runs import Campaign
 from jigsaw_pretrain.detect.comparison.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
 from tests.helpers.detection import draw
+from tests.helpers.settings import SOAK
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,6 +194,7 @@ def test_the_committed_page_is_what_its_results_say() -> None:
     assert report.page(text, plan, rows) == text
 
 
+@pytest.mark.skipif(not SOAK, reason="starts nine processes that load torch; make soak runs it")
 def test_a_stopped_campaign_goes_on_and_trains_each_unit_once(tmp_path: Path) -> None:
     # A whole unit from annotations to a row: the split, the shards, a pre-training, a detector, its AP.
     data = tmp_path / "data" / "bccd"
