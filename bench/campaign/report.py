@@ -94,10 +94,12 @@ def _costs(plan: Plan, rows: Mapping[str, Row]) -> str:
 
 def _detectors(plan: Plan, found: Mapping[Arm, Mapping[int, Row]], rows: Mapping[str, Row]) -> str:
     costs, parts, body, rates = step_costs(rows.values()), [], [], []
+    usual = next(iter(found)).variant
     for arm, mine in found.items():
         if not mine:
             continue
-        scratch = next((them for one, them in found.items() if _rival(one, arm)), {})
+        rivals = {one.variant: them for one, them in found.items() if _rival(one, arm)}
+        scratch = rivals.get(arm.variant, next(iter(rivals.values()), {}))
         delta = compared(mine, scratch, SCORE) if scratch and scratch is not mine else None
         lr = best_rate(plan, arm, rows)
         seconds = _total(arm, costs[arm.regime])
@@ -108,12 +110,16 @@ def _detectors(plan: Plan, found: Mapping[Arm, Mapping[int, Row]], rows: Mapping
             _interval(delta),
             _needed(mine, scratch, delta),
         ]
-        name = "scratch" if not arm.pretrain_steps else arm.variant
+        name = arm.variant if arm.pretrain_steps else "scratch" if arm.variant == usual else f"scratch, {arm.variant}"
         body.append(
             [arm.regime, name, str(arm.pretrain_steps), str(arm.detect_steps), f"{lr:g}", str(len(mine)), *figures]
         )
         if arm.pretrain_steps:
-            lengths = {one.detect_steps: them for one, them in found.items() if _scratch_of(one, arm) and them}
+            lengths = {
+                one.detect_steps: them
+                for one, them in found.items()
+                if _scratch_of(one, arm) and one.variant == usual and them
+            }
             worth = exchange(lengths, mine, SCORE, costs[arm.regime])
             if worth is not None:
                 low, high = _rate(worth.low), _rate(worth.high)
@@ -163,7 +169,7 @@ def _probes(plan: Plan, found: Mapping[Arm, Mapping[int, Row]]) -> str:
 
 
 def _rival(one: Arm, arm: Arm) -> bool:
-    """Whether it is the arm from scratch with as many detector steps."""
+    """Whether it is an arm from scratch with as many detector steps."""
     return _scratch_of(one, arm) and one.detect_steps == arm.detect_steps
 
 

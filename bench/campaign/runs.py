@@ -196,10 +196,10 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, with a + where tracked files were changed."""
+    """The commit that is checked out, with a + where tracked files but the results and their page were changed."""
     git = ["git", "-C", str(ROOT)]
     found = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs"], check=False).returncode
     return (found.stdout.strip() or "no commit") + ("+" if changed else "")
 
 
