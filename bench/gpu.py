@@ -365,11 +365,10 @@ def memory(place: Place) -> dict[str, Any]:
 def speed(place: Place) -> dict[str, Any]:
     """The paper's step from shards, on the device, and beside classification; what a refresh costs."""
     counts = (1,) if place.toy else (2, 4)
-    if place.toy:
-        given, block = (*TOY[:3], "data.batch=8"), ("--repeats", "1", "--block", "1")
-    else:
-        given, block = ("data.batch=512", "optim.micro_batch=64"), ("--repeats", "3", "--block", "8")
-    arguments = ["--device", place.device, "--data", place.data, "--brief", *block]
+    given = (*TOY[:3], "data.batch=8") if place.toy else ("data.batch=512", "optim.micro_batch=64")
+    repeats, block = (1, 1) if place.toy else (3, 8)
+    arguments = ["--device", place.device, "--data", place.data, "--brief"]
+    arguments += ["--repeats", str(repeats), "--block", str(block)]
     arguments += [part for one in given for part in ("--set", one)]
     arguments += [part for one in counts for part in ("--workers", str(one))]
     train.main(arguments, standalone_mode=False)
@@ -568,6 +567,7 @@ def run_apart(work: Callable[[], Any], limit: float) -> Any:
 
     process = context.Process(target=child)
     process.start()
+    assert process.pid is not None
     sender.close()
     try:
         if not receiver.poll(limit):
