@@ -182,7 +182,7 @@ VIEW := build/view
 
 view:
 	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
-	@ln -s $(addprefix ../../../,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
+	@ln -s $(addprefix ../../../,formats prep train detect $(filter-out %__pycache__,$(wildcard jigsaw_pretrain/*))) $(VIEW)/jigsaw_pretrain/
 	@ln -s ../../bench ../../tests ../../pyproject.toml $(VIEW)/
 
 lint: view | $(READY)  ## ruff (lint and format), mypy, and the directions of imports

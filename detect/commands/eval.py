@@ -1,7 +1,7 @@
 """`detect eval`: AP of a finished run, or of a COCO results file, by pycocotools.
 
 A run is evaluated on its own validation set or on another one of the same classes; a results file needs no run and no
-GPU. Writes results.json, ap.json and page.html where told (a run's folder by default).
+GPU. Writes results.json, ap.json and report.html where told (a run's folder by default).
 """
 
 from pathlib import Path
