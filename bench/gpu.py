@@ -307,9 +307,10 @@ def deterministic(place: Place) -> dict[str, Any]:
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-def launched(ranks: int, stage: str, *command: object) -> subprocess.Popen[bytes]:
+def launched(ranks: int, *command: object) -> subprocess.Popen[bytes]:
     """A command of the project under torchrun; its output goes to standard error."""
-    given = [*LAUNCH, str(ranks), "-m", "--", f"jigsaw_pretrain.{stage}", *map(str, command)]
+    stage, *more = map(str, command)
+    given = [*LAUNCH, str(ranks), "-m", "--", f"jigsaw_pretrain.{stage}", *more]
     return subprocess.Popen(given, cwd=ROOT, stdout=sys.stderr)
 
 
