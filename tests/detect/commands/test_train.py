@@ -214,6 +214,15 @@ def test_one_norm_on_both_sides_is_no_warning(
     assert "under another norm" not in said
 
 
+def test_validation_images_that_are_trained_on_are_told(
+    tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
+) -> None:
+    same = tiny_data / "train"
+    given = ("--val-annotations", str(same / "annotations.json"), "--val-images", str(same / "images"))
+    assert "validation images are trained on" in detect(tmp_path / "same", "--stop-after", "1", *given).output
+    assert "validation images are trained on" not in detect(tmp_path / "other", "--stop-after", "1").output
+
+
 def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:
     detect(tmp_path / "run", norm="gn", model="retinanet", steps=5, log_every=3, val_every=2)
     found = rows(tmp_path / "run")
