@@ -40,7 +40,7 @@ DEVICE := $(if $(SEVERAL), --device cuda)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help gpus no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs docs-reference bench clean
+.PHONY: help gpus recipes no-sample no-validation venv lock shards pretrain evaluate preview export detect compare test test-fast soak lint docs docs-reference bench clean
 
 help:  ## list the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -116,7 +116,13 @@ shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/man
 gpus: | $(READY)
 	@$(BIN)/python -c 'import sys, torch; found = torch.cuda.device_count(); sys.exit(found < $(GPUS) and "make: GPUS=$(GPUS), and this machine shows %d. Type: make $(MAKECMDGOALS) GPUS=%d, or leave GPUS out" % (found, max(1, found)))'
 
-pretrain: $(if $(SEVERAL),gpus) $(if $(PREPPED),,shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
+# A dataset of an earlier version has no recipe yet.
+UNFITTED := $(if $(filter $(OUT)/recipe.toml,$(RECIPE)),$(if $(findstring ://,$(OUT))$(wildcard $(RECIPE)),,recipes))
+
+recipes: | $(READY)
+	$(BIN)/python -m prep finish --out "$(OUT)" --max-skipped 100%
+
+pretrain: $(if $(SEVERAL),gpus) $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
 
 # What a run and a detector are judged on: the user's validation set, or else sample images drawn with another seed.
@@ -146,7 +152,7 @@ evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VA
 	$(BIN)/python -m prep shards --annotations "$(HELD_ANNOTATIONS)" --images "$(HELD_IMAGES)" --out "$(HELD_DATA)"
 	$(BIN)/python -m train evaluate --run "$(RUN)" --data "$(HELD_DATA)"
 
-preview: $(if $(PREPPED),,shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
+preview: $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
 	$(BIN)/python -m train preview --data "$(OUT)" --recipe "$(RECIPE)" --out preview.png --count 16
 
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
@@ -182,7 +188,7 @@ VIEW := build/view
 
 view:
 	@rm -rf $(VIEW) && mkdir -p $(VIEW)/jigsaw_pretrain
-	@ln -s $(addprefix ../../../,formats prep train detect $(wildcard jigsaw_pretrain/*.*)) $(VIEW)/jigsaw_pretrain/
+	@ln -s $(addprefix ../../../,formats prep train detect $(filter-out %__pycache__,$(wildcard jigsaw_pretrain/*))) $(VIEW)/jigsaw_pretrain/
 	@ln -s ../../bench ../../tests ../../pyproject.toml $(VIEW)/
 
 lint: view | $(READY)  ## ruff (lint and format), mypy, and the directions of imports

@@ -37,7 +37,7 @@ def command(name: str, data: str, settings: tuple[str, ...], steps: int, *more: 
     """Seconds of a `python -m train` command."""
     options = [part for one in (*settings, f"optim.steps={steps}", "optim.warmup_steps=1") for part in ("--set", one)]
     begun = time.perf_counter()
-    line = [sys.executable, "-m", "train", name, "--data", data, *options, *more]
+    line = [sys.executable, "-m", "jigsaw_pretrain.train", name, "--data", data, *options, *more]
     subprocess.run(line, check=True, cwd=ROOT)
     return time.perf_counter() - begun
 

@@ -101,7 +101,7 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
         if data is None:
             data, source = f"{scratch}/out", f"{scratch}/sample"
             root = Path(__file__).parents[1]
-            python = [sys.executable, "-m", "prep"]
+            python = [sys.executable, "-m", "jigsaw_pretrain.prep"]
             subprocess.run([*python, "sample-data", "--out", source, "--images", "120"], check=True, cwd=root)
             named = ["--annotations", f"{source}/annotations.json", "--images", f"{source}/images", "--out", data]
             subprocess.run([*python, "shards", *named], check=True, cwd=root, stdout=subprocess.DEVNULL)

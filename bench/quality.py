@@ -113,7 +113,16 @@ def main() -> None:
     if toy:
         data = shrunk(data, out / "data", 24)
     shards = prep(data / "train", out / "shards-of-train", "--workers", options.workers)
-    command = [sys.executable, "-m", "detect", "compare", "--out", str(out / "comparison"), "--data", str(shards)]
+    command = [
+        sys.executable,
+        "-m",
+        "jigsaw_pretrain.detect",
+        "compare",
+        "--out",
+        str(out / "comparison"),
+        "--data",
+        str(shards),
+    ]
     for prefix, part in (("", "train"), ("val-", "val")):
         command += [f"--{prefix}annotations", str(data / part / "annotations.json")]
         command += [f"--{prefix}images", str(data / part / "images")]

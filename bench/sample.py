@@ -7,9 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def command(*arguments: object) -> None:
+def command(stage: str, *arguments: object) -> None:
     """A command of the project, such as ``prep shards ...``; its output goes to standard error."""
-    subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True, cwd=ROOT, stdout=sys.stderr)
+    # By its whole name: a command's own processes import nothing from the working folder.
+    given = [sys.executable, "-m", f"jigsaw_pretrain.{stage}", *map(str, arguments)]
+    subprocess.run(given, check=True, cwd=ROOT, stdout=sys.stderr)
 
 
 def draw(folder: Path, images: int, seed: int = 0) -> Path:

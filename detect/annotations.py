@@ -55,7 +55,7 @@ class GroundTruth:
     source: what to call them in messages. categories: (id, name) in label order; the label is the id where the
     annotations number no categories. truth: the ground truth as pycocotools wants it, with ids made unique from 1
     (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild). unusable: boxes left out of training.
-    other_ids: ids of entries that list an image again, and the image's. exif: as of Reading.
+    other_ids: ids of entries that list an image again, and the image's. exif, nodata: as of Reading.
     """
 
     source: str
@@ -65,6 +65,7 @@ class GroundTruth:
     unusable: int
     other_ids: Mapping[Key, Key] = field(default_factory=dict)
     exif: str = "ignore"
+    nodata: str | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -160,7 +161,9 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     categories = tuple((int(number), name) for number, name in zip(found.category_ids, found.classes, strict=True))
     unusable = len(usable) - int(usable.sum()) + sum(row.image_file is None for row in found.skipped)
     truth = _truth(found, crowd, records, categories)
-    return GroundTruth(raw.source, tuple(records), categories, truth, unusable, found.other_ids, reading.exif)
+    return GroundTruth(
+        raw.source, tuple(records), categories, truth, unusable, found.other_ids, reading.exif, reading.nodata
+    )
 
 
 def _boxes(found: Annotations) -> npt.NDArray[np.float64]:

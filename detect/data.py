@@ -30,8 +30,10 @@ from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.recipe import ScaledRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, fill_missing
+from jigsaw_pretrain.formats.images.nodata import check_nodata
+from jigsaw_pretrain.formats.images.pixel_format import SAMPLE
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat
+from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat, missing_value
 from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers, start_workers
 
 
@@ -187,6 +189,7 @@ class ImageReader:
 
     def __init__(self, images: str, annotations: GroundTruth, pixels: PixelFormat = RGB8) -> None:
         self._url, self._exif, self._pixels = images, annotations.exif, pixels
+        self._nodata = missing_value(annotations.nodata)
         self._members = ImageSource(images).member_offsets([record.file_name for record in annotations.images])
         self._source: ImageSource | None = None
         self._process = 0
@@ -196,14 +199,20 @@ class ImageReader:
         return {**vars(self), "_source": None}
 
     def read(self, record: ImageRecord) -> Array:
-        """The image, [height, width, channels]; UserError where it is unreadable, or of another size or format."""
+        """The image, [height, width, channels]; UserError where it is unreadable, or of another size or format.
+
+        Missing data is filled by the mean of the rest, as in prep.
+        """
+        pixels = self.marked(record)
+        return np.require(fill_missing(pixels) if pixels.dtype == np.float32 else pixels, requirements="W")
+
+    def marked(self, record: ImageRecord) -> Array:
+        """The same with NaN where data is missing."""
         if self._source is None or self._process != os.getpid():
             self._source, self._process = ImageSource(self._url, self._members), os.getpid()
         try:
             raw = self._source.read(record.file_name)
-            pixels = decode_raster(raw, record.width, record.height, self._exif, self._pixels)
-            pixels = fill_missing(pixels) if pixels.dtype == np.float32 else pixels
-            return np.require(pixels, requirements="W")
+            return decode_raster(raw, record.width, record.height, self._exif, self._pixels, nodata=self._nodata)
         except ImageError as error:
             raise UserError(
                 f"{self._source.describe().rstrip('/')}/{record.file_name} cannot be trained on ({error}): replace it, "
@@ -211,16 +220,30 @@ class ImageReader:
             ) from error
 
 
+def looked_at(annotations: GroundTruth) -> list[ImageRecord]:
+    """Some images, drawn by a key, whose pixels are looked at."""
+    order = rng.permutation(rng.key_of_text(0, "images whose pixels are looked at"), len(annotations.images))
+    return [annotations.images[place] for place in order[:SAMPLE]]
+
+
+def check_missing_data(annotations: GroundTruth, images: str, pixels: PixelFormat) -> None:
+    """Raise UserError where a value of float images looks like missing data, as prep does; decodes a sample of them."""
+    files = [record.file_name for record in looked_at(annotations)]
+    check_nodata(files, ImageSource(images), pixels, annotations.nodata)
+
+
 def measured_mean_and_std(
     reader: ImageReader, records: Sequence[ImageRecord], pixels: PixelFormat
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over some images, in units of full scale.
 
-    A channel that never changes has a deviation of 1, whatever it is divided by. Costs reading the images.
+    Pixels without data are left out. A channel that never changes has a deviation of 1, whatever it is divided by.
+    Costs reading the images.
     """
     count, sums, squares = 0, np.zeros(pixels.channels), np.zeros(pixels.channels)
     for record in records:
-        values = reader.read(record).reshape(-1, pixels.channels).astype(np.float64) / pixels.full_scale
+        values = reader.marked(record).reshape(-1, pixels.channels).astype(np.float64) / pixels.full_scale
+        values = values[~np.isnan(values).any(axis=1)]
         count += len(values)
         sums += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)

@@ -22,7 +22,7 @@ from jigsaw_pretrain.detect.coco_eval import (
     save_evaluation,
     score,
 )
-from jigsaw_pretrain.detect.data import shared_bytes
+from jigsaw_pretrain.detect.data import check_missing_data, shared_bytes
 from jigsaw_pretrain.detect.run import CONFIG, DetectorConfig, load_detector, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
@@ -54,7 +54,8 @@ def evaluate(
         run: the run's folder or URL.
         annotations: what to evaluate on, as prep takes it; None for the run's own validation set.
         images: their images.
-        reading: how annotations are read; None for prep's defaults.
+        reading: how annotations and images are read; None for prep's defaults, of the run's own validation set for
+            what the run was begun with.
         backbone: refuse the run unless this is its backbone's name.
         out: folder for results.json and ap.json; None for the run's, where that is no URL.
         workers: processes that read images.
@@ -81,6 +82,8 @@ def evaluate(
     named = None if images is None else str(images)
     truth, folder = ranks.run_on_all(lambda: _validation(config, run, chosen, named, reading or Reading()))
     ranks.run_on_rank_zero(lambda: check_images(truth, folder))
+    if annotations is not None:
+        ranks.run_on_rank_zero(lambda: check_missing_data(truth, folder, config.pixels))
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         model = ranks.run_on_all(lambda: load_detector(run, config, ranks.device))
     batch = max(1, config.recipe.data.batch // ranks.world)
@@ -139,8 +142,9 @@ def _validation(
     """The validation set given, or the run's own."""
     chosen = annotations or config.data["val_annotations"]
     folder = images or (None if annotations else config.data["val_images"])
-    if annotations is None and reading.split is None:
-        reading = replace(reading, split=config.data.get("val_split"))
+    if annotations is None:
+        own = replace(config.reading or Reading(), split=config.data.get("val_split"))
+        reading = replace(own, **reading.differences())
     if chosen is None or folder is None:
         raise UserError(f"{run} was trained without a validation set: give --annotations FILE --images DIR")
     found = read_ground_truth(chosen, folder, reading)

@@ -1,41 +1,64 @@
 """A detector run's page: one HTML file with everything inline, readable without a network.
 
-AP by size and class, precision-recall curves, AP and loss over time, and predictions beside the ground truth on a few
-validation images. About 1 MB and 3 s; matplotlib draws without a display.
+AP by size and class, precision-recall curves, AP and loss over time, and the validation images with the worst mistakes,
+detections and missed objects drawn in. About 1 MB and 3 s; matplotlib draws without a display.
 """
 
 import io
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import msgspec
 import numpy as np
-from matplotlib.patches import Rectangle
+import numpy.typing as npt
+from PIL import Image, ImageDraw
 
-from jigsaw_pretrain import rng
 from jigsaw_pretrain.config import Number
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection, read_results
 from jigsaw_pretrain.detect.data import ImageReader
+from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig, Stratum, read_file
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.fonts import fitted
 from jigsaw_pretrain.formats.pixels import display_note, displayed
-from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
+from jigsaw_pretrain.html import Figure, Section, Table, chart, number, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
 
 log = logging.getLogger(__name__)
 
-PAGE = "page.html"
+PAGE = "report.html"
 STRATA_KEY = "by_training_annotations"
 PICTURES = 8
 SHOWN_ABOVE = 0.3
-"""Scores from which predictions are drawn; where an image has none, its best three are."""
+"""Scores from which detections are drawn; where an image has none, its best three are."""
+
+MOST_SHOWN = 12
+"""Detections, and missed objects, that are drawn of an image: more cannot be told apart."""
+
+_SIDE = 560
+"""The longer side of a picture, in pixels."""
+
+_RIGHT, _WRONG, _MISSED = (86, 180, 233), (255, 176, 32), (255, 255, 255)
+
+_FACTS = {
+    "steps": ("steps", 1),
+    "device": ("device", 1),
+    "world": ("processes", 1),
+    "seconds": ("training, seconds on the wall clock", 1),
+    "device_seconds": ("training, seconds of the device", 1),
+    "evaluation_seconds": ("one evaluation, seconds on the wall clock", 1),
+    "seconds_per_step": ("a step, seconds", 1),
+    "gpu_memory": ("most GPU memory, GB", 1e9),
+    "flops_per_image": ("an image, billions of FLOPs", 1e9),
+    "parameters_learned": ("parameters that are trained, millions", 1e6),
+}
+"""The keys of summary.json, in a reader's words, and what each is divided by."""
 
 
 def percent(value: float | None) -> str:
@@ -55,19 +78,24 @@ def write_page(folder: Path, annotations: GroundTruth, images: str, config: Dete
     tables, figures = [], []
     if values[SUMMARY]:
         summary = values[SUMMARY]
-        facts = [[key.replace("_", " "), value] for key, value in summary.items() if key != "AP"]
+        known = {key: summary[key] for key in _FACTS if summary.get(key) is not None}
+        facts = [[_FACTS[key][0], _scaled(value, _FACTS[key][1])] for key, value in known.items()]
         tables.append(("Run", Table(["", "value"], facts)))
     if values[AP_FILE]:
         tables += ap_tables(values[AP_FILE])
         figures.append(curves_figure(values[AP_FILE]["bbox"]["curves"]))
     figures += over_time(rows)
-    if values[RESULTS_FILE] is not None:
-        figures.append(pictures(annotations, images, values[RESULTS_FILE], config))
     sections = [Section(caption, tables=[table]) for caption, table in tables]
-    sections += [Section("Pictures", figures=figures)] if figures else []
+    sections += [Section("Curves", figures=figures)] if figures else []
+    if values[RESULTS_FILE] is not None:
+        sections.append(pictures(annotations, images, values[RESULTS_FILE], config))
     if values[CONFIG]:
-        sections.append(Section("Settings", tables=[Table(["setting", "value"], settings_rows(values[CONFIG]))]))
-    page = render(f"Detector {folder.name}", "Average precision on the validation images.", sections)
+        text = "What differs from the paper's recipe, and how the recipe was fitted to the dataset (plan)."
+        rows_of = settings_rows(values[CONFIG])
+        sections.append(Section("Settings", text, [Table(["setting", "this run", "the paper's"], rows_of)]))
+    page = render(
+        f"Detector {folder.name}", "Average precision (AP) on the validation images, in hundredths.", sections
+    )
     Storage(folder).publish(PAGE, page.encode())
     return folder / PAGE
 
@@ -79,6 +107,10 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     except UserError as error:
         log.warning("the page lacks a part: %s", error.message)
         return None
+
+
+def _scaled(value: Any, by: float) -> Any:
+    return value / by if by != 1 and isinstance(value, int | float) else value
 
 
 class _Class(msgspec.Struct):
@@ -127,13 +159,26 @@ def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
     ]
 
 
-def settings_rows(config: dict[str, Any]) -> list[list[str]]:
-    """config.json as rows of names and values, its tables' keys after a dot."""
-    rows = []
-    for name, value in config.items():
-        inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-        rows += [[key, one if isinstance(one, str) else json.dumps(one)] for key, one in inner.items()]
-    return rows
+def settings_rows(config: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of what a run's config.json says: key, value, and the paper's value where the recipe has that key."""
+    flat = dict(_flat({name: config[name] for name in ("recipe", "plan", "init", "norm_built") if name in config}))
+    paper = dict(_flat({"recipe": DetectorRecipe().to_dict()}))
+    return [
+        [key.removeprefix("recipe."), value, paper.get(key, "")]
+        for key, value in flat.items()
+        if value != paper.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """The values of nested tables as text, by their keys joined with dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        elif isinstance(value, list | tuple):
+            yield f"{before}{name}", ", ".join(map(number, value)) or "none"
+        else:
+            yield f"{before}{name}", "none" if value is None else number(value)
 
 
 def curves_figure(curves: dict[str, list[float]]) -> Figure:
@@ -169,55 +214,134 @@ def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
     return figures + ([chart(draw_loss, *2 * ("Training loss over time",))] if losses else [])
 
 
-def pictures(annotations: GroundTruth, images: str, results: list[Detection], config: DetectorConfig) -> Figure:
-    """Validation images, drawn evenly by their keyed order, with ground truth (dashed) and predictions (solid)."""
-    order = rng.permutation(rng.key_of_text(0, "pictures of the page"), len(annotations.images))
-    chosen = [annotations.images[int(index)] for index in order[:PICTURES]]
+@dataclass(frozen=True)
+class _Judged:
+    """An image's detections, surest first, whether each is right, and which of its objects none of them found."""
+
+    record: ImageRecord
+    found: Sequence[Detection]
+    right: Sequence[bool]
+    missed: Sequence[int]
+
+    @property
+    def badness(self) -> tuple[float, float]:
+        """The score of the surest wrong detection, then the share of the objects that were missed."""
+        wrong = [float(one["score"]) for one, right in zip(self.found, self.right, strict=True) if not right]
+        return max(wrong, default=0.0), len(self.missed) / max(1, len(self.record.boxes))
+
+
+def pictures(annotations: GroundTruth, images: str, results: list[Detection], config: DetectorConfig) -> Section:
+    """The validation images with the worst mistakes, worst first."""
     by_image: dict[Any, list[Detection]] = {}
     for one in results:
         by_image.setdefault(one["image_id"], []).append(one)
-    names, reader = dict(annotations.categories), ImageReader(images, annotations, config.pixels)
-    across = 4
-    figure = matplotlib.figure.Figure(figsize=(4 * across, 3.4 * -(-len(chosen) // across)))
-    for place, record in enumerate(chosen):
-        axes = figure.add_subplot(-(-len(chosen) // across), across, place + 1)
-        found = sorted(by_image.get(record.id, []), key=lambda one: -one["score"])
-        sure = [one for one in found if one["score"] >= SHOWN_ABOVE]
-        axes.imshow(displayed(reader.read(record), config.pixels, config.mean, config.std))
-        _picture(axes, record, sure or found[:3], names, annotations.classes)
-    figure.tight_layout()
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
-    shown = f"predictions of score {SHOWN_ABOVE} or more, or else the best three, solid"
-    words = f"Validation images: ground truth dashed white, {shown}. {display_note(config.pixels)}".strip()
-    return picture(sink.getvalue(), words, words, "png")
+    labels = {category: label for label, (category, _) in enumerate(annotations.categories)}
+    judged = [_judged(record, by_image.get(record.id, []), labels) for record in annotations.images]
+    judged.sort(key=lambda one: one.badness, reverse=True)
+    reader = ImageReader(images, annotations, config.pixels)
+    figures = []
+    for shown in judged[:PICTURES]:
+        pixels = displayed(reader.read(shown.record), config.pixels, config.mean, config.std)
+        sink = io.BytesIO()
+        _drawn(pixels, shown, labels, annotations.classes).save(sink, "WEBP", quality=85)
+        counts = f"{sum(shown.right)} right, {len(shown.right) - sum(shown.right)} wrong, {len(shown.missed)} missed"
+        words = f"{shown.record.file_name}: {counts}"
+        figures.append(picture(sink.getvalue(), words, words, "webp"))
+    text = (
+        "The validation images with the surest wrong detections come first, then those of which most was missed. "
+        "Blue: detections that are right (the class, and IoU of 0.5 or more). Orange: wrong ones. White, dashed: "
+        f"objects that were missed. Detections of score {SHOWN_ABOVE} or more count, and where there is none the best "
+        f"three; at most {MOST_SHOWN} of them are drawn in an image. "
+        f"{display_note(config.pixels)}"
+    )
+    return Section("Worst mistakes", text.strip(), figures=figures)
 
 
-def _picture(
-    axes: Any,
-    record: ImageRecord,
-    found: list[Detection],
-    names: dict[int, str],
-    classes: list[str],
-) -> None:
-    axes.axis("off")
-    for left, top, right, bottom in record.boxes:
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1))
-    colours = matplotlib.colormaps["tab20"]
-    for one in found:
-        name = names.get(one["category_id"])
-        if name is None:
-            continue
-        colour = colours(classes.index(name) % 20)
+def _judged(record: ImageRecord, found: Sequence[Detection], labels: Mapping[int, int]) -> _Judged:
+    """Match the detections that are shown with the image's objects, the surest first, as AP50 does."""
+    ranked = sorted((one for one in found if one["category_id"] in labels), key=lambda one: -one["score"])
+    shown = [one for one in ranked if one["score"] >= SHOWN_ABOVE] or ranked[:3]
+    free = ~record.crowd
+    right = []
+    for one in shown:
         left, top, width, height = one["bbox"]
-        axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=1.5))
-        axes.text(
-            left,
-            top,
-            f"{name} {one['score']:.2f}",
-            fontsize=6,
-            color="black",
-            backgroundcolor=colour,
-            va="bottom",
-            parse_math=False,
-        )
+        overlap = _iou(np.array([left, top, left + width, top + height]), record.boxes)
+        fits = (record.labels == labels[one["category_id"]]) & (overlap >= 0.5)
+        best = int(np.argmax(np.where(fits & free, overlap, -1))) if (fits & free).any() else None
+        if best is not None:
+            free[best] = False
+        # What lies on a crowd is neither right nor wrong; it is not held against the detector.
+        right.append(best is not None or bool((fits & record.crowd).any()))
+    return _Judged(record, shown, right, np.flatnonzero(free).tolist())
+
+
+def _iou(box: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The overlap of a box with each of [n, 4], by their union."""
+    sides = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None)
+    shared = sides.prod(axis=1)
+    either = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
+    return np.asarray(shared / np.maximum(either, 1e-9))
+
+
+def _drawn(
+    pixels: npt.NDArray[np.uint8], judged: _Judged, labels: Mapping[int, int], classes: Sequence[str]
+) -> Image.Image:
+    """The image, enlarged or reduced to _SIDE, with boxes of what was found and missed and a plate at each."""
+    image = Image.fromarray(pixels)
+    scale = _SIDE / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    pen = ImageDraw.Draw(image)
+    plates: list[tuple[tuple[float, float, float, float], str, tuple[int, int, int]]] = []
+    for place in judged.missed[:MOST_SHOWN]:
+        box = tuple(float(side) * scale for side in judged.record.boxes[place])
+        _dashed(pen, box)
+        plates.append((box, classes[int(judged.record.labels[place])], _MISSED))  # type: ignore[arg-type]
+    for one, right in reversed(list(zip(judged.found, judged.right, strict=True))[:MOST_SHOWN]):
+        left, top, width, height = (float(side) * scale for side in one["bbox"])
+        box = (left, top, left + width, top + height)
+        colour = _RIGHT if right else _WRONG
+        pen.rectangle(box, outline=(0, 0, 0), width=4)
+        pen.rectangle(box, outline=colour, width=2)
+        plates.append((box, f"{classes[labels[one['category_id']]]} {one['score']:.2f}", colour))
+    taken: list[tuple[float, float, float, float]] = []
+    # The surest detections come last, and say first what they are.
+    for box, text, colour in reversed(plates):
+        _plate(pen, image.size, box, text, colour, taken)
+    return image
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: tuple[float, ...]) -> None:
+    left, top, right, bottom = box
+    for width, colour in ((4, (0, 0, 0)), (2, _MISSED)):
+        for x in np.arange(left, right, 10):
+            for y in (top, bottom):
+                pen.line((x, y, min(x + 5, right), y), fill=colour, width=width)
+        for y in np.arange(top, bottom, 10):
+            for x in (left, right):
+                pen.line((x, y, x, min(y + 5, bottom)), fill=colour, width=width)
+
+
+def _plate(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    text: str,
+    colour: tuple[int, int, int],
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Write a text on a dark plate above its box, or within it; not where other texts are, which both would spoil."""
+    text, font = fitted(text, 15, size[0] / 2)
+    width, height = font.getlength(text) + 6, sum(font.getmetrics())
+    left = min(max(0.0, box[0]), size[0] - width)
+    tops = [box[1] - height, *np.arange(box[1], box[3], height), box[3]]
+    places = [(left, top, left + width, top + height) for top in tops if 0 <= top <= size[1] - height]
+    chosen = next((place for place in places if not any(_meet(place, other) for other in taken)), None)
+    if chosen is None:
+        return
+    taken.append(chosen)
+    pen.rectangle(chosen, fill=(0, 0, 0))
+    pen.text((chosen[0] + 3, chosen[3]), text, fill=colour, font=font, anchor="ld")
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

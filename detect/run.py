@@ -20,6 +20,7 @@ from jigsaw_pretrain.detect.models import backbone, detectors
 from jigsaw_pretrain.detect.models.backbone import norm_layer
 from jigsaw_pretrain.detect.recipe import CONFIG, DetectorNorm, DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import Storage
@@ -45,7 +46,8 @@ class DetectorConfig:
     norm_built: the backbone's norm as it was built (sync-bn where frozen-bn was asked for and the weights brought no
     statistics). categories: (id, name) in label order. data: the four paths as given. weights: the loading report;
     neck: that of the pyramid, None where no neck was loaded. mean, std: of each channel, of pixels in 0..1. pixels:
-    what images are read as. boxes: how many are trained on, by class; empty where they were not counted.
+    what images are read as. boxes: how many are trained on, by class; empty where they were not counted. reading: how
+    annotations and images are read; None of a run from before this was noted.
     """
 
     recipe: DetectorRecipe
@@ -60,6 +62,7 @@ class DetectorConfig:
     std: tuple[float, ...] = STD
     pixels: PixelFormat = RGB8
     boxes: tuple[int, ...] = ()
+    reading: Reading | None = None
 
     @property
     def added_norm(self) -> str:
@@ -70,8 +73,19 @@ class DetectorConfig:
         """Publish config.json."""
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
         own = {**asdict(self), "recipe": self.recipe.to_dict(), "pixels": self.pixels.to_dict()}
+        own["reading"] = None if self.reading is None else self.reading.differences()
         values = {"kind": KIND, **own, "versions": versions}
         Storage(folder).publish(CONFIG, json.dumps(values, indent=2).encode() + b"\n")
+
+
+class _Reading(msgspec.Struct):
+    """What of a Reading is not the default's."""
+
+    exif: Literal["ignore", "apply"] = "ignore"
+    ignored: Literal["skip", "use"] = "skip"
+    split: str | None = None
+    voc_origin: Literal[0, 1] | None = None
+    nodata: str | None = None
 
 
 class _Config(msgspec.Struct):
@@ -83,13 +97,14 @@ class _Config(msgspec.Struct):
     norm_built: DetectorNorm
     categories: Annotated[tuple[tuple[int, str], ...], msgspec.Meta(min_length=1, max_length=100_000)]
     init: str
-    data: dict[Literal["annotations", "images", "val_annotations", "val_images"], str | None]
+    data: dict[Literal["annotations", "images", "val_annotations", "val_images", "val_split"], str | None]
     weights: dict[str, Any] | None
     neck: dict[str, Any] | None = None
     mean: tuple[Number, ...] = MEAN
     std: tuple[Positive, ...] = STD
     pixels: Any = None
     boxes: tuple[CountOrZero, ...] = ()
+    reading: _Reading | None = None
 
 
 class Stratum(msgspec.Struct):
@@ -147,7 +162,9 @@ def read_config(folder: Path) -> DetectorConfig:
         raise UserError(f"{path} is damaged (boxes are not counted by category): start the run anew")
     values = msgspec.structs.asdict(found)
     del values["kind"]
-    return DetectorConfig(**values | {"recipe": DetectorRecipe.from_dict(found.recipe, str(path)), "pixels": pixels})
+    values |= {"recipe": DetectorRecipe.from_dict(found.recipe, str(path)), "pixels": pixels}
+    values["reading"] = None if found.reading is None else Reading(**msgspec.structs.asdict(found.reading))
+    return DetectorConfig(**values)
 
 
 def backbone_from_config(config: DetectorConfig, device: torch.device) -> Backbone:

@@ -37,6 +37,8 @@ from jigsaw_pretrain.detect.data import (
     Order,
     Sample,
     SampleLoader,
+    check_missing_data,
+    looked_at,
     measured_mean_and_std,
     shared_bytes,
     to_device,
@@ -68,7 +70,7 @@ from jigsaw_pretrain.detect.run import (
 )
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.formats.images.pixel_format import SAMPLE, pixels_of_images
+from jigsaw_pretrain.formats.images.pixel_format import pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
 from jigsaw_pretrain.storage import Storage, redacted
@@ -185,6 +187,7 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     if validation is not None and (held_out := job.val_images) is not None:
         ranks.run_on_rank_zero(lambda: check_images(validation, held_out, "--val-images"))
     task = build_task(job, recipe, training, len(every.images))
+    ranks.run_on_rank_zero(lambda: _check_missing_data(task, training, validation))
     ranks.run_on_all(lambda: task.check_shared_memory(validation))
     evaluation = None
     if validation is not None and job.val_images is not None:
@@ -217,6 +220,16 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
         ranks.run_on_rank_zero(lambda: str(write_page(folder.path, validation, val_images, task.config)))
     ranks.run_on_rank_zero(folder.push)
     ranks.log_rank_zero(f"{folder}: finished after {task.step} steps, {task.seconds:.0f} s of training")
+
+
+def _check_missing_data(task: "DetectorTask", training: GroundTruth, validation: GroundTruth | None) -> None:
+    """Raise UserError where a new run would take missing data for measurements."""
+    job = task.job
+    if list_checkpoints(job.folder.checkpoints):
+        return
+    check_missing_data(training, job.images, task.config.pixels)
+    if validation is not None and job.val_images is not None:
+        check_missing_data(validation, job.val_images, task.config.pixels)
 
 
 def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
@@ -264,7 +277,7 @@ class DetectorTask:
         self.config, self.ranks, self.model = config, job.ranks, model
         self.step, self.steps = 0, config.plan.steps
         self.seconds = self.evaluation_seconds = 0.0
-        self._job, self._training, self._frozen = job, training, frozen
+        self.job, self._training, self._frozen = job, training, frozen
         self._optimizer = optimizer_of(model, config.recipe)
         self.flops: float | None = None
         self._parallel: nn.Module | None = None
@@ -277,20 +290,20 @@ class DetectorTask:
         order = Order(landscape, recipe.data.batch, recipe.data.seed)
         dataset = DetectionDataset(
             self._training,
-            self._job.images,
+            self.job.images,
             plan,
             _augmentation(recipe),
             masks=_has_masks(recipe),
             pixels=self.config.pixels,
         )
         share = recipe.data.batch // ranks.world
-        self._batches = training_batches(dataset, order, range(self.step, until), ranks.rank, share, self._job.workers)
+        self._batches = training_batches(dataset, order, range(self.step, until), ranks.rank, share, self.job.workers)
         return iter(self._batches)
 
     def check_shared_memory(self, validation: GroundTruth | None) -> None:
         """Raise UserError where what the workers read does not fit into shared memory, that of evaluations included."""
         recipe, pixels, plan = self.config.recipe, self.config.pixels, self.config.plan
-        share = max(1, recipe.data.batch // self.ranks.world), self._job.workers
+        share = max(1, recipe.data.batch // self.ranks.world), self.job.workers
         own = shared_bytes(
             *(self._training, plan, pixels, *share), training=_augmentation(recipe), masks=_has_masks(recipe)
         )
@@ -493,6 +506,9 @@ def _config_of_run(job: DetectorJob, recipe: DetectorRecipe, training: GroundTru
         raise UserError(f"{folder} was begun with other categories than {job.annotations} has: name its own file")
     if config.init != job.init:
         raise UserError(f"{folder} was begun with --init {config.init}, not {job.init}: name that, or another folder")
+    if config.reading is not None and config.reading.differences() != job.reading.differences():
+        told = ", ".join(f"--{name.replace('_', '-')} {one}" for name, one in config.reading.differences().items())
+        raise UserError(f"{folder} was begun with {told or 'no --exif, --nodata or the like'}: give the same")
     return config
 
 
@@ -520,7 +536,9 @@ def _config(
     labels = [record.labels[~record.crowd] for record in training.images]
     boxes = tuple(np.bincount(np.concatenate(labels), minlength=len(training.categories)).tolist())
     read_as = job.ranks.run_on_rank_zero(lambda: _image_options(job, recipe, training))
-    return DetectorConfig(recipe, plan, built, training.categories, job.init, data, None, None, *read_as, boxes)
+    return DetectorConfig(
+        recipe, plan, built, training.categories, job.init, data, None, None, *read_as, boxes, job.reading
+    )
 
 
 def _image_options(
@@ -556,7 +574,7 @@ def _image_options(
                 f"{job.init} does not say which mean and std its {pixels} were normalised with: give data.mean and "
                 "data.std"
             )
-        records = [training.images[place] for place in _sample(training)[:STATISTICS_OF]]
+        records = looked_at(training)[:STATISTICS_OF]
         measured = measured_mean_and_std(ImageReader(job.images, training, pixels), records, pixels)
     default = measured or (MEAN, STD)
     mean, std = recipe.data.mean or default[0], recipe.data.std or default[1]
@@ -573,19 +591,13 @@ def _image_options(
 
 def _pixels(training: GroundTruth, source: ImageSource, ranks: Ranks) -> PixelFormat:
     """What images hold; 8 bits are read as RGB, as detectors' weights from elsewhere want it."""
-    files = [training.images[place].file_name for place in _sample(training)]
+    files = [record.file_name for record in looked_at(training)]
     found = pixels_of_images(files, source, "--set data.pixels")
     if found.pixels.dtype == "uint8" and found.pixels.channels == 1:
         return RGB8
     if found.note:
         ranks.log_rank_zero(found.note)
     return found.pixels
-
-
-def _sample(training: GroundTruth) -> list[int]:
-    """Places of some images, drawn by a key."""
-    order = rng.permutation(rng.key_of_text(0, "images whose pixels are looked at"), len(training.images))
-    return [int(place) for place in order[:SAMPLE]]
 
 
 def _with_neck(job: DetectorJob, config: DetectorConfig, model: nn.Module) -> DetectorConfig:

@@ -14,6 +14,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jigsaw_pretrain.fonts import families
+
 INK = "#010203"
 """The colour that a chart's text and axes are drawn in; the page replaces it with the reader's text colour."""
 
@@ -58,7 +60,7 @@ class Section:
 
 
 def number(value: Any) -> str:
-    """A value as a reader wants it: thousands apart, four significant digits, nothing for None."""
+    """A value as a reader wants it: thousands apart, three significant digits, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -66,7 +68,7 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)
 
 
@@ -87,7 +89,7 @@ def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[
         "svg.fonttype": "path",
         "svg.hashsalt": "jigsaw-pretrain",
         "font.size": 9,
-        "font.family": "sans-serif",
+        "font.family": families(),
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": INK,

@@ -20,11 +20,11 @@ from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, rea
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
 from jigsaw_pretrain.formats.images.missing import any_there
+from jigsaw_pretrain.formats.images.nodata import check_nodata
 from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
 from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
-from jigsaw_pretrain.prep.images.nodata import check_nodata
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, missing_images, sample, wanted
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part

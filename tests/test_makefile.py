@@ -94,6 +94,8 @@ def test_own_data_is_trained_on_by_the_recipes_that_prep_fitted_to_it() -> None:
 def test_data_of_ones_own_at_the_default_place_is_no_sample() -> None:
     printed = make("pretrain", holds="manifests/dataset.json")[1]
     assert not draws_the_sample(printed) and '--run "runs/mine"' in printed and '--recipe "./recipe.toml"' in printed
+    # It was made before there were recipes: finishing it once more writes them.
+    assert "prep finish" in printed and "prep finish" not in make("pretrain", "OUT=s3://bucket/crops")[1]
 
 
 def test_run_and_file_overwrite_nothing_of_each_other() -> None:

@@ -19,7 +19,7 @@ from jigsaw_pretrain.config import Count, CountOrZero, Positive
 from jigsaw_pretrain.errors import UserError
 
 SWEEP_SEED = 1000
-"""Seed of the trainings that choose a learning rate; none of them is reported."""
+"""First seed of the trainings that choose a learning rate; none of them is reported."""
 
 
 class Regime(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -63,6 +63,9 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     rates: tuple[Positive, ...] = ()
     """Learning rates that every arm is tried at, on a seed that is not reported."""
+
+    sweep_seeds: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
+    """How many seeds each rate is tried with; one seed chooses a rate that is too high now and then."""
 
     seeds: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     """How many seeds are reported, from 0."""
@@ -181,13 +184,21 @@ def arms(plan: Plan, name: str) -> Iterator[Arm]:
                     yield Arm(name, regime, variant, pretrain_steps, detect_steps)
 
 
+def swept(plan: Plan, arm: Arm) -> dict[float, list[Unit]]:
+    """The units that choose an arm's rate, by rate; none where there is one rate."""
+    question = plan.questions[arm.question]
+    rates = question.rates if len(question.rates) > 1 else ()
+    seeds = range(SWEEP_SEED, SWEEP_SEED + question.sweep_seeds)
+    return {rate: [unit(plan, arm, seed, rate) for seed in seeds] for rate in rates}
+
+
 def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
-    """The unit of an arm at a seed and a rate. The sweep's seed takes the pre-training of the first one reported."""
+    """The unit of an arm at a seed and a rate. The sweep's seeds take the pre-trainings of the first ones reported."""
     regime, variant = plan.regimes[arm.regime], plan.questions[arm.question].variants[arm.variant]
     pretraining = None
     if arm.pretrain_steps:
         settings = (*plan.pretrain, *regime.pretrain, *variant.pretrain)
-        own = 0 if seed == SWEEP_SEED else seed
+        own = seed - SWEEP_SEED if seed >= SWEEP_SEED else seed
         pretraining = Pretraining(arm.regime, regime.data, arm.pretrain_steps, settings, own)
     detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()
     return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, detect, lr, seed)

@@ -15,12 +15,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bench.campaign.plan import SWEEP_SEED, Arm, Plan, unit
+from bench.campaign.plan import Arm, Plan, swept, unit
 from jigsaw_pretrain.detect.comparison.results import Difference, paired
 from jigsaw_pretrain.errors import UserError
 
 RESAMPLES = 2_000
 """Bootstrap draws of an interval."""
+
+CHOSEN_BY = "AP50"
+"""The score that chooses a rate."""
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -66,14 +69,8 @@ def append(path: Path, row: Row) -> None:
         file.write(msgspec.json.encode(row) + b"\n")
 
 
-def sweep(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> dict[float, Row]:
-    """The finished trainings of an arm's sweep, by rate."""
-    keys = {rate: unit(plan, arm, SWEEP_SEED, rate).key for rate in plan.questions[arm.question].rates}
-    return {rate: rows[key] for rate, key in keys.items() if key in rows}
-
-
 def best_rate(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> float | None:
-    """The rate of the highest AP50 of an arm's sweep (the lowest such rate); None while the sweep is not finished.
+    """The rate of the highest mean AP50 of an arm's sweep (the lowest such rate); None while that is not finished.
 
     AP50, since short trainings differ in it long before they differ in AP. A probe has no rate: 0.
     """
@@ -82,10 +79,10 @@ def best_rate(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> float | None:
         return 0.0
     if len(rates) == 1:
         return rates[0]
-    found = sweep(plan, arm, rows)
-    if len(found) < len(rates):
+    sweep = swept(plan, arm)
+    if any(one.key not in rows for units in sweep.values() for one in units):
         return None
-    return max(sorted(found), key=lambda rate: found[rate].scores["AP50"])
+    return max(sorted(sweep), key=lambda rate: sum(rows[one.key].scores[CHOSEN_BY] for one in sweep[rate]))
 
 
 def reported(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> dict[int, Row]:

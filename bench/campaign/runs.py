@@ -17,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bench.campaign.data import Prepared, prepare
-from bench.campaign.plan import SWEEP_SEED, Arm, Plan, Pretraining, Unit, arms, unit
-from bench.campaign.results import Row, append, best_rate, read_rows
+from bench.campaign.plan import Plan, Pretraining, Unit, arms, swept, unit
+from bench.campaign.results import Row, append, best_rate, read_rows, reported
 from bench.sample import ROOT
 from jigsaw_pretrain.detect.comparison.results import pretrain_seconds
 from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
@@ -62,10 +62,8 @@ class Campaign:
         rows = read_rows(self.results)
         for name in questions:
             question, chosen = self.plan.questions[name], list(arms(self.plan, name))
-            if len(question.rates) > 1:
-                for arm in chosen:
-                    swept = (unit(self.plan, arm, SWEEP_SEED, rate) for rate in question.rates)
-                    yield from (one for one in swept if one.key not in rows)
+            sweeps = (one for arm in chosen for units in swept(self.plan, arm).values() for one in units)
+            yield from (one for one in sweeps if one.key not in rows)
             for seed in range(question.seeds):
                 for arm in chosen:
                     rate = best_rate(self.plan, arm, rows)
@@ -76,18 +74,12 @@ class Campaign:
         """How many units of a question are not finished, its sweeps included."""
         rows, question = read_rows(self.results), self.plan.questions[name]
         chosen = list(arms(self.plan, name))
-        swept = len(question.rates) if len(question.rates) > 1 else 0
-        whole = len(chosen) * (swept + question.seeds)
-        done = sum(self._count(arm, rows) for arm in chosen)
-        return whole - done
-
-    def _count(self, arm: Arm, rows: dict[str, Row]) -> int:
-        question = self.plan.questions[arm.question]
-        rates = question.rates if len(question.rates) > 1 else ()
-        keys = [unit(self.plan, arm, SWEEP_SEED, rate).key for rate in rates]
-        if (rate := best_rate(self.plan, arm, rows)) is not None:
-            keys += [unit(self.plan, arm, seed, rate).key for seed in range(question.seeds)]
-        return sum(key in rows for key in keys)
+        found = 0
+        for arm in chosen:
+            sweep = [one for units in swept(self.plan, arm).values() for one in units]
+            found += sum(one.key not in rows for one in sweep)
+            found += question.seeds - len(reported(self.plan, arm, rows))
+        return found
 
     def _finished(self, one: Unit) -> bool:
         """Run a unit and note its row; False where another call has it, or the pre-training that it needs."""

@@ -17,6 +17,8 @@ from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.detect.comparison.arms import ARMS, choose
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations import options as reads
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 
 logger = logging.getLogger(__name__)
@@ -25,10 +27,14 @@ logger = logging.getLogger(__name__)
 @click.command(cls=Command)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the comparison: tables, curves, all its runs.")
-@click.option("--annotations", help="COCO JSON to fine-tune on.")
-@click.option("--images", help="Folder of its images.")
-@click.option("--val-annotations", help="COCO JSON to report AP on.")
-@click.option("--val-images", help="Folder of its images.")
+@click.option("--annotations", help="What to fine-tune on, as prep takes it.")
+@click.option("--images", help="Their images: a folder, zip or tar; a path or a URL.")
+@click.option("--val-annotations", help="What to report AP on.")
+@click.option("--val-images", help="Images of --val-annotations.")
+@click.option(
+    "--val-split", metavar="NAME", help="Split of --val-annotations, where --split names that of the training images."
+)
+@reads.reading
 @click.option("--data", help="What `jigsaw-prep shards` made of the same annotations, to pre-train on.")
 @click.option(
     "--arms",
@@ -58,6 +64,8 @@ def compare(
     images: str | None,
     val_annotations: str | None,
     val_images: str | None,
+    val_split: str | None,
+    reading: Reading,
     data: str | None,
     arms: str,
     seeds: int,
@@ -106,6 +114,8 @@ def compare(
         images=str(images),
         val_annotations=str(val_annotations),
         val_images=str(val_images),
+        val_split=val_split,
+        reading=reading,
         data=str(data),
         arms=arms,
         seeds=seeds,

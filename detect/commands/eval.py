@@ -1,7 +1,7 @@
 """`detect eval`: AP of a finished run, or of a COCO results file, by pycocotools.
 
 A run is evaluated on its own validation set or on another one of the same classes; a results file needs no run and no
-GPU. Writes results.json, ap.json and page.html where told (a run's folder by default).
+GPU. Writes results.json, ap.json and report.html where told (a run's folder by default).
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--annotations", help="Ground truth, as prep takes it. [default: the run's own validation set]")
 @click.option("--images", help="Their images: a folder, zip or tar; a path or a URL.")
-@options.reading
+@reads.reading
 @click.option(
     "--backbone", help="Refuse the run unless this is its backbone; lets one of your own (module:callable) run."
 )

@@ -11,15 +11,15 @@ import click
 
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.annotations import read_ground_truth, subset
-from jigsaw_pretrain.detect.commands import options
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage import publish_locally
 
 
 @click.command("subset", cls=Command)
-@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them.")
-@click.option("--images", required=True, help="Their images: a folder, zip or tar; a path or a URL.")
-@options.reading
+@reads.annotations
+@reads.images
+@reads.reading
 @click.option("--images-limit", required=True, type=click.IntRange(1), help="Number of images.")
 @click.option("--subset-seed", default=0, show_default=True, help="Seed of which images these are.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="COCO JSON to write.")

@@ -23,6 +23,7 @@ from jigsaw_pretrain.detect.recipe import (
     Freeze,
     Schedule,
 )
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import continues, open_run_folder
@@ -44,14 +45,14 @@ SHORT = {
 
 
 @click.command(cls=Command)
-@click.option("--annotations", required=True, help="COCO JSON, or a folder of VOC or YOLO files, as prep takes them.")
-@click.option("--images", required=True, help="Their images: a folder, zip or tar; a path or a URL.")
+@reads.annotations
+@reads.images
 @click.option("--val-annotations", help="Annotations to report AP on.")
 @click.option("--val-images", help="Images of --val-annotations.")
 @click.option(
     "--val-split", metavar="NAME", help="Split of --val-annotations, where --split names that of the training images."
 )
-@options.reading
+@reads.reading
 @click.option("--run", required=True, help="Folder or URL of the run; created if it does not exist.")
 @click.option(
     "--init",

@@ -8,8 +8,9 @@ the pre-training took, measured. The order puts scratch and jigsaw first, so a c
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm, choose
 from jigsaw_pretrain.detect.comparison.report import write_report
@@ -19,6 +20,7 @@ from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.recipe import Recipe
@@ -33,8 +35,9 @@ log = logging.getLogger(__name__)
 class Settings:
     """What is compared; a folder holds one comparison.
 
-    data: the prepped dataset to pre-train on. recipe, pretrain_recipe: TOML files, None for the papers'. sets,
-    pretrain_sets: key=value over them, the same for all arms. rates: of the sweep.
+    reading: what of a Reading is not the default's. data: the prepped dataset to pre-train on. recipe, pretrain_recipe:
+    TOML files, None for the papers'. sets, pretrain_sets: key=value over them, the same for all arms. rates: of the
+    sweep.
     """
 
     annotations: str
@@ -53,6 +56,8 @@ class Settings:
     workers: int
     device: str
     gpus: int
+    val_split: str | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -62,6 +67,8 @@ def compare(
     images: str | Path,
     val_annotations: str | Path,
     val_images: str | Path,
+    val_split: str | None = None,
+    reading: Reading | None = None,
     data: str | Path,
     arms: str = "scratch,jigsaw",
     seeds: int = 3,
@@ -84,6 +91,8 @@ def compare(
         images: their images.
         val_annotations: what AP is reported on.
         val_images: their images.
+        val_split: the split of the validation annotations, as ``reading`` has that of the training annotations.
+        reading: how annotations and images are read; None for prep's defaults.
         data: what prep made of the same annotations, to pre-train on.
         arms: names of arms and TOML files of one's own, separated by commas (arms.py).
         seeds: how many, from 0.
@@ -129,6 +138,8 @@ def compare(
             workers=workers,
             device=device,
             gpus=gpus,
+            val_split=val_split,
+            reading=(reading or Reading()).differences(),
         ),
         chosen,
     )
@@ -159,7 +170,8 @@ class Comparison:
         values = json.loads(json.dumps(asdict(self.settings)))
         definitions = json.loads(json.dumps({arm.name: arm.to_dict() for arm in self.arms}))
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            # Comparisons from before these keys have the defaults.
+            before = {"val_split": None, "reading": {}, **json.loads(path.read_text(encoding="utf-8"))}
             for key, value in values.items():
                 if (
                     key not in ("arms", "definitions", "seeds", "workers", "device", "gpus")
@@ -323,6 +335,9 @@ class Comparison:
         arguments = ["train", "--run", str(place), "--init", self._pretrained(runner, arm, seed), "--resume"]
         for option in ("annotations", "images", "val_annotations", "val_images"):
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
+        named = {"val_split": settings.val_split} if settings.val_split else {}
+        for name, value in (settings.reading | named).items():
+            arguments.append(f"--{name.replace('_', '-')}={value}")
         if recipe := arm.recipe or settings.recipe:
             arguments += ["--recipe", recipe]
         for item in (*settings.sets, *arm.detect, f"optim.lr={rate!r}", f"data.seed={seed}", *more):

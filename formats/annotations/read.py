@@ -8,8 +8,9 @@ does). What is not looked at is told in notes.
 import hashlib
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import folders
@@ -23,6 +24,7 @@ from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, is_numeric, read_yolo
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.formats.pixels import missing_value
 from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
 
 KINDS = (
@@ -61,13 +63,14 @@ class RawAnnotations:
 
 @dataclass(frozen=True)
 class Reading:
-    """How annotations are to be understood.
+    """How annotations and their images are to be understood.
 
     exif: ``ignore`` for boxes on pixels as stored, ``apply`` for boxes on upright pictures. ignored: ``skip`` what the
     annotations mark as ignored (COCO's and CrowdHuman's ``ignore``, VOC's ``difficult``, MOT's flag 0), which is then
     no object and no background, or ``use`` it as any other object. split: the split of a YOLO or VOC dataset to
     use, None for all of them. voc_origin: from which number VOC's pixels are counted, None to find out. detailed: keep
-    areas and segmentations, which detectors need.
+    areas and segmentations, which detectors need. nodata: what marks missing data in float images, as text (``-9999``,
+    ``nan``), ``none`` where all are measurements; None to look for one (formats/images/nodata.py).
     """
 
     exif: str = "ignore"
@@ -75,6 +78,17 @@ class Reading:
     split: str | None = None
     voc_origin: int | None = None
     detailed: bool = False
+    nodata: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a nodata that is no number."""
+        missing_value(self.nodata)
+
+    def differences(self) -> dict[str, Any]:
+        """What is not the default's, by name; ``detailed`` says how much is kept, not how it is understood."""
+        usual = Reading()
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "detailed"}
+        return {name: value for name, value in found.items() if value != getattr(usual, name)}
 
 
 def read_annotations(url: str, images: str) -> RawAnnotations:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.folders import is_hidden, listing_notes
 from jigsaw_pretrain.formats.annotations.read import listed, read_annotations
@@ -29,10 +30,9 @@ from jigsaw_pretrain.formats.annotations.skipped import EXAMPLES, BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, size_and_orientation
+from jigsaw_pretrain.formats.images.nodata import check_nodata
 from jigsaw_pretrain.formats.images.source import ImageSource, read_ahead
 from jigsaw_pretrain.formats.pixels import PixelFormat
-from jigsaw_pretrain.prep.commands import options
-from jigsaw_pretrain.prep.images.nodata import check_nodata
 from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_images, sample
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
@@ -61,24 +61,20 @@ class Finding:
 
 
 @click.command(cls=Command)
-@options.annotations
-@options.images
-@options.exif
-@options.ignored
-@options.split
-@options.voc_origin
-@options.nodata
+@reads.annotations
+@reads.images
+@reads.each
 @click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
 @click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
 @click.option("--all", "whole", is_flag=True, help=f"Name all that a finding is about, not only {EXAMPLES} of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
-def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as_json: bool, **reading: Any) -> None:
+def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as_json: bool, **shaping: Any) -> None:
     """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
     findings: list[Finding] = []
     summary: Summary | None = None
     try:
         with one_line_errors(annotations):
-            for found in examine(annotations, images, PlanOptions(**reading), seed, deep):
+            for found in examine(annotations, images, PlanOptions(**shaping), seed, deep):
                 if isinstance(found, Summary):
                     summary = found
                 else:

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import usable_cores
@@ -20,8 +21,8 @@ from jigsaw_pretrain.storage import Storage, redacted
 
 @click.command("retry-skipped", cls=Command)
 @click.option("--out", required=True, metavar="OUT", help="The output, finished or not.")
-@options.annotations
-@options.images
+@reads.annotations
+@reads.images
 @options.workers
 @options.scheduler
 @options.max_skipped

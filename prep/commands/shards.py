@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors
 from jigsaw_pretrain.config import read_toml
+from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
@@ -26,8 +27,8 @@ from jigsaw_pretrain.storage import redacted
 
 
 @click.command(cls=Command)
-@options.annotations
-@options.images
+@reads.annotations
+@reads.images
 @click.option("--out", required=True, metavar="OUT", help="Where shards/ and manifests/ go: a folder or a URL.")
 @click.option("--seed", default=0, show_default=True, help="Decides every random choice.")
 @click.option(
@@ -65,16 +66,7 @@ from jigsaw_pretrain.storage import redacted
     show_default=True,
     help="Chroma subsampling of the crops.",
 )
-@click.option(
-    "--exif",
-    type=click.Choice(("ignore", "apply")),
-    default="ignore",
-    show_default=True,
-    help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
-)
-@options.ignored
-@options.split
-@options.voc_origin
+@reads.each
 @click.option(
     "--encode",
     type=click.Choice(ENCODINGS),
@@ -91,7 +83,6 @@ from jigsaw_pretrain.storage import redacted
     help="Pixel format of the crops. auto: as the images have them. rgb8: 8-bit RGB as JPEG. Else channels and type "
     "(uint8, uint16, float32), such as 1xuint16 or 6xfloat32, kept losslessly as PNG or npy.",
 )
-@options.nodata
 @options.workers
 @options.scheduler
 @click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as this task of an array job.")

@@ -7,8 +7,8 @@ import click
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, Share
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations import options
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.prep.commands import options
 
 
 @click.command(cls=Command)

@@ -58,7 +58,7 @@ class PlanOptions:
     context_at: who draws how far a box is enlarged, ``prep`` once (the paper's way) or ``train`` anew each time.
     pixels: of the crops; None has the images decide (prep/images/pixel_format.py), before a plan is made. nodata: the
     value that marks missing data in float images, as text (``-9999``, ``nan``), ``none`` where all are measurements;
-    None to look for one (prep/images/nodata.py).
+    None to look for one (formats/images/nodata.py).
     """
 
     negatives_per_positive: float = 0.1
@@ -87,7 +87,7 @@ class PlanOptions:
     @property
     def reading(self) -> Reading:
         """How the annotations are to be understood."""
-        return Reading(self.exif, self.ignored, self.split, self.voc_origin)
+        return Reading(self.exif, self.ignored, self.split, self.voc_origin, nodata=self.nodata)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plan.json and dataset.json hold them; one that came later only where it is not its default.

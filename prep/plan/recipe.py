@@ -35,8 +35,16 @@ PAPER_STEPS, PAPER_BATCH, PAPER_WARMUP, PAPER_ERF = 64_000, 512, 1_250, 5_000
 CPU_STEPS, CPU_BATCH = 2_000, 16
 """The most on a machine without a GPU: an hour or so of a few cores."""
 
+CPU_DETECTOR_STEPS = 450
+
 LEAST_STEPS = 1_000
 """A smaller batch is chosen before a run has fewer."""
+
+MOST_LANES = 64
+"""Training's own choice (train/recipe.py): the largest divisor of the batch up to this."""
+
+LANE_CROPS = 64
+"""Balance draws within a lane's share of a shard, so it does nothing where that is a few crops."""
 
 FEW_STEPS = 500
 """Below this many steps the user is told that the crops are few."""
@@ -117,12 +125,7 @@ def fitted_recipe(summary: Summary, machine: MachineMemory) -> FittedRecipe:
     batch, why_batch = _batch(summary.crops, machine)
     steps, why_steps = _steps(summary.crops, batch, machine)
     micro_batch, why_micro = _micro_batch(backbone, jigsaw.template.size, batch, machine)
-    name, share = summary.commonest()
-    balanced = (
-        [FittedKey("data", "balance", "sqrt", f"{share:.0%} of all regions would be {name}: rare ones come more often")]
-        if share >= ONE_SIDED
-        else []
-    )
+    balanced = _balance(summary, batch)
     keys = (
         FittedKey("data", "template_size", jigsaw.template.size, why),
         FittedKey("data", "template_split", jigsaw.template.split),
@@ -173,9 +176,27 @@ def fitted_detector(machine: MachineMemory) -> FittedRecipe:
     data = [FittedKey("data", "batch", 4, small), FittedKey("data", "short_side", 256)]
     narrow = {"neck_channels": 64, "fc": 256, "rois": 64, "proposals": 200}
     keys += [FittedKey("model", name, value, "" if nth else small) for nth, (name, value) in enumerate(narrow.items())]
-    optim = {"lr": 0.08, "steps": CPU_STEPS, "clip_norm": 10.0}
+    optim = {"lr": 0.08, "steps": CPU_DETECTOR_STEPS, "clip_norm": 10.0}
     keys += [FittedKey("optim", name, value, "" if nth else small) for nth, (name, value) in enumerate(optim.items())]
     return FittedRecipe((*data, *keys), "fine-tuning a detector")
+
+
+def _balance(summary: Summary, batch: int) -> list[FittedKey]:
+    """The keys that have rare labels drawn more often, where nearly all are of one; none elsewhere."""
+    name, share = summary.commonest()
+    if share < ONE_SIDED:
+        return []
+    keys = [
+        FittedKey("data", "balance", "sqrt", f"{share:.0%} of all regions would be {name}: rare ones come more often")
+    ]
+    lanes = usual = max(count for count in range(1, min(MOST_LANES, batch) + 1) if batch % count == 0)
+    fewest = min(count for count in summary.by_group if count)
+    while lanes > 1 and fewest < LANE_CROPS * lanes:
+        lanes //= 2
+    if lanes < usual:
+        why = "so few that each lane holds crops of every label to balance; a multiple of the number of GPUs"
+        keys.append(FittedKey("data", "lanes", lanes, why))
+    return keys
 
 
 def _backbone(machine: MachineMemory) -> str:

@@ -160,7 +160,7 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
             some = choose(crops, crops["label"] == label, 5, dataset.description.seed)
             alt = f"{len(some)} crops of class {labels[label]}"
             image = sheet(storage, some, 5, 72, display_range(dataset))
-            figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,}", "webp"))
+            figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,} crops", "webp"))
     text = f"{len(dataset.classes)} classes and the background."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])
     if absent:
@@ -196,7 +196,10 @@ def _thing(row: dict[str, Any]) -> str:
 
 def _options(dataset: Dataset) -> Section:
     description = dataset.description
-    options = [["seed", str(description.seed)], *([name, str(v)] for name, v in sorted(description.options.items()))]
+    given = {
+        name: f"{value[:16]}…" if name.endswith("sha256") else str(value) for name, value in description.options.items()
+    }
+    options = [["seed", str(description.seed)], *map(list, sorted(given.items()))]
     versions = [list(pair) for pair in sorted(description.versions.items())]
     tables = [Table(["option", "value"], options), Table(["what shapes bytes", "version"], versions)]
     return Section("Options", f"Plan {description.plan[:16]}, format {description.format_version}.", tables)

@@ -39,6 +39,7 @@ regimes = ["small"]
 pretrain_steps = [0, 1]
 detect_steps = [1, 2]
 rates = [0.1, 0.2]
+sweep_seeds = 1
 seeds = 2
 variants = { paper = {}, warp = { pretrain = ["data.fit=warp"] } }
 """
@@ -98,8 +99,8 @@ def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: P
         (("regimes = [", 'regimes = ["large", '), "large"),
         (("rates = [0.1, 0.2]", "rates = []"), "rates"),
         (("detect_steps = [1, 2]", "detect_steps = []"), "0 steps"),
-        (("seeds = 2", "seed = 2"), "seed"),
-        (("seeds = 2", "seeds = ["), "plan.toml"),
+        (("\nseeds = 2", "\nseed = 2"), "seed"),
+        (("\nseeds = 2", "\nseeds = ["), "plan.toml"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, change: tuple[str, str], told: str) -> None:

@@ -1,6 +1,8 @@
 """The order of images, and what a detector is shown of them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +28,16 @@ from jigsaw_pretrain.detect.data import (
     transform_boxes,
     transform_pixels,
 )
+from jigsaw_pretrain.detect.evaluation import evaluate
 from jigsaw_pretrain.detect.recipe import (
     ScaledRecipe,
 )
+from jigsaw_pretrain.detect.run import CONFIG, read_config
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.pixels import RGB8
+from tests.helpers.prepped import Drawn
+from tests.helpers.sensors import tiles
 
 
 def tiny_paths(folder: Path) -> tuple[str, str]:
@@ -161,3 +168,28 @@ def test_pasted_objects_cover_what_lies_below(tiny_data: Path) -> None:
     assert any(not torch.equal(one.image, more.image) for one, more in zip(*changed, strict=True))
     again = dataset[(2, 0, 2)]
     assert torch.equal(again.image, changed[1][2].image) and torch.equal(again.boxes, changed[1][2].boxes)
+
+
+@pytest.mark.slow(seconds=2)
+def test_missing_data_is_refused_until_it_is_named_and_then_left_out_and_filled(
+    drawn: Drawn, detect: Callable[..., Any], plain_runs: None
+) -> None:
+    file, images = tiles(drawn, -9999.0, count=20, affected=4), drawn.folder / "images"
+    flags = ["--annotations", str(file), "--images", str(images), "--val-annotations", str(file)]
+    flags += ["--val-images", str(images)]
+    settings = {"model": "retinanet", "norm": "gn", "steps": 1}
+    run = drawn.folder / "run"
+    said = detect(run, *flags, expect=2, **settings).output
+    assert "--nodata -9999" in said and not (run / CONFIG).exists()
+    detect(run, *flags, "--nodata", "-9999", **settings)
+    config = read_config(run)
+    assert config.mean == pytest.approx((300, 300), abs=3) and config.std == pytest.approx((15, 15), abs=1.5)
+    truth = read_ground_truth(str(file), str(images), Reading(nodata="-9999"))
+    reader = ImageReader(str(images), truth, config.pixels)
+    assert min(float(reader.read(record).min()) for record in truth.images) > 200
+    # The run's own images are read as it read them; others must be named again.
+    assert evaluate(run, workers=0, out=drawn.folder / "ap").boxes.stats
+    with pytest.raises(UserError, match="--nodata -9999"):
+        evaluate(run, file, images, workers=0, out=drawn.folder / "ap")
+    said = detect(run, *flags, "--resume", expect=2, **settings).output
+    assert "--nodata -9999" in said

@@ -13,6 +13,7 @@ import tifffile
 from click.testing import CliRunner
 
 from jigsaw_pretrain.prep.commands.shards import shards
+from tests.helpers.prepped import Drawn
 
 Array = npt.NDArray[Any]
 SHAPES = ((40, 40), (66, 24), (20, 52))
@@ -98,6 +99,18 @@ def thermal(folder: Path) -> Sensor:
 def multispectral(folder: Path) -> Sensor:
     """Six channels of 16 bits as npy."""
     return draw(folder, 6, "npy", stack_npy)
+
+
+def tiles(drawn: Drawn, value: float, affected: int = 6, count: int = 60) -> Path:
+    """Annotations of float tiles around 300, a tenth of which hold a value in a corner."""
+    for nth in range(count):
+        number = drawn.add(f"{nth}.npy", (24, 20), draw=False)
+        drawn.box(number, [4, 4, 12, 12])
+        pixels = np.random.default_rng(nth).normal(300, 15, (20, 24, 2)).astype(np.float32)
+        if nth < affected:
+            pixels[:6, :8] = value
+        np.save(drawn.folder / "images" / f"{nth}.npy", pixels)
+    return drawn.write()
 
 
 def noise(height: int, width: int, channels: int, dtype: str, seed: int = 0) -> Array:

@@ -100,13 +100,18 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert run_command(train_main, "report", "--run", run, "--run", begun, "--out", page).exit_code == 0
     text = page.read_text()
     assert "step 2 of 4" in text
-    assert "No checkpoint has been written yet" in text
+    assert "begun: No checkpoint has been written yet" in text
+    # One section of each kind, and one table of settings with a column for each run.
+    assert text.count("<h2>Jigsaws and what they were taken for</h2>") == text.count("<h2>Configuration</h2>") == 1
+    assert "<th>setting</th><th>" in text and "<th>begun</th><th>the paper&#39;s</th>" in text
 
 
 @pytest.mark.slow(seconds=3)
 def test_a_run_that_never_took_a_step_has_a_page(tmp_path: Path) -> None:
     run = tmp_path / "empty"
     run.mkdir()
+    assert run_command(train_main, "report", "--run", run).exit_code == 2
+    (run / "metrics.jsonl").touch()
     assert run_command(train_main, "report", "--run", run).exit_code == 0
     check(run / "report.html", "no step was taken", "metrics.jsonl has no row yet")
     result = run_command(train_main, "report", "--run", tmp_path / "nowhere")

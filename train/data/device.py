@@ -53,10 +53,10 @@ class DeviceStreams(Protocol):
 
 
 class CudaStreams:
-    """DeviceStreams of a CUDA device; its copies have a stream of their own."""
+    """DeviceStreams of a CUDA device; its copies have a stream of their own, ``copying``."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._copying = device, torch.cuda.Stream(device)
+        self._device, self.copying = device, torch.cuda.Stream(device)
 
     def pin(self, source: Tensor) -> Tensor:
         """A copy in page-locked memory."""
@@ -79,9 +79,9 @@ class CudaStreams:
     def copy(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """Copies on their own stream."""
         computing = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._copying):
+        with torch.cuda.stream(self.copying):
             copies = [one.to(self._device, non_blocking=True) for one in sources]
-        computing.wait_stream(self._copying)
+        computing.wait_stream(self.copying)
         for one in copies:
             # Freed there, it may be in use here.
             one.record_stream(computing)

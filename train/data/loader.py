@@ -241,6 +241,11 @@ class JigsawLoader:
         self._received: Iterator[_Sent] | None = None
         self._registered: torch.Tensor | None = None
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether the workers' memory is page-locked where it lies."""
+        return self._registered is not None
+
     def leave_out(self, shards: Sequence[str]) -> None:
         """Leave these shards out (by name), as the run that is continued did; call before iterating."""
         self._left_out = tuple(shards)

@@ -174,9 +174,7 @@ def start(device: str = "auto") -> Ranks:
 @cache
 def _tell_of_no_gpu() -> None:
     """Say it once in a process: a command that calls others joins the ranks again."""
-    log.warning(
-        "this machine shows no GPU: all is computed on the CPU, many times slower (--device cpu says it is meant)"
-    )
+    log.warning("this machine shows no GPU: this runs on the CPU, many times slower (--device cpu asks for it)")
 
 
 def _own_store(rank: int, world: int, patience: float = 300.0) -> dist.Store:

@@ -14,8 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, number, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
@@ -37,6 +37,7 @@ from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
 from jigsaw_pretrain.train.report.sheet import sheet
 from jigsaw_pretrain.train.report.snapshots import (
+    JIGSAWS,
     ErfSnapshot,
     PredictionRecorder,
     PredictionSnapshot,
@@ -118,8 +119,9 @@ def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
     named = _names(runs)
     found = [_metrics(run, name) for run, name in zip(runs, named, strict=True)]
     sections = _drawn("Curves", lambda: [_curves_section([metrics for metrics in found if metrics is not None])])
-    for run, name, metrics in zip(runs, named, found, strict=True):
-        sections += _about(run, f" of {name}" if len(runs) > 1 else "", metrics)
+    about = [_about(run, JIGSAWS if len(runs) == 1 else 4) for run in runs]
+    sections += about[0] if len(runs) == 1 else _side_by_side(named, about)
+    sections += _drawn("Configuration", lambda: [_configuration(runs, named)])
     title = f"Pre-training {', '.join(named)}"
     return render(title, _lead(runs, found), sections, _tiles(found), refresh_seconds)
 
@@ -176,7 +178,7 @@ def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
     metrics = found[0]
     return {
         "steps": int(metrics.step[-1]) + 1,
-        "loss, lately": metrics.tail(metrics.loss),
+        "loss in nats, lately": metrics.tail(metrics.loss),
         "% of crops named right, lately": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
         **_beside_accuracy(metrics),
         "jigsaws / s": metrics.tail(metrics.images_per_second),
@@ -201,7 +203,7 @@ def _curves_section(found: list[Metrics]) -> Section:
 
 def curves(runs: Sequence[Metrics]) -> list[Figure]:
     """Loss, accuracy by region, learning rate, speed and data wait over the steps."""
-    several = len(runs) > 1
+    several, named = len(runs) > 1, ", ".join(run.name for run in runs)
 
     def plain(
         pick: Callable[[Metrics], F64], label: str, top: float | None = None, log: bool = False
@@ -220,41 +222,41 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
 
         return draw
 
-    def beside(axes: Any) -> None:
-        for run in runs:
-            lines = {
-                "all crops": run.accuracy.mean(axis=1),
-                "every class counting alike": run.balanced,
-                "always the commonest class": run.majority,
-            }
-            for (said, values), style in zip(lines.items(), ("-", "--", ":"), strict=True):
-                label = f"{run.name}: {said}" if several else said
+    def shares(caption: str, lines: Mapping[str, tuple[Metrics, F64]]) -> list[Figure]:
+        # Rows of earlier versions lack some of these numbers.
+        known = {label: line for label, line in lines.items() if np.isfinite(line[1]).any()}
+
+        def draw(axes: Any) -> None:
+            for (label, (run, values)), style in zip(known.items(), itertools.cycle(_LINE_STYLES), strict=False):
                 axes.plot(thinned(run.step, SMOOTH), thinned(100 * values, SMOOTH), style, linewidth=1.4, label=label)
-        axes.set_xlabel("step")
-        axes.set_ylabel("crops named right, %")
-        axes.set_ylim(0, 100)
-        axes.legend(frameon=False, fontsize=7 if several else 8)
+            axes.set_xlabel("step")
+            axes.set_ylabel("crops named right, %")
+            axes.set_ylim(0, 100)
+            axes.legend(frameon=False, fontsize=8)
 
-    def by_region(axes: Any) -> None:
-        for run in runs:
-            for i, (region, style) in enumerate(zip(REGIONS, itertools.cycle(_LINE_STYLES), strict=False)):
-                label = f"{run.name} {region}" if several else region
-                steps, shares = thinned(run.step, SMOOTH), thinned(100 * run.accuracy[:, i], SMOOTH)
-                axes.plot(steps, shares, style, linewidth=1.4, label=label)
-        axes.set_xlabel("step")
-        axes.set_ylabel("crops named right, %")
-        axes.set_ylim(0, 100)
-        axes.legend(frameon=False, fontsize=7 if several else 8)
+        return [chart(draw, f"{caption}, over steps of {named}", caption)] if known else []
 
-    named = ", ".join(run.name for run in runs)
+    # Of one run what there is to compare, of several one curve each.
+    first = runs[0]
+    all_crops = {run.name: (run, run.accuracy.mean(axis=1)) for run in runs}
+    accuracies = {
+        "Accuracy on the batch": all_crops,
+        "Accuracy on the batch, every class counting alike": {run.name: (run, run.balanced) for run in runs},
+    }
+    if not several:
+        accuracies = {
+            "Accuracy on the batch, and what it is to be read beside": {
+                "all crops": all_crops[first.name],
+                "every class counting alike": (first, first.balanced),
+                "always the commonest class": (first, first.majority),
+            },
+            "Accuracy on the batch, by region": {
+                region: (first, first.accuracy[:, i]) for i, region in enumerate(REGIONS)
+            },
+        }
     return [
         chart(plain(lambda run: run.loss, "loss, nats"), f"loss over steps of {named}", "Loss on the batch"),
-        chart(
-            beside,
-            f"accuracy, balanced accuracy and the commonest class's share over steps of {named}",
-            "Accuracy on the batch, and what it is to be read beside",
-        ),
-        chart(by_region, f"accuracy by region over steps of {named}", "Accuracy on the batch, by region"),
+        *(figure for caption, lines in accuracies.items() for figure in shares(caption, lines)),
         chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
         chart(
             plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
@@ -275,45 +277,74 @@ def thinned(values: F64, points: int = POINTS) -> F64:
     return parts if whole == len(values) else np.concatenate([parts, values[whole:].mean(axis=0, keepdims=True)])
 
 
-def _about(run: Path, of: str, metrics: Metrics | None) -> list[Section]:
-    """One run's own sections."""
+def _about(run: Path, count: int) -> list[Section]:
+    """One run's own sections, with ``count`` jigsaws."""
     recipe = _recipe(run)
     if recipe is None:
         why = "is damaged" if (run / "run.json").exists() else "is not there: no step was ever taken"
-        return [Section(f"Configuration{of}", missing=f"{run.name}/run.json {why}.")]
+        return [Section("Jigsaws and what they were taken for", missing=f"{run.name}/run.json {why}.")]
     classes = [*read_description(RunFolder(run))["classes"], "background"]
     return [
-        *_drawn(f"Jigsaws and what they were taken for{of}", lambda: _predictions(run, of, recipe, classes)),
-        *_drawn(f"Effective receptive fields{of}", lambda: _fields(run, of, recipe)),
-        *_drawn(f"Configuration{of}", lambda: [_configuration(run, of, recipe)]),
+        *_drawn("Jigsaws and what they were taken for", lambda: _predictions(run, recipe, classes, count)),
+        *_drawn("Effective receptive fields", lambda: _fields(run, recipe)),
     ]
 
 
-def _configuration(run: Path, of: str, recipe: Recipe) -> Section:
-    values, paper = recipe.to_dict(), Recipe().resolved().to_dict()
-    rows = [[key, _plain(value), "" if value == paper[key] else _plain(paper[key])] for key, value in values.items()]
-    description = read_description(RunFolder(run))
-    versions = [list(pair) for pair in sorted(description["versions"].items())]
-    differ = sum(1 for row in rows if row[2] != "")
-    text = f"{differ} settings differ from the paper's recipe; theirs stand in the third column."
-    tables = [
-        Table(["setting", "this run", "the paper's, where different"], rows),
-        Table(["package", "version"], versions),
+def _side_by_side(names: Sequence[str], about: Sequence[list[Section]]) -> list[Section]:
+    """Several runs' sections: one of each kind, the runs' figures beside each other; tables of each run apart."""
+    sections = []
+    for title in dict.fromkeys(section.title for found in about for section in found):
+        same = [(name, one) for name, found in zip(names, about, strict=True) for one in found if one.title == title]
+        if any(one.tables or one.bars for _, one in same):
+            sections += [replace(one, title=f"{title}: {name}") for name, one in same]
+            continue
+        figures = [replace(one, caption=f"{name}. {one.caption}".strip()) for name, of in same for one in of.figures]
+        texts = [f"{name}: {one.text}" for name, one in same if one.text]
+        if len({one.text for _, one in same}) == 1:
+            texts = [same[0][1].text]
+        missing = " ".join(f"{name}: {one.missing}" for name, one in same if one.missing)
+        sections.append(Section(title, " ".join(texts), figures=figures, missing=missing))
+    return sections
+
+
+def _configuration(runs: Sequence[Path], names: Sequence[str]) -> Section:
+    """What differs from the paper's recipe, and the versions that ran."""
+    recipes = {name: recipe for run, name in zip(runs, names, strict=True) if (recipe := _recipe(run)) is not None}
+    if not recipes:
+        return Section("Configuration", missing="There is no recipe yet: no step was taken.")
+    paper = _settings(Recipe().resolved())
+    found = [_settings(recipe) for recipe in recipes.values()]
+    rows = [
+        [key, *(_plain(one.get(key)) for one in found), _plain(value)]
+        for key, value in paper.items()
+        if any(one.get(key) != value for one in found)
     ]
-    return Section(f"Configuration{of}", text, tables)
+    heads = list(recipes) if len(runs) > 1 else ["this run"]
+    described = [read_description(RunFolder(run))["versions"] for run in runs if _recipe(run) is not None]
+    packages = sorted({name for versions in described for name in versions})
+    versions = [[name, *(one.get(name, "–") for one in described)] for name in packages]
+    count = f"{len(rows)} settings differ" if len(rows) != 1 else "1 setting differs"
+    text = f"{count} from the paper's recipe; all others are the paper's. RUN/recipe.toml has every one."
+    tables = [Table(["setting", *heads, "the paper's"], rows)] if rows else []
+    return Section("Configuration", text, [*tables, Table(["package", *heads], versions)])
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's keys as they are written on the command line, and their values."""
+    return {f"{part}.{key}": value for part, held in recipe.to_dict().items() for key, value in held.items()}
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
+        return ", ".join(map(number, value))
+    return "none" if value is None else number(value)
 
 
-def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list[Section]:
+def _predictions(run: Path, recipe: Recipe, classes: list[str], count: int) -> list[Section]:
     found = snapshots(run, PredictionSnapshot)
     if not found:
         missing = "No checkpoint has been written yet, so there are no jigsaws to look at."
-        return [Section(f"Jigsaws and what they were taken for{of}", missing=missing)]
+        return [Section("Jigsaws and what they were taken for", missing=missing)]
     step, path = list(found.items())[-1]
     snapshot = load_snapshot(path, PredictionSnapshot)
     shown = [
@@ -322,20 +353,21 @@ def _predictions(run: Path, of: str, recipe: Recipe, classes: list[str]) -> list
     ]
     names = sorted({text for row in shown for text in row})
     numbered = [[names.index(text) for text in row] for row in shown]
-    image = sheet(snapshot.images, numbered, snapshot.groups.tolist(), recipe.data.template, names)
-    alt = f"{len(snapshot.images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    images = snapshot.images[:count]
+    image = sheet(images, numbered, snapshot.groups.tolist(), recipe.data.template, names)
+    alt = f"{len(images)} jigsaws of step {step} with the class of each crop and what it was taken for"
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
-        f"Jigsaws and what they were taken for{of}",
-        f"Of step {step}. A region says its group and its class; where the network took it for another, that follows."
+        "Jigsaws and what they were taken for",
+        f"Of step {step}. A region says its group, its class, and after an arrow what it was taken for."
         + (f" {note}" if note else ""),
         figures=[_webp(image, alt)],
     )
-    return [jigsaws, _confusion(of, step, snapshot, classes)]
+    return [jigsaws, _confusion(step, snapshot, classes)]
 
 
 def _verdict(classes: list[str], label: int, prediction: int) -> str:
-    return classes[label] if label == prediction else f"{classes[label]} ≠ {classes[prediction]}"
+    return classes[label] if label == prediction else f"{classes[label]} → {classes[prediction]}"
 
 
 def _webp(image: Image.Image, alt: str) -> Figure:
@@ -345,7 +377,7 @@ def _webp(image: Image.Image, alt: str) -> Figure:
     return picture(sink.getvalue(), alt, "", "webp")
 
 
-def _confusion(of: str, step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:
+def _confusion(step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:
     labels, predicted, counts = snapshot.confusion.T
     total = np.bincount(labels, counts, minlength=len(classes))
     right = np.bincount(labels, counts * (labels == predicted), minlength=len(classes))
@@ -359,12 +391,12 @@ def _confusion(of: str, step: int, snapshot: PredictionSnapshot, classes: list[s
         f"Training batches of the {int(total.sum()) // 4:,} jigsaws before step {step}, by class, most frequent first."
     )
     bars = Bars(("class", "% named right"), shares)
-    return Section(f"Accuracy by class, in %, and what is confused{of}", text, [table] if rows else [], bars)
+    return Section("Accuracy by class, in %, and what is confused", text, [table] if rows else [], bars)
 
 
-def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
+def _fields(run: Path, recipe: Recipe) -> list[Section]:
     found = snapshots(run, ErfSnapshot)
-    title = f"Effective receptive fields and label weights{of}"
+    title = "Effective receptive fields"
     if not found:
         why = "has not refreshed its table yet" if recipe.loss.strategy == "erf-adaptive" else "uses no ERF table"
         return [Section(title, missing=f"The run ({recipe.loss.strategy}) {why}.")]
@@ -374,8 +406,8 @@ def _fields(run: Path, of: str, recipe: Recipe) -> list[Section]:
     if recipe.model.neck != "none":
         text += " Of the neck's levels the coarsest is shown; each has a table of its own."
     return [
-        Section(f"Effective receptive fields{of}", text, figures=[field_figure(loaded, recipe.data.template)]),
-        Section(f"Label weights{of}", figures=[weight_figure(last, loaded[last])]),
+        Section("Effective receptive fields", text, figures=[field_figure(loaded, recipe.data.template)]),
+        Section("Label weights", figures=[weight_figure(last, loaded[last])]),
     ]
 
 

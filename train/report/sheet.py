@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from jigsaw_pretrain.fonts import fitted
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, Region, Template
 from jigsaw_pretrain.formats.pixels import displayed
@@ -20,8 +21,6 @@ from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.recipe import DataOptions
 
 log = logging.getLogger(__name__)
-
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 COLOURS = ((255, 196, 61), (92, 200, 255), (146, 232, 142), (232, 146, 232), (240, 240, 240))
 """Colours of the groups, by their codes, that stay apart for most colour-blind readers."""
@@ -61,37 +60,27 @@ def sheet(
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     page = Image.new("RGB", (columns * (side + _GAP) + _GAP, rows * (side + _GAP) + _GAP), _PAGE)
-    font = ImageFont.load_default(max(11, round(side / 30)))
+    letters = max(11, round(side / 30))
     for nth, pixels in enumerate(images):
         tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(tile, "RGBA")
         for region, label, code in zip(template.regions, labels[nth], groups[nth], strict=True):
             name = classes[label] if label < len(classes) else "background"
-            _mark(pen, region, scale, f"{GROUPS[code]}  {name}", COLOURS[code % len(COLOURS)], font)
+            _mark(pen, region, scale, f"{GROUPS[code]}  {name}", COLOURS[code % len(COLOURS)], letters)
         page.paste(tile, (_GAP + nth % columns * (side + _GAP), _GAP + nth // columns * (side + _GAP)))
     return page
 
 
 def _mark(
-    pen: ImageDraw.ImageDraw, region: Region, scale: int, text: str, colour: tuple[int, int, int], font: Font
+    pen: ImageDraw.ImageDraw, region: Region, scale: int, text: str, colour: tuple[int, int, int], letters: int
 ) -> None:
     """Outline one region and write its label on a dark plate in its lower left corner."""
     left, top = region.left * scale, region.top * scale
     right, bottom = left + region.width * scale - 1, top + region.height * scale - 1
     pen.rectangle((left, top, right, bottom), outline=colour, width=2)
     margin = 4
-    text = shortened(text, right - left - 4 * margin, font)
-    _, _, width, _ = font.getbbox(text)
-    _, _, _, height = font.getbbox("Tg")
-    plate = (left + 2, bottom - height - 2 * margin, left + 2 + width + 2 * margin, bottom - 2)
+    text, font = fitted(text, letters, right - left - 3 * margin)
+    height = sum(font.getmetrics())
+    plate = (left + 2, bottom - height - margin, left + 2 + font.getlength(text) + 2 * margin, bottom - 2)
     pen.rectangle(plate, fill=(0, 0, 0, 170))
-    pen.text((left + 2 + margin, bottom - height - margin - 1), text, fill=colour, font=font)
-
-
-def shortened(text: str, room: float, font: Font) -> str:
-    """``text``, cut and marked so where it is wider than ``room`` pixels."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "…") > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    pen.text((left + 2 + margin, bottom - 2 - margin // 2), text, fill=colour, font=font, anchor="ld")

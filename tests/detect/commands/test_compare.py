@@ -11,8 +11,13 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.comparison.arms import ARMS
+from jigsaw_pretrain.detect.evaluation import evaluate
+from jigsaw_pretrain.detect.run import read_config
+from jigsaw_pretrain.formats.annotations.read import Reading
 from tests.helpers.comparisons import InProcess, comparison
 from tests.helpers.detection import SETTINGS
+from tests.helpers.prepped import Drawn
+from tests.helpers.writers import write_voc
 
 GN_FPN = {"name": "faster-rcnn-fpn", "norm": "gn", "val_every": 2}
 """What these comparisons' detectors are, beside tiny."""
@@ -119,3 +124,33 @@ def test_arms_of_ones_own_have_their_own_norm_data_context_and_steps(
     file.write_text(file.read_text().replace("pretrain_steps = 2.0", "pretrain_steps = 3.0"))
     changed = CliRunner().invoke(main, command)
     assert changed.exit_code == 2 and "another arm longer" in changed.output
+
+
+@pytest.mark.slow(seconds=2)
+def test_a_comparison_reads_its_data_as_prep_and_train_do(
+    tmp_path: Path, drawn: Drawn, tiny_data: Path, shards: Path, in_process: type[InProcess], plain_runs: None
+) -> None:
+    drawn.categories = [{"id": 1, "name": "ant"}]
+    for number in range(3):
+        image = drawn.add(f"{number}.png", (96, 72))
+        drawn.box(image, [10, 10, 30, 40], category=1)
+    write_voc(drawn, drawn.folder / "Annotations", origin=1)
+    lists = drawn.folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n1\n")
+    (lists / "val.txt").write_text("2\n")
+    command = comparison(tiny_data, shards, tmp_path / "out", {**GN_FPN, "steps": 1}, "--arms", "scratch")
+    for option in ("annotations", "val-annotations"):
+        command += [f"--{option}", str(drawn.folder)]
+    command += ["--images", str(drawn.folder / "images"), "--val-images", str(drawn.folder / "images")]
+    command += ["--seeds", "1", "--rates", "0.02", "--voc-origin", "1"]
+    split = ["--split", "train", "--val-split", "val"]
+    result = CliRunner().invoke(main, [*command, *split], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "out" / "detect" / "scratch" / "seed-0"
+    config = read_config(run)
+    assert config.reading == Reading(split="train", voc_origin=1) and config.boxes == (2,)
+    found = evaluate(run, workers=0, out=tmp_path / "ap")
+    assert [one["boxes"] for one in found.boxes.classes.values()] == [1]
+    other = CliRunner().invoke(main, command)
+    assert other.exit_code == 2 and "holds a comparison with" in other.output

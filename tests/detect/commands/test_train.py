@@ -108,8 +108,8 @@ def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
 ) -> None:
     folder = tmp_path / "run"
     detect(folder, norm="gn", model="mask-rcnn-fpn", steps=30, lr=0.1, log_every=5, val_every=15, score_threshold=0.01)
-    page = (folder / "page.html").read_text()
-    assert (page.count('<svg role="img"'), page.count("data:image/png;base64,")) == (3, 1)
+    page = (folder / "report.html").read_text()
+    assert (page.count('<svg role="img"'), page.count("data:image/webp;base64,")) == (3, 2)
     assert "http" not in page.split("<style>")[1].split("</style>")[0]
     assert len([row for row in rows(folder) if "AP" in row]) == 2
     truth = COCO(str(tiny_data / "val" / "annotations.json"))
@@ -128,7 +128,7 @@ def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
     assert (tmp_path / "again" / "results.json").read_bytes() == (folder / "results.json").read_bytes()
     # Last: without a browser the rest of the test is skipped.
     for width, dark in ((1280, False), (390, True)):
-        seen = look(folder / "page.html", width, dark)
+        seen = look(folder / "report.html", width, dark)
         assert (seen.errors, seen.overflow, len(seen.requests)) == ([], [], 1)
         assert "By class" in seen.text
     summary = json.loads((folder / "summary.json").read_text())
@@ -212,6 +212,15 @@ def test_one_norm_on_both_sides_is_no_warning(
         tmp_path / "other", "--stop-after", "1", init=tmp_path / "gn.pth", norm="gn", model="retinanet"
     ).output
     assert "under another norm" not in said
+
+
+def test_validation_images_that_are_trained_on_are_told(
+    tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
+) -> None:
+    same = tiny_data / "train"
+    given = ("--val-annotations", str(same / "annotations.json"), "--val-images", str(same / "images"))
+    assert "validation images are trained on" in detect(tmp_path / "same", "--stop-after", "1", *given).output
+    assert "validation images are trained on" not in detect(tmp_path / "other", "--stop-after", "1").output
 
 
 def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, fill_missing
+from jigsaw_pretrain.formats.images.nodata import sentinel
 from jigsaw_pretrain.formats.pixels import missing_value, named
 
 FLOATS = named("1xfloat32")
@@ -63,3 +64,28 @@ def test_other_words_are_refused() -> None:
     assert missing_value(None) is missing_value("none") is None
     with pytest.raises(UserError, match="nodata"):
         missing_value("empty")
+
+
+@given(
+    st.integers(0, 99),
+    st.sampled_from(["normal", "skewed", "steps", "flat", "saturated", "bimodal"]),
+    st.sampled_from([-9999.0, -32768.0, 1e20, 65535.0]),
+    st.floats(0.002, 0.4),
+)
+def test_ordinary_values_have_no_sentinel_and_a_far_one_of_many_is_found(
+    seed: int, kind: str, value: float, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = {
+        "normal": rng.normal(300, 15, 4000),
+        "skewed": rng.gamma(1.5, 20, 4000),
+        "steps": rng.integers(0, 8, 4000).astype(float),
+        "flat": np.where(rng.random(4000) < 0.7, 5.0, rng.normal(5, 2, 4000)),
+        "saturated": np.minimum(rng.gamma(2, 30, 4000), 150),
+        "bimodal": np.where(rng.random(4000) < 0.5, rng.normal(10, 1, 4000), rng.normal(500, 3, 4000)),
+    }[kind].astype(np.float32)
+    assert sentinel(values) is None
+    spoilt = values.copy()
+    spoilt[: int(share * len(values))] = value
+    assert sentinel(spoilt) == np.float32(value)
+    assert sentinel(values[:1]) is None

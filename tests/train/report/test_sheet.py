@@ -1,10 +1,9 @@
 """Sheets of jigsaws: outlines and names."""
 
 import numpy as np
-from PIL import ImageFont
 
 from jigsaw_pretrain.formats.jigsaw import Template
-from jigsaw_pretrain.train.report.sheet import COLOURS, sheet, shortened
+from jigsaw_pretrain.train.report.sheet import COLOURS, sheet
 
 
 def test_regions_are_outlined_and_named() -> None:
@@ -19,10 +18,3 @@ def test_regions_are_outlined_and_named() -> None:
             : region.height * scale - 6, : region.width * scale - 6
         ]
         assert (inside.max(axis=(0, 1)) > 100).any(), "no label is written"
-
-
-def test_long_names_are_shortened() -> None:
-    font = ImageFont.load_default(14)
-    assert shortened("cat", 100, font) == "cat"
-    text = shortened("a very long name of a class", 90, font)
-    assert text.endswith("…") and font.getlength(text) <= 90

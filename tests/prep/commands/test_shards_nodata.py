@@ -5,29 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.pixels import decode_member
 from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.shards import shards
-from jigsaw_pretrain.prep.images.nodata import sentinel
 from tests.helpers.commands import run_command
 from tests.helpers.prepped import Drawn, rows
-
-
-def tiles(drawn: Drawn, value: float, affected: int = 6, count: int = 60) -> Path:
-    """Float tiles, a tenth of which hold a value in a corner."""
-    for nth in range(count):
-        number = drawn.add(f"{nth}.npy", (24, 20), draw=False)
-        drawn.box(number, [4, 4, 12, 12])
-        pixels = np.random.default_rng(nth).normal(300, 15, (20, 24, 2)).astype(np.float32)
-        if nth < affected:
-            pixels[:6, :8] = value
-        np.save(drawn.folder / "images" / f"{nth}.npy", pixels)
-    return drawn.write()
+from tests.helpers.sensors import tiles
 
 
 @pytest.mark.parametrize("value", [-9999.0, 32767.0])
@@ -85,31 +71,6 @@ def test_it_is_of_float_images_only(drawn: Drawn, tmp_path: Path) -> None:
     drawn.add("a.jpg", (60, 40), [(5, 5, 20, 20)])
     with pytest.raises(jp.UserError, match="--nodata"):
         jp.plan(str(drawn.write()), str(drawn.folder / "images"), nodata="0")
-
-
-@given(
-    st.integers(0, 99),
-    st.sampled_from(["normal", "skewed", "steps", "flat", "saturated", "bimodal"]),
-    st.sampled_from([-9999.0, -32768.0, 1e20, 65535.0]),
-    st.floats(0.002, 0.4),
-)
-def test_ordinary_values_have_no_sentinel_and_a_far_one_of_many_is_found(
-    seed: int, kind: str, value: float, share: float
-) -> None:
-    rng = np.random.default_rng(seed)
-    values = {
-        "normal": rng.normal(300, 15, 4000),
-        "skewed": rng.gamma(1.5, 20, 4000),
-        "steps": rng.integers(0, 8, 4000).astype(float),
-        "flat": np.where(rng.random(4000) < 0.7, 5.0, rng.normal(5, 2, 4000)),
-        "saturated": np.minimum(rng.gamma(2, 30, 4000), 150),
-        "bimodal": np.where(rng.random(4000) < 0.5, rng.normal(10, 1, 4000), rng.normal(500, 3, 4000)),
-    }[kind].astype(np.float32)
-    assert sentinel(values) is None
-    spoilt = values.copy()
-    spoilt[: int(share * len(values))] = value
-    assert sentinel(spoilt) == np.float32(value)
-    assert sentinel(values[:1]) is None
 
 
 def test_a_dataset_without_such_pixels_says_nothing_of_them(drawn: Drawn, tmp_path: Path) -> None:
