@@ -33,13 +33,14 @@ def page(text: str, plan: Plan, rows: Mapping[str, Row]) -> str:
 def tables(plan: Plan, rows: Mapping[str, Row]) -> str:
     """Everything that a campaign has found, as Markdown: a section per question."""
     parts = [_costs(plan, rows)]
+    scratch = _scratch(plan, rows)
     for name, question in plan.questions.items():
         chosen = list(arms(plan, name))
         found = {arm: reported(plan, arm, rows) for arm in chosen}
         if not any(found.values()):
             parts.append(f"### {name}\n\n{question.about} Open: nothing has been measured.\n")
             continue
-        told = _probes(plan, found) if not question.detect_steps else _detectors(plan, found, rows)
+        told = _probes(plan, found) if not question.detect_steps else _detectors(plan, found, rows, scratch)
         parts.append(f"### {name}\n\n{question.about}\n\n{told}\n{_sources(found)}\n")
     return "\n".join(parts)
 
@@ -92,7 +93,25 @@ def _costs(plan: Plan, rows: Mapping[str, Row]) -> str:
     return "### What a step costs\n\n" + _table(head, body) + "\nMedians over all runs, device-seconds of one thread.\n"
 
 
-def _detectors(plan: Plan, found: Mapping[Arm, Mapping[int, Row]], rows: Mapping[str, Row]) -> str:
+def _scratch(plan: Plan, rows: Mapping[str, Row]) -> dict[tuple[str, int], Mapping[int, Row]]:
+    """Rows from scratch by regime and detector steps, of the first question that has them all."""
+    found: dict[tuple[str, int], Mapping[int, Row]] = {}
+    for name, question in plan.questions.items():
+        usual = next(iter(question.variants))
+        for arm in arms(plan, name):
+            if arm.detect_steps and not arm.pretrain_steps and arm.variant == usual:
+                mine = reported(plan, arm, rows)
+                if len(mine) == question.seeds:
+                    found.setdefault((arm.regime, arm.detect_steps), mine)
+    return found
+
+
+def _detectors(
+    plan: Plan,
+    found: Mapping[Arm, Mapping[int, Row]],
+    rows: Mapping[str, Row],
+    elsewhere: Mapping[tuple[str, int], Mapping[int, Row]],
+) -> str:
     costs, parts, body, rates = step_costs(rows.values()), [], [], []
     usual = next(iter(found)).variant
     for arm, mine in found.items():
@@ -115,11 +134,9 @@ def _detectors(plan: Plan, found: Mapping[Arm, Mapping[int, Row]], rows: Mapping
             [arm.regime, name, str(arm.pretrain_steps), str(arm.detect_steps), f"{lr:g}", str(len(mine)), *figures]
         )
         if arm.pretrain_steps:
-            lengths = {
-                one.detect_steps: them
-                for one, them in found.items()
-                if _scratch_of(one, arm) and one.variant == usual and them
-            }
+            lengths = {steps: them for (regime, steps), them in elsewhere.items() if regime == arm.regime}
+            own = (one for one in found if _scratch_of(one, arm) and one.variant == usual and found[one])
+            lengths |= {one.detect_steps: found[one] for one in own}
             worth = exchange(lengths, mine, SCORE, costs[arm.regime])
             if worth is not None:
                 low, high = _rate(worth.low), _rate(worth.high)
