@@ -234,7 +234,7 @@ def undrawn() -> Iterator[pytest.MonkeyPatch]:
     """Figures of pages are made and not drawn, which takes most of a small run's time; `make soak` draws them."""
 
     def save(figure: Figure, sink: io.IOBase, **_: object) -> None:
-        sink.write("<svg ></svg>" if isinstance(sink, io.StringIO) else b"")  # type: ignore[attr-defined]
+        sink.write("<svg ></svg>" if isinstance(sink, io.StringIO) else b"")
 
     with pytest.MonkeyPatch.context() as patch:
         if not SOAK:
