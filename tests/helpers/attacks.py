@@ -252,8 +252,8 @@ class Hanging(BaseException):
 def bounded() -> Iterator[None]:
     """Raise Hanging after HANG_SECONDS; assert that the process did not grow by MOST_MEMORY meanwhile.
 
-    The peak is measured, and no limit set: that of the address space (RLIMIT_AS) counts what is reserved and never used,
-    of which torch has several times as much as of memory, and where it is met native code aborts or waits.
+    The peak is measured, and no limit set: that of the address space (RLIMIT_AS) counts what is reserved and never
+    used, of which torch has several times as much as of memory, and where it is met native code aborts or waits.
     """
 
     def ring(*_: object) -> None:
