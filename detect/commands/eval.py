@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 @click.option(
     "--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="Kind of --results."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+)
 def evaluate(
     run: str | None,
     results: Path | None,
