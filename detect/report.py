@@ -29,6 +29,7 @@ from jigsaw_pretrain.formats.pixels import display_note, displayed
 from jigsaw_pretrain.html import Figure, Section, Table, chart, number, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
+from jigsaw_pretrain.words import hundredths
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,6 @@ _FACTS = {
     "parameters_learned": ("parameters that are trained, millions", 1e6),
 }
 """The keys of summary.json, in a reader's words, and what each is divided by."""
-
-
-def percent(value: float | None) -> str:
-    """AP in hundredths, a dash where there is none."""
-    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
 def write_page(folder: Path, annotations: GroundTruth, images: str, config: DetectorConfig) -> Path:
@@ -145,12 +141,12 @@ def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
     """Tables of AP by size and by class from ap.json's contents."""
     kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
     heads = [{"bbox": "boxes", "segm": "masks"}[kind] for kind in kinds]
-    sizes = [[name, *(percent(found[kind]["stats"][name]) for kind in kinds)] for name in STATS]
+    sizes = [[name, *(hundredths(found[kind]["stats"][name]) for kind in kinds)] for name in STATS]
     classes = [
-        [name, f"{one['boxes']:.0f}", percent(one["AP"]), percent(one["AP50"])]
+        [name, f"{one['boxes']:.0f}", hundredths(one["AP"]), hundredths(one["AP50"])]
         for name, one in found["bbox"]["classes"].items()
     ]
-    strata = [[name, f"{one['classes']}", percent(one["AP"])] for name, one in found.get(STRATA_KEY, {}).items()]
+    strata = [[name, f"{one['classes']}", hundredths(one["AP"])] for name, one in found.get(STRATA_KEY, {}).items()]
     by_count = [("By annotations of a class in training", Table(["annotations", "classes", "AP"], strata))]
     return [
         *(by_count if strata else []),

@@ -85,6 +85,7 @@ from jigsaw_pretrain.train.engine.weights_info import WeightsInfo, read_weights_
 from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import with_about
 from jigsaw_pretrain.train.recipe import MEAN, STD
+from jigsaw_pretrain.words import counted, hundredths
 
 STATISTICS_OF = 64
 """Images over which mean and std are measured, where neither weights nor recipe give them."""
@@ -219,7 +220,9 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     if validation is not None and (val_images := job.val_images) is not None and write_page is not None:
         ranks.run_on_rank_zero(lambda: str(write_page(folder.path, validation, val_images, task.config)))
     ranks.run_on_rank_zero(folder.push)
-    ranks.log_rank_zero(f"{folder}: finished after {task.step} steps, {task.seconds:.0f} s of training")
+    of = "device time" if ranks.device.type == "cuda" else "processor time"
+    spent = f"{task.seconds * ranks.world:,.0f}"
+    ranks.log_rank_zero(f"{folder}: finished after {counted(task.step, 'step')}, {spent} s of {of} in training steps")
 
 
 def _check_missing_data(task: "DetectorTask", training: GroundTruth, validation: GroundTruth | None) -> None:
@@ -447,7 +450,7 @@ class PeriodicAP:
         figures: dict[str, Any] = {"seconds": round(task.seconds, 3), **self.last.boxes.stats}
         if self.last.masks:
             figures |= {f"mask_{name}": value for name, value in self.last.masks.stats.items()}
-        ranks.log_rank_zero(f"step {task.step}: AP {figures['AP']:.4f}  AP50 {figures['AP50']:.4f}")
+        ranks.log_rank_zero(f"step {task.step:,}: AP {hundredths(figures['AP'])}  AP50 {hundredths(figures['AP50'])}")
         return figures | {"evaluation_seconds": round(self.last.seconds, 3)}
 
 
@@ -634,12 +637,13 @@ def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> No
     recipe, plan = config.recipe, config.plan
     ranks.log_rank_zero(
         f"{recipe.model.name}, {recipe.model.backbone}, {config.norm_built}, freeze {recipe.model.freeze}, "
-        f"from {config.init}; {len(training.images)} images, {len(training.categories)} classes, "
-        f"{ranks.world} rank(s) on {ranks.device}"
+        f"from {config.init}; {counted(len(training.images), 'image')}, "
+        f"{counted(len(training.categories), 'class', 'classes')}, {counted(ranks.world, 'process', 'processes')} on "
+        f"{ranks.device}"
     )
     ranks.log_rank_zero(
-        f"fitted to this dataset: {plan.steps} steps of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
-        f"rate {plan.lr:.4g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
+        f"fitted to this dataset: {counted(plan.steps, 'step')} of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
+        f"rate {plan.lr:.3g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
         f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}"
     )
     warnings = []

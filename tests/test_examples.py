@@ -260,7 +260,7 @@ def test_the_notebook_runs_and_shows_pictures(tmp_path: Path, monkeypatch: pytes
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     (sizes,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     sizes.source = SMALL_SIZES
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 5
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")

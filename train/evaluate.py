@@ -35,6 +35,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
     open_run_folder,
     open_trained,
     pixels_of,
+    was_trained_on,
 )
 from jigsaw_pretrain.train.engine.state import State, build_model, region_maps
 from jigsaw_pretrain.train.engine.trainer import Stopped
@@ -82,7 +83,7 @@ def evaluate(
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     check_pixels(folder, pixels_of(folder, description), dataset.pixels)
-    trained_on = dataset.fingerprint == description["dataset"]
+    trained_on = was_trained_on(description, dataset)
     if trained_on:
         log.warning("%s is the dataset that %s was trained on: %s", dataset.url, run, SEEN)
     backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
@@ -199,7 +200,7 @@ def validation(job: TrainingJob, dataset: Dataset, workers: int, access: ReadOpt
     MOST_JIGSAWS) and the start of the workers.
     """
     recipe, ranks = job.recipe, job.ranks
-    if dataset.fingerprint == job.origin.fingerprint:
+    if was_trained_on({"dataset": job.origin.fingerprint, "facts": job.origin.facts}, dataset):
         ranks.log_rank_zero(f"{dataset.url} is the dataset that is trained on: {SEEN}", logging.WARNING)
     wanted = min(MOST_JIGSAWS, one_pass(dataset))
     stream = replace(recipe.data, augment=False, balance="none")

@@ -33,6 +33,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
     open_run_folder,
     open_trained,
     pixels_of,
+    was_trained_on,
 )
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
@@ -179,7 +180,7 @@ def probe(
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))
     check_pixels(folder, pixels_of(folder, description), dataset.pixels)
-    if dataset.fingerprint == description["dataset"]:
+    if was_trained_on(description, dataset):
         log.warning("%s is the dataset that %s was trained on: nothing is held out", dataset.url, run)
     chosen = start(device).device
     found = read_crops(dataset, side or recipe.data.template_size - recipe.data.template_split, crops)

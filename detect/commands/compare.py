@@ -54,9 +54,11 @@ logger = logging.getLogger(__name__)
 )
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Weights file of one more arm.")
 @click.option("--budget", type=click.FloatRange(min=0), help="Stop after this many seconds; call again to continue.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
 @click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+)
 def compare(
     runs: tuple[Path, ...],
     out: Path | None,

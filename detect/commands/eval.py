@@ -16,6 +16,7 @@ from jigsaw_pretrain.detect.commands import options
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.words import hundredths
 
 if TYPE_CHECKING:
     from jigsaw_pretrain.detect.coco_eval import Score
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 @click.option(
     "--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="Kind of --results."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+)
 def evaluate(
     run: str | None,
     results: Path | None,
@@ -90,12 +93,11 @@ def evaluate(
 def table(found: "Score") -> str:
     """AP by size and class as text, in hundredths."""
     from jigsaw_pretrain.detect.coco_eval import STATS
-    from jigsaw_pretrain.detect.report import percent
 
-    lines = ["  ".join(f"{name} {percent(found.stats[name])}" for name in STATS)]
+    lines = ["  ".join(f"{name} {hundredths(found.stats[name])}" for name in STATS)]
     width = max((len(name) for name in found.classes), default=0)
     for name, one in found.classes.items():
         lines.append(
-            f"  {name:<{width}}  {one['boxes']:6.0f} boxes  AP {percent(one['AP'])}  AP50 {percent(one['AP50'])}"
+            f"  {name:<{width}}  {one['boxes']:6.0f} boxes  AP {hundredths(one['AP'])}  AP50 {hundredths(one['AP50'])}"
         )
     return "\n".join(lines)

@@ -78,7 +78,9 @@ SHORT = {
     "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key of the recipe; repeatable."
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(options.DEVICES))
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+)
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
 @click.option("--stop-after", type=click.IntRange(1), help="Stop at this step; the schedule stays as it is.")
 @click.option(

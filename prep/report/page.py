@@ -161,14 +161,18 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
             alt = f"{len(some)} crops of class {labels[label]}"
             image = sheet(storage, some, 5, 72, display_range(dataset))
             figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,} crops", "webp"))
-    text = f"{len(dataset.classes)} classes and the background."
+    text = f"{_counted(len(dataset.classes), 'class', 'classes')} and the background, by their crops."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])
     if absent:
-        text += f" {absent} classes have no crop."
+        text += f" {_counted(absent, 'class has', 'classes have')} no crop."
     if len(order) > CLASSES_SHOWN:
         text += f" Pictures are of the {CLASSES_SHOWN} most frequent ones."
     bars = Bars(("class", "crops"), [(labels[i], int(counts[i])) for i in order])
     return Section("Classes", text, bars=bars, figures=figures)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _skipped(storage: Storage) -> Section:

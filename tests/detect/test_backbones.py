@@ -48,6 +48,21 @@ KINDS = {
 }
 
 
+ADAMW = ("convnext_tiny", "swin_t", "timm:vit_tiny_patch16_224")
+"""Those that are trained with AdamW."""
+
+
+@pytest.fixture()
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever makes a socket fails."""
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise AssertionError("a network was reached for")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+
+
 @pytest.fixture()
 def quick_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Large matrices keep what their memory held, zeros mostly: drawing VGG's classifier takes longer than all else."""
@@ -92,11 +107,14 @@ def step_and_ap(task: DetectorTask, data: Path) -> float:
 @pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_of_pretraining_and_one_of_a_detector(
-    name: str, tmp_path: Path, tiny_data: Path, quick_weights: None
+    name: str, tmp_path: Path, tiny_data: Path, quick_weights: None, no_network: None
 ) -> None:
     pretrained(name, tmp_path / "weights.pth", *HALF)
     data = tiny_data / "val"
-    task = detector(data, tmp_path / "run", str(tmp_path / "weights.pth"), backbone=name, name=KINDS[name])
+    settings = {"backbone": name, "name": KINDS[name]}
+    if name in ADAMW:
+        settings["optim.name"] = "adamw"
+    task = detector(data, tmp_path / "run", str(tmp_path / "weights.pth"), **settings)
     weights = task.config.weights
     assert weights is not None and not (weights["missing"] or weights["unexpected"] or weights["reshaped"])
     transform: Any = task.model.transform
@@ -170,20 +188,21 @@ def test_a_run_of_ones_own_module_to_ap_by_the_commands(
 
 
 @pytest.mark.slow(seconds=10)
-def test_every_backbone_that_a_refusal_names_is_built_without_a_network(
-    monkeypatch: pytest.MonkeyPatch, quick_weights: None
-) -> None:
-    def refuse(*given: Any, **named: Any) -> None:
-        raise AssertionError("a network was reached for")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
+def test_every_backbone_that_a_refusal_names_is_built_without_a_network(no_network: None, quick_weights: None) -> None:
     with pytest.raises(UserError) as caught:
         build_backbone("tests.helpers.own:takes_any", "gn", torch.device("cpu"))
     for name in STAGED:
         assert name in caught.value.message
         found = build_backbone(name, "frozen-bn", torch.device("cpu"))
         assert [stage.stride for stage in found.stages] == [4, 8, 16, 32]
+
+
+@pytest.mark.slow(seconds=2)
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"])
+def test_a_network_without_a_last_stage_is_refused_for_c4_with_the_remedy(name: str) -> None:
+    with pytest.raises(UserError, match="C4 needs it: choose a detector with a pyramid") as caught:
+        build_backbone(name, "gn", torch.device("cpu"), c4=True)
+    assert name in caught.value.message and "\n" not in caught.value.message
 
 
 def test_what_is_frozen_is_what_sees_the_image_or_all_of_it() -> None:

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.detect.cli import main
-from tests.helpers.attacks import attack, withstands
+from tests.helpers.attacks import attack, in_store, undrawn, withstands
 from tests.helpers.commands import run_command
 from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.settings import SOAK
@@ -23,12 +23,13 @@ MORE = {"name": "faster-rcnn-fpn", "norm": "gn", "val_every": 1, "checkpoint_eve
 def runs(detect: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with all that runs write, and one that has stopped on its way."""
     folder = tmp_path_factory.mktemp("runs")
-    detect(folder / "finished", **MORE)
-    detect(folder / "stopped", "--stop-after", "1", **MORE)
+    with undrawn():
+        detect(folder / "finished", **MORE)
+        detect(folder / "stopped", "--stop-after", "1", **MORE)
     return folder
 
 
-def commands(run: Path, data: Path, out: Path) -> dict[str, list[str]]:
+def commands(run: str, data: Path, out: Path) -> dict[str, list[str]]:
     """Every command that reads a run."""
     train, val = (
         ["--" + kind + "annotations", str(folder / "annotations.json"), "--" + kind + "images", str(folder / "images")]
@@ -37,21 +38,22 @@ def commands(run: Path, data: Path, out: Path) -> dict[str, list[str]]:
     resume = ["train", *train, *val, "--workers", "0", "--device", "cpu", "--backbone", TINY]
     resume += set_options(**{**SETTINGS, **MORE})
     return {
-        "eval": ["eval", "--run", str(run), "--workers", "0", "--device", "cpu", "--out", str(out)],
-        "compare": ["compare", str(run)],
-        "compare into": ["compare", str(run), "--out", str(out)],
-        "resume": [*resume, "--run", str(run), "--resume"],
-        "init": [*resume, "--run", str(out / "next"), "--init", str(run), "--stop-after", "1"],
+        "eval": ["eval", "--run", run, "--workers", "0", "--device", "cpu", "--out", str(out)],
+        "compare": ["compare", run],
+        "compare into": ["compare", run, "--out", str(out)],
+        "resume": [*resume, "--run", run, "--resume"],
+        "init": [*resume, "--run", str(out / "next"), "--init", run, "--stop-after", "1"],
     }
 
 
-NAMES = sorted(commands(Path(), Path(), Path()))
+NAMES = sorted(commands("", Path(), Path()))
+AT_URL = ("eval", "resume")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_take_what_nobody_harmed(runs: Path, tiny_data: Path, tmp_path: Path, name: str) -> None:
     run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
-    result = run_command(main, *commands(run, tiny_data, tmp_path)[name])
+    result = run_command(main, *commands(str(run), tiny_data, tmp_path)[name])
     assert result.exit_code == 0, result.output
 
 
@@ -60,13 +62,17 @@ def test_commands_take_what_nobody_harmed(runs: Path, tiny_data: Path, tmp_path:
 @settings(max_examples=200 if SOAK else 20, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_detectors_run_costs_a_line(runs: Path, tiny_data: Path, draw: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, undrawn() as patch:
         around = Path(scratch)
-        run, out = around / "a" / "run", around / "a" / "out"
+        run, out, cache = (around / "a" / name for name in ("run", "out", "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         out.mkdir(parents=True)
         (around / "victim").write_text("private")
         name = draw.draw(st.sampled_from(NAMES), label="command")
         kept = "stopped" if name == "resume" and draw.draw(st.booleans()) else "finished"
         shutil.copytree(runs / kept, run)
-        done = attack(run, draw)
-        withstands(done, main, commands(run, tiny_data, out)[name], around, (run, out))
+        done, named = attack(run, draw), str(run)
+        if name in AT_URL and draw.draw(st.booleans(), label="at a URL"):
+            named = "memory://bucket/run"
+            done += in_store(run, named, draw)
+        withstands(done, main, commands(named, tiny_data, out)[name], around, (run, out, cache))

@@ -83,6 +83,7 @@ def allowed() -> tuple[bool, bool]:
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_caller_keeps_its_random_state_and_switches_and_reads_the_log(
     tmp_path: Path,
     tiny_data: Path,

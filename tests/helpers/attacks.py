@@ -5,6 +5,7 @@ on what was attacked, and asserts what has to hold whatever the folder holds.
 """
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -15,9 +16,13 @@ from typing import Any
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from click.testing import CliRunner, Result
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from tests.helpers.settings import SOAK
 
 LONG = "x" * 100_000
 HOSTILE: tuple[Any, ...] = (
@@ -194,9 +199,18 @@ KEYS = (
 )
 """Keys that a store may list and no path may have."""
 
+POINTERS = (
+    *("", "../..", "../../victim", "/etc/passwd", "step-99999999.pt", "step-00000001.pt", "step-1.pt", "run.json"),
+    *(LONG, "step-00000002.pt\n\n", "\0", "\x1b[31m", "<script>alert(1)</script>", "\udcff"),
+)
+"""What a store's ``checkpoints/newest`` says."""
 
-def in_store(folder: Path, url: str, draw: st.DataObject) -> None:
-    """Put the files of a folder into a store in memory (``memory://NAME/...``), with a key that leads elsewhere."""
+
+def in_store(folder: Path, url: str, draw: st.DataObject) -> str:
+    """Put the files of a folder into a store in memory (``memory://NAME/...``), with a key that leads elsewhere.
+
+    A run gets a pointer to its newest checkpoint, which may lead elsewhere too. Says what was added.
+    """
     store = MemoryFileSystem.store
     store.clear()
     root = url.removeprefix("memory:/")
@@ -204,8 +218,30 @@ def in_store(folder: Path, url: str, draw: st.DataObject) -> None:
         if path.is_file():
             key = f"{root}/{path.relative_to(folder).as_posix()}"
             store[key] = MemoryFile(MemoryFileSystem(), key, path.read_bytes())
-    key = f"{root}/{draw.draw(st.sampled_from(KEYS), label='key')}"
-    store[key] = MemoryFile(MemoryFileSystem(), key, b"hostile")
+    added = {draw.draw(st.sampled_from(KEYS), label="key"): b"hostile"}
+    if (folder / "checkpoints").is_dir():
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        pointer = draw.draw(st.sampled_from([*names[-1:], *POINTERS]), label="newest")
+        added["checkpoints/newest"] = pointer.encode(errors="surrogateescape")
+    for name, content in added.items():
+        key = f"{root}/{name}"
+        store[key] = MemoryFile(MemoryFileSystem(), key, content)
+    return f" with {sorted(added)} {str(added.get('checkpoints/newest', b''))[:40]}"
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[pytest.MonkeyPatch]:
+    """Figures of pages are made and not drawn, which takes most of a small run's time; `make soak` draws them."""
+
+    def save(figure: Figure, sink: io.IOBase, **_: object) -> None:
+        sink.write("<svg ></svg>" if isinstance(sink, io.StringIO) else b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not SOAK:
+            patch.setattr(Figure, "savefig", save)
+            # What draws a run's page meanwhile, in a process of its own that imports torch.
+            patch.setattr("jigsaw_pretrain.train.report.page._DRAW", "")
+        yield patch
 
 
 class Hanging(BaseException):
@@ -214,7 +250,11 @@ class Hanging(BaseException):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Raise Hanging after HANG_SECONDS; assert that the process did not grow by MOST_MEMORY meanwhile."""
+    """Raise Hanging after HANG_SECONDS; assert that the process did not grow by MOST_MEMORY meanwhile.
+
+    The peak is measured, and no limit set: that of the address space (RLIMIT_AS) counts what is reserved and never
+    used, of which torch has several times as much as of memory, and where it is met native code aborts or waits.
+    """
 
     def ring(*_: object) -> None:
         raise Hanging

@@ -175,3 +175,17 @@ def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest
     assert CliRunner().invoke(speak, []).stderr == "from s3://bucket/x\nerror: broken\n"
     monkeypatch.setenv("RANK", "1")
     assert CliRunner().invoke(speak, []).stderr == "error: broken\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError("libx.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_what_memory_lacks_is_a_line_and_no_bug(error: Exception) -> None:
+    result = CliRunner().invoke(failing(error), ["--data", "x"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "memory" in result.stderr

@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.train.cli import main
-from tests.helpers.attacks import attack, in_store, withstands
+from tests.helpers.attacks import attack, in_store, undrawn, withstands
 from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
 from tests.helpers.settings import SOAK
@@ -23,10 +23,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dataset(folder / "data", {"S": [30], "T": [10], "W": [12]})
     more = (*BASE, "--set", "run.checkpoint_every=1", "--set", "optim.ema=0.9")
     for name, stop in (("finished", 4), ("stopped", 3)):
-        shown = call(
-            *("pretrain", "--data", folder / "data", "--run", folder / name, "--workers", 0, "--log-digest", *more),
-            *("--stop-after", stop),
-        )
+        with undrawn():
+            shown = call(
+                *("pretrain", "--data", folder / "data", "--run", folder / name, "--workers", 0, "--log-digest", *more),
+                *("--stop-after", stop),
+            )
         assert shown.exit_code == 0, shown.output
     return folder
 
@@ -77,7 +78,7 @@ def test_commands_take_what_nobody_harmed(place: Path, tmp_path: Path, name: str
 @settings(max_examples=800 if SOAK else 70, phases=(Phase.explicit, Phase.generate))
 @given(draw=st.data())
 def test_any_attack_on_a_run_costs_a_line(place: Path, draw: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, undrawn() as patch:
         around = Path(scratch)
         run, out, cache = around / "a" / "run", around / "a" / "out", around / "a" / "cache"
         patch.setenv("XDG_CACHE_HOME", str(cache))
@@ -89,5 +90,5 @@ def test_any_attack_on_a_run_costs_a_line(place: Path, draw: st.DataObject) -> N
         named = str(run)
         if name in AT_URL and draw.draw(st.booleans(), label="at a URL"):
             named = "memory://bucket/run"
-            in_store(run, named, draw)
+            done += in_store(run, named, draw)
         withstands(done, main, arguments(name, named, place, out), around, (run, out, cache))

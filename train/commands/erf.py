@@ -50,8 +50,9 @@ def erf(
     for name, one in found.items():
         sides = {f"{share:.0%}": side for share, side in zip(SHARES, one.numbers.sides, strict=True)}
         numbers[name] = {"sides": sides, "rms_radius": one.numbers.rms_radius}
-        told = ", ".join(f"{share} {side} px" for share, side in sides.items())
-        click.echo(f"{name}: {told}; RMS radius {one.numbers.rms_radius:.1f} px")
+        told = ", ".join(f"{share} of the gradient in {side} x {side} px" for share, side in sides.items())
+        radius = f"{one.numbers.rms_radius:.3g}"
+        click.echo(f"{name}, of the middle position: {told} around it; root mean square distance from it {radius} px")
     publish_locally(out, fields.erf_page(found, chosen, count).encode())
     if json_file is not None:
         publish_locally(json_file, (json.dumps(numbers, indent=2) + "\n").encode())

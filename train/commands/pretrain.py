@@ -15,6 +15,7 @@ from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_o
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder
 from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
+from jigsaw_pretrain.words import counted
 
 if TYPE_CHECKING:
     from jigsaw_pretrain.train.engine.distributed import Ranks
@@ -100,7 +101,8 @@ def pretrain(
         else:
             Recipe.load(recipe, settings)
         crops = sum(shard.crops for shard in given.shards)
-        logger.info("%s: %s crops of %s classes; loading torch", data, f"{crops:,}", f"{len(given.classes):,}")
+        of = counted(len(given.classes), "class", "classes")
+        logger.info("%s: %s of %s; loading torch", data, counted(crops, "crop"), of)
 
     from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
 

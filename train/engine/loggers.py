@@ -24,6 +24,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Column
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.words import counted
 
 if TYPE_CHECKING:
     from jigsaw_pretrain.train.engine.metrics import Row
@@ -242,15 +243,15 @@ def figures(rows: Sequence["Row"]) -> str:
     for key, said in (("balanced_accuracy", "balanced"), ("majority_share", "majority")):
         if found := [row[key] for row in rows if key in row]:
             parts.append(f"{said} {sum(found) / len(found):.1%}")
-    parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.4g}"]
+    parts += [f"{last['images_per_second']:.1f} images/s", f"data wait {last['data_wait']:.0%}", f"lr {last['lr']:.3g}"]
     # Imported by whoever has a GPU's memory to tell of; the names of the loggers are had without it.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if skipped := sum(row.get("skipped", False) for row in rows):
-        parts.append(f"{skipped} steps skipped")
+        parts.append(f"{counted(skipped, 'step')} skipped")
     if replaced := sum(row.get("replaced", 0) for row in rows):
-        parts.append(f"{replaced} crops replaced")
+        parts.append(f"{counted(replaced, 'crop')} replaced")
     if last.get("left_out"):
-        parts.append(f"{last['left_out']} shards left out")
+        parts.append(f"{counted(last['left_out'], 'shard')} left out")
     return "  ".join(parts)

@@ -44,6 +44,7 @@ from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.erf import Grid
 from jigsaw_pretrain.train.models.weights import check_tensors, load_weights, with_about
 from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.words import counted
 
 OpenSource = Callable[[int, int], BatchSource]
 """Opens this rank's batches of steps [first, end)."""
@@ -471,14 +472,15 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.data.batch // ranks.world
     ranks.log_rank_zero(
         f"{recipe.model.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
-        f"{len(job.origin.classes)} classes and background, {recipe.loss.strategy}, {ranks.world} x {ranks.device.type}"
+        f"{counted(len(job.origin.classes), 'class', 'classes')} and background, {recipe.loss.strategy}, "
+        f"{ranks.world} x {ranks.device.type}"
     )
     if not job.origin.pixels.is_rgb8:
         mean, std = (", ".join(f"{value:.4g}" for value in values[:6]) for values in recipe.data.normalisation)
         ranks.log_rank_zero(f"pixels {job.origin.pixels}; mean {mean}, std {std} (of {job.origin.pixels.full_scale:g})")
     ranks.log_rank_zero(
-        f"steps {state.step} to {until} of {recipe.optim.steps}, batch {recipe.data.batch} in {recipe.data.lanes} "
-        f"lanes, learning rate {start_rate:.4g} to {peak:.4g} over {recipe.optim.warmup_steps} steps, then cosine to 0"
+        f"steps {state.step:,} to {until:,} of {recipe.optim.steps:,}, batch {recipe.data.batch}, learning rate "
+        f"{start_rate:.3g} to {peak:.3g} over {counted(recipe.optim.warmup_steps, 'step')}, then cosine to 0"
     )
     if job.commonest is not None and job.commonest[1] >= COMMON and recipe.data.balance == "none":
         name, part = job.commonest

@@ -275,6 +275,14 @@ def _differences(description: dict[str, Any], origin: Origin) -> str:
     )
 
 
+def was_trained_on(description: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether a run's dataset is this one, or one of the same annotations and split, prepped in another way."""
+    own, theirs = description.get("facts") or {}, dataset.description.options
+    annotations = "annotations_sha256"
+    same = own.get(annotations) == theirs.get(annotations) and own.get("split") == theirs.get("split")
+    return description["dataset"] == dataset.fingerprint or (annotations in theirs and same)
+
+
 def check_classes(folder: RunFolder, own: list[str] | tuple[str, ...], others: tuple[str, ...]) -> None:
     """Refuse a dataset whose labels mean other classes than the run's."""
     if list(own) == list(others):

@@ -4,8 +4,8 @@ Never with weights: nothing is fetched. Their modules keep the library's own nam
 
 - `ultralytics:yolo11n.yaml`: the layers of the configuration's part ``backbone`` of a YOLO, with the maps of strides 2
   to 32 that its head takes. Ultralytics is licensed under AGPL-3.0, which also covers what you distribute with it.
-- `transformers:rt_detr`, `transformers:resnet` (DETR's) or any model type of Hugging Face that is, or has, a backbone
-  (AutoBackbone), as its configuration's defaults say; or a folder with a config.json.
+- `transformers:rt_detr`, `transformers:detr`, `transformers:resnet` or any model type of Hugging Face that is, or has,
+  a backbone (AutoBackbone), as its configuration's defaults say; or a folder with a config.json.
 
 A module of its own, because it changes with these libraries. Prefer torchvision's or timm's network where both have it.
 """
@@ -87,7 +87,10 @@ def hugging_face(name: str, in_channels: int) -> nn.Module:
         config = getattr(config, "backbone_config", None) or config
         config.num_channels = in_channels
         if getattr(config, "stage_names", None):
-            config.out_features = config.stage_names[1:]
+            config.out_features = list(config.stage_names[1:])
+        elif getattr(config, "out_indices", None):
+            # A network of timm's, as DETR has it: from stride 4 on.
+            config.out_indices = [1, 2, 3, 4]
         if hasattr(config, "use_pretrained_backbone"):
             config.use_pretrained_backbone = False
         found: nn.Module = AutoBackbone.from_config(config)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,12 +20,20 @@ from jigsaw_pretrain.train.engine import run_folder
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint
 from jigsaw_pretrain.train.engine.metrics import metrics_file, read_rows
 from jigsaw_pretrain.train.engine.pretraining import execute
-from jigsaw_pretrain.train.engine.run_folder import open_run_folder, open_trained, read_description
+from jigsaw_pretrain.train.engine.run_folder import (
+    open_run_folder,
+    open_trained,
+    origin_of,
+    read_description,
+    was_trained_on,
+)
 from jigsaw_pretrain.train.models import backbones
+from jigsaw_pretrain.train.recipe import Recipe
 from jigsaw_pretrain.train.report.page import page
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
 from tests.helpers.jobs import small_job, synthetic
+from tests.helpers.tiny import make_dataset
 
 PLAIN = "tests.helpers.own:plain"
 
@@ -204,3 +213,18 @@ def test_a_damaged_snapshot_costs_its_part_of_the_page(run: Path, kind: str) -> 
         path.mkdir()
     text = page([run])
     assert "could not be drawn" in text and "Curves" in text
+
+
+def test_a_dataset_of_the_same_annotations_is_that_of_training_however_it_was_prepped(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path, {"S": [4]})
+
+    def of(plan: str, **options: Any) -> Any:
+        said = msgspec.structs.replace(made.description, options=options)
+        return msgspec.structs.replace(made, description=said, fingerprint=plan)
+
+    origin = origin_of(of("a", annotations_sha256="1" * 64, context=2.0, split="train"), Recipe().data)
+    run = {"dataset": origin.fingerprint, "facts": dict(origin.facts)}
+    assert was_trained_on(run, of("a")) and was_trained_on(run, of("b", annotations_sha256="1" * 64, split="train"))
+    for other in ({"annotations_sha256": "2" * 64, "split": "train"}, {"annotations_sha256": "1" * 64, "split": "val"}):
+        assert not was_trained_on(run, of("b", **other))
+    assert not was_trained_on({"dataset": "a"}, of("b", context=2.0))

@@ -1,5 +1,6 @@
 """Backbones of detection libraries: built from configuration, pre-trained, exported, loaded by the lines to paste."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,17 @@ from jigsaw_pretrain.train.models import backbones
 from tests.helpers.commands import call
 from tests.helpers.exports import run_in
 from tests.helpers.jobs import small_job, synthetic
+
+
+def without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever connects fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a network was reached for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
 
 STEP = ("data.batch=2", "data.lanes=2", "optim.steps=1", "optim.warmup_steps=0", "loss.strategy=block-wise")
 
@@ -37,6 +49,7 @@ def test_a_yolo_takes_its_backbone_back(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     pytest.importorskip("ultralytics")
+    without_a_network(monkeypatch)
     name = "ultralytics:yolo11n.yaml"
     job = small_job(tmp_path / "run", f"model.backbone={name}", *STEP, "data.mean=[0, 0, 0]", "data.std=[1, 1, 1]")
     execute(job, synthetic(job))
@@ -55,23 +68,33 @@ def test_a_yolo_takes_its_backbone_back(tmp_path: Path, monkeypatch: pytest.Monk
         backbones.build("ultralytics:yolo11n.pt")
 
 
-@pytest.mark.slow(seconds=8)
-def test_an_rt_detr_takes_its_backbone_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow(seconds=16)
+@pytest.mark.parametrize("kind", ["rt_detr", "detr"])
+def test_a_detr_takes_its_backbone_back(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    name = "transformers:rt_detr"
+    without_a_network(monkeypatch)
+    name = f"transformers:{kind}"
     job = small_job(tmp_path / "run", f"model.backbone={name}", *STEP)
     execute(job, synthetic(job))
     code = exported(tmp_path / "run", "transformers", tmp_path / "detr.pth")
     model = run_in(tmp_path, code)["model"].eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        found = model.model.backbone.model(image).feature_maps
+        found = model.model.backbone.model(image)
+        found = getattr(found, "feature_maps", found)
     for one, own in zip(found, own_maps(tmp_path / "run", name, image)[-len(found) :], strict=True):
         # Its detector freezes batch norm, which rounds otherwise.
         torch.testing.assert_close(one, own, rtol=0, atol=1e-5 * float(own.abs().max()))
-    resnet = backbones.build("transformers:resnet", multi_level=True)
-    assert [stage.stride for stage in resnet.stages] == [4, 8, 16, 32]
+
+
+def test_other_backbones_of_transformers_are_built_from_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    without_a_network(monkeypatch)
+    for kind in ("resnet", "deformable_detr"):
+        found = backbones.build(f"transformers:{kind}", multi_level=True)
+        assert [stage.stride for stage in found.stages] == [4, 8, 16, 32]
     with pytest.raises(UserError, match="builds no backbone of it"):
         backbones.build("transformers:no_such_type")
 
