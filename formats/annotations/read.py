@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import folders
 from jigsaw_pretrain.formats.annotations.coco import read_coco
@@ -155,7 +157,27 @@ def listed(raw: RawAnnotations, images: ImageSource, reading: Reading) -> Annota
         _as_unpacked(read.entries, images) if raw.kind == "coco" else read.entries, images, reading.exif
     )
     sized = replace(read, entries=entries, notes=(*raw.notes, *read.notes))
-    return assemble(sized, raw.sha256, reading.ignored == "use")
+    found = assemble(sized, raw.sha256, reading.ignored == "use")
+    _refuse_percent(found, raw.source)
+    return found
+
+
+PERCENT_BOXES, PERCENT_SIDE = 50, 400
+"""So many boxes of images whose sides are so long do not all lie in the first 100 pixels by chance."""
+
+
+def _refuse_percent(found: Annotations, source: str) -> None:
+    """Raise UserError where all boxes are within 0..100 of large images, as those in percent are."""
+    rows = (found.image >= 0) & np.isfinite(found.xywh).all(axis=1) & (found.xywh[:, 2:] > 0).all(axis=1)
+    boxes, images = found.xywh[rows], found.image[rows]
+    if len(boxes) < PERCENT_BOXES or min(found.widths[images].min(), found.heights[images].min()) < PERCENT_SIDE:
+        return
+    ends = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    if boxes.min() >= 0 and (ends <= 100.5).all() and (ends > 80).all():
+        raise UserError(
+            f"{source}: all {len(boxes):,} boxes lie within 100 x 100 pixels of images of {PERCENT_SIDE} pixels and "
+            "more: they are percentages, where pixels are expected. Multiply them by the image's size / 100."
+        )
 
 
 def with_sizes(entries: Sequence[ImageEntry], images: ImageSource, exif: str) -> list[ImageEntry]:

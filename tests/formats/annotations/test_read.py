@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import read_annotations
+from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.annotations.voc import read_voc
+from jigsaw_pretrain.formats.images.source import ImageSource
 from tests.helpers.prepped import Drawn, rows, run_shards
 from tests.helpers.writers import write_voc, write_yolo
 
@@ -124,3 +127,20 @@ def test_lvis_and_objects365_fields_do_no_harm(drawn: Drawn) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
         read_annotations("nowhere.json", "images")
+
+
+def test_boxes_in_percent_are_refused(drawn: Drawn) -> None:
+    rng = np.random.default_rng(0)
+    for nth in range(12):
+        number = drawn.add(f"{nth}.jpg", (640, 480), draw=False)
+        for left, top in rng.uniform(0, 80, (5, 2)):
+            drawn.box(number, [left, top, 19.5, 19.5])
+
+    def table() -> Annotations:
+        images = str(drawn.folder / "images")
+        return listed(read_annotations(str(drawn.write()), images), ImageSource(images), Reading())
+
+    with pytest.raises(UserError, match=r"all 60 boxes .* percentages, .*size / 100"):
+        table()
+    drawn.box(number, [120, 90, 40, 40])
+    assert len(table().files) == 12
