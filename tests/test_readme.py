@@ -47,7 +47,16 @@ def made(folder: Path, line: str) -> list[list[str]]:
     """The commands that a line stands for: those of make, which prints them, or itself."""
     if not line.startswith("make "):
         return [shlex.split(line)]
-    command = ["make", "-n", "-f", str(REPOSITORY / "Makefile"), "--assume-old", ".venv/.ready", *shlex.split(line)[1:]]
+    command = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "-f",
+        str(REPOSITORY / "Makefile"),
+        "--assume-old",
+        ".venv/.ready",
+        *shlex.split(line)[1:],
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0 and "exit 2" not in done.stdout, f"{line}\n{done.stdout}{done.stderr}"
     return [shlex.split(one) for one in done.stdout.replace("\\\n", " ").splitlines()]
