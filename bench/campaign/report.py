@@ -251,7 +251,7 @@ def _sources(found: Mapping[Arm, Mapping[int, Row]]) -> str:
     rows = [row for mine in found.values() for row in mine.values()]
     dates, commits, machines = (sorted({getattr(one, key) for one in rows}) for key in ("date", "commit", "hardware"))
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"`{rows[0].command}`, {days}; commits {', '.join(commits)}; {'; '.join(machines)}.\n"
+    return f"`{rows[0].command}`, {days}; commits {', '.join(commits)}; {'; '.join(machines)}."
 
 
 def write(plan: Plan, rows: Mapping[str, Row], document: Path, pictures: Path) -> None:
