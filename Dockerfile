@@ -16,7 +16,7 @@ RUN apt-get update \
 
 WORKDIR /jigsaw
 COPY . .
-RUN make venv && rm -rf /root/.cache
+RUN make venv && rm -rf ~/.cache
 
 ENV PATH="/jigsaw/.venv/bin:$PATH"
 CMD ["make"]

@@ -219,7 +219,7 @@ bench: | $(READY)  ## side-by-side measurements -> tables with goals, and JSON u
 	if [ -n "$$failed" ]; then echo "these ended with an error:$$failed"; exit 1; fi
 
 # What the targets above write for the sample; another runs/sample-NAME is somebody's own.
-SAMPLES := -validation -detector -comparison -torchvision.pth -torchvision.README.md
+SAMPLES := -validation -detector -comparison -torchvision.pth -torchvision.pth.README.md
 
 clean:  ## remove the sample, its shards and its runs; data and runs of your own stay, and so does the environment
 	$(if $(wildcard $(SAMPLE)/prepped),find shards manifests -mindepth 1 -not -name README.md -delete && rm -f recipe.toml detect.toml report.html)

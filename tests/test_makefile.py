@@ -147,6 +147,8 @@ def test_clean_leaves_data_and_runs_of_ones_own() -> None:
     removed = next(line for line in printed.splitlines() if line.startswith("rm -rf")).split()[2:]
     assert "runs" not in removed and "runs/mine" not in removed and "runs/sample" in removed
     assert not {"runs/sample-*", "runs/sample-own"} & set(removed) and "runs/sample-detector" in removed
+    # What `make export` writes of the sample: the weights, and the README beside them by export's own rule.
+    assert {"runs/sample-torchvision.pth", "runs/sample-torchvision.pth.README.md"} <= set(removed)
     # Own data in the sample's place takes it out of what is removed.
     own = make("shards", "ANNOTATIONS=a.json", "IMAGES=images")[1]
     assert "rm -f .sample/prepped" in own and "find shards" not in printed
