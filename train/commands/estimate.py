@@ -48,16 +48,17 @@ def estimate(
 ) -> None:
     """Time some steps of a recipe, and forecast what the whole run costs and what limits it."""
     access = read_options_from(**access_settings)
+    given = None
     if is_first_rank():
         # What torch is not needed for, which takes seconds to import.
-        access.open_dataset(data)
+        given = access.open_dataset(data)
         Recipe.load(recipe, settings)
 
     from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
 
     with rank_zero_errors():
         ranks = start(device)
-        dataset = ranks.run_on_all(lambda: access.open_dataset(data))
+        dataset = ranks.run_on_all(lambda: given or access.open_dataset(data))
         found = jp.estimate(
             dataset,
             recipe,

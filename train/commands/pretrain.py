@@ -90,11 +90,11 @@ def pretrain(
     settings += (f"data.balance={balance}",) if balance else ()
     settings += (f"model.neck={neck}",) if neck else ()
     resume = resume or is_restarted()
+    given = validation = None
     if is_first_rank():
         wanted(log)
         folder, given = open_run_folder(run), access.open_dataset(data)
-        if val_data:
-            access.open_dataset(val_data)
+        validation = access.open_dataset(val_data) if val_data else None
         # At a URL only what has been fetched tells it, which all ranks wait for.
         if folder.remote is None:
             choose_recipe(folder, recipe, settings, resume, given)
@@ -108,8 +108,8 @@ def pretrain(
 
     with rank_zero_errors():
         ranks = start(device)
-        dataset = ranks.run_on_all(lambda: access.open_dataset(data))
-        held_out = ranks.run_on_all(lambda: access.open_dataset(val_data) if val_data else None)
+        dataset = ranks.run_on_all(lambda: given or access.open_dataset(data))
+        held_out = ranks.run_on_all(lambda: validation or (access.open_dataset(val_data) if val_data else None))
         jp.pretrain(
             dataset,
             run,
