@@ -39,7 +39,7 @@ from torch import Tensor
 
 import jigsaw_pretrain as jp
 from bench import train
-from bench.sample import draw, prep
+from bench.sample import checked_out, draw, prep
 from bench.timing import RESULTS, Goal
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.train import evaluate
@@ -639,9 +639,7 @@ def main(
         drawn = draw(folder / "drawn", 24 if toy else 240)
         place = Place("cpu" if toy else "cuda", folder, data or str(prep(drawn, folder / "out")), drawn, toy)
         file = RESULTS / ("gpu-toy.json" if toy else "gpu.json")
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        commit = checked_out()
         # Asked for apart: a process that has used CUDA cannot be forked.
         where = "CPU, toy size" if toy else run_apart(torch.cuda.get_device_name, 60)
         fresh: dict[str, Any] = {

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.campaign.data import find
+from bench.campaign.data import find, restricted
 from bench.sample import ROOT, prep
 from bench.timing import RESULTS
 
@@ -81,10 +81,7 @@ TOY = {
 def shrunk(source: Path, target: Path, images: int) -> Path:
     """The first images of a dataset, with links to its files."""
     for part in ("train", "val"):
-        document = json.loads((source / part / "annotations.json").read_text())
-        document["images"] = document["images"][:images]
-        kept = {image["id"] for image in document["images"]}
-        document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+        document = restricted(source / part / "annotations.json", slice(images))
         (target / part / "images").mkdir(parents=True, exist_ok=True)
         for image in document["images"]:
             shutil.copyfile(

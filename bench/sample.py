@@ -23,10 +23,20 @@ def draw(folder: Path, images: int, seed: int = 0) -> Path:
 
 def prep(source: Path, out: Path, *options: object) -> Path:
     """Prep annotations.json and images/ of ``source`` into ``out``, unless that is done; returns ``out``."""
+    return prep_files(source / "annotations.json", source / "images", out, *options)
+
+
+def prep_files(annotations: Path, images: Path, out: Path, *options: object) -> Path:
+    """Prep these annotations and images into ``out``, unless that is done; returns ``out``."""
     if not (out / "manifests" / "dataset.json").exists():
-        given = ("--annotations", source / "annotations.json", "--images", source / "images", "--out", out)
-        command("prep", "shards", *given, *options)
+        command("prep", "shards", "--annotations", annotations, "--images", images, "--out", out, *options)
     return out
+
+
+def checked_out() -> str:
+    """The commit that is checked out, in short; nothing where git does not know."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def prepped(folder: Path, images: int) -> str:

@@ -9,8 +9,9 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.sample import ROOT, command
+from bench.sample import ROOT, command, prep_files
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class Prepared:
     @property
     def shards(self) -> Path:
         """The crops of the training images, made if need be."""
-        return _prepped(self.train, self.folder / "crops")
+        return prep_files(self.train.annotations, self.train.images, self.folder / "crops", "--workers", 1)
 
     @property
     def val_shards(self) -> Path:
         """The crops of the validation images, made if need be."""
-        return _prepped(self.val, self.folder / "val-crops")
+        return prep_files(self.val.annotations, self.val.images, self.folder / "val-crops", "--workers", 1)
 
 
 def prepare(name: str, out: Path, given: Path | None = None) -> Prepared:
@@ -93,20 +94,13 @@ def prepare(name: str, out: Path, given: Path | None = None) -> Prepared:
         chosen = folder / f"val-1-of-{source.every}.json"
         if not chosen.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            chosen.write_text(json.dumps(thinned(second / "annotations.json", source.every)))
+            chosen.write_text(json.dumps(restricted(second / "annotations.json", slice(None, None, source.every))))
     return Prepared(Images(first / "annotations.json", first / "images"), Images(chosen, second / "images"), folder)
 
 
-def thinned(annotations: Path, every: int) -> dict[str, object]:
-    """A COCO document with one image of ``every``, from the first."""
+def restricted(annotations: Path, chosen: slice) -> dict[str, Any]:
+    """A COCO document with some of its images, and what is annotated in them."""
     document = json.loads(annotations.read_text())
-    document["images"] = document["images"][::every]
+    document["images"] = document["images"][chosen]
     kept = {image["id"] for image in document["images"]}
     return {**document, "annotations": [one for one in document["annotations"] if one["image_id"] in kept]}
-
-
-def _prepped(images: Images, out: Path) -> Path:
-    if not (out / "manifests" / "dataset.json").exists():
-        given = ("--annotations", images.annotations, "--images", images.images, "--out", out)
-        command("prep", "shards", *given, "--workers", 1)
-    return out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.campaign.plan import Arm, Plan, arms
 from bench.campaign.results import Row, best_rate, compared, exchange, reported, seeds_needed, step_costs
+from jigsaw_pretrain.detect.comparison.report import difference_text, markdown_table, spread_text
 from jigsaw_pretrain.detect.comparison.results import Difference, spread
 from jigsaw_pretrain.html import chart
 
@@ -126,7 +127,7 @@ def _detectors(
             _scores(mine, SCORE),
             _scores(mine, "AP"),
             f"{seconds:,.0f}",
-            _interval(delta),
+            difference_text(delta),
             _needed(mine, scratch, delta),
         ]
         name = arm.variant if arm.pretrain_steps else "scratch" if arm.variant == usual else f"scratch, {arm.variant}"
@@ -162,7 +163,13 @@ def _probes(plan: Plan, found: Mapping[Arm, Mapping[int, Row]]) -> str:
         delta = compared(mine, first, PROBED) if first and first is not mine else None
         gain = f"{_mean(mine, PROBED) / _mean(first, PROBED) - 1:+.0%}" if delta is not None else "–"
         seconds = sum(one.pretrain_seconds for one in mine.values()) / len(mine)
-        figures = [_scores(mine, PROBED), _scores(mine, f"random_{PROBED}"), f"{seconds:,.0f}", _interval(delta), gain]
+        figures = [
+            _scores(mine, PROBED),
+            _scores(mine, f"random_{PROBED}"),
+            f"{seconds:,.0f}",
+            difference_text(delta),
+            gain,
+        ]
         body.append([arm.regime, arm.variant, str(arm.pretrain_steps), str(len(mine)), *figures])
     head = [
         "regime",
@@ -202,17 +209,7 @@ def _mean(rows: Mapping[int, Row], score: str) -> float:
 
 
 def _scores(rows: Mapping[int, Row], score: str) -> str:
-    mean, deviation = spread([100 * one.scores[score] for one in rows.values()])
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-
-
-def _interval(found: Difference | None) -> str:
-    if found is None:
-        return "–"
-    if found.half_width is None:
-        return f"{100 * found.mean:+.1f} (one pair)"
-    low, high = found.mean - found.half_width, found.mean + found.half_width
-    return f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return spread_text([one.scores[score] for one in rows.values()])
 
 
 def _needed(mine: Mapping[int, Row], theirs: Mapping[int, Row], found: Difference | None) -> str:
@@ -242,8 +239,7 @@ def _digits(value: float) -> str:
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)]) + "\n"
+    return markdown_table(head, body) + "\n"
 
 
 def _sources(found: Mapping[Arm, Mapping[int, Row]]) -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from bench.campaign.data import Prepared, prepare
 from bench.campaign.plan import Plan, Pretraining, Unit, arms, swept, unit
 from bench.campaign.results import Row, append, best_rate, read_rows, reported
-from bench.sample import ROOT
+from bench.sample import ROOT, checked_out
 from jigsaw_pretrain.detect.comparison.results import pretrain_seconds
 from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
@@ -122,7 +122,7 @@ class Campaign:
         for item in (*settings, f"data.seed={one.seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", "0", "--device", "cpu"]
-        self.runner.run(Task(f"pre-train {one.key}", "train", tuple(arguments), folder, BACKBONE_FILE))
+        self.runner.run(Task(f"pre-train {one.key}", "jigsaw_pretrain.train", tuple(arguments), folder, BACKBONE_FILE))
         return folder
 
     def _detector(self, one: Unit, start: str) -> Task:
@@ -134,13 +134,19 @@ class Campaign:
         for item in (*settings, f"optim.lr={one.lr!r}", f"data.seed={one.seed}"):
             arguments += ["--set", item]
         arguments += ["--workers", "0", "--device", "cpu"]
-        return Task(f"detect {one.key}", "detect", tuple(arguments), folder, SUMMARY)
+        return Task(f"detect {one.key}", "jigsaw_pretrain.detect", tuple(arguments), folder, SUMMARY)
 
     def _probe(self, one: Unit, run: Path) -> Task:
         folder = self.folder / "probe" / one.key
         val = self._data(one.data).val_shards
         options = ("--run", str(run), "--data", str(val), "--json", str(folder / PROBE), "--device", "cpu")
-        return Task(f"probe {one.key}", "train", ("probe", *options, "--backbone", self.plan.backbone), folder, PROBE)
+        return Task(
+            f"probe {one.key}",
+            "jigsaw_pretrain.train",
+            ("probe", *options, "--backbone", self.plan.backbone),
+            folder,
+            PROBE,
+        )
 
     def _row(self, one: Unit, task: Task, start: Path) -> Row:
         before = pretrain_seconds(start) if one.pretraining is not None else 0.0
@@ -189,10 +195,8 @@ def _locked(path: Path) -> Iterator[bool]:
 
 def _commit() -> str:
     """The commit that is checked out, with a + where tracked files but the results and their page were changed."""
-    git = ["git", "-C", str(ROOT)]
-    found = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs"], check=False).returncode
-    return (found.stdout.strip() or "no commit") + ("+" if changed else "")
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"], cwd=ROOT, check=False).returncode
+    return (checked_out() or "no commit") + ("+" if changed else "")
 
 
 def hardware() -> str:

@@ -18,13 +18,13 @@ JSON = "comparison.json"
 Table = dict[str, Any]
 
 
-def _spread(values: Sequence[float], factor: float = 100.0) -> str:
+def spread_text(values: Sequence[float], factor: float = 100.0) -> str:
     """Mean ± standard deviation, one digit."""
     mean, deviation = spread([factor * value for value in values])
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
-def _difference(found: Difference | None) -> str:
+def difference_text(found: Difference | None) -> str:
     """Mean with the ends of its interval, in hundredths of AP."""
     if found is None:
         return "–"
@@ -42,7 +42,7 @@ MASKS = ("mask_AP", "mask_AP50", "mask_AP75")
 def _ap(runs: Sequence[RunResult], name: str) -> str:
     """The spread of an AP; a dash where any run has none (no ground truth of that size)."""
     found = [one.ap.get(name, -1) for one in runs]
-    return "–" if min(found) < 0 else _spread(found)
+    return "–" if min(found) < 0 else spread_text(found)
 
 
 def main_table(arms: dict[str, list[RunResult]]) -> Table:
@@ -58,7 +58,7 @@ def main_table(arms: dict[str, list[RunResult]]) -> Table:
         found = difference(runs, arms[reference]) if comparable else None
         rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in runs}))
         figures = [_ap(runs, one) for one in names]
-        rows.append([name, str(len(runs)), rates, str(runs[0].steps), *figures, _difference(found)])
+        rows.append([name, str(len(runs)), rates, str(runs[0].steps), *figures, difference_text(found)])
     return {
         "caption": "At equal detector steps (AP in hundredths, mean ± standard deviation)",
         "head": head,
@@ -87,13 +87,13 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
         rows.append(
             [
                 name,
-                _spread([one.pretrain_seconds for one in runs], 1),
-                _spread([one.detect_seconds for one in runs], 1),
-                _spread(totals, 1),
+                spread_text([one.pretrain_seconds for one in runs], 1),
+                spread_text([one.detect_seconds for one in runs], 1),
+                spread_text(totals, 1),
                 f"{spread(speeds)[0]:.3f}" if speeds else "–",
                 f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
                 f"{runs[0].flops / 1e9:.3g}" if runs[0].flops else "–",
-                _difference(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
+                difference_text(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
             ]
         )
     return {"caption": "At equal total cost (device-seconds of training, measured)", "head": head, "rows": rows}
@@ -109,7 +109,7 @@ def strata_table(arms: dict[str, list[RunResult]]) -> Table | None:
         figures = []
         for name in names:
             found = [one.strata[name]["AP"] for one in runs if name in one.strata]
-            figures.append(_spread(found) if found else "–")
+            figures.append(spread_text(found) if found else "–")
         rows.append([arm, *figures])
     caption = "AP of classes by their annotations in training"
     return {"caption": caption, "head": ["arm", *names], "rows": rows}
@@ -126,11 +126,13 @@ def markdown(made: Sequence[Table]) -> str:
     """Tables as Markdown."""
     parts = []
     for table in made:
-        lines = [f"**{table['caption']}**", "", f"| {' | '.join(table['head'])} |"]
-        lines.append(f"| {' | '.join('---' for _ in table['head'])} |")
-        lines += [f"| {' | '.join(row)} |" for row in table["rows"]]
-        parts.append("\n".join(lines))
+        parts.append(f"**{table['caption']}**\n\n{markdown_table(table['head'], table['rows'])}")
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """One table as Markdown, without a line's end at its end."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def cost_figure(arms: dict[str, list[RunResult]]) -> Figure:
