@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
+from torchvision.ops import box_iou
 
 from jigsaw_pretrain.config import Number
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
@@ -26,7 +28,7 @@ from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig,
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.fonts import fitted
 from jigsaw_pretrain.formats.pixels import display_note, displayed
-from jigsaw_pretrain.html import Figure, Section, Table, chart, number, picture, render
+from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render, setting
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.words import hundredths
@@ -171,10 +173,8 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{before}{name}", ", ".join(map(number, value)) or "none"
         else:
-            yield f"{before}{name}", "none" if value is None else number(value)
+            yield f"{before}{name}", setting(value)
 
 
 def curves_figure(curves: dict[str, list[float]]) -> Figure:
@@ -261,7 +261,8 @@ def _judged(record: ImageRecord, found: Sequence[Detection], labels: Mapping[int
     right = []
     for one in shown:
         left, top, width, height = one["bbox"]
-        overlap = _iou(np.array([left, top, left + width, top + height]), record.boxes)
+        box = torch.tensor([[left, top, left + width, top + height]], dtype=torch.float64)
+        overlap = box_iou(box, torch.tensor(record.boxes, dtype=torch.float64))[0].numpy()
         fits = (record.labels == labels[one["category_id"]]) & (overlap >= 0.5)
         best = int(np.argmax(np.where(fits & free, overlap, -1))) if (fits & free).any() else None
         if best is not None:
@@ -269,14 +270,6 @@ def _judged(record: ImageRecord, found: Sequence[Detection], labels: Mapping[int
         # What lies on a crowd is neither right nor wrong; it is not held against the detector.
         right.append(best is not None or bool((fits & record.crowd).any()))
     return _Judged(record, shown, right, np.flatnonzero(free).tolist())
-
-
-def _iou(box: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The overlap of a box with each of [n, 4], by their union."""
-    sides = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None)
-    shared = sides.prod(axis=1)
-    either = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
-    return np.asarray(shared / np.maximum(either, 1e-9))
 
 
 def _drawn(

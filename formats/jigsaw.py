@@ -42,6 +42,13 @@ RESIZE_LOW, RESIZE_HIGH = 0.8, 1.5
 MAX_REPEAT = 20
 """How many times as often as a crop of the best-supplied group one of a thin group may be drawn, unless asked for."""
 
+MOST_LANES = 64
+
+
+def usual_lanes(batch: int) -> int:
+    """The streams that batches of this size are made of, unless asked for: their largest divisor up to MOST_LANES."""
+    return max(count for count in range(1, min(MOST_LANES, batch) + 1) if batch % count == 0)
+
 
 def aspect_groups(widths: npt.ArrayLike, heights: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Group codes (indices into GROUPS) of crops ``widths`` by ``heights`` pixels: T < 0.5 <= S <= 1.5 < W.

@@ -72,6 +72,13 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def setting(value: Any) -> str:
+    """The value of a recipe's key: ``none`` where it has none, the values of a list one after the other."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(number, value)) or "none"
+    return "none" if value is None else number(value)
+
+
 def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Figure:
     """A JPEG, PNG or WebP as a figure."""
     encoded = base64.b64encode(data).decode()

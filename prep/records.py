@@ -458,12 +458,7 @@ def remove_dataset(out: Storage) -> None:
     shards = {f"{layout.SHARDS}/{layout.shard_name(group, part)}" for part in known for group in GROUPS}
     shards |= {f"{layout.SHARDS}/{name}" for name in listed[1] if _is_shard_file(name)}
     # Records first: what has no record does not exist.
-    for group in (
-        records,
-        rows,
-        shards,
-        {layout.CROPS, layout.SHARD_TABLE, layout.SKIPPED, layout.PLAN_SKIPPED},
-    ):
+    for group in (records, rows, shards, {layout.CROPS, layout.SHARD_TABLE, layout.SKIPPED, layout.PLAN_SKIPPED}):
         for name in sorted(group):
             out.remove(name)
     clear_markers(out)

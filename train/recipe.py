@@ -26,7 +26,7 @@ from jigsaw_pretrain.config import (
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Template
+from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Template, usual_lanes
 from jigsaw_pretrain.storage import Storage, redacted
 
 Fit = Literal["crop", "warp", "resize"]
@@ -153,7 +153,7 @@ class DataOptions(Record, frozen=True, kw_only=True):
         """L: the lanes given, or the largest divisor of the batch not above 64."""
         if self.lanes is not None:
             return self.lanes
-        return max(n for n in range(1, min(64, self.batch) + 1) if self.batch % n == 0)
+        return usual_lanes(self.batch)
 
     @property
     def chunk(self) -> int:

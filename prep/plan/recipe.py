@@ -24,7 +24,7 @@ from typing import Any
 
 from jigsaw_pretrain.config import read_toml
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Template
+from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Template, usual_lanes
 from jigsaw_pretrain.prep.plan.forecast import ONE_SIDED, PAPER_RATIOS, CropSizes, JigsawFit, Summary
 
 PASSES = 138
@@ -39,9 +39,6 @@ CPU_DETECTOR_STEPS = 450
 
 LEAST_STEPS = 1_000
 """A smaller batch is chosen before a run has fewer."""
-
-MOST_LANES = 64
-"""Training's own choice (train/recipe.py): the largest divisor of the batch up to this."""
 
 LANE_CROPS = 64
 """Balance draws within a lane's share of a shard, so it does nothing where that is a few crops."""
@@ -189,7 +186,7 @@ def _balance(summary: Summary, batch: int) -> list[FittedKey]:
     keys = [
         FittedKey("data", "balance", "sqrt", f"{share:.0%} of all regions would be {name}: rare ones come more often")
     ]
-    lanes = usual = max(count for count in range(1, min(MOST_LANES, batch) + 1) if batch % count == 0)
+    lanes = usual = usual_lanes(batch)
     fewest = min(count for count in summary.by_group if count)
     while lanes > 1 and fewest < LANE_CROPS * lanes:
         lanes //= 2

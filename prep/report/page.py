@@ -22,6 +22,7 @@ from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.records import read_skipped
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.words import counted
 
 CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
@@ -161,18 +162,14 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
             alt = f"{len(some)} crops of class {labels[label]}"
             image = sheet(storage, some, 5, 72, display_range(dataset))
             figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,} crops", "webp"))
-    text = f"{_counted(len(dataset.classes), 'class', 'classes')} and the background, by their crops."
+    text = f"{counted(len(dataset.classes), 'class', 'classes')} and the background, by their crops."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])
     if absent:
-        text += f" {_counted(absent, 'class has', 'classes have')} no crop."
+        text += f" {counted(absent, 'class has', 'classes have')} no crop."
     if len(order) > CLASSES_SHOWN:
         text += f" Pictures are of the {CLASSES_SHOWN} most frequent ones."
     bars = Bars(("class", "crops"), [(labels[i], int(counts[i])) for i in order])
     return Section("Classes", text, bars=bars, figures=figures)
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _skipped(storage: Storage) -> Section:

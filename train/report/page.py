@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, number, picture, render
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render, setting
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
@@ -315,7 +315,7 @@ def _configuration(runs: Sequence[Path], names: Sequence[str]) -> Section:
     paper = _settings(Recipe().resolved())
     found = [_settings(recipe) for recipe in recipes.values()]
     rows = [
-        [key, *(_plain(one.get(key)) for one in found), _plain(value)]
+        [key, *(setting(one.get(key)) for one in found), setting(value)]
         for key, value in paper.items()
         if any(one.get(key) != value for one in found)
     ]
@@ -332,12 +332,6 @@ def _configuration(runs: Sequence[Path], names: Sequence[str]) -> Section:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """A recipe's keys as they are written on the command line, and their values."""
     return {f"{part}.{key}": value for part, held in recipe.to_dict().items() for key, value in held.items()}
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(number, value))
-    return "none" if value is None else number(value)
 
 
 def _predictions(run: Path, recipe: Recipe, classes: list[str], count: int) -> list[Section]:
