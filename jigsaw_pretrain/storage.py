@@ -24,6 +24,7 @@ import random
 import re
 import secrets
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -667,17 +668,21 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def open_store(url: str, timeout: float, connections: int = REMOTE_THREADS) -> Storage:
+def open_store(url: str, timeout: float, connections: int = REMOTE_THREADS, **options: Any) -> Storage:
     """The storage of a URL, told not to retry by itself, nor its driver where that can be told: callers do."""
-    return Storage(url, driver_options(url, timeout, timeout, connections), tries=1)
+    return Storage(url, {**driver_options(url, timeout, timeout, connections), **options}, tries=1)
 
 
 class Fetcher:
-    """Fetches files below a URL. timeout: seconds of silence after which an attempt is given up."""
+    """Fetches files below a URL. timeout: seconds of silence after which an attempt is given up.
+
+    What follows a silent attempt is asked of a new driver: one whose event loop or connections hang is silent for ever.
+    """
 
     def __init__(self, url: str, retries: int = 5, timeout: float = 30.0, connections: int = 16) -> None:
         self._storage = open_store(url, timeout, connections)
-        self._retries, self._timeout = retries, timeout
+        self._retries, self._timeout, self._connections = retries, timeout, connections
+        self._own_loop: asyncio.AbstractEventLoop | None = None
 
     def describe(self, name: str) -> str:
         """A file's URL, without passwords."""
@@ -690,9 +695,14 @@ class Fetcher:
         """
 
         def attempt() -> None:
+            storage = self._storage
             try:
-                self._get(name, path, most)
+                self._get(storage, name, path, most)
                 check(path)
+            except TimeoutError:
+                if isinstance(storage.fs, AsyncFileSystem) and storage is self._storage:
+                    self._renew(storage.url)
+                raise
             except OSError as error:
                 # What this machine's disk says is no fault of the store's.
                 if error.filename is not None and Path(str(error.filename)) == path:
@@ -701,12 +711,21 @@ class Fetcher:
 
         fetch_with_retries(attempt, self._retries, self._storage.describe(name))
 
-    def _get(self, name: str, path: Path, most: int) -> None:
-        fs, remote = self._storage.fs, f"{self._storage.root.rstrip('/')}/{name}"
+    def _renew(self, url: str) -> None:
+        """Take a driver with an event loop of its own from now on."""
+        before, loop = self._own_loop, asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="own-loop", daemon=True).start()
+        self._storage = open_store(url, self._timeout, self._connections, loop=loop, skip_instance_cache=True)
+        self._own_loop = loop
+        if before is not None:
+            before.call_soon_threadsafe(before.stop)
+
+    def _get(self, storage: Storage, name: str, path: Path, most: int) -> None:
+        fs, remote = storage.fs, f"{storage.root.rstrip('/')}/{name}"
         if not isinstance(fs, AsyncFileSystem):
             # Such drivers have their own timeouts.
-            if self._storage.is_local:
-                self._storage.regular_file(name)
+            if storage.is_local:
+                storage.regular_file(name)
             fs.get_file(remote, os.fspath(path))
             _check_length(path, most)
             return

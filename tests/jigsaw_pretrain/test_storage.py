@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.asyn import get_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -313,6 +314,22 @@ def test_a_file_whose_first_byte_is_slow_is_not_taken_for_a_missing_one(tmp_path
         assert path.read_bytes() == b"content"
         with pytest.raises(FileNotFoundError):
             fetcher.fetch("y.bin", tmp_path / "y.bin", lambda fetched: None, 100)
+
+
+def test_a_driver_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x.bin").write_bytes(b"content")
+    go_on = threading.Event()
+    with file_server(tmp_path / "there") as url:
+        fetcher, path = Fetcher(url, retries=1, timeout=0.3), tmp_path / "x.bin"
+        # The event loop that all drivers of a process share.
+        get_loop().call_soon_threadsafe(go_on.wait)
+        try:
+            fetcher.fetch("x.bin", path, lambda fetched: None, 100)
+        finally:
+            go_on.set()
+        assert path.read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("ranges", [True, False])
