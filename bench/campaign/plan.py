@@ -31,6 +31,9 @@ class Regime(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     data: str
     """Name of the dataset (bench/campaign/data.py)."""
 
+    pretrained_in: str | None = None
+    """The regime whose pre-trainings it takes, where only the detector differs: one serves both. None for its own."""
+
     pretrain: tuple[str, ...] = ()
     """Settings of `train pretrain` over the campaign's."""
 
@@ -159,6 +162,10 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a campaign's TOML file") from error
     except (ValueError, msgspec.ValidationError) as error:
         raise UserError(f"{path}: {error}") from error
+    for name, regime in plan.regimes.items():
+        other = plan.regimes.get(regime.pretrained_in or name)
+        if other is None or other.data != regime.data or (regime.pretrain and regime.pretrained_in):
+            raise UserError(f"{path}: regime {name} takes the pre-trainings of no other regime with its data")
     for name, question in plan.questions.items():
         if unknown := set(question.regimes) - set(plan.regimes):
             raise UserError(f"{path}: question {name}: there is no regime {sorted(unknown)[0]!r}")
@@ -197,8 +204,9 @@ def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
     regime, variant = plan.regimes[arm.regime], plan.questions[arm.question].variants[arm.variant]
     pretraining = None
     if arm.pretrain_steps:
-        settings = (*plan.pretrain, *regime.pretrain, *variant.pretrain)
+        where = regime.pretrained_in or arm.regime
+        settings = (*plan.pretrain, *plan.regimes[where].pretrain, *variant.pretrain)
         own = seed - SWEEP_SEED if seed >= SWEEP_SEED else seed
-        pretraining = Pretraining(arm.regime, regime.data, arm.pretrain_steps, settings, own)
+        pretraining = Pretraining(where, regime.data, arm.pretrain_steps, settings, own)
     detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()
     return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, detect, lr, seed)

@@ -99,6 +99,7 @@ def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: P
         (("regimes = [", 'regimes = ["large", '), "large"),
         (("rates = [0.1, 0.2]", "rates = []"), "rates"),
         (("detect_steps = [1, 2]", "detect_steps = []"), "0 steps"),
+        (('data = "bccd"', 'data = "bccd"\npretrained_in = "nowhere"'), "regime small"),
         (("\nseeds = 2", "\nseed = 2"), "seed"),
         (("\nseeds = 2", "\nseeds = ["), "plan.toml"),
     ],
@@ -106,6 +107,15 @@ def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: P
 def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, change: tuple[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         plan_of(tmp_path, SMALL.replace(*change))
+
+
+def test_regimes_share_a_pretraining_that_is_the_same_in_both(tmp_path: Path) -> None:
+    larger = '[regimes.large]\nabout = "?"\ndata = "bccd"\npretrained_in = "small"\ndetect = ["data.short_side=96"]\n\n'
+    text = SMALL.replace("[questions.steps]", larger + "[questions.steps]").replace('["small"]', '["small", "large"]')
+    plan = plan_of(tmp_path, text)
+    units = [plans.unit(plan, arm, 0, 0.1) for arm in plans.arms(plan, "steps") if arm.pretrain_steps]
+    assert len({one.key for one in units}) == len(units) == 8
+    assert len({one.pretraining.key for one in units if one.pretraining}) == 2
 
 
 def filled(plan: plans.Plan, path: Path, score: dict[tuple[int, int], float]) -> None:
