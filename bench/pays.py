@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--out", type=Path, default=RESULTS / "pays", help="folder of the trainings")
     parser.add_argument("--data", type=Path, help="folder of the datasets")
+    parser.add_argument(
+        "--peer", type=Path, help="python of an environment with LightlyTrain: for the arms that ask it"
+    )
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -61,13 +64,14 @@ def _run(options: argparse.Namespace) -> None:
         write(plan, read_rows(results), options.page.resolve(), options.page.resolve().parent / "images")
         return
     out = options.out.resolve()
-    campaign = Campaign(plan, out, results, TaskRunner(options.budget, 1), options.data)
+    campaign = Campaign(plan, out, results, TaskRunner(options.budget, 1), options.data, options.peer)
     if not options.list:
         # Trainings are started as `python -m`, and the network lies in this repository.
         os.chdir(ROOT)
         print("finished" if campaign.run(names) else "stopped before the end: the same command continues")
     for name in names:
-        print(f"{name}: {campaign.left(name)} units left")
+        peers = " (some of them need --peer)" if campaign.needs_peer(name) else ""
+        print(f"{name}: {campaign.left(name)} units left{peers}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class Variant(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     """What an arm changes."""
 
     about: str = ""
+
+    peer: str = ""
+    """A method of LightlyTrain that takes the place of our pre-training, for the seconds that ours took."""
+
     pretrain: tuple[str, ...] = ()
     detect: tuple[str, ...] = ()
 
@@ -110,6 +114,18 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
+class PeerPretraining(Pretraining):
+    """Another library's training of the backbone, for as many seconds as the pre-training of the same values takes."""
+
+    method: str
+
+    @property
+    def ours(self) -> Pretraining:
+        """The pre-training whose seconds it is given."""
+        return Pretraining(self.regime, self.data, self.steps, self.settings, self.seed)
+
+
+@dataclass(frozen=True)
 class Unit:
     """A detector to train, or (with detect_steps 0) a backbone to probe.
 
@@ -171,6 +187,8 @@ def read_plan(path: Path) -> Plan:
             raise UserError(f"{path}: question {name}: there is no regime {sorted(unknown)[0]!r}")
         if question.detect_steps and not question.rates:
             raise UserError(f"{path}: question {name} trains detectors and names no rates")
+        if not question.detect_steps and any(one.peer for one in question.variants.values()):
+            raise UserError(f"{path}: question {name}: a peer's weights are judged by detectors, name detect_steps")
         if not question.detect_steps and 0 in question.pretrain_steps:
             raise UserError(f"{path}: question {name}: a probe has its own backbone at random, leave out 0 steps")
     return plan
@@ -208,5 +226,7 @@ def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
         settings = (*plan.pretrain, *plan.regimes[where].pretrain, *variant.pretrain)
         own = seed - SWEEP_SEED if seed >= SWEEP_SEED else seed
         pretraining = Pretraining(where, regime.data, arm.pretrain_steps, settings, own)
+        if variant.peer:
+            pretraining = PeerPretraining(**asdict(pretraining), method=variant.peer)
     detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()
     return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, detect, lr, seed)

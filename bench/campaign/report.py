@@ -50,16 +50,18 @@ def curves(plan: Plan, rows: Mapping[str, Row], question: str) -> dict[str, str]
     """By regime: AP50 over device-seconds of training, pre-training included, a line per pre-training length (SVG)."""
     costs, made = step_costs(rows.values()), {}
     for regime in plan.questions[question].regimes:
-        lines: dict[int, list[tuple[float, float]]] = {}
+        usual, *others = plan.questions[question].variants
+        lines: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for arm in arms(plan, question):
             found = reported(plan, arm, rows)
             if arm.regime == regime and found:
                 seconds = _total(arm, costs[regime])
-                lines.setdefault(arm.pretrain_steps, []).append((seconds, 100 * _mean(found, SCORE)))
+                steps = f"{arm.pretrain_steps:,} pre-training steps"
+                label = _start(arm, usual) if others or not arm.pretrain_steps else steps
+                lines.setdefault((arm.pretrain_steps, label), []).append((seconds, 100 * _mean(found, SCORE)))
 
-        def draw(axes: object, lines: Mapping[int, Sequence[tuple[float, float]]] = lines) -> None:
-            for steps, points in sorted(lines.items()):
-                label = f"{steps:,} pre-training steps" if steps else "from scratch"
+        def draw(axes: object, lines: Mapping[tuple[int, str], Sequence[tuple[float, float]]] = lines) -> None:
+            for (_, label), points in sorted(lines.items()):
                 axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)  # type: ignore[attr-defined]
             axes.set(xlabel="device-seconds, pre-training included", ylabel="AP50 (hundredths)")  # type: ignore[attr-defined]
             axes.legend(frameon=False)  # type: ignore[attr-defined]
@@ -130,9 +132,16 @@ def _detectors(
             difference_text(delta),
             _needed(mine, scratch, delta),
         ]
-        name = arm.variant if arm.pretrain_steps else "scratch" if arm.variant == usual else f"scratch, {arm.variant}"
         body.append(
-            [arm.regime, name, str(arm.pretrain_steps), str(arm.detect_steps), f"{lr:g}", str(len(mine)), *figures]
+            [
+                arm.regime,
+                _start(arm, usual),
+                str(arm.pretrain_steps),
+                str(arm.detect_steps),
+                f"{lr:g}",
+                str(len(mine)),
+                *figures,
+            ]
         )
         if arm.pretrain_steps:
             lengths = {steps: them for (regime, steps), them in elsewhere.items() if regime == arm.regime}
@@ -183,6 +192,11 @@ def _probes(plan: Plan, found: Mapping[Arm, Mapping[int, Row]]) -> str:
         "gain",
     ]
     return _table(head, body)
+
+
+def _start(arm: Arm, usual: str) -> str:
+    """What a detector of an arm starts from, in words."""
+    return arm.variant if arm.pretrain_steps else "scratch" if arm.variant == usual else f"scratch, {arm.variant}"
 
 
 def _rival(one: Arm, arm: Arm) -> bool:

@@ -167,11 +167,13 @@ def exchange(
     lengths = sorted(scratch)
     heights = np.array([[scratch[steps][seed].scores[score] for seed in seeds] for steps in lengths])
     mine = np.array([arm[seed].scores[score] for seed in seeds])
+    # A peer has no steps of ours, and the seconds that it was given.
+    spent = one.pretrain_steps * costs[0] or statistics.fmean(arm[seed].pretrain_seconds for seed in seeds)
 
     def rate(chosen: npt.NDArray[np.int64]) -> float:
         curve = list(zip(lengths, heights[:, chosen].mean(1).tolist(), strict=True))
         saved = steps_to_reach(curve, float(mine[chosen].mean())) - one.detect_steps
-        return saved * costs[1] / (one.pretrain_steps * costs[0])
+        return saved * costs[1] / spent
 
     rng = np.random.default_rng(0)
     draws = sorted(rate(rng.integers(0, len(seeds), len(seeds))) for _ in range(RESAMPLES))

@@ -16,14 +16,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bench.campaign import peer
 from bench.campaign.data import Prepared, prepare
-from bench.campaign.plan import Plan, Pretraining, Unit, arms, swept, unit
+from bench.campaign.plan import PeerPretraining, Plan, Pretraining, Unit, arms, swept, unit
 from bench.campaign.results import Row, append, best_rate, read_rows, reported
 from bench.sample import ROOT, checked_out
 from jigsaw_pretrain.detect.comparison.results import pretrain_seconds
 from jigsaw_pretrain.detect.comparison.runner import OutOfTime, Task, TaskRunner
 from jigsaw_pretrain.detect.models.weights import BACKBONE_FILE
 from jigsaw_pretrain.detect.run import SUMMARY, read_summary
+from jigsaw_pretrain.errors import UserError
 
 PROBE = "probe.json"
 
@@ -32,7 +34,8 @@ PROBE = "probe.json"
 class Campaign:
     """A plan, the folder of its runs, and the file of its results.
 
-    given: the folder of datasets, None for the usual places. runner: what keeps to the budget.
+    given: the folder of datasets, None for the usual places. runner: what keeps to the budget. python: of the
+    environment in which the peer is installed; without one its units are left.
     """
 
     plan: Plan
@@ -40,6 +43,7 @@ class Campaign:
     results: Path
     runner: TaskRunner
     given: Path | None = None
+    python: Path | None = None
     _prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def run(self, questions: Sequence[str]) -> bool:
@@ -59,16 +63,20 @@ class Campaign:
 
     def todo(self, questions: Sequence[str]) -> Iterator[Unit]:
         """The units that can be run now, in their order: per question its sweeps, then seed after seed."""
-        rows = read_rows(self.results)
+        rows, can_be_run = read_rows(self.results), self._can_be_run
         for name in questions:
             question, chosen = self.plan.questions[name], list(arms(self.plan, name))
             sweeps = (one for arm in chosen for units in swept(self.plan, arm).values() for one in units)
-            yield from (one for one in sweeps if one.key not in rows)
+            yield from (one for one in sweeps if one.key not in rows and can_be_run(one))
             for seed in range(question.seeds):
                 for arm in chosen:
                     rate = best_rate(self.plan, arm, rows)
-                    if rate is not None and (one := unit(self.plan, arm, seed, rate)).key not in rows:
+                    one = None if rate is None else unit(self.plan, arm, seed, rate)
+                    if one is not None and one.key not in rows and can_be_run(one):
                         yield one
+
+    def _can_be_run(self, one: Unit) -> bool:
+        return self.python is not None or not isinstance(one.pretraining, PeerPretraining)
 
     def left(self, name: str) -> int:
         """How many units of a question are not finished, its sweeps included."""
@@ -81,6 +89,10 @@ class Campaign:
             found += question.seeds - len(reported(self.plan, arm, rows))
         return found
 
+    def needs_peer(self, name: str) -> bool:
+        """Whether a question has arms of a peer, and no environment of it was named."""
+        return self.python is None and any(one.peer for one in self.plan.questions[name].variants.values())
+
     def _finished(self, one: Unit) -> bool:
         """Run a unit and note its row; False where another call has it, or the pre-training that it needs."""
         with _locked(self.folder / "locks" / one.key) as mine:
@@ -89,16 +101,28 @@ class Campaign:
             # Another call may have finished it since the list was made.
             if one.key in read_rows(self.results):
                 return True
-            start = "scratch"
+            start, before = "scratch", 0.0
             if one.pretraining is not None:
-                with _locked(self.folder / "locks" / one.pretraining.key) as free:
-                    if not free:
-                        return False
-                    start = str(self._pretrained(one.pretraining))
+                if (found := self._started(one.pretraining)) is None:
+                    return False
+                start, before = str(found[0]), found[1]
             task = self._detector(one, start) if one.detect_steps else self._probe(one, Path(start))
             self.runner.run(task)
-            append(self.results, self._row(one, task, Path(start)))
+            append(self.results, self._row(one, task, before))
             return True
+
+    def _started(self, one: Pretraining) -> tuple[Path, float] | None:
+        """What a detector starts from, and the seconds it took; None where another call is making it."""
+        ours = one.ours if isinstance(one, PeerPretraining) else one
+        with _locked(self.folder / "locks" / ours.key) as free:
+            if not free:
+                return None
+            folder = self._pretrained(ours)
+        seconds = pretrain_seconds(folder)
+        if not isinstance(one, PeerPretraining):
+            return folder, seconds
+        with _locked(self.folder / "locks" / one.key) as free:
+            return self._by_peer(one, seconds) if free else None
 
     def _data(self, name: str) -> Prepared:
         if name not in self._prepared:
@@ -125,6 +149,18 @@ class Campaign:
         self.runner.run(Task(f"pre-train {one.key}", "jigsaw_pretrain.train", tuple(arguments), folder, BACKBONE_FILE))
         return folder
 
+    def _by_peer(self, one: PeerPretraining, seconds: float) -> tuple[Path, float]:
+        assert self.python is not None
+        folder, train = self.folder / "pretrain" / one.key, self._data(one.data).train
+        if not (folder / peer.SUMMARY).exists():
+            command = [str(self.python), str(Path(peer.__file__)), "--method", one.method, "--seconds", str(seconds)]
+            command += ["--annotations", str(train.annotations), "--images", str(train.images)]
+            command += ["--seed", str(one.seed), "--out", str(folder)]
+            with folder.with_suffix(".log").open("w") as log:
+                if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
+                    raise UserError(f"the peer failed: see {log.name}")
+        return folder / peer.WEIGHTS, float(json.loads((folder / peer.SUMMARY).read_text())["seconds"])
+
     def _detector(self, one: Unit, start: str) -> Task:
         data, folder = self._data(one.data), self.folder / "detect" / one.key
         arguments = ["train", "--run", str(folder), "--init", start, "--resume"]
@@ -148,8 +184,7 @@ class Campaign:
             PROBE,
         )
 
-    def _row(self, one: Unit, task: Task, start: Path) -> Row:
-        before = pretrain_seconds(start) if one.pretraining is not None else 0.0
+    def _row(self, one: Unit, task: Task, before: float) -> Row:
         if one.detect_steps:
             summary = read_summary(task.folder)
             scores, seconds = dict(summary.AP or {}), summary.device_seconds
@@ -158,7 +193,8 @@ class Campaign:
         return Row(
             key=one.key,
             scores=scores,
-            pretrain_steps=one.pretrain_steps,
+            # A peer's steps are not ours.
+            pretrain_steps=0 if isinstance(one.pretraining, PeerPretraining) else one.pretrain_steps,
             detect_steps=one.detect_steps,
             pretrain_seconds=round(before, 3),
             detect_seconds=round(seconds, 3),

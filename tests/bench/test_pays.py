@@ -118,6 +118,28 @@ def test_regimes_share_a_pretraining_that_is_the_same_in_both(tmp_path: Path) ->
     assert len({one.pretraining.key for one in units if one.pretraining}) == 2
 
 
+PEER = SMALL.replace("warp = {", 'simclr = { peer = "simclr" }, warp = {')
+
+
+def test_a_peer_has_units_of_its_own_and_leaves_the_others_theirs(tmp_path: Path) -> None:
+    plan, without = plan_of(tmp_path, PEER), plan_of(tmp_path)
+    units = {one.key: one for arm in plans.arms(plan, "steps") for one in [plans.unit(plan, arm, 0, 0.1)]}
+    others = {plans.unit(without, arm, 0, 0.1).key for arm in plans.arms(without, "steps")}
+    peers = [one.pretraining for key, one in units.items() if key not in others]
+    assert others < set(units) and len(peers) == 2
+    for one in peers:
+        assert isinstance(one, plans.PeerPretraining) and one.method == "simclr"
+        assert one.ours in [unit.pretraining for key, unit in units.items() if key in others]
+
+
+def test_a_peer_without_its_environment_is_left_and_told_of(tmp_path: Path) -> None:
+    plan, path = plan_of(tmp_path, PEER), tmp_path / "results.jsonl"
+    for python in (None, tmp_path / "python"):
+        campaign = Campaign(plan, tmp_path / "runs", path, TaskRunner(None, 1), None, python)
+        asked = [one for one in campaign.todo(["steps"]) if isinstance(one.pretraining, plans.PeerPretraining)]
+        assert bool(asked) == bool(python) and campaign.needs_peer("steps") == (not python)
+
+
 def filled(plan: plans.Plan, path: Path, score: dict[tuple[int, int], float]) -> None:
     """Rows of every unit: AP50 by the steps of both trainings, the second rate a little better, seeds apart."""
     for arm in plans.arms(plan, "steps"):
