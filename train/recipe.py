@@ -108,8 +108,12 @@ class DataOptions(Record, frozen=True, kw_only=True):
     flip: Share = 0.5
     """Probability that a crop is flipped horizontally."""
 
+    jitter: ShareBelowOne = 0.0
+    """Colour jitter: each crop's contrast, and the gain of each of its channels, are multiplied by factors from 1 -
+    jitter to 1 + jitter. 0 changes no colour, as in the paper."""
+
     augment: bool = True
-    """False draws nothing at random: ratio 1, no flip, everything centred. Evaluation uses it."""
+    """False draws nothing at random: ratio 1, no flip, no jitter, everything centred. Evaluation uses it."""
 
     max_repeat: Count = MAX_REPEAT
     """How many times as often a crop of a thin group may be drawn as one of the best-supplied group; beyond it, crops
@@ -200,6 +204,9 @@ class LossOptions(Record, frozen=True, kw_only=True):
 
     tau: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.7
     """Smallest weight that the label of a position's own region has there (equation 2); 1 learns that label alone."""
+
+    label_smoothing: ShareBelowOne = 0.0
+    """Share of every label that is spread evenly over all classes and the background. 0, as in the paper, is none."""
 
     erf_every: Count = 5_000
     """Steps between refreshes of the table of receptive fields."""

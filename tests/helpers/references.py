@@ -54,7 +54,15 @@ def positions(region_map: Ints, region: int) -> list[tuple[int, int]]:
     ]
 
 
-def erf_adaptive_by_hand(logits: Array, labels: Ints, weights: Array, region_map: Ints) -> float:
+def cross_entropy_by_hand(scores: Array, soft: Array, smoothing: float) -> float:
+    """Of one position's scores with a soft label, of which a share is spread over all classes."""
+    spread = (1 - smoothing) * soft + smoothing / len(soft)
+    return -math.fsum(share * one for share, one in zip(spread, log_softmax_by_hand(scores), strict=True))
+
+
+def erf_adaptive_by_hand(
+    logits: Array, labels: Ints, weights: Array, region_map: Ints, smoothing: float = 0.0
+) -> float:
     losses = []
     for image, label in zip(logits, labels, strict=True):
         by_region = []
@@ -64,27 +72,27 @@ def erf_adaptive_by_hand(logits: Array, labels: Ints, weights: Array, region_map
                 soft = np.zeros(logits.shape[1])
                 for i in range(4):
                     soft[label[i]] += weights[i, j, k]
-                log_p = log_softmax_by_hand(image[:, j, k])
-                values.append(-math.fsum(soft[c] * log_p[c] for c in range(len(soft))))
+                values.append(cross_entropy_by_hand(image[:, j, k], soft, smoothing))
             by_region.append(math.fsum(values) / len(values))
         losses.append(math.fsum(by_region) / 4)
     return math.fsum(losses) / len(losses)
 
 
-def block_wise_by_hand(logits: Array, labels: Ints, region_map: Ints) -> float:
+def block_wise_by_hand(logits: Array, labels: Ints, region_map: Ints, smoothing: float = 0.0) -> float:
     losses = []
     for image, label in zip(logits, labels, strict=True):
         for region in range(4):
             places = positions(region_map, region)
             pooled = sum(image[:, j, k] for j, k in places) / len(places)
-            losses.append(-log_softmax_by_hand(pooled)[label[region]])
+            losses.append(cross_entropy_by_hand(pooled, np.eye(logits.shape[1])[label[region]], smoothing))
     return math.fsum(losses) / len(losses)
 
 
-def global_by_hand(logits: Array, labels: Ints, region_map: Ints) -> float:
+def global_by_hand(logits: Array, labels: Ints, region_map: Ints, smoothing: float = 0.0) -> float:
     losses = []
     for image, label in zip(logits, labels, strict=True):
-        log_p = log_softmax_by_hand(image.mean(axis=(1, 2)))
-        shares = [len(positions(region_map, region)) / region_map.size for region in range(4)]
-        losses.append(-math.fsum(share * log_p[one] for share, one in zip(shares, label, strict=True)))
+        soft = np.zeros(logits.shape[1])
+        for region, one in enumerate(label):
+            soft[one] += len(positions(region_map, region)) / region_map.size
+        losses.append(cross_entropy_by_hand(image.mean(axis=(1, 2)), soft, smoothing))
     return math.fsum(losses) / len(losses)

@@ -26,23 +26,25 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, to
     return logits, labels, label_weights(masses, region_map, draw(st.sampled_from([0.5, 0.7, 1.0]))), region_map
 
 
-@given(cases())
+@given(cases(), st.sampled_from([0.0, 0.1, 0.5]))
 @settings(deadline=None, max_examples=60)
 def test_losses_agree_with_loops_over_positions(
-    case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], smoothing: float
 ) -> None:
     logits, labels, weights, region_map = case
     plain = (logits.numpy(), labels.numpy())
     regions = region_map.numpy()
-    found = erf_adaptive_loss(logits, labels, weights, region_map)
+    found = erf_adaptive_loss(logits, labels, weights, region_map, smoothing)
     assert found.shape == ()
-    assert found.item() == pytest.approx(erf_adaptive_by_hand(*plain, weights.numpy(), regions), rel=1e-9)
-    assert block_wise_loss(logits, labels, region_map).item() == pytest.approx(
-        block_wise_by_hand(*plain, regions), rel=1e-9
+    assert found.item() == pytest.approx(erf_adaptive_by_hand(*plain, weights.numpy(), regions, smoothing), rel=1e-9)
+    assert block_wise_loss(logits, labels, region_map, smoothing).item() == pytest.approx(
+        block_wise_by_hand(*plain, regions, smoothing), rel=1e-9
     )
-    assert global_loss(logits, labels, region_map).item() == pytest.approx(global_by_hand(*plain, regions), rel=1e-9)
+    assert global_loss(logits, labels, region_map, smoothing).item() == pytest.approx(
+        global_by_hand(*plain, regions, smoothing), rel=1e-9
+    )
     # float32 in, as in training.
-    single = erf_adaptive_loss(logits.float(), labels, weights.float(), region_map)
+    single = erf_adaptive_loss(logits.float(), labels, weights.float(), region_map, smoothing)
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(found.item(), rel=1e-4, abs=1e-5)
 

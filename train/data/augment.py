@@ -47,7 +47,8 @@ class Draws:
     ratio: float64, the resize ratio (1 for the fits that have none). flip: bool. across, down: uint64 words that decide
     the place in each axis; None for the centre. substitute: uint64 words that choose a crop where the slot's own group
     gives none. shifts: float64 [n, 4, 4], how far left, top, right and bottom of the object's box move outwards, of the
-    most that they may, where the trainer draws the context, without augmentation too; None where prep did.
+    most that they may, where the trainer draws the context, without augmentation too; None where prep did. jitter:
+    float64 [n, 4, 1 + channels], the factor of the contrast and the gain of each channel; None for colours as they are.
     """
 
     ratio: npt.NDArray[np.float64]
@@ -56,6 +57,7 @@ class Draws:
     down: U64 | None
     substitute: U64
     shifts: npt.NDArray[np.float64] | None = None
+    jitter: npt.NDArray[np.float64] | None = None
 
 
 def draw(
@@ -63,8 +65,12 @@ def draw(
     lanes: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
     with_shifts: bool = False,
+    channels: int = 3,
 ) -> Draws:
-    """The draws of the jigsaws at ``positions`` [n] of ``lanes`` [n]; with_shifts: of the context as well."""
+    """The draws of the jigsaws at ``positions`` [n] of ``lanes`` [n]; with_shifts: of the context as well.
+
+    channels: of the crops, for the jitter.
+    """
     key = key_of_text(options.seed, "augment")
     # Words of a stream do not depend on how many are drawn: the context's come last.
     raw = random_u64(
@@ -76,7 +82,12 @@ def draw(
         return Draws(ratio, np.zeros(ratio.shape, dtype=bool), None, None, raw[..., 4], shifts)
     if options.fit == "crop":
         ratio = options.resize_low + uniform(raw[..., 0]) * (options.resize_high - options.resize_low)
-    return Draws(ratio, uniform(raw[..., 1]) < options.flip, raw[..., 2], raw[..., 3], raw[..., 4], shifts)
+    jitter = None
+    if options.jitter:
+        key = key_of_text(options.seed, "jitter")
+        words = derive_key(key, lanes[:, None], positions[:, None], np.arange(len(REGIONS)))
+        jitter = 1 + options.jitter * (2 * uniform(random_u64(words, 1 + channels)) - 1)
+    return Draws(ratio, uniform(raw[..., 1]) < options.flip, raw[..., 2], raw[..., 3], raw[..., 4], shifts, jitter)
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,26 @@ def resample_channels(
         flat = part.shape[2] == 1
         resample(part[..., 0] if flat else part, scaled, flip, start, smooth, window[..., 0] if flat else window)
         out[..., first : first + 4] = window
+
+
+def jitter_colours(window: Pixels, factors: npt.NDArray[np.float64]) -> None:
+    """Change a window's contrast and the gain of each of its channels, in place: ``gain (mean + contrast (x - mean))``.
+
+    window: [height, width, channels], whose mean is taken per channel. factors: float64 [1 + channels], as in Draws.
+    Integers are rounded, and cut off where their type ends. Costs 20 us for 160 x 160 pixels of uint8.
+    """
+    contrast, gains = factors[0], factors[1:]
+    means = cv2.meanStdDev(window)[0][:, 0]
+    scale, shift = gains * contrast, gains * means * (1 - contrast)
+    if window.dtype == np.uint8:
+        table = np.clip(np.arange(256)[:, None] * scale + shift, 0, 255).round().astype(np.uint8)
+        window[...] = cv2.LUT(window, table[None]).reshape(window.shape)
+        return
+    changed = window * scale + shift
+    if np.issubdtype(window.dtype, np.integer):
+        limits = np.iinfo(window.dtype)
+        changed = np.clip(changed, limits.min, limits.max).round()
+    window[...] = changed
 
 
 def resized(pixels: Pixels, size: tuple[int, int], method: int) -> Pixels:

@@ -21,6 +21,7 @@ from jigsaw_pretrain.train.data.augment import (
     Draws,
     Windows,
     draw,
+    jitter_colours,
     place_windows,
     resample,
     resample_channels,
@@ -106,20 +107,21 @@ class Assembler:
             self._begun = True
         lanes = np.repeat(np.array(self._lanes, dtype=np.int64), count)
         positions = np.tile(np.arange(step * count, (step + 1) * count, dtype=np.int64), len(self._lanes))
-        draws = draw(self._options, lanes, positions, with_shifts=self._reader.context is not None)
+        channels = self._dataset.pixels.channels
+        draws = draw(self._options, lanes, positions, self._reader.context is not None, channels)
         drawn = np.empty((len(lanes), len(REGIONS)), dtype=self._reader.dtype)
         for nth, lane in enumerate(self._lanes):
             own = slice(nth * count, (nth + 1) * count)
             drawn[own] = self._sampler.chunk(lane, step * count, count, draws.substitute[own])
         crops, windows = self._arrange(drawn, draws)
         with _one_thread():
-            broken = self._render(range(len(drawn)), crops, windows, out)
+            broken = self._render(range(len(drawn)), crops, draws, windows, out)
             replaced = sum(
                 self._replace_undecodable(int(lanes[nth]), int(positions[nth]), drawn[nth]) for nth in broken
             )
             if broken:
                 crops, windows = self._arrange(drawn, draws)
-                self._render(broken, crops, windows, out)
+                self._render(broken, crops, draws, windows, out)
         return LaneBatch(
             labels=crops["label"].astype(np.int64),
             groups=crops["group"].astype(np.uint8),
@@ -142,7 +144,7 @@ class Assembler:
         return crops, place_windows(width, height, draws, self._template, options.fit, options.pad)
 
     def _render(
-        self, which: Sequence[int], crops: CropArray, windows: Windows, out: Sequence[Pixels] | Pixels
+        self, which: Sequence[int], crops: CropArray, draws: Draws, windows: Windows, out: Sequence[Pixels] | Pixels
     ) -> list[int]:
         """Write some of the jigsaws; those with a crop that cannot be read are returned, half done."""
         broken: list[int] = []
@@ -151,7 +153,8 @@ class Assembler:
         sources, places = crops[SOURCE].tolist(), windows.table().tolist()
         for nth in which:
             jigsaw = out[nth]
-            for region, source, place in zip(regions, sources[nth], places[nth], strict=True):
+            jitters = (None,) * len(regions) if draws.jitter is None else draws.jitter[nth]
+            for region, source, place, jitter in zip(regions, sources[nth], places[nth], jitters, strict=True):
                 pixels = decode(*source)
                 if pixels is None:
                     broken.append(nth)
@@ -161,6 +164,8 @@ class Assembler:
                     jigsaw[region.top : region.top + region.height, region.left : region.left + region.width] = 0
                 window = jigsaw[to_y : to_y + height, to_x : to_x + width]
                 land(pixels, (scaled_x, scaled_y), bool(flip), (from_x, from_y), bool(smooth), window)
+                if jitter is not None:
+                    jitter_colours(window, jitter)
         return broken
 
     def _replace_undecodable(self, lane: int, position: int, drawn: CropArray) -> int:
@@ -191,7 +196,8 @@ class Assembler:
 
         The identity hashes, by region, the key's length and UTF-8 bytes, then as little-endian 64-bit words the label,
         the region's left, top, width and height, the resize ratio (a float) and the fields of Windows in their order;
-        last, where the trainer draws the context, the crop's left, top, width and height in its image.
+        then, where the trainer draws the context, the crop's left, top, width and height in its image; last, where
+        colours are changed, the factors (floats).
         """
         regions = np.array([(r.left, r.top, r.width, r.height) for r in self._template.regions], dtype=np.int64)
         plain = np.concatenate(
@@ -201,6 +207,7 @@ class Assembler:
                 draws.ratio.view(np.int64)[..., None],
                 windows.table(),
                 *(crops[name].astype(np.int64)[..., None] for name in EDGES if self._reader.context is not None),
+                *(() if draws.jitter is None else (draws.jitter.view(np.int64),)),
             ],
             axis=-1,
         ).astype("<i8")

@@ -173,12 +173,13 @@ class Stepper:
 
     def _loss(self, level: int, logits: Tensor, labels: Tensor) -> Tensor:
         """The recipe's loss of one map, a scalar: the mean over these images."""
-        region_map = self._region_maps[level]
-        if self._recipe.loss.strategy == "block-wise":
-            return losses.block_wise_loss(logits, labels, region_map)
-        if self._recipe.loss.strategy == "global":
-            return losses.global_loss(logits, labels, region_map)
-        return losses.erf_adaptive_loss(logits, labels, self._state.tables[level].weights, region_map)
+        region_map, options = self._region_maps[level], self._recipe.loss
+        if options.strategy == "block-wise":
+            return losses.block_wise_loss(logits, labels, region_map, options.label_smoothing)
+        if options.strategy == "global":
+            return losses.global_loss(logits, labels, region_map, options.label_smoothing)
+        weights = self._state.tables[level].weights
+        return losses.erf_adaptive_loss(logits, labels, weights, region_map, options.label_smoothing)
 
     def _set_rate(self) -> float:
         """Set and return this step's learning rate."""

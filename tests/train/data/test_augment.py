@@ -25,6 +25,7 @@ from jigsaw_pretrain.train.data import jigsaw
 from jigsaw_pretrain.train.data.augment import (
     Draws,
     draw,
+    jitter_colours,
     place_windows,
     resample,
     resample_channels,
@@ -366,6 +367,54 @@ def test_the_probe_takes_half_of_the_context(tmp_path: Path) -> None:
     pixels = pixels_of(tmp_path, rows[nth], halves[nth])
     method = cv2.INTER_AREA if pixels.shape[0] * pixels.shape[1] > 64 * 64 else cv2.INTER_LINEAR
     assert (found.pixels[nth] == cv2.resize(np.ascontiguousarray(pixels), (64, 64), interpolation=method)).all()
+
+
+@given(
+    st.sampled_from(["uint8", "uint16", "int16", "float32"]),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.floats(0, 0.9),
+)
+def test_jittered_colours_are_those_of_the_formula(dtype: str, channels: int, seed: int, strength: float) -> None:
+    random = np.random.default_rng(seed)
+    jigsaw = (random.random((20, 30, channels)) * 255).astype(dtype)
+    factors = 1 + strength * (2 * random.random(1 + channels) - 1)
+    before, window = jigsaw.copy(), jigsaw[3:17, 5:]
+    x = window.astype(np.float64)
+    means = [x[..., channel].sum() / x[..., channel].size for channel in range(channels)]
+    wanted = factors[1:] * (means + factors[0] * (x - means))
+    if dtype != "float32":
+        wanted = np.clip(wanted, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    jitter_colours(window, factors)
+    np.testing.assert_allclose(window, wanted, atol=0.51 if dtype != "float32" else 1e-3)
+    assert (
+        (jigsaw[:3] == before[:3]).all()
+        and (jigsaw[17:] == before[17:]).all()
+        and (jigsaw[:, :5] == before[:, :5]).all()
+    )
+
+
+def test_jitter_is_drawn_apart_from_all_else_and_changes_pixels_alone(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, {"S": [9], "T": [5], "W": [5]})
+    images, draws = [], []
+    for options in (small_data(batch=4, lanes=2), small_data(batch=4, lanes=2, jitter=0.4)):
+        out = np.zeros((4, 96, 96, 3), dtype=np.uint8)
+        found = Assembler(dataset, options, range(2)).step(0, out)
+        images.append((out, found))
+        draws.append(draw(options, np.array([0, 1]), np.array([3, 4])))
+    plain, jittered = draws
+    assert plain.jitter is None and jittered.jitter is not None and jittered.jitter.shape == (2, 4, 4)
+    assert np.abs(jittered.jitter - 1).max() <= 0.4 and len(np.unique(jittered.jitter)) == jittered.jitter.size
+    for name in ("ratio", "flip", "across", "down", "substitute"):
+        assert np.array_equal(getattr(plain, name), getattr(jittered, name))
+    (first, one), (second, other) = images
+    assert (one.labels == other.labels).all()
+    assert (first[0] != second[0]).any(axis=-1).mean() > 0.2
+    # What no crop covers stays zero.
+    tiny = small_data(batch=4, lanes=2, jitter=0.4, resize_low=0.05, resize_high=0.05)
+    Assembler(dataset, tiny, range(2)).step(0, second)
+    assert 0.5 < (second == 0).mean() < 1
+    assert draw(small_data(jitter=0.4, augment=False), np.array([0]), np.array([0])).jitter is None
 
 
 def test_padding_is_even_where_asked_and_cropping_stays_random() -> None:
