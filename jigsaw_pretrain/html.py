@@ -7,6 +7,7 @@ thumbnails takes about 3 s and 2 MB; for numbers alone read the Parquet and JSON
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +42,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Bars:
-    """Named counts as bars, drawn by the browser so that names of any script and length are legible."""
+    """Named numbers as bars, drawn by the browser so that names of any script and length are legible.
 
-    heads: tuple[str, str]
+    caption: of what the numbers are, with their unit; the page shows it above them. most: the longest bar's number; by
+    default the largest there is.
+    """
+
+    caption: str
     rows: Sequence[tuple[str, float]]
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,23 +66,26 @@ class Section:
 
 
 def number(value: Any) -> str:
-    """A value as a reader wants it: thousands apart, three significant digits, a dash for None."""
-    if value is None:
-        return "–"
+    """A value as a reader wants it: thousands apart, measured ones to three digits, a dash where there is none."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "–"
+        # Whole numbers from where the three digits end, so that no digit is lost and none is invented.
+        return f"{value:,.0f}" if value == 0 or abs(value) >= 99.95 else f"{value:#.3g}"
+    return "–" if value is None else setting(value)
+
+
+def setting(value: Any) -> str:
+    """The value of an option as it was given; ``none`` where it has none, the values of a list one after the other."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
-
-
-def setting(value: Any) -> str:
-    """The value of a recipe's key: ``none`` where it has none, the values of a list one after the other."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(number, value)) or "none"
-    return "none" if value is None else number(value)
+        return f"{value:g}"
+    return "none" if value is None else str(value)
 
 
 def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Figure:
@@ -86,7 +95,7 @@ def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Fig
     return Figure(markup, caption)
 
 
-def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[float, float] = (6.0, 3.2)) -> Figure:
+def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[float, float] = (5.2, 2.9)) -> Figure:
     """A chart drawn by ``draw(axes)`` on matplotlib axes of ``size`` inches, as scalable SVG in the page's colours."""
     import matplotlib
     from cycler import cycler
@@ -95,7 +104,7 @@ def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[
     style: dict[Any, Any] = {
         "svg.fonttype": "path",
         "svg.hashsalt": "jigsaw-pretrain",
-        "font.size": 9,
+        "font.size": 10,
         "font.family": families(),
         "text.color": INK,
         "axes.labelcolor": INK,

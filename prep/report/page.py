@@ -17,12 +17,12 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, GROUPS, TALL_BELOW, WIDE_ABOVE
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render, setting
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.records import read_skipped
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.words import counted
+from jigsaw_pretrain.words import counted, noun
 
 CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]
@@ -86,12 +86,12 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
         rows.append([GROUP_WORDS[group], count, 100 * count / total, len(shards), megabytes])
         if count:
             some = choose(crops, chosen, 24, dataset.description.seed)
-            alt = f"{len(some)} crops of group {group} with their objects' boxes"
+            alt = f"{counted(len(some), 'crop')} of group {group} with the objects' boxes"
             figures.append(
                 picture(
                     sheet(storage, some, 6, display=display_range(dataset)),
                     alt,
-                    f"{GROUP_WORDS[group]}: {count:,} crops",
+                    f"{GROUP_WORDS[group]}: {counted(count, 'crop')}",
                     "webp",
                 )
             )
@@ -159,16 +159,16 @@ def _classes(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
     for label in order[:CLASSES_SHOWN]:
         if counts[label]:
             some = choose(crops, crops["label"] == label, 5, dataset.description.seed)
-            alt = f"{len(some)} crops of class {labels[label]}"
+            alt = f"{counted(len(some), 'crop')} of class {labels[label]}"
             image = sheet(storage, some, 5, 72, display_range(dataset))
-            figures.append(picture(image, alt, f"{labels[label]}: {int(counts[label]):,} crops", "webp"))
+            figures.append(picture(image, alt, f"{labels[label]}: {counted(int(counts[label]), 'crop')}", "webp"))
     text = f"{counted(len(dataset.classes), 'class', 'classes')} and the background, by their crops."
     absent = sum(1 for i in range(len(dataset.classes)) if not counts[i])
     if absent:
         text += f" {counted(absent, 'class has', 'classes have')} no crop."
     if len(order) > CLASSES_SHOWN:
         text += f" Pictures are of the {CLASSES_SHOWN} most frequent ones."
-    bars = Bars(("class", "crops"), [(labels[i], int(counts[i])) for i in order])
+    bars = Bars("Crops of each class:", [(labels[i], int(counts[i])) for i in order])
     return Section("Classes", text, bars=bars, figures=figures)
 
 
@@ -183,7 +183,7 @@ def _skipped(storage: Storage) -> Section:
     for place, (stage, reason) in enumerate(zip(stages, reasons, strict=True)):
         by_reason.setdefault((stage, reason.split(":")[0]), []).append(place)
     table = [
-        [stage, reason, len(found), "; ".join(_thing(row) for row in rows.take(found[:3]).to_pylist())]
+        [stage, reason, len(found), "\n".join(_thing(row) for row in rows.take(found[:3]).to_pylist())]
         for (stage, reason), found in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
     text = "Images and annotations that gave no crop, and why. skipped.parquet has a row for each."
@@ -198,7 +198,8 @@ def _thing(row: dict[str, Any]) -> str:
 def _options(dataset: Dataset) -> Section:
     description = dataset.description
     given = {
-        name: f"{value[:16]}…" if name.endswith("sha256") else str(value) for name, value in description.options.items()
+        name: f"{value[:16]}…" if name.endswith("sha256") else setting(value)
+        for name, value in description.options.items()
     }
     options = [["seed", str(description.seed)], *map(list, sorted(given.items()))]
     versions = [list(pair) for pair in sorted(description.versions.items())]
@@ -223,12 +224,13 @@ def page(url: str) -> str:
     crops = read_crops(dataset)
     total = len(crops["label"])
     background = int((crops["label"] == dataset.description.background).sum())
+    images = dataset.description.totals.get("images", 0)
     tiles = {
-        "crops": total,
-        "images": dataset.description.totals.get("images"),
-        "classes": len(dataset.classes),
+        noun(total, "crop"): total,
+        noun(images, "image"): images,
+        noun(len(dataset.classes), "class", "classes"): len(dataset.classes),
         "% background": 100 * background / max(1, total),
-        "shards": len(dataset.shards),
+        noun(len(dataset.shards), "shard"): len(dataset.shards),
         "MB": sum(shard.bytes for shard in dataset.shards) / 1e6,
     }
     sections = [_options(dataset), _skipped(storage)]

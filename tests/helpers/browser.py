@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -38,10 +39,23 @@ OVERFLOW = """
 """
 
 
+VIEWS = tuple((width, dark) for width in (1280, 390) for dark in (False, True))
+"""A desk and a phone, light and dark."""
+
+LIMIT = 10_000_000
+
+RAW = re.compile(
+    r"\b(?:None|nan|True|False)\b|[{}\ufffd]|(?<![\d,.])1\s(?:crops|classes|images|shards|steps|jigsaws|times)\b"
+)
+"""What a program would say, and a reader should not see."""
+
+
 @dataclass
 class Seen:
-    """What a browser saw on one page."""
+    """What a browser saw of a page in one view."""
 
+    width: int
+    dark: bool
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     overflow: list[str] = field(default_factory=list)
@@ -49,8 +63,7 @@ class Seen:
     screenshot: bytes = b""
 
 
-async def _look(page: Path, width: int, dark: bool, binary: str) -> Seen:
-    seen = Seen()
+async def _look(page: Path, binary: str) -> list[Seen]:
     with tempfile.TemporaryDirectory() as profile:
         process = subprocess.Popen(
             [binary, *FLAGS, f"--user-data-dir={profile}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -67,20 +80,20 @@ async def _look(page: Path, width: int, dark: bool, binary: str) -> Seen:
                     targets = await answer.json(content_type=None)
                 address = next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page")
                 async with session.ws_connect(address, max_msg_size=1 << 28) as socket:
-                    await _visit(socket, page, width, dark, seen)
+                    return await _visit(socket, page)
         finally:
             process.kill()
             process.wait()
             with contextlib.suppress(OSError):
                 shutil.rmtree(profile, ignore_errors=True)
                 Path(profile).mkdir(exist_ok=True)
-    return seen
 
 
-async def _visit(socket: Any, page: Path, width: int, dark: bool, seen: Seen) -> None:
+async def _visit(socket: Any, page: Path) -> list[Seen]:
     counter = 0
     loaded = asyncio.Event()
     waiting: dict[int, asyncio.Future[Any]] = {}
+    views: list[Seen] = []
 
     async def read() -> None:
         async for message in socket:
@@ -90,13 +103,13 @@ async def _visit(socket: Any, page: Path, width: int, dark: bool, seen: Seen) ->
             elif event["method"] == "Page.loadEventFired":
                 loaded.set()
             elif event["method"] == "Runtime.exceptionThrown":
-                seen.errors.append(str(event["params"]))
+                views[-1].errors.append(str(event["params"]))
             elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
-                seen.errors.append(event["params"]["entry"]["text"])
+                views[-1].errors.append(event["params"]["entry"]["text"])
             elif event["method"] == "Network.requestWillBeSent":
                 url = event["params"]["request"]["url"]
                 if not url.startswith(("data:", "chrome:", "about:")):
-                    seen.requests.append(url)
+                    views[-1].requests.append(url)
 
     async def call(method: str, **parameters: Any) -> Any:
         nonlocal counter
@@ -107,26 +120,45 @@ async def _visit(socket: Any, page: Path, width: int, dark: bool, seen: Seen) ->
         return await asyncio.wait_for(answer, 60)
 
     reader = asyncio.create_task(read())
-    for domain in ("Page", "Runtime", "Log", "Network"):
-        await call(f"{domain}.enable")
-    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    await call("Emulation.setEmulatedMedia", features=scheme)
-    await call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-    await call("Page.navigate", url=page.resolve().as_uri())
-    await asyncio.wait_for(loaded.wait(), 60)
-    await asyncio.sleep(0.3)
-    evaluated = await call("Runtime.evaluate", expression=OVERFLOW, returnByValue=True)
-    seen.overflow = evaluated["result"]["value"]
-    evaluated = await call("Runtime.evaluate", expression="document.body.innerText", returnByValue=True)
-    seen.text = evaluated["result"]["value"]
-    shot = await call("Page.captureScreenshot", captureBeyondViewport=True)
-    seen.screenshot = base64.b64decode(shot["data"])
+    for width, dark in VIEWS:
+        views.append(seen := Seen(width, dark))
+        if len(views) == 1:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await call(f"{domain}.enable")
+        loaded.clear()
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        await call("Emulation.setEmulatedMedia", features=scheme)
+        await call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        await call("Page.navigate", url=page.resolve().as_uri())
+        await asyncio.wait_for(loaded.wait(), 60)
+        await asyncio.sleep(0.2)
+        evaluated = await call("Runtime.evaluate", expression=OVERFLOW, returnByValue=True)
+        seen.overflow = evaluated["result"]["value"]
+        evaluated = await call("Runtime.evaluate", expression="document.body.innerText", returnByValue=True)
+        seen.text = evaluated["result"]["value"]
+        shot = await call("Page.captureScreenshot", captureBeyondViewport=True)
+        seen.screenshot = base64.b64decode(shot["data"])
     reader.cancel()
+    return views
 
 
-def look(page: Path, width: int = 1280, dark: bool = False) -> Seen:
-    """Open a local page in headless Chromium; the test is skipped, saying so, where there is none."""
+def look(page: Path) -> list[Seen]:
+    """Open a local page in headless Chromium, once per view; the test is skipped, saying so, where there is none."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if binary is None:
         pytest.skip("no headless Chromium on this machine (Debian: apt-get install chromium)")
-    return asyncio.run(_look(page, width, dark, binary))
+    return asyncio.run(_look(page, binary))
+
+
+def check_page(page: Path, *texts: str) -> None:
+    """No error, no request but the page itself, nothing clipped, the texts shown, in each view; no program's words."""
+    assert page.stat().st_size < LIMIT
+    for seen in look(page):
+        view = f"{seen.width} px, {'dark' if seen.dark else 'light'}"
+        assert (seen.errors, seen.overflow) == ([], []), view
+        assert [url for url in seen.requests if not url.startswith("file:")] == [], view
+        assert len(seen.requests) == 1, view
+        assert [text for text in texts if text not in seen.text] == [], view
+        assert RAW.findall(seen.text) == [], view

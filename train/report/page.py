@@ -46,6 +46,7 @@ from jigsaw_pretrain.train.report.snapshots import (
     save_snapshot,
     snapshots,
 )
+from jigsaw_pretrain.words import counted
 
 POINTS = 600
 SMOOTH = 50
@@ -86,9 +87,14 @@ class Metrics:
     balanced: F64
     majority: F64
 
-    def tail(self, values: F64, share: float = 0.05) -> float:
-        """The mean over the last part of the steps, at least ten."""
-        return float(values[-max(10, int(len(values) * share)) :].mean())
+    @property
+    def last(self) -> int:
+        """How many of the last steps the page's figures are means of: a twentieth, at least ten."""
+        return min(len(self.step), max(10, len(self.step) // 20))
+
+    def tail(self, values: F64) -> float:
+        """The mean over the last steps."""
+        return float(values[-self.last :].mean())
 
 
 def read_metrics(path: Path, name: str) -> Metrics | None:
@@ -169,7 +175,8 @@ def _lead(runs: Sequence[Path], found: Sequence[Metrics | None]) -> str:
             parts.append(f"{run.name}: no step was taken")
         else:
             parts.append(f"{recipe.model.backbone}, {recipe.loss.strategy}: step {done:,} of {recipe.optim.steps:,}")
-    return "; ".join(parts) + "."
+    ended = "" if len(found) != 1 or found[0] is None else f" Means over the last {counted(found[0].last, 'step')}:"
+    return "; ".join(parts) + "." + ended
 
 
 def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
@@ -177,9 +184,8 @@ def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
         return {}
     metrics = found[0]
     return {
-        "steps": int(metrics.step[-1]) + 1,
-        "loss in nats, lately": metrics.tail(metrics.loss),
-        "% of crops named right, lately": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
+        "loss, nats": metrics.tail(metrics.loss),
+        "% of crops named right": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
         **_beside_accuracy(metrics),
         "jigsaws / s": metrics.tail(metrics.images_per_second),
         "% of time waiting for data": 100 * metrics.tail(metrics.data_wait),
@@ -232,7 +238,7 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
             axes.set_xlabel("step")
             axes.set_ylabel("crops named right, %")
             axes.set_ylim(0, 100)
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize="small")
 
         return [chart(draw, f"{caption}, over steps of {named}", caption)] if known else []
 
@@ -259,7 +265,9 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
         *(figure for caption, lines in accuracies.items() for figure in shares(caption, lines)),
         chart(plain(lambda run: run.lr, "learning rate"), f"learning rate over steps of {named}", "Learning rate"),
         chart(
-            plain(lambda run: run.images_per_second, "jigsaws / s"), f"speed over steps of {named}", "Jigsaws a second"
+            plain(lambda run: run.images_per_second, "jigsaws / s"),
+            f"speed over steps of {named}",
+            "Speed, jigsaws per second",
         ),
         chart(
             plain(lambda run: 100 * run.data_wait, "time waiting for data, %", 100),
@@ -323,8 +331,8 @@ def _configuration(runs: Sequence[Path], names: Sequence[str]) -> Section:
     described = [read_description(RunFolder(run))["versions"] for run in runs if _recipe(run) is not None]
     packages = sorted({name for versions in described for name in versions})
     versions = [[name, *(one.get(name, "–") for one in described)] for name in packages]
-    count = f"{len(rows)} settings differ" if len(rows) != 1 else "1 setting differs"
-    text = f"{count} from the paper's recipe; all others are the paper's. RUN/recipe.toml has every one."
+    differ = counted(len(rows), "setting differs", "settings differ")
+    text = f"{differ} from the paper's recipe; all others are the paper's. RUN/recipe.toml has every one."
     tables = [Table(["setting", *heads, "the paper's"], rows)] if rows else []
     return Section("Configuration", text, [*tables, Table(["package", *heads], versions)])
 
@@ -349,7 +357,7 @@ def _predictions(run: Path, recipe: Recipe, classes: list[str], count: int) -> l
     numbered = [[names.index(text) for text in row] for row in shown]
     images = snapshot.images[:count]
     image = sheet(images, numbered, snapshot.groups.tolist(), recipe.data.template, names)
-    alt = f"{len(images)} jigsaws of step {step} with the class of each crop and what it was taken for"
+    alt = f"{counted(len(images), 'jigsaw')} of step {step} with the class of each crop and what it was taken for"
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         "Jigsaws and what they were taken for",
@@ -380,12 +388,10 @@ def _confusion(step: int, snapshot: PredictionSnapshot, classes: list[str]) -> S
     )
     rows = [[classes[a], classes[b], n, 100 * n / total[a]] for n, a, b in wrong[:CONFUSIONS]]
     table = Table(["class", "taken for", "how often", "% of its crops"], rows)
-    shares = [(classes[i], round(100 * right[i] / total[i], 1)) for i in np.argsort(-total, kind="stable") if total[i]]
-    text = (
-        f"Training batches of the {int(total.sum()) // 4:,} jigsaws before step {step}, by class, most frequent first."
-    )
-    bars = Bars(("class", "% named right"), shares)
-    return Section("Accuracy by class, in %, and what is confused", text, [table] if rows else [], bars)
+    shares = [(classes[i], float(100 * right[i] / total[i])) for i in np.argsort(-total, kind="stable") if total[i]]
+    text = f"Of the {counted(int(total.sum()) // 4, 'jigsaw')} that were trained on just before step {step}."
+    bars = Bars("% of a class's crops that were named right, the most frequent class first:", shares, 100)
+    return Section("Accuracy by class, and what is confused", text, [table] if rows else [], bars)
 
 
 def _fields(run: Path, recipe: Recipe) -> list[Section]:
@@ -396,7 +402,7 @@ def _fields(run: Path, recipe: Recipe) -> list[Section]:
         return [Section(title, missing=f"The run ({recipe.loss.strategy}) {why}.")]
     loaded = {step: load_snapshot(found[step], ErfSnapshot) for step in spread(list(found))}
     last = list(loaded)[-1]
-    text = f"Refreshed {len(found)} times; the newest table is of step {last}."
+    text = f"Refreshed {counted(len(found), 'time')}; the newest table is of step {last}."
     if recipe.model.neck != "none":
         text += " Of the neck's levels the coarsest is shown; each has a table of its own."
     return [
@@ -458,9 +464,14 @@ class RunPage(Callback):
             )
 
     def on_end(self, step: int) -> None:
-        """Draw the page once more."""
+        """Draw the page once more, in place of a process that still draws: one of its niceness may take minutes."""
+        if self._drawing is not None and self._drawing.poll() is None:
+            self._drawing.terminate()
+            self._drawing.communicate()
+            self._drawing = None
         self._wait()
         try:
+            Storage(self._run).sweep("")
             write_report(self._run, finished=step >= self._steps)
         except Exception as error:
             # The page never ends a run.

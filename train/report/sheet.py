@@ -60,13 +60,13 @@ def sheet(
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     page = Image.new("RGB", (columns * (side + _GAP) + _GAP, rows * (side + _GAP) + _GAP), _PAGE)
-    letters = max(11, round(side / 30))
+    letters = max(11, round(side / 27))
     for nth, pixels in enumerate(images):
         tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(tile, "RGBA")
         for region, label, code in zip(template.regions, labels[nth], groups[nth], strict=True):
             name = classes[label] if label < len(classes) else "background"
-            _mark(pen, region, scale, f"{GROUPS[code]}  {name}", COLOURS[code % len(COLOURS)], letters)
+            _mark(pen, region, scale, f"{GROUPS[code]} {name}", COLOURS[code % len(COLOURS)], letters)
         page.paste(tile, (_GAP + nth % columns * (side + _GAP), _GAP + nth // columns * (side + _GAP)))
     return page
 
@@ -74,13 +74,23 @@ def sheet(
 def _mark(
     pen: ImageDraw.ImageDraw, region: Region, scale: int, text: str, colour: tuple[int, int, int], letters: int
 ) -> None:
-    """Outline one region and write its label on a dark plate in its lower left corner."""
+    """Outline one region and write its label on a dark plate in its lower left corner, folded where it is narrow."""
     left, top = region.left * scale, region.top * scale
     right, bottom = left + region.width * scale - 1, top + region.height * scale - 1
     pen.rectangle((left, top, right, bottom), outline=colour, width=2)
     margin = 4
-    text, font = fitted(text, letters, right - left - 3 * margin)
-    height = sum(font.getmetrics())
-    plate = (left + 2, bottom - height - margin, left + 2 + font.getlength(text) + 2 * margin, bottom - 2)
-    pen.rectangle(plate, fill=(0, 0, 0, 170))
-    pen.text((left + 2 + margin, bottom - 2 - margin // 2), text, fill=colour, font=font, anchor="ld")
+    room = right - left - 3 * margin
+    lines: list[str] = []
+    for word in text.split(" "):
+        together = f"{lines[-1]} {word}" if lines else word
+        if lines and fitted(together, letters)[1].getlength(together) > room:
+            lines.append(word)
+        else:
+            lines[-1:] = [together]
+    for line in reversed(lines[: max(1, (bottom - top) // (2 * letters))]):
+        line, font = fitted(line, letters, room)
+        height = sum(font.getmetrics())
+        plate = (left + 2, bottom - height - margin, left + 2 + font.getlength(line) + 2 * margin, bottom - 2)
+        pen.rectangle(plate, fill=(0, 0, 0, 170))
+        pen.text((left + 2 + margin, bottom - 2 - margin // 2), line, fill=colour, font=font, anchor="ld")
+        bottom -= height

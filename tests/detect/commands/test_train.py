@@ -15,7 +15,7 @@ from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.recipe import DetectorName, DetectorNorm, Freeze
 from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
-from tests.helpers.browser import look
+from tests.helpers.browser import check_page
 from tests.helpers.settings import SOAK
 
 Run = Callable[..., Any]
@@ -126,15 +126,12 @@ def test_a_run_leaves_a_page_and_results_that_pycocotools_scores_alike(
     again = CliRunner().invoke(main, ["eval", "--run", str(folder), "--workers", "0", "--out", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "results.json").read_bytes() == (folder / "results.json").read_bytes()
-    # Last: without a browser the rest of the test is skipped.
-    for width, dark in ((1280, False), (390, True)):
-        seen = look(folder / "report.html", width, dark)
-        assert (seen.errors, seen.overflow, len(seen.requests)) == ([], [], 1)
-        assert "By class" in seen.text
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["AP"]["AP"] == found["bbox"]["stats"]["AP"]
     state = torch.load(folder / "detector.pth", weights_only=True)
     assert {"backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.weight"} <= state.keys()
+    # Last: without a browser the rest of the test is skipped.
+    check_page(folder / "report.html", "By class")
 
 
 def test_refusals_name_the_thing_and_the_remedy(

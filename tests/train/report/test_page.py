@@ -1,6 +1,8 @@
 """The page that a run keeps up to date."""
 
 import json
+import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,16 @@ def test_a_process_of_its_own_draws_the_page_at_most_once_a_minute(tmp_path: Pat
     drawn._wait()
     assert "no step was taken" in (tmp_path / "report.html").read_text()
     (tmp_path / "report.html").unlink()
-    assert "jigsaws" in drawn.on_save(3, last=True)
+    drawn._drawn = -math.inf
+    assert "jigsaws" in drawn.on_save(3, last=False)
     drawn.write(3)
-    drawn.on_end(3)
-    assert (tmp_path / "report.html").exists() and len(list((tmp_path / "looks").iterdir())) == 2
+    drawing = drawn._drawing
+    recorded(drawn, tmp_path)
+    assert "jigsaws" in drawn.on_save(4, last=True)
+    drawn.write(4)
+    drawn.on_end(4)
+    assert drawing is not None and drawing.returncode == -signal.SIGTERM, "the end waits for an older page"
+    assert (tmp_path / "report.html").exists() and len(list((tmp_path / "looks").iterdir())) == 3
 
 
 def test_a_folder_that_is_no_run_gets_no_page(tmp_path: Path) -> None:
