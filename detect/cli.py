@@ -6,12 +6,12 @@ main = LazyGroup(
     package="jigsaw_pretrain.detect",
     help="Fine-tune a detector from a backbone and report AP: does the pre-training pay?",
     lazy={
-        "train": ("commands.train:train", "fine-tune a detector; also under torchrun"),
-        "eval": ("commands.eval:evaluate", "AP of a run, or of a COCO results file"),
-        "subset": ("commands.subset:write_subset", "some of the images as COCO annotations, for both stages"),
+        "train": ("commands.train:train", "Fine-tune a detector, also under torchrun."),
+        "eval": ("commands.eval:evaluate", "Print the AP of a run, or of a COCO results file."),
+        "subset": ("commands.subset:write_subset", "Write the annotations of some of the images, for both stages."),
         "compare": (
             "commands.compare:compare",
-            "pre-train, fine-tune and tabulate arms, or tabulate finished runs",
+            "Pre-train, fine-tune and tabulate arms, or tabulate finished runs.",
         ),
     },
 )

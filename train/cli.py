@@ -12,26 +12,26 @@ main = LazyGroup(
     package="jigsaw_pretrain.train",
     help="Pre-train a backbone on jigsaws of a prepped detection dataset (see `jigsaw-prep`).",
     lazy={
-        "pretrain": ("commands.pretrain:pretrain", "pre-train a backbone; also under torchrun"),
+        "pretrain": ("commands.pretrain:pretrain", "Pre-train a backbone, also under torchrun."),
         "estimate": (
             "commands.estimate:estimate",
-            "hours and GPU-days of a recipe on this machine, and what limits it",
+            "Forecast a recipe's hours and GPU-days here, and what limits it.",
         ),
-        "export": ("commands.export:export", "write the backbone's weights under another library's names"),
+        "export": ("commands.export:export", "Write the backbone's weights under another library's names."),
         "evaluate": (
             "commands.evaluate:evaluate",
-            "accuracy by region, group and class on a dataset's jigsaws",
+            "Print accuracy by region, group and class on a dataset's jigsaws.",
         ),
         "probe": (
             "commands.probe:probe",
-            "a linear probe of the features on held-out crops, beside random ones",
+            "Fit a linear probe on held-out crops, beside random weights.",
         ),
-        "preview": ("commands.preview:preview", "a sheet of jigsaws as the trainer sees them"),
-        "erf": ("commands.erf:erf", "the receptive field of any weights, drawn and in numbers"),
-        "report": ("commands.report:report", "one HTML page about a run, or several side by side"),
+        "preview": ("commands.preview:preview", "Draw a sheet of jigsaws as the trainer sees them."),
+        "erf": ("commands.erf:erf", "Draw the receptive field of any weights, and print its numbers."),
+        "report": ("commands.report:report", "Write one HTML page about a run, or several side by side."),
         "digest": (
             "commands.digest:digest",
-            "one line per step that says which crops and pixels a batch holds",
+            "Print a line per step that says which crops and pixels a batch holds.",
         ),
     },
 )

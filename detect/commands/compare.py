@@ -26,38 +26,71 @@ logger = logging.getLogger(__name__)
 
 @click.command(cls=Command)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the comparison: tables, curves, all its runs.")
-@click.option("--annotations", help="What to fine-tune on, as prep takes it.")
-@click.option("--images", help="Their images: a folder, zip or tar; a path or a URL.")
-@click.option("--val-annotations", help="What to report AP on.")
-@click.option("--val-images", help="Images of --val-annotations.")
 @click.option(
-    "--val-split", metavar="NAME", help="Split of --val-annotations, where --split names that of the training images."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the comparison to this folder: tables, curves and all its runs.",
+)
+@click.option("--annotations", help="Fine-tune on these annotations, of any kind that prep takes.")
+@click.option("--images", help="Look for their images here: a folder, zip or tar; a path or a URL.")
+@click.option("--val-annotations", help="Report AP on these annotations, of any kind that prep takes.")
+@click.option("--val-images", help="Look for the images of --val-annotations here.")
+@click.option(
+    "--val-split",
+    metavar="NAME",
+    help="Use this split of --val-annotations, where --split names that of the training images.",
 )
 @reads.reading
-@click.option("--data", help="What `jigsaw-prep shards` made of the same annotations, to pre-train on.")
+@click.option("--data", help="Pre-train on this dataset, which `jigsaw-prep shards` made of the same annotations.")
 @click.option(
     "--arms",
     default="scratch,jigsaw",
     show_default=True,
-    help=f"Comma-separated: TOML files of your own, and {', '.join(ARMS)}.",
+    help=f"Compare these arms, separated by commas: TOML files of your own, and {', '.join(ARMS)}.",
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Number of seeds, counted from 0.")
-@click.option("--rates", default="0.01,0.02,0.04", show_default=True, help="Learning rates of the sweep, for batch 16.")
-@click.option("--recipe", help="Recipe of the detector: a TOML file, or a name such as detect-paper.")
 @click.option(
-    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of the detector's recipe."
+    "--seeds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Train each arm with this many seeds, counted from 0.",
 )
-@click.option("--pretrain-recipe", help="Recipe of the pre-training: a TOML file, or a name such as paper-r50.")
 @click.option(
-    "--pretrain-set", "pretrain_sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of its recipe."
+    "--rates",
+    default="0.01,0.02,0.04",
+    show_default=True,
+    help="Try these learning rates in the sweep. They are stated for batch 16.",
 )
-@click.option("--imagenet", type=click.Path(path_type=Path), help="Weights file of one more arm.")
-@click.option("--budget", type=click.FloatRange(min=0), help="Stop after this many seconds; call again to continue.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
-@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="GPUs (ranks) per training.")
+@click.option("--recipe", help="Take this recipe for the detector: a TOML file, or a name such as detect-paper.")
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a key of the detector's recipe. The option may be given several times.",
+)
+@click.option(
+    "--pretrain-recipe", help="Take this recipe for the pre-training: a TOML file, or a name such as paper-r50."
+)
+@click.option(
+    "--pretrain-set",
+    "pretrain_sets",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a key of the pre-training's recipe. The option may be given several times.",
+)
+@click.option("--imagenet", type=click.Path(path_type=Path), help="Add an arm that begins from this weights file.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), help="Stop after this many seconds. Call the command again to continue."
+)
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(0), help="Read images in this many processes."
+)
+@click.option(
+    "--gpus", default=1, show_default=True, type=click.IntRange(1), help="Train on this many GPUs (ranks) at a time."
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Run on this device."
 )
 def compare(
     runs: tuple[Path, ...],
@@ -82,7 +115,7 @@ def compare(
     gpus: int,
     device: str,
 ) -> None:
-    """Tabulate RUNs, or (with --out and the data's options) run and tabulate a whole comparison."""
+    """Tabulate finished RUNs, or run and tabulate a whole comparison, with --out and the options of the data."""
     if runs:
         from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
         from jigsaw_pretrain.detect.comparison.results import read_result

@@ -23,23 +23,35 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", cls=Command)
-@click.option("--run", help="Folder or URL of a finished run of `detect train`.")
+@click.option("--run", help="Evaluate this finished run of `detect train`, a folder or a URL.")
 @click.option(
-    "--results", type=click.Path(path_type=Path), help="A COCO results file, in place of --run; needs --annotations."
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Evaluate this COCO results file in place of --run. It needs --annotations.",
 )
-@click.option("--annotations", help="Ground truth, as prep takes it. [default: the run's own validation set]")
-@click.option("--images", help="Their images: a folder, zip or tar; a path or a URL.")
+@click.option(
+    "--annotations", help="Take this ground truth, of any kind that prep takes. [default: the run's own validation set]"
+)
+@click.option("--images", help="Look for their images here: a folder, zip or tar; a path or a URL.")
 @reads.reading
 @click.option(
-    "--backbone", help="Refuse the run unless this is its backbone; lets one of your own (module:callable) run."
+    "--backbone",
+    help="Refuse the run unless this is its backbone. One of your own (module:callable) runs only where it "
+    "is named here.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files. [default: the run's]")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the files to this folder. [default: the run's]")
 @click.option(
-    "--kind", default="bbox", show_default=True, type=click.Choice(["bbox", "segm"]), help="Kind of --results."
+    "--kind",
+    default="bbox",
+    show_default=True,
+    type=click.Choice(["bbox", "segm"]),
+    help="Say what --results holds: boxes (bbox) or masks (segm).",
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+    "--workers", default=2, show_default=True, type=click.IntRange(0), help="Read images in this many processes."
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Run on this device."
 )
 def evaluate(
     run: str | None,
@@ -53,7 +65,7 @@ def evaluate(
     workers: int,
     device: str,
 ) -> None:
-    """AP by size and class of a run or of a results file."""
+    """Print the AP, by size and class, of a run or of a results file; a run gets its files and page anew."""
     if (run is None) == (results is None):
         raise UserError("give either --run RUN or --results FILE")
     if results is not None and annotations is None:

@@ -20,9 +20,13 @@ from jigsaw_pretrain.storage import publish_locally
 @reads.annotations
 @reads.images
 @reads.reading
-@click.option("--images-limit", required=True, type=click.IntRange(1), help="Number of images.")
-@click.option("--subset-seed", default=0, show_default=True, help="Seed of which images these are.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="COCO JSON to write.")
+@click.option("--images-limit", required=True, type=click.IntRange(1), help="Keep this many images.")
+@click.option(
+    "--subset-seed", default=0, show_default=True, help="Draw the images from this seed; another one draws others."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Write the COCO JSON to this file."
+)
 def write_subset(
     annotations: str, images: str, reading: Reading, images_limit: int, subset_seed: int, out: Path
 ) -> None:

@@ -47,39 +47,50 @@ SHORT = {
 @click.command(cls=Command)
 @reads.annotations
 @reads.images
-@click.option("--val-annotations", help="Annotations to report AP on.")
-@click.option("--val-images", help="Images of --val-annotations.")
+@click.option("--val-annotations", help="Report AP on these annotations, of any kind that prep takes.")
+@click.option("--val-images", help="Look for the images of --val-annotations here.")
 @click.option(
-    "--val-split", metavar="NAME", help="Split of --val-annotations, where --split names that of the training images."
+    "--val-split",
+    metavar="NAME",
+    help="Use this split of --val-annotations, where --split names that of the training images.",
 )
 @reads.reading
-@click.option("--run", required=True, help="Folder or URL of the run; created if it does not exist.")
+@click.option("--run", required=True, help="Write the run to this folder or URL, which is made if it does not exist.")
 @click.option(
     "--init",
     default="scratch",
     show_default=True,
-    help="What the backbone begins as: scratch, a weights file, or a run's folder.",
+    help="Begin from this backbone: scratch, a weights file, or a run's folder.",
 )
 @click.option(
     "--recipe",
     metavar="FILE",
-    help="TOML file, or a recipe of the program's: detect-sample, detect-paper. [default: the Jigsaw paper's]",
+    help="Take this recipe: a TOML file, or one that comes with the program (detect-sample, detect-paper). "
+    "[default: the Jigsaw paper's]",
 )
-@click.option("--model", type=click.Choice(choices(DetectorName)), help="Short for --set model.name=...")
-@click.option("--backbone", help="Short for --set model.backbone=...")
-@click.option("--norm", type=click.Choice(choices(DetectorNorm)), help="Short for --set model.norm=...")
-@click.option("--freeze", type=click.Choice(choices(Freeze)), help="Short for --set model.freeze=...")
-@click.option("--schedule", type=click.Choice(choices(Schedule)), help="Short for --set optim.schedule=...")
-@click.option("--precision", type=click.Choice(choices(DetectorPrecision)), help="Short for --set run.precision=...")
-@click.option("--seed", type=int, help="Short for --set data.seed=...")
-@click.option("--images-limit", type=click.IntRange(1), help="Short for --set data.images_limit=...")
-@click.option("--subset-seed", type=int, help="Short for --set data.subset_seed=...")
+@click.option("--model", type=click.Choice(choices(DetectorName)), help="This is short for --set model.name=...")
+@click.option("--backbone", help="This is short for --set model.backbone=...")
+@click.option("--norm", type=click.Choice(choices(DetectorNorm)), help="This is short for --set model.norm=...")
+@click.option("--freeze", type=click.Choice(choices(Freeze)), help="This is short for --set model.freeze=...")
+@click.option("--schedule", type=click.Choice(choices(Schedule)), help="This is short for --set optim.schedule=...")
 @click.option(
-    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one key of the recipe; repeatable."
+    "--precision", type=click.Choice(choices(DetectorPrecision)), help="This is short for --set run.precision=..."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Processes that read images.")
+@click.option("--seed", type=int, help="This is short for --set data.seed=...")
+@click.option("--images-limit", type=click.IntRange(1), help="This is short for --set data.images_limit=...")
+@click.option("--subset-seed", type=int, help="This is short for --set data.subset_seed=...")
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Device to run on."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override one key of the recipe. The option may be given several times.",
+)
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(0), help="Read images in this many processes."
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(options.DEVICES), help="Run on this device."
 )
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
 @click.option("--stop-after", type=click.IntRange(1), help="Stop at this step; the schedule stays as it is.")
@@ -87,7 +98,7 @@ SHORT = {
     "--log",
     multiple=True,
     type=click.Choice([*NAMES, "none"]),
-    help="Also log numbers there; repeatable. [default: tensorboard, where it is installed]",
+    help="Also log numbers there. The option may be given several times. [default: tensorboard, where it is installed]",
 )
 def train(
     annotations: str,

@@ -15,43 +15,47 @@ annotations = click.option(
     "--annotations",
     required=True,
     metavar="FILE",
-    help="COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; a path or a URL.",
+    help="Read the annotations in FILE: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO "
+    "txt or MOT files; a path or a URL.",
 )
 images = click.option(
     "--images",
     required=True,
     metavar="DIR",
-    help="What the file names are relative to: a folder, zip or tar; a path or a URL.",
+    help="Look for the images in DIR, which their file names are relative to: a folder, zip or tar; a path or a URL.",
 )
 exif = click.option(
     "--exif",
     type=click.Choice(("ignore", "apply")),
     default="ignore",
     show_default=True,
-    help="ignore: boxes refer to stored pixels (COCO). apply: boxes were drawn on upright pictures.",
+    help="ignore takes the boxes as drawn on the stored pixels (COCO), apply as drawn on upright pictures.",
 )
 ignored = click.option(
     "--ignored",
     type=click.Choice(("skip", "use")),
     default="skip",
     show_default=True,
-    help="What the annotations mark as ignored (COCO's and CrowdHuman's `ignore`, VOC's `difficult`, MOT's flag 0). "
-    "skip: no object, no background over it, in AP as COCO's crowd. use: an object as any other.",
+    help="Say what becomes of objects that are marked as ignored (COCO's and CrowdHuman's `ignore`, VOC's "
+    "`difficult`, MOT's flag 0). skip makes them no object, cuts no background over them, and takes "
+    "them in AP as COCO's crowd. use takes them as any other object.",
 )
 split = click.option(
-    "--split", metavar="NAME", help="The split of a YOLO or VOC dataset to use, such as train; all images by default."
+    "--split",
+    metavar="NAME",
+    help="Use this split of a YOLO or VOC dataset, such as train. All images are used by default.",
 )
 voc_origin = click.option(
     "--voc-origin",
     type=click.IntRange(0, 1),
-    help="From which number Pascal VOC files count pixels; found out by default, and told.",
+    help="Count the pixels of Pascal VOC files from this number. By default it is found out and told.",
 )
 nodata = click.option(
     "--nodata",
     metavar="VALUE",
-    help="What marks missing data in float images, such as -9999 or nan, beside the value that GDAL's tag says: left "
-    "out of mean and std, and filled by the image's mean. none: every value was measured. By default a value that "
-    "looks like it is refused, with its name.",
+    help="Take VALUE, such as -9999 or nan, for missing data in float images, beside the value that GDAL's "
+    "tag says. It is left out of mean and std, and the image's mean fills it. none says that every "
+    "value was measured. By default a value that looks like missing data is refused and named.",
 )
 
 

@@ -64,12 +64,15 @@ class Finding:
 @reads.annotations
 @reads.images
 @reads.each
-@click.option("--seed", default=0, show_default=True, help="Seed of the plan that is summarised.")
+@click.option("--seed", default=0, show_default=True, help="Summarise the plan of this seed.")
 @click.option("--deep", is_flag=True, help="Decode every image, not only its header.")
 @click.option("--all", "whole", is_flag=True, help=f"Name all that a finding is about, not only {EXAMPLES} of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of tables.")
 def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as_json: bool, **shaping: Any) -> None:
-    """Say what is wrong with a dataset before any work. Exit 0: clean; 1: warnings; 2: cannot be prepped."""
+    """Say what is wrong with a dataset before any work.
+
+    The exit status is 0 of a clean dataset, 1 of one with warnings, and 2 of one that cannot be prepped.
+    """
     findings: list[Finding] = []
     summary: Summary | None = None
     try:

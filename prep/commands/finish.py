@@ -13,10 +13,10 @@ from jigsaw_pretrain.storage import redacted
 
 
 @click.command("finish", cls=Command)
-@click.option("--out", required=True, metavar="OUT", help="What the tasks wrote to: a folder or a URL.")
+@click.option("--out", required=True, metavar="OUT", help="Finish what the tasks wrote to OUT, a folder or a URL.")
 @options.max_skipped
 def finish_command(out: str, max_skipped: float) -> None:
-    """Make the manifests once all tasks of an array job are done. Needs the output alone; may be run again."""
+    """Make the manifests once all tasks of an array job are done. It needs the output alone and may be run again."""
     begun = time.monotonic()
     console = Console()
     with one_line_errors(out):

@@ -7,8 +7,10 @@ from jigsaw_pretrain.prep.report.page import report as write_report
 
 
 @click.command(cls=Command)
-@click.option("--out", required=True, metavar="OUT", help="The dataset: a folder or a URL, as given to `shards`.")
-@click.option("--file", "name", default="report.html", show_default=True, help="The page, below OUT.")
+@click.option(
+    "--out", required=True, metavar="OUT", help="Show the dataset in OUT, a folder or a URL, as given to `shards`."
+)
+@click.option("--file", "name", default="report.html", show_default=True, help="Write the page to this file below OUT.")
 def report(out: str, name: str) -> None:
     """Write one HTML page about a prepped dataset: contact sheets, shapes, classes, what was skipped."""
     click.echo(write_report(out, name))

@@ -20,7 +20,7 @@ from jigsaw_pretrain.storage import Storage, redacted
 
 
 @click.command("retry-skipped", cls=Command)
-@click.option("--out", required=True, metavar="OUT", help="The output, finished or not.")
+@click.option("--out", required=True, metavar="OUT", help="Try again what was skipped in OUT, finished or not.")
 @reads.annotations
 @reads.images
 @options.workers

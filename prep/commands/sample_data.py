@@ -14,10 +14,14 @@ from jigsaw_pretrain.prep.sample.sprites import SPRITES
 
 @click.command(cls=Command)
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to fill with images/ and annotations.json."
+    "--out", required=True, type=click.Path(path_type=Path), help="Fill this folder with images/ and annotations.json."
 )
-@click.option("--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="Number of images.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Another seed draws other images.")
+@click.option(
+    "--images", default=240, show_default=True, type=click.IntRange(1, 100_000), help="Draw this many images."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Draw the images from this seed; another one draws others."
+)
 def sample_data(out: Path, images: int, seed: int) -> None:
     """Draw a small detection dataset of twelve classes and write OUT/images/ and OUT/annotations.json."""
     console = Console(stderr=True)

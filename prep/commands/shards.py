@@ -29,42 +29,51 @@ from jigsaw_pretrain.storage import redacted
 @click.command(cls=Command)
 @reads.annotations
 @reads.images
-@click.option("--out", required=True, metavar="OUT", help="Where shards/ and manifests/ go: a folder or a URL.")
-@click.option("--seed", default=0, show_default=True, help="Decides every random choice.")
+@click.option("--out", required=True, metavar="OUT", help="Write shards/ and manifests/ to OUT, a folder or a URL.")
+@click.option("--seed", default=0, show_default=True, help="Draw every random choice from this seed.")
 @click.option(
     "--negatives-per-positive",
     type=click.FloatRange(0, 100),
     default=0.1,
     show_default=True,
-    help="Background crops for each object crop; 0 for none (federated labels such as LVIS's).",
+    help="Cut this many background crops for each object crop. 0 cuts none, as federated labels such as "
+    "LVIS's ask for.",
 )
 @click.option(
     "--context",
     type=click.FloatRange(1, 10),
     default=2.0,
     show_default=True,
-    help="How many times as wide and as high an enlarged box may become.",
+    help="Enlarge boxes to at most this many times their width and height.",
 )
 @click.option(
     "--context-at",
     type=click.Choice(CONTEXT_AT),
     default="prep",
     show_default=True,
-    help="Who draws how far each box is enlarged. prep: once, for all (the paper). train: the trainer, anew each time "
-    "a crop is drawn; shards then hold each object with all of the context.",
+    help="Say who draws how far each box is enlarged. prep draws it once, for all, as in the paper. train "
+    "draws it anew each time a crop is used; shards then hold each object with all of the context.",
 )
 @click.option(
-    "--crops-per-part", type=click.IntRange(1), default=4000, show_default=True, help="Maximum crops per part."
+    "--crops-per-part",
+    type=click.IntRange(1),
+    default=4000,
+    show_default=True,
+    help="Put at most this many crops into a part.",
 )
 @click.option(
-    "--jpeg-quality", type=click.IntRange(1, 100), default=95, show_default=True, help="JPEG quality of the crops."
+    "--jpeg-quality",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    help="Encode the crops as JPEG of this quality.",
 )
 @click.option(
     "--subsampling",
     type=click.Choice(SUBSAMPLINGS),
     default="444",
     show_default=True,
-    help="Chroma subsampling of the crops.",
+    help="Encode the crops with this chroma subsampling.",
 )
 @reads.each
 @click.option(
@@ -72,33 +81,36 @@ from jigsaw_pretrain.storage import redacted
     type=click.Choice(ENCODINGS),
     default="pixels",
     show_default=True,
-    help="pixels: decode the image, encode the crops. lossless: cut JPEGs along their own blocks (needs turbojpeg; of "
-    "8-bit RGB only).",
+    help="pixels decodes the image and encodes the crops. lossless cuts JPEGs along their own blocks; it "
+    "needs turbojpeg and takes 8-bit RGB only.",
 )
 @click.option(
     "--pixels",
     default=AUTO,
     show_default=True,
     metavar="FORMAT",
-    help="Pixel format of the crops. auto: as the images have them. rgb8: 8-bit RGB as JPEG. Else channels and type "
-    "(uint8, uint16, float32), such as 1xuint16 or 6xfloat32, kept losslessly as PNG or npy.",
+    help="Store the crops in this pixel format. auto keeps the images' own; rgb8 makes 8-bit RGB as JPEG. "
+    "Channels and type (uint8, uint16, float32), such as 1xuint16 or 6xfloat32, are kept losslessly "
+    "as PNG or npy.",
 )
 @options.workers
 @options.scheduler
 @click.option("--task-index", type=click.IntRange(0), help="Cut one share of the parts, as this task of an array job.")
 @click.option(
-    "--task-count", type=click.IntRange(1), help="Number of tasks; run `prep finish` once all of them are done."
+    "--task-count",
+    type=click.IntRange(1),
+    help="Share the parts among this many tasks. Run `prep finish` once all of them are done.",
 )
 @options.max_skipped
 @click.option("--overwrite", is_flag=True, help="Remove what prep wrote to OUT before, and start anew.")
 @click.option(
     "--recipe",
     metavar="FILE",
-    help="The recipe that training will use, for the plan's table of slots. [default: the one that prep fits to the "
-    "dataset and writes to OUT/recipe.toml]",
+    help="Fill the plan's table of slots by this recipe, which training will use. [default: the one that "
+    "prep fits to the dataset and writes to OUT/recipe.toml]",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print the plan's tables and recipe.toml with its reasons; write nothing."
+    "--dry-run", is_flag=True, help="Print the plan's tables and recipe.toml with its reasons, and write nothing."
 )
 def shards(
     annotations: str,

@@ -15,18 +15,21 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 @options.annotations
 @options.images
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write train.json and val.json to."
+    "--out", required=True, type=click.Path(path_type=Path), help="Write train.json and val.json to this folder."
 )
-@click.option("--share", type=Share(), default="10%", show_default=True, help="Share of the images to validate on.")
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other images.")
+@click.option("--share", type=Share(), default="10%", show_default=True, help="Validate on this share of the images.")
+@click.option("--seed", default=0, show_default=True, help="Draw the images from this seed; another one draws others.")
 @click.option(
     "--group",
     metavar="KEY",
-    help="What stays together: `folder` for the images of one folder, or a key of COCO's image entries, such as "
-    "video_id; every image alone by default.",
+    help="Keep together what is alike. `folder` keeps the images of one folder together, a key of COCO's "
+    "image entries, such as video_id, those that have the same value. By default every image stands "
+    "alone.",
 )
 @click.option(
-    "--val-list", type=click.Path(path_type=Path), help="File with one image name per line to validate on; no draw."
+    "--val-list",
+    type=click.Path(path_type=Path),
+    help="Validate on the images that FILE names, one per line, and draw none.",
 )
 @options.exif
 @options.voc_origin

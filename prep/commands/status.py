@@ -16,9 +16,9 @@ from jigsaw_pretrain.storage import redacted
 
 
 @click.command(cls=Command)
-@click.option("--out", required=True, metavar="OUT", help="The output: a folder or a URL.")
+@click.option("--out", required=True, metavar="OUT", help="Look at what prep has written to OUT, a folder or a URL.")
 def status(out: str) -> None:
-    """How far a run is: parts done, running and failed, speed, time left."""
+    """Show how far a run is: the parts done, running and failed, the speed and the time left."""
     with one_line_errors(out):
         found = records.status(out)
     listing = Table(title=plain(redacted(out)), show_header=False, title_justify="left")

@@ -19,13 +19,16 @@ from jigsaw_pretrain.storage import redacted
 
 
 @click.command(cls=Command)
-@click.option("--out", required=True, metavar="OUT", help="The dataset: a folder or a URL.")
+@click.option("--out", required=True, metavar="OUT", help="Check the dataset in OUT, a folder or a URL.")
 @click.option("--repair", is_flag=True, help="Cut damaged parts again, and make the manifests again.")
 @options.again_annotations
 @options.again_images
 @options.workers
 def verify(out: str, repair: bool, annotations: str | None, images: str | None, workers: int | None) -> None:
-    """Hash every shard, decode every crop, and compare the manifests. Exit 0: whole; 1: damaged."""
+    """Hash every shard, decode every crop, and compare the manifests.
+
+    The exit status is 0 of a whole dataset, and 1 of a damaged one.
+    """
     console = Console()
     shown = plain(redacted(out))
     with one_line_errors(out):

@@ -10,14 +10,21 @@ from jigsaw_pretrain.train.commands.options import read_options, read_options_fr
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="OUT",
+    help="Read the dataset in OUT, a folder or URL that `jigsaw-prep shards` wrote.",
+)
 @recipe_options
-@click.option("--steps", default=4, show_default=True, help="Number of steps to print.")
-@click.option("--from-step", default=0, show_default=True, help="First step to print.")
-@click.option("--world", default=1, show_default=True, help="Number of ranks to simulate.")
-@click.option("--workers", default=0, show_default=True, help="Worker processes of each rank.")
+@click.option("--steps", default=4, show_default=True, help="Print this many steps.")
+@click.option("--from-step", default=0, show_default=True, help="Begin with this step.")
+@click.option("--world", default=1, show_default=True, help="Simulate this many ranks.")
+@click.option("--workers", default=0, show_default=True, help="Read each rank's data in this many processes.")
 @read_options
-@click.option("--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="How workers are started.")
+@click.option(
+    "--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), help="Start the workers in this way."
+)
 def digest(
     data: str,
     recipe: str | None,

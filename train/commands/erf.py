@@ -17,11 +17,24 @@ from jigsaw_pretrain.train.report.fields import RANDOM
 
 
 @click.command(cls=Command)
-@click.option("--weights", required=True, multiple=True, help=f"Weights file, RUN, or `{RANDOM}`; repeatable.")
-@click.option("--data", required=True, metavar="OUT", help="Prepped dataset whose jigsaws are used.")
-@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="Number of jigsaws.")
+@click.option(
+    "--weights",
+    required=True,
+    multiple=True,
+    help=f"Measure this weights file or run, or `{RANDOM}` for new weights. The option may be given several times.",
+)
+@click.option("--data", required=True, metavar="OUT", help="Measure on jigsaws of this dataset.")
+@click.option(
+    "--count", default=16, show_default=True, type=click.IntRange(1, 4096), help="Measure on this many jigsaws."
+)
 @recipe_options
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("erf.html"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("erf.html"),
+    show_default=True,
+    help="Write the HTML page to this file.",
+)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
 )

@@ -19,18 +19,29 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="OUT",
+    help="Read the dataset in OUT, a folder or URL that `jigsaw-prep shards` wrote.",
+)
 @recipe_options
 @read_options
-@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Steps to time.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
+@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Time this many steps.")
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Read data in this many processes per rank.",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Train on this device.")
 @click.option(
     "--compile",
     "compiling",
     default="auto",
     type=click.Choice(choices(Compile)),
-    help="Use torch.compile; auto: on GPUs.",
+    help="Use torch.compile, or not. auto uses it on GPUs.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."

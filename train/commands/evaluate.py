@@ -15,17 +15,27 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backb
 
 
 @click.command(cls=Command)
-@click.option("--run", required=True, help="Folder or URL of the run.")
+@click.option("--run", required=True, help="Take the run in this folder or URL.")
 @own_backbone
-@click.option("--data", required=True, metavar="OUT", help="Dataset to evaluate on, with the run's classes.")
+@click.option("--data", required=True, metavar="OUT", help="Evaluate on this dataset, which has the run's classes.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
-@click.option("--jigsaws", type=click.IntRange(min=1), help="Number of jigsaws. [default: one pass, at most 4,096]")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Jigsaws per forward pass.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes.")
+@click.option(
+    "--jigsaws", type=click.IntRange(min=1), help="Evaluate on this many jigsaws. [default: one pass, at most 4,096]"
+)
+@click.option(
+    "--batch",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Put this many jigsaws into a forward pass.",
+)
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Read data in this many processes."
+)
 @read_options
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to run on.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Run on this device.")
 def evaluate(
     run: str,
     data: str,

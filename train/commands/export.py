@@ -12,19 +12,29 @@ from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
 
 
 @click.command(cls=Command)
-@click.option("--run", required=True, help="Folder or URL of the run.")
-@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Library that will load the weights.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--run", required=True, help="Take the run in this folder or URL.")
+@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Write the weights for this library.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Write the weights to this file."
+)
 @click.option("--backbone", help="Refuse the run unless its backbone has this name.")
 @click.option(
     "--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Measure batch norm anew on N jigsaws."
 )
-@click.option("--data", metavar="OUT", help="Dataset of the run, for --recalibrate-bn.")
+@click.option("--data", metavar="OUT", help="Measure on this dataset, the run's own, with --recalibrate-bn.")
 @click.option(
-    "--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes, for --recalibrate-bn."
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Read data in this many processes, with --recalibrate-bn.",
 )
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device, for --recalibrate-bn."
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(DEVICES),
+    help="Measure on this device, with --recalibrate-bn.",
 )
 def export(
     run: str,

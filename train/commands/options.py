@@ -16,8 +16,8 @@ from jigsaw_pretrain.train.recipe import Device
 DEVICES = choices(Device)
 
 RECIPE = (
-    "TOML file or its URL, such as OUT/recipe.toml, which prep fits to the dataset; or a recipe that comes with the "
-    "program: sample, paper-r50. [default: the paper's]"
+    "Take this recipe: a TOML file or its URL, such as OUT/recipe.toml, which prep fits to the dataset, or one that "
+    "comes with the program (sample, paper-r50). [default: the paper's]"
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ def recipe_options(command: F) -> F:
         "settings",
         multiple=True,
         metavar="SECTION.KEY=VALUE",
-        help="Override one key of the recipe; repeatable.",
+        help="Override one key of the recipe. The option may be given several times.",
     )
     return file(settings(command))
 
@@ -53,13 +53,19 @@ def read_options(command: F) -> F:
     """Add the options of ReadOptions to a click command, as the keyword arguments that ``read_options_from`` takes."""
     retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)
     options = (
-        click.option("--cache", type=click.Path(path_type=Path), help="Cache folder of shards, for --data URL."),
         click.option(
-            "--cache-bytes", type=ByteCount(), help="Size of the cache, such as 200G. [default: half the free disk]"
+            "--cache",
+            type=click.Path(path_type=Path),
+            help="Keep fetched shards in this folder, where --data is a URL.",
+        ),
+        click.option(
+            "--cache-bytes",
+            type=ByteCount(),
+            help="Let the cache grow to this size, such as 200G. [default: half the free disk]",
         ),
         click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file instead of the cache."),
         click.option(
-            "--read-retries", default=5, show_default=True, type=retries, help="How often to repeat a failed read."
+            "--read-retries", default=5, show_default=True, type=retries, help="Repeat a failed read this many times."
         ),
         click.option(
             "--read-timeout",
@@ -73,7 +79,7 @@ def read_options(command: F) -> F:
             default="stop",
             show_default=True,
             type=bad,
-            help="What to do with a missing or corrupt shard.",
+            help="Stop at a missing or corrupt shard, or skip it.",
         ),
     )
     for option in reversed(options):

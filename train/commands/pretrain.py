@@ -24,15 +24,20 @@ logger = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@click.option("--run", required=True, help="Folder or URL of the run; created if it does not exist.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="OUT",
+    help="Read the dataset in OUT, a folder or URL that `jigsaw-prep shards` wrote.",
+)
+@click.option("--run", required=True, help="Write the run to this folder or URL, which is made if it does not exist.")
 @recipe_options
-@click.option("--balance", type=click.Choice(choices(Balance)), help="Short for --set data.balance=...")
-@click.option("--neck", type=click.Choice(choices(Neck)), help="Short for --set model.neck=...")
+@click.option("--balance", type=click.Choice(choices(Balance)), help="This is short for --set data.balance=...")
+@click.option("--neck", type=click.Choice(choices(Neck)), help="This is short for --set model.neck=...")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint, or begin.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop at this step; the schedule stays as it is.")
-@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints to keep. [default: run.keep_checkpoints]")
-@click.option("--val-data", metavar="OUT2", help="Held-out dataset with the same classes, to validate on.")
+@click.option("--keep", type=click.IntRange(min=1), help="Keep this many checkpoints. [default: run.keep_checkpoints]")
+@click.option("--val-data", metavar="OUT2", help="Validate on OUT2, a dataset of other images with the same classes.")
 @click.option(
     "--val-every",
     default=0,
@@ -41,23 +46,34 @@ logger = logging.getLogger(__name__)
     help="Validate every STEPS steps. [default: 20 times per run]",
 )
 @read_options
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Data processes per rank.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to train on.")
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Read data in this many processes per rank.",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Train on this device.")
 @click.option(
     "--compile",
     "compiling",
     default="auto",
     show_default=True,
     type=click.Choice(choices(Compile)),
-    help="Use torch.compile; auto: on GPUs.",
+    help="Use torch.compile, or not. auto uses it on GPUs.",
 )
-@click.option("--deterministic", is_flag=True, help="Same bits on the same GPU every time, or an error; slower.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Compute the same bits on the same GPU every time, or end with an error. This is slower.",
+)
 @click.option("--page/--no-page", default=True, show_default=True, help="Keep RUN/report.html up to date.")
 @click.option(
     "--log",
     multiple=True,
     type=click.Choice([*NAMES, "none"]),
-    help="Also log numbers and pictures there; repeatable. [default: tensorboard, where it is installed]",
+    help="Also log numbers and pictures there. The option may be given several times. [default: "
+    "tensorboard, where it is installed]",
 )
 @click.option("--log-digest", is_flag=True, help="Write each batch's digest to RUN/digest.txt (see `digest`).")
 def pretrain(
@@ -81,7 +97,7 @@ def pretrain(
     val_every: int,
     **access_settings: Any,
 ) -> None:
-    """Pre-train a backbone; also under `torchrun --nproc-per-node N -m train -- pretrain ...`.
+    """Pre-train a backbone, also under `torchrun --nproc-per-node N -m train -- pretrain ...`.
 
     The two dashes keep torchrun from taking --run for an option of its own.
     Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0. Continue with --resume.

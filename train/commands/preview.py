@@ -14,9 +14,16 @@ from jigsaw_pretrain.train.report import sheet
 
 
 @click.command(cls=Command)
-@click.option("--data", required=True, metavar="OUT", help="Folder or URL that `jigsaw-prep shards` wrote.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Picture to write.")
-@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 400), help="Number of jigsaws.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="OUT",
+    help="Read the dataset in OUT, a folder or URL that `jigsaw-prep shards` wrote.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Write the picture to this file."
+)
+@click.option("--count", default=16, show_default=True, type=click.IntRange(1, 400), help="Draw this many jigsaws.")
 @recipe_options
 @read_options
 def preview(

@@ -15,17 +15,26 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backb
 
 
 @click.command(cls=Command)
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Probe the run in this folder.")
 @own_backbone
-@click.option("--data", required=True, metavar="OUT2", help="Prepped dataset of other images than the run's.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="OUT2",
+    help="Fit and judge the probe on this dataset, of other images than the run's.",
+)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
 @click.option(
-    "--crops", default=20_000, show_default=True, type=click.IntRange(min=16), help="Maximum number of crops."
+    "--crops", default=20_000, show_default=True, type=click.IntRange(min=16), help="Use at most this many crops."
 )
-@click.option("--side", type=click.IntRange(min=8), help="Side of warped crops, pixels. [default: the large region's]")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to run on.")
+@click.option(
+    "--side",
+    type=click.IntRange(min=8),
+    help="Warp the crops to squares of this side, in pixels. [default: the large region's]",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Run on this device.")
 def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | None, device: str) -> None:
     """Fit a linear probe on features of held-out crops, of the run and of a randomly initialised backbone."""
     check_run(str(run))

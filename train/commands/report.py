@@ -12,12 +12,17 @@ from jigsaw_pretrain.train.engine.run_folder import RunFolder
 
 @click.command(cls=Command)
 @click.option(
-    "--run", "runs", required=True, multiple=True, type=click.Path(path_type=Path), help="Run folder; repeatable."
+    "--run",
+    "runs",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Show the run in this folder. The option may be given several times.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="HTML page to write. [default: RUN/report.html; compare.html for several]",
+    help="Write the HTML page to this file. [default: RUN/report.html; compare.html for several]",
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about a run, or several side by side."""
