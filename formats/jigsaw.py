@@ -32,7 +32,10 @@ WIDE_ABOVE = 1.5
 REGIONS = ("S-small", "W", "T", "S-large")
 REGION_GROUPS = ("S", "W", "T", "S")
 
-GROUP_WORDS = {"S": "S (square)", "T": "T (tall)", "W": "W (wide)"}
+SHAPES = {"S": "square", "T": "tall", "W": "wide"}
+"""The groups in everyday words, for the screen."""
+
+GROUP_WORDS = {group: f"{group} ({shape})" for group, shape in SHAPES.items()}
 
 NARROW_TO_WIDE = ("T", "S", "W")
 
@@ -170,17 +173,17 @@ class SlotPlan:
         for group in GROUPS:
             if not self.counts.get(group):
                 other = stand_in(group, self.counts)
-                lines.append(f"group {GROUP_WORDS[group]} has no crops: its slots take {other} crops instead")
+                lines.append(f"no crops are {SHAPES[group]}: {SHAPES[other]} ones fill their place in each jigsaw")
         for feed in self.feeds:
             if feed.topped_up_from:
                 lines.append(
-                    f"group {GROUP_WORDS[feed.group]} is thin ({self.counts[feed.group]:,} crops): it fills "
-                    f"{float(feed.share):.2%} of its slots and {feed.topped_up_from} crops the others, so that none of "
-                    f"its crops is drawn more than {self.max_repeat} times as often as one of the best-supplied group"
+                    f"few crops are {SHAPES[feed.group]} ({self.counts[feed.group]:,}): they fill "
+                    f"{float(feed.share):.2%} of their places and {SHAPES[feed.topped_up_from]} crops the others, so "
+                    f"that none is drawn more than {self.max_repeat} times as often as one of the commonest shape"
                 )
         if lines:
-            shares = ", ".join(f"{group} {share:.1%}" for group, share in self.shares().items())
-            lines.append(f"effective shares of the crops drawn: {shares}")
+            shares = ", ".join(f"{SHAPES[group]} {share:.1%}" for group, share in self.shares().items())
+            lines.append(f"shares of the crops drawn: {shares}")
         return lines
 
 

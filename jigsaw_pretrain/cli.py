@@ -10,6 +10,9 @@ import importlib
 import io
 import logging
 import os
+import re
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -38,6 +41,38 @@ def is_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def as_typed(text: str) -> str:
+    """A text whose commands of this project (``jigsaw-prep ...``) can be typed where this process was started.
+
+    They lie beside Python, where an environment that was not activated does not let the shell find them.
+    """
+    return _PROGRAM.sub(lambda found: _as_found(found[0]), text)
+
+
+_PROGRAM = re.compile(r"(?<![\w./-])jigsaw-(?:prep|train|detect)(?![\w-])")
+
+
+def _as_found(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    if shutil.which(name) or not path.exists():
+        return name
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def tell_next(*steps: tuple[str, Sequence[str]]) -> None:
+    """Say on standard error what can be typed next; steps: what it is for, and the words of the command."""
+    if is_first_rank():
+        lines = [f"  # {purpose}\n  {shlex.join(words)}" for purpose, words in steps]
+        click.echo(as_typed(redacted("\n".join(["next, whichever you like:", *lines]))), err=True)
+
+
+def run_named(data: str) -> str:
+    """What a run on a dataset may be called, ``runs/crops`` of ``/data/crops``."""
+    name = data.rstrip("/").rpartition("/")[2]
+    return f"runs/{'mine' if name in ('', '.', '..') else name}"
+
+
 class _Echo(logging.Handler):
     """Shows what this project's modules log on standard error; of several ranks only the first tells what is no error.
 
@@ -48,7 +83,7 @@ class _Echo(logging.Handler):
         if record.levelno < logging.ERROR and not is_first_rank():
             return
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        click.echo(redacted(level + record.getMessage()), err=True)
+        click.echo(as_typed(redacted(level + record.getMessage())), err=True)
 
 
 def show_log() -> None:
@@ -122,7 +157,7 @@ class Command(click.Command):
                 os.environ[_SAFE] = safe
             if serves:
                 signal.signal(signal.SIGTERM, former)
-        click.echo(f"Error: {line}", err=True)
+        click.echo(as_typed(f"Error: {line}"), err=True)
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -133,7 +168,7 @@ class Command(click.Command):
             # Here, because click itself would make it "Aborted!" and status 1.
             if is_first_rank():
                 told = error.message if isinstance(error, Interrupted) else "stopped before the end"
-                click.echo(redacted(told), err=True)
+                click.echo(as_typed(redacted(told)), err=True)
             sys.exit(Interrupted.exit_code)
 
 

@@ -35,8 +35,8 @@ from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.images.statistics import mean_and_std
-from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
-from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops, slot_fill
+from jigsaw_pretrain.prep.plan.crop_table import expected_boxes
+from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops
 from jigsaw_pretrain.prep.plan.recipe import fitted_detector, fitted_recipe, is_unchanged, this_machine
 from jigsaw_pretrain.prep.records import (
     PartRecord,
@@ -224,40 +224,37 @@ def part_rows(raw: bytes, plan: PlanRecord, part: int, index: int, shard: ShardR
 
 
 class _RowStatistics:
-    """Gathers labels, groups and sizes of the rows that pass through ``watch``."""
+    """Gathers labels and sizes of the rows that pass through ``watch``."""
 
     def __init__(self, context: float | None) -> None:
-        self.columns: list[list[np.ndarray]] = [[], [], [], []]
+        self._labels: list[np.ndarray] = []
+        self._sizes: list[CropSizes] = []
         self._context = context
 
     def watch(self, tables: Iterator[tuple[str, pa.Table]]) -> Iterator[pa.Table]:
         for name, rows in tables:
-            group = GROUPS.index(name)
-            widths, heights = self._sizes(rows).T
-            label = rows.column("label").to_numpy()
-            values = (label, np.full(rows.num_rows, group, dtype=np.uint8), widths, heights)
-            for column, value in zip(self.columns, values, strict=True):
-                column.append(value)
+            group = np.full(rows.num_rows, GROUPS.index(name), dtype=np.uint8)
+            self._labels.append(rows.column("label").to_numpy())
+            self._sizes.append(CropSizes.of(self._boxes(rows), _stacked(rows, schema.BOX), group))
             yield rows
 
-    def _sizes(self, rows: pa.Table) -> np.ndarray:
-        """Widths and heights as they are trained on: int32 [n, 2]."""
+    def _boxes(self, rows: pa.Table) -> np.ndarray:
+        """Crops as they are trained on: int32 [n, 4]."""
         boxes = _stacked(rows, schema.EDGES)
         if self._context is None:
-            return boxes[:, 2:] - boxes[:, :2]
+            return boxes
         outer = boxes + _stacked(rows, schema.MARGINS) * np.array([-1, -1, 1, 1], dtype=np.int32)
-        return expected_sizes(boxes, _stacked(rows, schema.BOX), outer, self._context)
+        return expected_boxes(boxes, _stacked(rows, schema.BOX), outer, self._context)
 
     def summary(self, plan: PlanRecord, records: list[PartRecord], skipped: pa.Table) -> Summary:
-        empty = np.empty(0, dtype=np.int64)
-        labels, groups, widths, heights = (np.concatenate(column or [empty]) for column in self.columns)
+        labels, sizes = np.concatenate(self._labels or [np.empty(0, dtype=np.int64)]), CropSizes.joined(self._sizes)
         pixels = pixel_format(plan.options.get("pixels"), layout.PLAN)
         sums = [record.pixels for record in records if record.pixels is not None]
         for record in records:
             check_sums(record, pixels)
         return Summary(
             classes=plan.classes,
-            counts=count_crops(labels, groups, len(plan.classes)),
+            counts=count_crops(labels, sizes.groups, len(plan.classes)),
             images=sum(record.images for record in records),
             images_listed=plan.images_listed,
             negatives_wanted=plan.negatives_wanted,
@@ -265,8 +262,8 @@ class _RowStatistics:
             shards=sum(len(record.shards) for record in records),
             bytes=sum(record.bytes for record in records),
             skipped=count_reasons(skipped.column("reason").to_pylist()),
-            slots=slot_fill(widths, heights, groups),
-            sizes=CropSizes(widths, heights, groups),
+            slots=sizes.jigsaw().slots,
+            sizes=sizes,
             encoded=_encoded(records) if plan.options.get("encode") == "lossless" else None,
             drawn_context=self._context,
             pixels=pixels,

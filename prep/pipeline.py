@@ -15,6 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict, Unpack
 
+import numpy as np
+
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
@@ -80,8 +82,8 @@ class Shaping(TypedDict, total=False):
 class Progress(Protocol):
     """What a caller can be told of a run while it goes on."""
 
-    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
-        """Take in the records as parts get done, all of them; ``done`` of the ``parts`` were done before."""
+    def cutting(self, cut: Iterable[tuple[int, int]], images: int, done: int) -> None:
+        """Take in images and crops of each part as it gets done, all of them; ``done`` of the images were before."""
         ...
 
     def finished(self, summary: Summary) -> None:
@@ -90,15 +92,16 @@ class Progress(Protocol):
 
 
 class Logged:
-    """Tells the log, at most once per tenth of the parts."""
+    """Tells the log, at most once per tenth of the images."""
 
-    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
-        """Take in the records."""
-        tenths = 10 * done // parts if parts else 0
-        for count, _ in enumerate(records, done + 1):
-            if 10 * count // parts > tenths:
-                tenths = 10 * count // parts
-                logger.info("cut %d of %d parts", count, parts)
+    def cutting(self, cut: Iterable[tuple[int, int]], images: int, done: int) -> None:
+        """Take in the counts."""
+        tenths = 10 * done // images if images else 0
+        for more, _ in cut:
+            done += more
+            if 10 * done // images > tenths:
+                tenths = 10 * done // images
+                logger.info("cut %d of %d images", done, images)
 
     def finished(self, summary: Summary) -> None:
         """Log the counts and the warnings."""
@@ -391,17 +394,18 @@ def cut(
     allowed.check()
     tasks = (task_of(plan, job, source, number) for number in missing)
     records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
-    done = len(listed_parts) - len(missing)
-    kept = done
+    kept = len(listed_parts) - len(missing)
+    images = np.diff(plan.first_image)
+    total = int(images[listed_parts].sum())
 
-    def counted() -> Iterator[PartRecord]:
+    def counted() -> Iterator[tuple[int, int]]:
         nonlocal kept
         for record in records:
             kept += 1
-            yield record
+            yield int(images[record.part]), record.crops
 
     try:
-        progress.cutting(counted(), len(listed_parts), done)
+        progress.cutting(counted(), total, total - int(images[missing].sum()))
     except KeyboardInterrupt as error:
         clear_markers(out, missing)
         raise Interrupted(

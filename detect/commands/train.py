@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jigsaw_pretrain import detect
-from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted
+from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
@@ -25,6 +25,7 @@ from jigsaw_pretrain.detect.recipe import (
 )
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import continues, open_run_folder
 
@@ -141,6 +142,7 @@ def train(
         logger.info("%s from %s; loading torch", chosen.model.name, init)
 
     from jigsaw_pretrain.detect.report import write_page
+    from jigsaw_pretrain.detect.run import SUMMARY
     from jigsaw_pretrain.train.engine.distributed import rank_zero_errors
 
     with rank_zero_errors():
@@ -162,3 +164,18 @@ def train(
             write_page=write_page,
             title="detect train",
         )
+        finished = is_first_rank() and (open_run_folder(run, CONFIG).path / SUMMARY).exists()
+        if finished and val_annotations is not None and val_images is not None:
+            _tell_next(annotations, images, val_annotations, val_images, run, recipe)
+
+
+def _tell_next(
+    annotations: str, images: str, val_annotations: str, val_images: str, run: str, recipe: str | None
+) -> None:
+    """What to do with a finished detector."""
+    run = run.rstrip("/")
+    words = ["--annotations", annotations, "--images", images, "--val-annotations", val_annotations]
+    words += ["--val-images", val_images, "--data", "OUT", *(["--recipe", recipe] if recipe else [])]
+    words += ["--pretrain-recipe", f"OUT/{layout.RECIPE}", "--out", f"{run}-comparison"]
+    purpose = f"look: open {run}/report.html. Does the pre-training pay? Trainings of both, OUT being what prep wrote"
+    tell_next((purpose, ["jigsaw-detect", "compare", *words]))

@@ -295,9 +295,9 @@ def _usable(plan: Plan, trouble: set[str]) -> Iterator[Finding]:
 
 
 def plan_findings(summary: Summary) -> Iterator[Finding]:
-    """What the plan's figures warn of: thin and empty groups, small objects, missing background."""
+    """What the plan's figures warn of: shapes that hardly occur, small objects, missing background."""
     for text in summary.warnings():
-        yield Finding(WARNING, "groups" if "group" in text else "plan", 1, text)
+        yield Finding(WARNING, "plan", 1, text)
 
 
 def _repeated(values: Iterable[Hashable]) -> Counter[Hashable]:

@@ -7,13 +7,15 @@ and writes nothing.
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors, run_named, tell_next
 from jigsaw_pretrain.config import read_toml
+from jigsaw_pretrain.errors import COMMAND_LINE
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep import pipeline
@@ -145,6 +147,7 @@ def shards(
             print_summary(console, "plan (nothing was written)", expected, seconds, True, recipe=recipe)
             if not recipe:
                 print_recipe(console, expected)
+            _tell_what_follows_the_plan(annotations, images, shaping)
             return
         progress = ConsoleProgress()
         shared: dict[str, Any] = {
@@ -161,7 +164,7 @@ def shards(
             pipeline.shards(annotations, images, out, **shared, **shaping)
     if progress.summary:
         print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, False, recipe=recipe)
-        _tell_next(console, shown)
+        _tell_next(out, recipe)
         return
     said = f"{shown} is finished: nothing to do."
     if task and whole:
@@ -171,13 +174,27 @@ def shards(
         )
     console.print(said, highlight=False, soft_wrap=True)
     if not task:
-        _tell_next(console, shown)
+        _tell_next(out, recipe)
 
 
-def _tell_next(console: Console, out: str) -> None:
+def _tell_what_follows_the_plan(annotations: str, images: str, shaping: Mapping[str, Any]) -> None:
+    words = ["jigsaw-prep", *(word for word in COMMAND_LINE.get() if word != "--dry-run")]
+    split = ["jigsaw-prep", "split", "--annotations", annotations, "--images", images, "--out", "split"]
+    aside = "first, unless validation images are set aside already: they must stay out of pre-training"
+    tell_next(*([] if shaping.get("split") else [(aside, split)]), ("cut the crops", words))
+
+
+def _tell_next(out: str, recipe: str | None) -> None:
     """What to do with a finished dataset."""
-    for text in (
-        f"look:  jigsaw-prep report --out {out}, then open {out}/report.html",
-        f"next:  jigsaw-train pretrain --data {out} --run RUN --recipe {out}/{layout.RECIPE} (which you may change)",
-    ):
-        console.print(text, highlight=False, soft_wrap=True)
+    out = out.rstrip("/") or out
+    recipe = recipe or f"{out}/{layout.RECIPE}"
+    data = ["--data", out, "--recipe", recipe]
+    tell_next(
+        (f"look at the crops: writes {out}/report.html", ["jigsaw-prep", "report", "--out", out]),
+        ("look at what the trainer will see", ["jigsaw-train", "preview", *data, "--out", "preview.png"]),
+        ("how long training takes here", ["jigsaw-train", "estimate", *data]),
+        (
+            "train; for a short first try add --set optim.steps=200 --set optim.warmup_steps=20",
+            ["jigsaw-train", "pretrain", *data, "--run", run_named(out), "--resume"],
+        ),
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, Share
+from jigsaw_pretrain.cli import Command, Share, tell_next
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options
 from jigsaw_pretrain.formats.annotations.read import Reading
@@ -56,7 +56,8 @@ def split(
         click.echo(f"{file}: {count:,} images with {boxes:,} boxes")
     if made.left_out:
         click.echo(f"{made.left_out:,} boxes are in neither file: `jigsaw-prep doctor` says what is wrong with them")
-    click.echo(f"next: jigsaw-prep shards --annotations {made.train} --images {images} --out OUT")
+    words = ["jigsaw-prep", "shards", "--annotations", str(made.train), "--images", images, "--out", f"{out}-crops"]
+    tell_next((f"cut crops of the training images; {made.val} is for validation, with the same images", words))
 
 
 def _lines(file: Path) -> list[str]:

@@ -119,11 +119,15 @@ def margins(boxes: Edges, outer: Edges) -> Edges:
     return (boxes - outer) * np.array([1, 1, -1, -1], dtype=np.int32)
 
 
-def expected_sizes(boxes: Edges, xywh: Floats, outer: Edges, drawn_context: float | None) -> npt.NDArray[np.int32]:
-    """Width and height of crops as the trainer draws them, those of the mean enlargement: int32 [n, 2].
+def expected_boxes(boxes: Edges, xywh: Floats, outer: Edges, drawn_context: float | None) -> Edges:
+    """Crops as the trainer draws them, those of the mean enlargement: int32 [n, 4].
 
     boxes: of the rows. xywh: the ground truth, NaN for background. outer: of the members.
     """
-    if drawn_context is not None:
-        boxes = draw_crops(boxes, xywh, MEAN_SHIFT, drawn_context, outer)
-    return boxes[:, 2:] - boxes[:, :2]
+    return boxes if drawn_context is None else draw_crops(boxes, xywh, MEAN_SHIFT, drawn_context, outer)
+
+
+def expected_sizes(boxes: Edges, xywh: Floats, outer: Edges, drawn_context: float | None) -> npt.NDArray[np.int32]:
+    """Width and height of ``expected_boxes``: int32 [n, 2]."""
+    expected = expected_boxes(boxes, xywh, outer, drawn_context)
+    return expected[:, 2:] - expected[:, :2]

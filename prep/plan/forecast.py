@@ -12,7 +12,7 @@ says which ratios suit the crops, for the recipe that prep writes (prep/plan/rec
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from jigsaw_pretrain.formats.jigsaw import (
     REGIONS,
     RESIZE_HIGH,
     RESIZE_LOW,
+    Region,
     Template,
     fill_slots,
     stand_in,
@@ -31,7 +32,7 @@ from jigsaw_pretrain.formats.jigsaw import (
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 
 LITTLE_SHOWN = 0.2
-"""Below this share of a crop that the large slot shows the user is told that the objects are large."""
+"""Below this share of an object that the large slot shows the user is told that the objects are large."""
 
 ONE_SIDED = 0.7
 """From this share of one label on the user is told that accuracy says little."""
@@ -39,14 +40,14 @@ ONE_SIDED = 0.7
 LITTLE_FILL = 0.65
 """Below this fill of the large slot the user is told that the objects are small."""
 
-_STEPS = 8
+_STEPS, _MOST = 8, 20_000
 
 
 @dataclass(frozen=True)
 class SlotFill:
     """A slot of the template: its name, the group it takes crops of, its size in pixels, and its mean fill, 0 to 1.
 
-    shown: how much of a crop's area, once it is resized, the slot shows, 0 to 1: the median over its crops.
+    shown: how much of an object the slot shows, 0 to 1: the median over its crops, the mean over places and ratios.
     """
 
     name: str
@@ -68,11 +69,12 @@ def slot_fill(
     groups: npt.ArrayLike,
     template: Template | None = None,
     ratios: Ratios = PAPER_RATIOS,
+    objects: npt.NDArray[Any] | None = None,
 ) -> list[SlotFill]:
     """The four slots of a template (the paper's by default), filled with n crops of these sizes and group codes.
 
     A slot whose group is empty is filled from the group that stands in for it in training. ratios: the smallest and the
-    largest that crops are resized by.
+    largest that crops are resized by. objects: where in its crop each object lies (CropSizes); whole crops without.
     """
     wide, high = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     codes = np.asarray(groups)
@@ -88,8 +90,13 @@ def slot_fill(
             rank[np.argsort(wide[rows] * high[rows], kind="stable")] = np.arange(len(rows))
             weights = 2 * rank + 1 if name == "S-large" else 2 * (len(rows) - rank) - 1
         fill = float((covered * weights).sum() / weights.sum()) if len(rows) else 0.0
-        shown = _median(covered * region.width * region.height / _resized(wide[rows], high[rows], ratios), weights)
-        slots.append(SlotFill(name, group, region.width, region.height, fill, shown))
+        # Every so many are enough for a median.
+        some = slice(None, None, max(1, len(rows) // _MOST))
+        found = rows[some]
+        shown = _shown(wide[found], high[found], None if objects is None else objects[found], region, ratios)
+        known = ~np.isnan(shown)
+        median = _median(shown[known], weights[some][known])
+        slots.append(SlotFill(name, group, region.width, region.height, fill, median))
     return slots
 
 
@@ -114,20 +121,41 @@ _SMALLEST, _LARGEST = 1 / 64, 2.0
 
 @dataclass(frozen=True)
 class CropSizes:
-    """Widths, heights and group codes of n crops as they are trained on, [n] each."""
+    """Widths, heights and group codes of n crops as they are trained on, [n] each.
+
+    objects: left, top, right and bottom of each object in its crop, [n, 4], NaN for background; None for whole crops.
+    """
 
     widths: npt.NDArray[Any]
     heights: npt.NDArray[Any]
     groups: npt.NDArray[Any]
+    objects: npt.NDArray[Any] | None = None
+
+    @classmethod
+    def of(cls, boxes: npt.NDArray[Any], xywh: npt.NDArray[Any], groups: npt.NDArray[Any]) -> "CropSizes":
+        """Of crops' edges [n, 4] and ground-truth boxes [n, 4], NaN for background."""
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        ends = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) - boxes[:, [0, 1, 0, 1]]
+        return cls(sizes[:, 0], sizes[:, 1], groups, np.clip(ends, 0, sizes[:, [0, 1, 0, 1]]).astype(np.float32))
+
+    @classmethod
+    def joined(cls, parts: Sequence["CropSizes"]) -> "CropSizes":
+        """Those of several parts, in their order, all of them with objects."""
+        if not parts:
+            return cls.of(np.empty((0, 4), dtype=np.int32), np.empty((0, 4)), np.empty(0, dtype=np.uint8))
+        columns = ([getattr(part, one.name) for part in parts] for one in fields(cls))
+        return cls(*(np.concatenate(column) for column in columns))
 
     @property
     def side(self) -> float:
         """The median of the square root of their area, pixels; 0 without crops."""
         return float(np.median(np.sqrt(self.widths * 1.0 * self.heights))) if len(self.widths) else 0.0
 
-    def jigsaw(self, template: Template, ratios: Ratios = PAPER_RATIOS) -> JigsawFit:
-        """A template with given ratios."""
-        return JigsawFit(template, ratios, slot_fill(self.widths, self.heights, self.groups, template, ratios))
+    def jigsaw(self, template: Template | None = None, ratios: Ratios = PAPER_RATIOS) -> JigsawFit:
+        """A template (the paper's by default) with given ratios."""
+        template = template or Template()
+        slots = slot_fill(self.widths, self.heights, self.groups, template, ratios, self.objects)
+        return JigsawFit(template, ratios, slots)
 
     def fit(self, template: Template) -> JigsawFit:
         """A template with the ratios that fill its large slot as COCO's crops fill the paper's."""
@@ -154,11 +182,39 @@ def _large(slots: Sequence[SlotFill]) -> SlotFill:
     return next(slot for slot in slots if slot.name == "S-large")
 
 
-def _resized(
-    widths: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], ratios: Ratios
+def _shown(
+    widths: npt.NDArray[np.float64],
+    heights: npt.NDArray[np.float64],
+    objects: npt.NDArray[Any] | None,
+    region: Region,
+    ratios: Ratios,
 ) -> npt.NDArray[np.float64]:
-    """The area of each crop once it is resized, the mean over the resize ratio: float64 [n], square pixels."""
-    return np.maximum(widths * heights, 1) * np.square(_steps(ratios)).mean()
+    """The share of each object that a region shows, the mean over places and ratios: float64 [n], NaN for none."""
+    left, top, right, bottom = (0.0, 0.0, widths, heights) if objects is None else objects.astype(np.float64).T
+    total = np.zeros(len(widths))
+    for ratio in _steps(ratios):
+        across = _shown_along(widths, region.width / ratio, left, right)
+        total += across * _shown_along(heights, region.height / ratio, top, bottom)
+    return total / _STEPS
+
+
+def _shown_along(
+    length: npt.NDArray[np.float64], window: float, start: npt.NDArray[np.float64] | float, end: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The share of what lies from ``start`` to ``end`` in a crop that a window shows, the mean over its places.
+
+    The window lies anywhere in the crop with equal chance. A point at t is in it with a chance of (min(t, room) - max(t
+    - window, 0)) / room, where room is what the crop is longer by; the share is the integral of that.
+    """
+    room = np.maximum(length - window, 1e-9)
+
+    def integral(t: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
+        parts = np.square(t) - np.square(np.maximum(t - room, 0)) - np.square(np.maximum(t - window, 0))
+        return np.asarray(parts / 2, dtype=np.float64)
+
+    share = (integral(end) - integral(start)) / (room * np.maximum(end - start, 1e-9))
+    # All of a crop that is not longer than the window; of a missing object nothing is known.
+    return np.where((length <= window) & ~np.isnan(share), 1.0, np.minimum(share, 1.0))
 
 
 def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
@@ -192,17 +248,17 @@ def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[str]:
     large = _large(slots)
     if total and large.fill < LITTLE_FILL:
         said.append(
-            f"crops fill {large.fill:.0%} of a large slot of {large.width}x{large.height} pixels, the rest is padding. "
-            "If the objects are as small as that, train with a smaller template (128 split at 32) or a larger "
-            "resize ratio, as recipe.toml does where they are much smaller than COCO's; if not, `jigsaw-prep doctor` "
-            "may tell what is wrong with the boxes."
+            f"crops fill {large.fill:.0%} of the large square of a jigsaw ({large.width} x {large.height} pixels in "
+            "the paper's), the rest is padding. If the objects are as small as that, train with smaller jigsaws "
+            "(data.template_size = 128, data.template_split = 32) or enlarge crops more (data.resize_high), as "
+            "recipe.toml does where they are much smaller than COCO's; if not, `jigsaw-prep doctor` may tell what is "
+            "wrong with the boxes."
         )
     if total and large.shown < LITTLE_SHOWN:
         said.append(
-            f"a large slot of {large.width}x{large.height} pixels shows {large.shown:.0%} of its crop (median), the "
-            "rest is cut off: much of what a region is named after lies outside it. Train with recipe.toml, which "
-            "resizes crops to suit (data.resize_low, data.resize_high), or with data.fit = resize, which shows whole "
-            "crops."
+            f"the large square of a jigsaw ({large.width} x {large.height} pixels in the paper's) shows "
+            f"{large.shown:.0%} of its object (median), the rest is cut off. Train with recipe.toml, which resizes "
+            "crops to suit (data.resize_low, data.resize_high), or with data.fit = resize, which shows whole crops."
         )
     return said
 

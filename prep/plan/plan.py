@@ -24,8 +24,8 @@ from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, missing_value, pix
 from jigsaw_pretrain.prep.plan import negatives, positives
 from jigsaw_pretrain.prep.plan.checks import box_notes
 from jigsaw_pretrain.prep.plan.cost import crop_bytes, cutting_seconds
-from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected_sizes, join, member_boxes
-from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops, slot_fill
+from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, expected_boxes, join, member_boxes
+from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, count_crops
 from jigsaw_pretrain.prep.plan.negatives import Ints
 
 PLAN_VERSION = 2
@@ -183,7 +183,7 @@ class Plan:
         """The figures of the dataset that the plan gives, its bytes and time estimated."""
         crops, context = self.crops, self.options.drawn_context
         cut = member_boxes(crops, self.images, context)
-        sizes = expected_sizes(crops.boxes, crops.xywh, cut, context)
+        sizes = CropSizes.of(expected_boxes(crops.boxes, crops.xywh, cut, context), crops.xywh, crops.group)
         pixels = boxes.areas(cut)
         part_of_crop = np.repeat(np.arange(self.part_count), np.diff(self.first_crop))
         options = self.options
@@ -199,8 +199,8 @@ class Plan:
             shards=len(np.unique(part_of_crop * len(GROUPS) + crops.group)),
             bytes=int(sizes_in_bytes.sum()),
             skipped=count_reasons(row.reason for row in self.skipped),
-            slots=slot_fill(sizes[:, 0], sizes[:, 1], crops.group),
-            sizes=CropSizes(sizes[:, 0], sizes[:, 1], crops.group),
+            slots=sizes.jigsaw().slots,
+            sizes=sizes,
             seconds=cutting_seconds(
                 len(self.images), image_pixels, len(crops), int(pixels.sum()), options.encode == "lossless"
             ),

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.jigsaw import GROUPS
+from jigsaw_pretrain.formats.jigsaw import SHAPES
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep.plan.forecast import JigsawFit, Summary
 from jigsaw_pretrain.prep.plan.recipe import fitted_jigsaw, fitted_recipe, jigsaw_of, this_machine
-from jigsaw_pretrain.prep.records import PartRecord
 
 MOST_CLASSES = 100
 ENCODED = "crops not cut losslessly (decoded and encoded)"
@@ -47,23 +46,23 @@ def print_summary(
     facts.add_row("crops", f"{summary.crops:,}")
     facts.add_row("background share", f"{share:.1%} ({summary.negatives:,} of {summary.negatives_wanted:,} wanted)")
     if summary.drawn_context is not None:
-        facts.add_row("context", f"up to {summary.drawn_context:g}x, drawn by the trainer")
-    facts.add_row("parts, shards", f"{summary.parts:,}, {summary.shards:,}")
+        facts.add_row("surroundings of objects", f"up to {summary.drawn_context:g}x, drawn by the trainer")
+    facts.add_row("shards (tar files)", f"{summary.shards:,}")
     if summary.pixels != RGB8:
         facts.add_row("pixels", f"{summary.pixels} as {summary.pixels.member}")
     facts.add_row("bytes", f"{about}{readable_bytes(summary.bytes)}")
     facts.add_row("time", f"{about}{readable_time(seconds)}")
     listings = [*_listing("not used", "reason", summary.skipped), *_listing(ENCODED, "why", summary.encoded or {})]
     jigsaw = jigsaw_of(summary.sizes, recipe) if recipe else fitted_jigsaw(summary.sizes, this_machine())[0]
-    slots = _slots(summary, jigsaw, recipe or layout.RECIPE)
-    console.print(Group(facts, _classes(summary), slots, *listings))
+    regions = _regions(summary, jigsaw, recipe or layout.RECIPE)
+    console.print(Group(facts, _classes(summary), regions, *listings))
     for warning in summary.warnings() if warnings else ():
         console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
 
 def print_recipe(console: Console, summary: Summary) -> None:
     """Print the keys of OUT/recipe.toml, and why each is what it is."""
-    table = Table(title="recipe.toml, which `make pretrain` trains with", title_justify="left")
+    table = Table(title="recipe.toml, fitted to this dataset and this machine", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("value", justify="right")
     table.add_column("why")
@@ -73,9 +72,9 @@ def print_recipe(console: Console, summary: Summary) -> None:
 
 
 def _classes(summary: Summary) -> Table:
-    table = Table(title="crops by class and group", title_justify="left")
+    table = Table(title="crops by class and shape", title_justify="left")
     table.add_column("class")
-    for name in (*GROUPS, "all"):
+    for name in (*SHAPES.values(), "all"):
         table.add_column(name, justify="right")
     rows = [*zip(map(plain, summary.classes), summary.counts.tolist(), strict=False)]
     hidden = rows[MOST_CLASSES:]
@@ -93,16 +92,20 @@ def _classes(summary: Summary) -> Table:
     return table
 
 
-def _slots(summary: Summary, fit: JigsawFit, recipe: str) -> Table:
-    size = "" if summary.drawn_context is None else ", mean context"
-    jigsaw = (
-        f"template {fit.template.size} split at {fit.template.split}, resize {fit.ratios[0]:g} to {fit.ratios[1]:g}"
-    )
-    table = Table(title=f"slot fill in training by {plain(recipe)} ({jigsaw}{size})", title_justify="left")
-    for name in ("slot", "group", "pixels", "filled", "shows of a crop (median)"):
-        table.add_column(name, justify="left" if name == "slot" else "right")
+REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": "large square"}
+"""The slots of a jigsaw in everyday words."""
+
+
+def _regions(summary: Summary, fit: JigsawFit, recipe: str) -> Table:
+    size = "" if summary.drawn_context is None else ", surroundings of mean size"
+    side, (low, high) = fit.template.size, fit.ratios
+    about = f"{side} x {side} pixels, crops resized by {low:g} to {high:g}{size}"
+    table = Table(title=f"what a jigsaw of four crops shows, by {plain(recipe)} ({about})", title_justify="left")
+    for name in ("region", "pixels", "filled", "shows of the object (median)"):
+        table.add_column(name, justify="left" if name == "region" else "right")
     for slot in fit.slots:
-        table.add_row(slot.name, slot.group, f"{slot.width}x{slot.height}", f"{slot.fill:.0%}", f"{slot.shown:.0%}")
+        name = REGION_WORDS[slot.name]
+        table.add_row(name, f"{slot.width} x {slot.height}", f"{slot.fill:.0%}", f"{slot.shown:.0%}")
     return table
 
 
@@ -118,29 +121,32 @@ def _listing(title: str, header: str, counts: Mapping[str, int]) -> Iterator[Ren
 
 
 class ConsoleProgress:
-    """A bar of the parts on standard error, with images/s, crops/s and the time left; keeps the ``summary``."""
+    """A bar of the images on standard error, with images/s, crops/s and the time left; keeps the ``summary``.
+
+    It moves as a part gets done; images of a part are counted together.
+    """
 
     def __init__(self) -> None:
         self.summary: Summary | None = None
 
-    def cutting(self, records: Iterable[PartRecord], parts: int, done: int) -> None:
-        """Take in the records as parts get done."""
+    def cutting(self, cut: Iterable[tuple[int, int]], images: int, done: int) -> None:
+        """Take in images and crops of each part as it gets done."""
         bar = Progress(
-            TextColumn("cutting parts"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            # What a narrow terminal cuts off is what matters least.
+            TextColumn("cutting {task.completed:,.0f}/{task.total:,.0f} images"),
             TimeRemainingColumn(),
+            BarColumn(20),
+            TextColumn("{task.fields[rate]}"),
             console=Console(stderr=True),
         )
         with bar:
-            task = bar.add_task("parts", total=parts, completed=done, rate="")
-            images = crops = 0
-            for record in records:
-                images, crops = images + record.images, crops + record.crops
+            task = bar.add_task("", total=images, completed=done, rate="")
+            new_images = crops = 0
+            for more, made in cut:
+                new_images, crops = new_images + more, crops + made
                 elapsed = max(bar.tasks[0].elapsed or 0.0, 1e-6)
-                rate = f"{images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
-                bar.update(task, advance=1, rate=rate)
+                rate = f"{new_images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
+                bar.update(task, advance=more, rate=rate)
 
     def finished(self, summary: Summary) -> None:
         """Keep the figures, for the command to print."""

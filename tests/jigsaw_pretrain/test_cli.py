@@ -1,6 +1,7 @@
 import importlib.util
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jigsaw_pretrain.cli import DEBUG, UNFORESEEN, Command, LazyGroup
+from jigsaw_pretrain.cli import DEBUG, UNFORESEEN, Command, LazyGroup, as_typed, run_named, tell_next
 from jigsaw_pretrain.errors import Interrupted, UserError
 
 
@@ -143,6 +144,11 @@ for stage, words in COMMANDS:
         ("train", "estimate --data /none"),
         ("train", "evaluate --run /none --data /"),
         ("train", "probe --run /none --data /"),
+        ("train", "export --run /none --to timm --out w.pth"),
+        ("train", "erf --weights random --data /none"),
+        ("train", "preview --data /none --out p.png"),
+        ("train", "report --run /none"),
+        ("train", "digest --data /none"),
         ("detect", f"train {data} --run r"),
         ("detect", "eval --run /none"),
         ("detect", f"compare --out o --data / {data} {held_out}"),
@@ -189,3 +195,40 @@ def test_logs_go_to_standard_error_from_the_first_rank_alone(monkeypatch: pytest
 def test_what_memory_lacks_is_a_line_and_no_bug(error: Exception) -> None:
     result = CliRunner().invoke(failing(error), ["--data", "x"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "memory" in result.stderr
+
+
+def test_commands_are_told_as_the_shell_finds_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    programs = tmp_path / "env" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("jigsaw-prep", "jigsaw-train"):
+        (programs / name).write_text("")
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", "")
+    text = "`jigsaw-prep shards`, /there/jigsaw-train, jigsaw-pretrain, jigsaw-detect"
+    monkeypatch.chdir(tmp_path)
+    assert as_typed(text) == text.replace("`jigsaw-prep", "`env/bin/jigsaw-prep")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert f"`{programs}/jigsaw-prep shards`" in as_typed(text)
+    monkeypatch.setenv("PATH", str(programs))
+    assert as_typed(text) == text
+
+
+def test_what_comes_next_can_be_typed_and_is_told_by_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["jigsaw-prep", "shards", "--images", "my photos/"]
+    tell_next(("cut", words))
+    told = capsys.readouterr().err.splitlines()
+    assert "# cut" in told[1] and shlex.split(told[2])[1:] == words[1:]
+    monkeypatch.setenv("RANK", "1")
+    tell_next(("cut", words))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "run"), [("/a/crops/", "crops"), (".", "mine"), ("s3://b/c", "c"), ("crops", "crops")]
+)
+def test_a_run_is_named_after_its_dataset(data: str, run: str) -> None:
+    assert run_named(data) == f"runs/{run}"

@@ -6,7 +6,7 @@ import click
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options, tell_loading
 
 
 @click.command(cls=Command)
@@ -42,6 +42,7 @@ def digest(
     """
     access = read_options_from(**access_settings)
     dataset, chosen = access.open_dataset(data), jp.Recipe.load(recipe, settings)
+    tell_loading(data)
     for line in jp.digest(
         dataset,
         chosen.data,

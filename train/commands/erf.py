@@ -8,12 +8,9 @@ import click
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import recipe_options
+from jigsaw_pretrain.train.commands.options import recipe_options, tell_loading
 from jigsaw_pretrain.train.engine.run_folder import DESCRIPTION, RunFolder, read_description
-from jigsaw_pretrain.train.erf import SHARES
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report import fields
-from jigsaw_pretrain.train.report.fields import RANDOM
 
 
 @click.command(cls=Command)
@@ -21,7 +18,7 @@ from jigsaw_pretrain.train.report.fields import RANDOM
     "--weights",
     required=True,
     multiple=True,
-    help=f"Measure this weights file or run, or `{RANDOM}` for new weights. The option may be given several times.",
+    help="Measure this weights file or run, or `random` for new weights. The option may be given several times.",
 )
 @click.option("--data", required=True, metavar="OUT", help="Measure on jigsaws of this dataset.")
 @click.option(
@@ -58,7 +55,13 @@ def erf(
         chosen = Recipe.from_dict(own["recipe"], f"{run}/{DESCRIPTION}").updated(*settings)
     else:
         chosen = Recipe.load(recipe, settings)
-    found = fields.erf(weights, open_dataset(data), chosen, count)
+    dataset = open_dataset(data)
+    tell_loading(data)
+
+    from jigsaw_pretrain.train.erf import SHARES
+    from jigsaw_pretrain.train.report import fields
+
+    found = fields.erf(weights, dataset, chosen, count)
     numbers = {}
     for name, one in found.items():
         sides = {f"{share:.0%}": side for share, side in zip(SHARES, one.numbers.sides, strict=True)}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, tell_next
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backbone, read_options, read_options_from
 
@@ -54,6 +54,14 @@ def evaluate(
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
+    run = run.rstrip("/")
+    tell_next(
+        ("is it better than no training? A linear probe", ["jigsaw-train", "probe", "--run", run, "--data", data]),
+        (
+            "the weights for a detector",
+            ["jigsaw-train", "export", "--run", run, "--to", "torchvision", "--out", f"{run}-torchvision.pth"],
+        ),
+    )
 
 
 def show(report: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ import click
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.train.commands.options import DEVICES
-from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS
+from jigsaw_pretrain.train.commands.options import DEVICES, check_run
+from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, TARGET_NAMES
 
 
 @click.command(cls=Command)
 @click.option("--run", required=True, help="Take the run in this folder or URL.")
-@click.option("--to", required=True, type=click.Choice(list(TARGETS)), help="Write the weights for this library.")
+@click.option("--to", required=True, type=click.Choice(TARGET_NAMES), help="Write the weights for this library.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Write the weights to this file."
 )
@@ -47,6 +47,7 @@ def export(
     device: str,
 ) -> None:
     """Write the backbone of the run's newest checkpoint and a README, checked against the library's own names."""
+    check_run(run)
     dataset = jp.open_dataset(data) if jigsaws is not None and data is not None else None
     measured: dict[str, Any] = {"recalibrate_bn": jigsaws, "dataset": dataset, "workers": workers, "device": device}
     found = jp.export(run, to, out, backbone=backbone, **measured)

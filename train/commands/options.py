@@ -1,5 +1,6 @@
 """Options that several commands of the training stage share."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ RECIPE = (
     "Take this recipe: a TOML file or its URL, such as OUT/recipe.toml, which prep fits to the dataset, or one that "
     "comes with the program (sample, paper-r50). [default: the paper's]"
 )
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,10 +46,19 @@ def recipe_options(command: F) -> F:
 
 
 def check_run(run: str) -> None:
-    """Raise UserError where a local folder holds no run, before torch is imported; a URL is looked at later."""
+    """Raise UserError where a local folder holds no run, before torch is imported; a URL is looked at later.
+
+    Says that torch is loaded, so that the first word comes within a second.
+    """
     folder = open_run_folder(run)
     if folder.remote is None:
         read_description(folder)
+    tell_loading(run)
+
+
+def tell_loading(what: str) -> None:
+    """Say that torch is about to be imported for something, which takes seconds."""
+    logger.info("%s: loading torch", what)
 
 
 def read_options(command: F) -> F:

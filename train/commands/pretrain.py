@@ -4,21 +4,20 @@ What the user named is checked, and a first line printed, before torch is import
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted
+from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted, tell_next
 from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder
 from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
 from jigsaw_pretrain.words import counted
-
-if TYPE_CHECKING:
-    from jigsaw_pretrain.train.engine.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +146,40 @@ def pretrain(
             title="pretrain",
         )
         if open_run_folder(run).backbone.exists():
-            _tell_next(ranks, run)
+            _tell_next(run, data)
 
 
-def _tell_next(ranks: "Ranks", run: str) -> None:
+def _tell_next(run: str, data: str) -> None:
     """What to do with a finished run."""
-    ranks.log_rank_zero(f"check: jigsaw-train evaluate --run {run} --data OUT2 (of images that the run has not seen)")
-    export = f"jigsaw-train export --run {run} --to torchvision --out backbone.pth"
-    ranks.log_rank_zero(f"next:  {export}, or jigsaw-detect train --init {run}")
+    run, data = run.rstrip("/"), data.rstrip("/")
+    held_out = f"{run}-validation"
+    fitted = Storage(data).exists(layout.DETECT_RECIPE)
+    recipe = ["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else []
+    unseen = ["VAL_ANNOTATIONS", "--images", "VAL_IMAGES"]
+    both = ["ANNOTATIONS", "--images", "IMAGES", "--val-annotations", "VAL_ANNOTATIONS", "--val-images", "VAL_IMAGES"]
+    tell_next(
+        (
+            f"look: open {run}/report.html. Check it on images that it has not seen, cut once",
+            ["jigsaw-prep", "shards", "--annotations", *unseen, "--out", held_out],
+        ),
+        ("how well it names their crops", ["jigsaw-train", "evaluate", "--run", run, "--data", held_out]),
+        (
+            "the weights for another library (timm, mmdet, detectron2, safetensors)",
+            ["jigsaw-train", "export", "--run", run, "--to", "torchvision", "--out", f"{run}-torchvision.pth"],
+        ),
+        (
+            "a detector, and its AP; ANNOTATIONS and IMAGES are those that prep was given",
+            [
+                "jigsaw-detect",
+                "train",
+                "--annotations",
+                *both,
+                "--init",
+                run,
+                *recipe,
+                "--run",
+                f"{run}-detector",
+                "--resume",
+            ],
+        ),
+    )

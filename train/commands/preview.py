@@ -8,9 +8,8 @@ import click
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import display_note
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options, tell_loading
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report import sheet
 
 
 @click.command(cls=Command)
@@ -32,7 +31,12 @@ def preview(
     """Draw the first jigsaws of a recipe's run as the trainer sees them, regions outlined and labelled."""
     access = read_options_from(**access_settings)
     dataset = access.open_dataset(data)
-    page = sheet.preview(dataset, Recipe.load(recipe, settings).data, count, access)
+    chosen = Recipe.load(recipe, settings)
+    tell_loading(data)
+
+    from jigsaw_pretrain.train.report import sheet
+
+    page = sheet.preview(dataset, chosen.data, count, access)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         page.save(out)

@@ -7,6 +7,7 @@ import click
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.train.commands.options import tell_loading
 from jigsaw_pretrain.train.engine.run_folder import RunFolder
 
 
@@ -32,6 +33,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
         folder = RunFolder(run)
         if not folder.begun and not folder.metrics.exists():
             raise UserError(f"{run} holds no run: name the folder that was given as --run to `pretrain`")
+    tell_loading(" and ".join(map(str, runs)))
 
     from jigsaw_pretrain.train.report.page import page
 

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from operator import methodcaller
 from pathlib import Path
@@ -189,12 +190,13 @@ class ProgressLine:
             self._rich = Progress(
                 # What a narrow terminal cuts off is what matters least.
                 TextColumn(
-                    "{task.description} step {task.completed:,.0f}/{task.total:,.0f}{task.fields[figures]}",
+                    "{task.description} step {task.completed:,.0f}/{task.total:,.0f}"
+                    "{task.fields[doing]}{task.fields[figures]}",
                     table_column=Column(no_wrap=True, overflow="ellipsis"),
                 ),
                 console=console,
             )
-            self._task = self._rich.add_task(title, total=steps, completed=done, figures="")
+            self._task = self._rich.add_task(title, total=steps, completed=done, doing="", figures="")
 
     def __enter__(self) -> "ProgressLine":
         if self._rich:
@@ -218,6 +220,18 @@ class ProgressLine:
         elif done == self._steps or time.monotonic() - self._printed >= PLAIN_EVERY:
             self._printed = time.monotonic()
             log.info("step %d/%d%s", done, self._steps, text)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Say on the bar what keeps the run from its next step, for as long as it does."""
+        if self._rich is None:
+            yield
+            return
+        self._rich.update(self._task, doing=f", {what}", refresh=True)
+        try:
+            yield
+        finally:
+            self._rich.update(self._task, doing="")
 
     def _ending(self, done: int) -> str:
         """When the schedule will end at the speed so far, checkpoints included: a local clock time, a date if far."""

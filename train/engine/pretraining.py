@@ -6,6 +6,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from jigsaw_pretrain.config import CountOrZero
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import REGIONS
+from jigsaw_pretrain.formats.jigsaw import REGIONS, SHAPES
 from jigsaw_pretrain.train import erf
 from jigsaw_pretrain.train.data.batch import Batch, BatchSource
 from jigsaw_pretrain.train.data.device import DeviceCopies
@@ -128,6 +129,8 @@ class PretrainingTask:
         self._data_errors = DataErrors(state, job.ranks)
         self._to_device = DeviceCopies(job.ranks.device, job.ranks.streams)
         self._callbacks = job.callbacks if job.ranks.first else ()
+        self.doing: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        """Says to whoever follows the run what keeps it from its next step (Trainer.doing)."""
 
     @property
     def step(self) -> int:
@@ -177,7 +180,8 @@ class PretrainingTask:
         (images, labels), arrived = self._to_device(batch.images, batch.labels)
         pictures: dict[str, Any] = {}
         if recipe.loss.strategy == "erf-adaptive" and state.step % recipe.loss.erf_every == 0:
-            pictures = self.refresh(self.first_of_lanes(images))
+            with self.doing("measuring and drawing receptive fields"):
+                pictures = self.refresh(self.first_of_lanes(images))
         stepper = self.stepper
         if not state.model.training:
             # An evaluation leaves it so.
@@ -374,7 +378,9 @@ def trainer_of(
         evaluation,
         job.title,
     )
-    return Trainer(task, options)
+    trainer = Trainer(task, options)
+    task.doing = trainer.doing
+    return trainer
 
 
 def execute(
@@ -537,7 +543,7 @@ def loader_source(
         for note in loader.notes:
             job.ranks.log_rank_zero(note)
         if not loader.notes:
-            shares = ", ".join(f"{group} {share:.1%}" for group, share in loader.shares.items())
+            shares = ", ".join(f"{SHAPES[group]} {share:.1%}" for group, share in loader.shares.items())
             job.ranks.log_rank_zero(f"shares of the crops drawn: {shares}")
         return loader
 

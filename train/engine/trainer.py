@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,7 @@ class Trainer(Generic[TaskT]):
         self._described = self._ended = False
         self._last: Row | None = None
         self._loggers: Loggers | None = None
+        self._progress: ProgressLine | None = None
         self._callbacks = options.callbacks if self.ranks.first else ()
         self._metrics = metrics_file(options.folder.metrics)
 
@@ -216,7 +218,7 @@ class Trainer(Generic[TaskT]):
             self._evaluated = task.step
         with (
             StopRequest("stopping after this step, saving") as stop,
-            ProgressLine(task.step, task.steps, ranks.first, options.title) as progress,
+            ProgressLine(task.step, task.steps, ranks.first, options.title) as self._progress,
             Loggers(
                 options.log if ranks.first else (), options.folder.path, task.step, dict(options.settings)
             ) as self._loggers,
@@ -235,7 +237,7 @@ class Trainer(Generic[TaskT]):
                     if verdict == _UNWRITTEN:
                         ranks.run_on_rank_zero(self._writer.wait)
                     if verdict != _GO:
-                        progress.show(self.flush())
+                        self._progress.show(self.flush())
                         self.save(last=True)
                         self._end()
                         if verdict == _FAILED:
@@ -246,7 +248,7 @@ class Trainer(Generic[TaskT]):
                     self.describe()
                     save = task.step == until or task.step % options.checkpoint_every == 0
                     if save or self._due() or task.step % options.log_every == 0:
-                        progress.show(self.flush())
+                        self._progress.show(self.flush())
                     if save or self._due():
                         # Also before an evaluation: what goes wrong in it costs no step.
                         self.save(last=task.step == until)
@@ -259,6 +261,10 @@ class Trainer(Generic[TaskT]):
                 self.close()
         names = [name for name in ranks.all_gather(stop.name) if name]
         return names[0] if names and stopped else None
+
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Say on the progress line what keeps the run from its next step, in a ``with`` block."""
+        return nullcontext() if self._progress is None else self._progress.doing(what)
 
     def step(self, batch: Any, waited: float) -> None:
         """One optimizer step on this rank's share of the batch."""
@@ -294,11 +300,14 @@ class Trainer(Generic[TaskT]):
             return
         self._saved = step
         if self.ranks.first:
-            self._writer.settle()
-            content = self._snapshot = snapshot({**self.task.to_checkpoint(), "versions": versions()}, self._snapshot)
-            copied = None if self.ranks.streams is None else self.ranks.streams.event()
-            for callback in self._callbacks:
-                self._picture(step - 1, callback.on_save(step, last))
+            with self.doing("checkpointing"):
+                self._writer.settle()
+                content = {**self.task.to_checkpoint(), "versions": versions()}
+                content = self._snapshot = snapshot(content, self._snapshot)
+                copied = None if self.ranks.streams is None else self.ranks.streams.event()
+            with self.doing("drawing"):
+                for callback in self._callbacks:
+                    self._picture(step - 1, callback.on_save(step, last))
             self._writer.submit(partial(self._publish, step, content, copied))
         self._window.restart()
 
@@ -352,7 +361,8 @@ class Trainer(Generic[TaskT]):
         evaluation = self.options.evaluation
         if evaluation is None or not self._due():
             return True
-        figures = evaluation(lambda: stop.name is not None)
+        with self.doing("validating"):
+            figures = evaluation(lambda: stop.name is not None)
         if figures is None:
             self.save(last=True)
             return False
@@ -392,9 +402,11 @@ class Trainer(Generic[TaskT]):
         """Wait for the last write and have the callbacks finish; all ranks leave together."""
 
         def end() -> None:
-            self._writer.wait()
-            for callback in self._callbacks:
-                callback.on_end(self.task.step)
+            with self.doing("checkpointing"):
+                self._writer.wait()
+            with self.doing("drawing"):
+                for callback in self._callbacks:
+                    callback.on_end(self.task.step)
             self.options.folder.push()
 
         self._ended = True

@@ -38,8 +38,8 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.engine.weights_info import info_of
-from jigsaw_pretrain.train.export.readme import ExportInfo, readme
-from jigsaw_pretrain.train.export.targets import PYRAMID_TARGET, TARGETS, check_own, normalisation_of_timm, stem
+from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, ExportInfo, readme
+from jigsaw_pretrain.train.export.targets import TARGETS, check_own, normalisation_of_timm, stem
 from jigsaw_pretrain.train.recipe import Recipe
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)

@@ -17,6 +17,20 @@ import jinja2
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat
 from jigsaw_pretrain.train.export.resnet_names import resnet_of
 
+PYRAMID_TARGET = "torchvision-fpn"
+
+TARGET_NAMES = (
+    "torchvision",
+    PYRAMID_TARGET,
+    "timm",
+    "mmdet",
+    "detectron2",
+    "ultralytics",
+    "transformers",
+    "safetensors",
+)
+"""What a backbone is exported to, each with a template; known without torch, which targets.py imports."""
+
 
 @dataclass(frozen=True)
 class ExportInfo:

@@ -20,12 +20,11 @@ from torchvision.models.resnet import ResNet
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.checkpoint import BODY, PYRAMID
+from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET
 from jigsaw_pretrain.train.export.resnet_names import resnet_of, to_detectron2
 from jigsaw_pretrain.train.models import backbones, feature_maps, libraries
 from jigsaw_pretrain.train.models.layers import GroupNorm, Neck, input_convolutions, set_input_channels
 from jigsaw_pretrain.train.models.weights import COUNTER, match, with_about
-
-PYRAMID_TARGET = "torchvision-fpn"
 
 _LAYERS = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 

@@ -124,8 +124,8 @@ def test_thin_groups(drawn: Drawn) -> None:
     for number in range(3):
         drawn.add(f"{number}.jpg", (500, 400), [(10, 10, 200, 200)])
     found = examine(drawn)
-    texts = [finding["text"] for finding in found["findings"] if finding["check"] == "groups"]
-    assert any("T (tall) has no crops" in text for text in texts) and found["exit_code"] == 1
+    texts = [finding["text"] for finding in found["findings"] if finding["check"] == "plan"]
+    assert any("no crops are tall" in text for text in texts) and found["exit_code"] == 1
 
 
 @pytest.mark.parametrize("kind", ["no file", "no json", "no box", "no image", "no folder", "ids"])

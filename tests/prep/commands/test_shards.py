@@ -14,7 +14,7 @@ from PIL import Image
 
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, open_dataset
-from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, aspect_group
+from jigsaw_pretrain.formats.jigsaw import SHAPES, aspect_group
 from tests.helpers.prepped import Drawn, Run, rows, run_shards, tree
 
 
@@ -128,7 +128,7 @@ def test_bccd_has_hardly_any_tall_crops_and_says_so(real_data: Path, tmp_path: P
     source = real_data / "bccd"
     made = run_shards(source / "annotations.json", source / "images", tmp_path, "--workers", "1")
     assert made.exit_code == 0, made.output
-    assert "T (tall) is thin" in " ".join(made.output.split())
+    assert "few crops are tall" in " ".join(made.output.split())
     found = check_dataset(source / "annotations.json", source / "images", tmp_path)
     assert min(found.values()) > 28
     check_index(tmp_path)
@@ -142,7 +142,7 @@ def test_one_group_alone(drawn: Drawn, prepped: Run, group: str, size: tuple[int
     dataset = open_dataset(str(drawn.folder / "out"))
     assert {shard.group for shard in dataset.shards} == {group}
     for other in {"S", "T", "W"} - {group}:
-        assert f"group {GROUP_WORDS[other]} has no crops: its slots take {group} crops" in result.output
+        assert f"no crops are {SHAPES[other]}: {SHAPES[group]} ones" in result.output
     check_dataset(drawn.folder / "annotations.json", drawn.folder / "images", drawn.folder / "out")
 
 
@@ -211,7 +211,7 @@ def test_dry_run_writes_nothing(drawn: Drawn, prepped: Run) -> None:
     before = set(drawn.folder.rglob("*"))
     result = prepped("--dry-run")
     assert set(drawn.folder.rglob("*")) - before <= {drawn.folder / "annotations.json"}
-    assert "nothing was written" in result.output and "S-large" in result.output
+    assert "nothing was written" in result.output and "large square" in result.output
 
 
 def test_a_second_run_resumes_and_a_third_has_nothing_to_do(drawn: Drawn, prepped: Run) -> None:

@@ -55,7 +55,7 @@ def made(source: Path) -> Path:
     assert result.exit_code == 0, result.output
     # A table's title is wrapped to the table's width.
     shown = " ".join(result.output.split())
-    assert "drawn by the trainer" in shown and "mean context" in shown
+    assert "drawn by the trainer" in shown and "surroundings of mean size" in shown
     return source / "train"
 
 

@@ -86,8 +86,8 @@ def test_large_objects_are_told_with_what_a_slot_shows_of_them() -> None:
     sizes = [100, 700, 800, 900]
     large = next(slot for slot in slot_fill(sizes, sizes, [0] * 4) if slot.name == "S-large")
     # The larger of two crops is the 800 one or a larger one in most pairs; a resized side is 0.8 to 1.5 times as long.
-    area = np.mean([(ratio * 800) ** 2 for ratio in np.linspace(0.8, 1.5, 1001)])
-    assert large.shown == pytest.approx(160 * 160 / area, rel=0.01)
+    shares = [(160 / (ratio * 800)) ** 2 for ratio in np.linspace(0.8, 1.5, 1001)]
+    assert large.shown == pytest.approx(np.mean(shares), rel=0.01)
     (told,) = [line for line in warnings([100, 50, 50], [large]) if "data.fit" in line]
     assert f"{large.shown:.0%}" in told
 
@@ -99,6 +99,19 @@ def test_a_slot_shows_all_of_what_fits_and_never_more(sides: list[int], seed: in
         assert 0 < slot.shown <= 1 + 1e-9
     for slot in slot_fill([20], [20], [0]):
         assert slot.shown == pytest.approx(1)
+
+
+def test_what_a_region_shows_is_told_of_the_object_and_not_of_its_surroundings() -> None:
+    # One square crop of 400 pixels: its object, of 100 x 200, lies in the middle of its width and at its bottom.
+    boxes, xywh = np.array([[10, 20, 410, 420]] * 2), np.array([[160.0, 220, 100, 200], [np.nan] * 4])
+    sizes = CropSizes.of(boxes, xywh, np.array([0, 0]))
+    shown = {slot.name: slot.shown for slot in sizes.jigsaw(ratios=(1.0, 1.0)).slots}
+    places = np.random.default_rng(0).integers(0, 400 - 160, (20_000, 2), endpoint=True)
+    overlap = [
+        np.clip(np.minimum(end, places[:, axis] + 160) - np.maximum(start, places[:, axis]), 0, None)
+        for axis, start, end in ((0, 150, 250), (1, 200, 400))
+    ]
+    assert shown["S-large"] == pytest.approx(np.mean(overlap[0] * overlap[1]) / (100 * 200), rel=0.02)
 
 
 def test_the_commonest_label_is_told_where_it_is_nearly_all() -> None:

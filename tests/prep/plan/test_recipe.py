@@ -151,8 +151,8 @@ def test_shards_writes_it_once_and_a_person_may_change_it(drawn: Drawn, prepped:
 def test_the_table_of_slots_is_of_the_recipe_that_training_will_use(drawn: Drawn, prepped: Run) -> None:
     drawn.add("0.jpg", (200, 160), [[10, 10, 80, 90]])
     shown = " ".join(prepped("--dry-run", "--recipe", "paper-r50").output.split())
-    assert "224 split at 64" in shown and "160x160" in shown
-    assert "96x96" in prepped("--dry-run", "--recipe", "sample").output
+    assert "224 x 224 pixels" in shown and "160 x 160" in shown
+    assert "96 x 96" in prepped("--dry-run", "--recipe", "sample").output
     images = drawn.folder / "images"
     refused = run_shards(drawn.write(), images, drawn.folder / "new", "--recipe", "nowhere.toml")
     assert refused.exit_code == 2 and "nowhere.toml" in refused.output and not (drawn.folder / "new").exists()

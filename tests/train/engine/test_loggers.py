@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.loggers import ProgressLine, figures
-from tests.helpers.jobs import SMALL, metrics_row
+from jigsaw_pretrain.train.engine.pretraining import execute
+from tests.helpers.jobs import SMALL, metrics_row, small_job, synthetic
 from tests.helpers.tiny import make_dataset
 
 
@@ -72,3 +74,19 @@ def test_a_terminal_of_80_columns_shows_step_time_left_and_loss_on_one_line(
     }
     places = [line.index(part) for part in ("pretrain", "step 12,000/64,000", "left", "loss 1.000", "accuracy")]
     assert places == sorted(places) and len(line) <= width
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_what_keeps_a_run_from_its_next_step_is_said_beside_the_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, width: int
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("jigsaw_pretrain.train.engine.loggers.Console", lambda: console)
+    job = small_job(tmp_path, "optim.steps=2", "run.checkpoint_every=1")
+    execute(replace(job, title="pretrain", validate=lambda *_: {"loss": 1.0}, val_every=2), synthetic(job))
+    text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue())
+    for step, what in ((0, "measuring"), (1, "checkpointing"), (2, "validating"), (2, "drawing")):
+        assert any(line.startswith(f"pretrain step {step}/2, {what}") for line in re.split(r"[\r\n]", text)), what
+    assert max(map(len, re.split(r"[\r\n]", text))) <= width
+    assert re.split(r"[\r\n]", text.rstrip())[-1].startswith("pretrain step 2/2  loss")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jigsaw_pretrain.train.engine.checkpoint import read_checkpoint, save_checkpoint
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, describe_run
 from jigsaw_pretrain.train.engine.state import build_model
+from jigsaw_pretrain.train.export.readme import TARGET_NAMES
 from jigsaw_pretrain.train.export.targets import TARGETS
 from jigsaw_pretrain.train.models.weights import read_weights
 from tests.helpers import frameworks
@@ -175,3 +176,7 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
         refused = call("export", "--run", tmp_path / "run", "--to", to, "--out", out)
         assert refused.exit_code == 2 and "step-00000004.pt" in refused.output, to
         assert not out.exists()
+
+
+def test_every_target_is_offered_in_the_order_of_its_converters() -> None:
+    assert tuple(TARGETS) == TARGET_NAMES
