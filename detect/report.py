@@ -28,10 +28,10 @@ from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig,
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.fonts import fitted
 from jigsaw_pretrain.formats.pixels import display_note, displayed
-from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render, setting
+from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
-from jigsaw_pretrain.words import hundredths
+from jigsaw_pretrain.words import hundredths, setting
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _FACTS = {
     "seconds": ("training, seconds on the wall clock", 1),
     "device_seconds": ("training, seconds of the device", 1),
     "evaluation_seconds": ("one evaluation, seconds on the wall clock", 1),
-    "seconds_per_step": ("a step, seconds", 1),
+    "seconds_per_step": ("a step, seconds on the wall clock", 1),
     "gpu_memory": ("most GPU memory, GB", 1e9),
     "flops_per_image": ("an image, billions of FLOPs", 1e9),
     "parameters_learned": ("parameters that are trained, millions", 1e6),
@@ -73,27 +73,26 @@ def write_page(folder: Path, annotations: GroundTruth, images: str, config: Dete
     }
     values = {name: _read(folder / name, read) for name, read in readers.items()}
     rows = read_rows(folder / METRICS)
-    tables, figures = [], []
+    sections, figures, tiles = [], [], {}
+    if values[AP_FILE]:
+        sections += ap_sections(values[AP_FILE])
+        figures.append(curves_figure(values[AP_FILE]["bbox"]["curves"]))
+        tiles = {name: hundredths(values[AP_FILE]["bbox"]["stats"][name]) for name in ("AP", "AP50", "AP75")}
+    figures += over_time(rows)
+    sections += [Section("Curves", figures=figures)] if figures else []
+    if values[RESULTS_FILE] is not None:
+        sections.append(pictures(annotations, images, values[RESULTS_FILE], config))
     if values[SUMMARY]:
         summary = values[SUMMARY]
         known = {key: summary[key] for key in _FACTS if summary.get(key) is not None}
         facts = [[_FACTS[key][0], _scaled(value, _FACTS[key][1])] for key, value in known.items()]
-        tables.append(("Run", Table(["", "value"], facts)))
-    if values[AP_FILE]:
-        tables += ap_tables(values[AP_FILE])
-        figures.append(curves_figure(values[AP_FILE]["bbox"]["curves"]))
-    figures += over_time(rows)
-    sections = [Section(caption, tables=[table]) for caption, table in tables]
-    sections += [Section("Curves", figures=figures)] if figures else []
-    if values[RESULTS_FILE] is not None:
-        sections.append(pictures(annotations, images, values[RESULTS_FILE], config))
+        sections.append(Section("Cost", tables=[Table(["", "value"], facts)]))
     if values[CONFIG]:
         text = "What differs from the paper's recipe, and how the recipe was fitted to the dataset (plan)."
         rows_of = settings_rows(values[CONFIG])
         sections.append(Section("Settings", text, [Table(["setting", "this run", "the paper's"], rows_of)]))
-    page = render(
-        f"Detector {folder.name}", "Average precision (AP) on the validation images, in hundredths.", sections
-    )
+    lead = "Average precision (AP) of boxes on the validation images, in hundredths."
+    page = render(f"Detector {folder.name}", lead, sections, tiles)
     Storage(folder).publish(PAGE, page.encode())
     return folder / PAGE
 
@@ -139,21 +138,25 @@ class _Ap(msgspec.Struct):
     by_training_annotations: dict[str, Stratum] = {}
 
 
-def ap_tables(found: dict[str, Any]) -> list[tuple[str, Table]]:
-    """Tables of AP by size and by class from ap.json's contents."""
+def ap_sections(found: dict[str, Any]) -> list[Section]:
+    """AP by size, by class and by the annotations of a class, from ap.json's contents."""
     kinds = [kind for kind in ("bbox", "segm") if found.get(kind)]
     heads = [{"bbox": "boxes", "segm": "masks"}[kind] for kind in kinds]
     sizes = [[name, *(hundredths(found[kind]["stats"][name]) for kind in kinds)] for name in STATS]
     classes = [
-        [name, f"{one['boxes']:.0f}", hundredths(one["AP"]), hundredths(one["AP50"])]
+        [name, int(one["boxes"]), hundredths(one["AP"]), hundredths(one["AP50"])]
         for name, one in found["bbox"]["classes"].items()
     ]
-    strata = [[name, f"{one['classes']}", hundredths(one["AP"])] for name, one in found.get(STRATA_KEY, {}).items()]
-    by_count = [("By annotations of a class in training", Table(["annotations", "classes", "AP"], strata))]
+    strata = [[name, one["classes"], hundredths(one["AP"])] for name, one in found.get(STRATA_KEY, {}).items()]
+    text = (
+        "AR: average recall, of the surest 1, 10 or 100 detections of an image. s, m, l: of small, medium and large "
+        "objects. 50, 75: at an IoU of 0.50 and 0.75 alone; else the mean over 0.50 to 0.95. All in hundredths."
+    )
+    counts = Table(["annotations in training", "classes", "AP"], strata)
     return [
-        *(by_count if strata else []),
-        ("AP (hundredths; s, m, l: small, medium, large)", Table(["", *heads], sizes)),
-        ("By class", Table(["class", "boxes", "AP", "AP50"], classes)),
+        Section("By size", text, [Table(["", *heads], sizes)]),
+        Section("By class", tables=[Table(["class", "objects", "AP", "AP50"], classes)]),
+        *([Section("By how many annotations of a class there are in training", tables=[counts])] if strata else []),
     ]
 
 
@@ -199,12 +202,12 @@ def over_time(rows: list[dict[str, Any]]) -> list[Figure]:
         steps = [one[0] for one in scored]
         axes.plot(steps, [100 * one[1] for one in scored], "o-", label="AP")
         axes.plot(steps, [100 * one[2] for one in scored], "s--", label="AP50")
-        axes.set(xlabel="step", ylabel="AP (hundredths)", ylim=(0, None))
+        axes.set(xlabel="step", ylabel="AP (hundredths)", xlim=(0, None), ylim=(0, None))
         axes.legend(frameon=False)
 
     def draw_loss(axes: Any) -> None:
         axes.plot(*zip(*losses, strict=True))
-        axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+        axes.set(xlabel="step", ylabel="loss", xlim=(0, None), ylim=(0, None))
 
     figures = [chart(draw_ap, *2 * ("AP on the validation images over time",))] if scored else []
     return figures + ([chart(draw_loss, *2 * ("Training loss over time",))] if losses else [])

@@ -12,10 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
-import numpy as np
+import matplotlib
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.fonts import families
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
@@ -23,9 +25,9 @@ from jigsaw_pretrain.prep.report.page import choose, read_crops
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
-from jigsaw_pretrain.train.report.figures import MAP, spread
+from jigsaw_pretrain.train.report.figures import draw_fields, spread
 from jigsaw_pretrain.train.report.sheet import sheet
-from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, brightness, load_snapshot, snapshots
+from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, load_snapshot, snapshots
 
 IMAGES = Path(__file__).parent / "images"
 PAPER = (251, 251, 249)
@@ -50,7 +52,7 @@ def jigsaws(data: str, run: Path) -> Image.Image:
 def crops(data: str) -> Image.Image:
     """The contact sheets of the three groups, one above the other."""
     dataset, storage = open_dataset(data), Storage(data)
-    columns = read_crops(storage, dataset)
+    columns = read_crops(dataset)
     sheets = []
     for group in GROUPS:
         some = choose(columns, columns["group"] == group, 8, dataset.description.seed)
@@ -65,23 +67,14 @@ def crops(data: str) -> Image.Image:
 
 def fields(run: Path) -> bytes:
     """The regions' receptive fields at the first and the last refresh, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    _, recipe, _ = open_trained(RunFolder(run))
     found = snapshots(run, ErfSnapshot)
-    steps = spread(list(found), 2)
-    figure, grid = pyplot.subplots(len(steps), 4, figsize=(8, 4.3), layout="constrained", squeeze=False)
-    for row, step in enumerate(steps):
-        snapshot = load_snapshot(found[step], ErfSnapshot)
-        for region, name in enumerate(REGIONS):
-            axes = grid[row][region]
-            axes.imshow(brightness(np.asarray(snapshot.fields[region])), cmap=MAP, vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], title=name if row == 0 else "")
-        grid[row][0].set_ylabel(f"step {step}")
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
+    rows = {f"step {step}": list(load_snapshot(found[step], ErfSnapshot).fields) for step in spread(list(found), 2)}
+    with matplotlib.rc_context({"font.family": families()}):
+        figure = Figure(figsize=(8, 4.3), layout="constrained", facecolor="white")
+        draw_fields(figure.subplots(), rows, REGIONS, recipe.data.template.split)
+        sink = io.BytesIO()
+        figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
     return sink.getvalue()
 
 

@@ -7,7 +7,6 @@ thumbnails takes about 3 s and 2 MB; for numbers alone read the Parquet and JSON
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from jigsaw_pretrain.fonts import families
+from jigsaw_pretrain.words import number
 
 INK = "#010203"
 """The colour that a chart's text and axes are drawn in; the page replaces it with the reader's text colour."""
@@ -26,10 +26,14 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a page: its markup, a caption below it, and what it shows in words (alt text)."""
+    """A picture of a page: its markup, with what it shows in words (alt text), and a caption below it.
+
+    large: it is moved under a phone's window rather than made too small to read.
+    """
 
     markup: Markup
     caption: str
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,37 +69,20 @@ class Section:
     missing: str = ""
 
 
-def number(value: Any) -> str:
-    """A value as a reader wants it: thousands apart, measured ones to three digits, a dash where there is none."""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "–"
-        # Whole numbers from where the three digits end, so that no digit is lost and none is invented.
-        return f"{value:,.0f}" if value == 0 or abs(value) >= 99.95 else f"{value:#.3g}"
-    return "–" if value is None else setting(value)
-
-
-def setting(value: Any) -> str:
-    """The value of an option as it was given; ``none`` where it has none, the values of a list one after the other."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(setting, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
-
-
-def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg") -> Figure:
+def picture(data: bytes, alt: str, caption: str = "", kind: str = "jpeg", large: bool = False) -> Figure:
     """A JPEG, PNG or WebP as a figure."""
     encoded = base64.b64encode(data).decode()
     markup = Markup('<img alt="{}" src="data:image/{};base64,{}">').format(alt, kind, encoded)
-    return Figure(markup, caption)
+    return Figure(markup, caption, large)
 
 
-def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[float, float] = (5.2, 2.9)) -> Figure:
+def chart(
+    draw: Callable[[Any], None],
+    alt: str,
+    caption: str = "",
+    size: tuple[float, float] = (5.2, 2.9),
+    large: bool = False,
+) -> Figure:
     """A chart drawn by ``draw(axes)`` on matplotlib axes of ``size`` inches, as scalable SVG in the page's colours."""
     import matplotlib
     from cycler import cycler
@@ -125,7 +112,7 @@ def chart(draw: Callable[[Any], None], alt: str, caption: str = "", size: tuple[
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     head = Markup('<svg role="img" aria-label="{}" ').format(alt)
-    return Figure(head + Markup(svg[len("<svg ") :]), caption)
+    return Figure(head + Markup(svg[len("<svg ") :]), caption, large)
 
 
 def _numeric(table: Table) -> set[int]:

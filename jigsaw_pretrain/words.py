@@ -1,7 +1,10 @@
-"""Numbers as people read them: counts with their noun, AP in hundredths (tables of pages: html.number).
+"""Numbers as people read them: measured ones to three digits, settings as given, counts with their noun, AP.
 
 A module of its own, because every stage says numbers and none of them the same ones.
 """
+
+import math
+from typing import Any
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -17,3 +20,26 @@ def noun(number: int, one: str, many: str | None = None) -> str:
 def hundredths(value: float | None) -> str:
     """AP as papers have it, ``37.4`` for 0.374; a dash where there is none."""
     return "–" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def number(value: Any) -> str:
+    """A value as a reader wants it: thousands apart, measured ones to three digits, a dash where there is none."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "–"
+        # Whole numbers from where the three digits end, so that no digit is lost and none is invented.
+        return f"{value:,.0f}" if value == 0 or abs(value) >= 99.95 else f"{value:#.3g}"
+    return "–" if value is None else setting(value)
+
+
+def setting(value: Any) -> str:
+    """The value of an option as it was given; ``none`` where it has none, the values of a list one after the other."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)

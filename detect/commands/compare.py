@@ -118,13 +118,14 @@ def compare(
     """Tabulate finished RUNs, or run and tabulate a whole comparison, with --out and the options of the data."""
     if runs:
         from jigsaw_pretrain.detect.comparison.report import markdown, tables, write_report
-        from jigsaw_pretrain.detect.comparison.results import read_result
+        from jigsaw_pretrain.detect.comparison.results import read_result, tell_apart
 
-        found = [read_result(run) for run in runs]
+        found, shared = tell_apart([read_result(run) for run in runs])
+        notes = [f"Settings that all runs have: {', '.join(shared)}."] if shared else []
         if out is not None:
-            click.echo(write_report(out, found))
+            click.echo(write_report(out, found, notes))
         else:
-            click.echo(markdown(tables(found)))
+            click.echo("\n".join([markdown(tables(found)), *(f"- {note}" for note in notes)]))
         return
     needed = {
         "--out": out,

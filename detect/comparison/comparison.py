@@ -108,7 +108,7 @@ def compare(
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
-        The finished runs that are reported; comparison.json and comparison.html in ``out`` have the tables.
+        The finished runs that are reported; comparison.json and report.html in ``out`` have the tables.
 
     Raises:
         UserError: for a folder that holds another comparison, and for a training that fails.

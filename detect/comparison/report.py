@@ -1,7 +1,9 @@
 """A comparison's tables and curves: Markdown for people and diffs, one HTML page, JSON for programs."""
 
+import itertools
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,24 @@ from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, SCRATCH
 from jigsaw_pretrain.detect.comparison.results import Difference, RunResult, by_arm, difference, spread, to_json
 from jigsaw_pretrain.html import Figure, Section, chart, render
 from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.words import number
 
 MARKDOWN = "comparison.md"
-HTML = "comparison.html"
+HTML = "report.html"
 JSON = "comparison.json"
 
 Table = dict[str, Any]
 
 
-def spread_text(values: Sequence[float], factor: float = 100.0) -> str:
-    """Mean ± standard deviation, one digit."""
-    mean, deviation = spread([factor * value for value in values])
+def spread_text(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of APs, in hundredths."""
+    mean, deviation = spread([100 * value for value in values])
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _seconds(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of times."""
+    return " ± ".join(number(float(one)) for one in spread(values) if one is not None)
 
 
 def difference_text(found: Difference | None) -> str:
@@ -73,7 +81,7 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
         "pre-training s",
         "detector s",
         "in all s",
-        "s per step",
+        "wall-clock s per step",
         "GPU memory",
         "GFLOPs per image and step",
         f"AP minus {EQUAL_COST}'s, 95 %",
@@ -87,12 +95,12 @@ def cost_table(arms: dict[str, list[RunResult]]) -> Table:
         rows.append(
             [
                 name,
-                spread_text([one.pretrain_seconds for one in runs], 1),
-                spread_text([one.detect_seconds for one in runs], 1),
-                spread_text(totals, 1),
-                f"{spread(speeds)[0]:.3f}" if speeds else "–",
-                f"{max(memory) / 2**30:.2f} GiB" if memory else "–",
-                f"{runs[0].flops / 1e9:.3g}" if runs[0].flops else "–",
+                _seconds([one.pretrain_seconds for one in runs]),
+                _seconds([one.detect_seconds for one in runs]),
+                _seconds(totals),
+                number(spread(speeds)[0]) if speeds else "–",
+                f"{number(max(memory) / 2**30)} GiB" if memory else "–",
+                number(runs[0].flops / 1e9) if runs[0].flops else "–",
                 difference_text(difference(runs, arms[EQUAL_COST])) if pretrained else "–",
             ]
         )
@@ -111,7 +119,7 @@ def strata_table(arms: dict[str, list[RunResult]]) -> Table | None:
             found = [one.strata[name]["AP"] for one in runs if name in one.strata]
             figures.append(spread_text(found) if found else "–")
         rows.append([arm, *figures])
-    caption = "AP of classes by their annotations in training"
+    caption = "AP of classes by their annotations in training (hundredths)"
     return {"caption": caption, "head": ["arm", *names], "rows": rows}
 
 
@@ -137,47 +145,57 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def cost_figure(arms: dict[str, list[RunResult]]) -> Figure:
     """AP over device-seconds, pre-training included: the mean over seeds at each evaluation."""
-
-    def draw(axes: Any) -> None:
-        for name, runs in arms.items():
-            length = min(len(one.curve) for one in runs)
-            points = [[one.curve[place] for one in runs] for place in range(length)]
-            seconds = [spread([one[0] for one in at])[0] for at in points]
-            heights = [100 * spread([one[1] for one in at])[0] for at in points]
-            axes.plot(seconds, heights, "o-", label=name)
-        axes.set(xlabel="device-seconds of training, pre-training included", ylabel="AP (hundredths)", ylim=(0, None))
-        axes.legend(frameon=False)
-
-    return chart(draw, *2 * ("AP over cost, mean over seeds",), size=(7, 4.5))
+    curves = {}
+    for name, runs in arms.items():
+        length = min(len(one.curve) for one in runs)
+        points = [[one.curve[place] for one in runs] for place in range(length)]
+        seconds = [spread([one[0] for one in at])[0] for at in points]
+        curves[name] = seconds, [spread([one[1] for one in at])[0] for at in points]
+    return _figure(curves, "device-seconds, pre-training included", "AP over cost, mean over seeds")
 
 
 def steps_figure(arms: dict[str, list[RunResult]]) -> Figure:
-    """AP over the detector's iterations: the mean over seeds at each evaluation (Rethinking's curves)."""
+    """AP over the detector's steps: the mean over seeds at each evaluation (Rethinking's curves)."""
+    curves = {}
+    for name, runs in arms.items():
+        length = min(len(one.by_step) for one in runs)
+        steps = [float(runs[0].by_step[place][0]) for place in range(length)]
+        curves[name] = steps, [spread([one.by_step[place][1] for one in runs])[0] for place in range(length)]
+    return _figure(curves, "steps of the detector", "AP over steps, mean over seeds")
+
+
+def _figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], across: str, caption: str) -> Figure:
+    """A curve of AP for each arm; the names stand below, where the longest hides no curve."""
 
     def draw(axes: Any) -> None:
-        for name, runs in arms.items():
-            length = min(len(one.by_step) for one in runs)
-            steps = [runs[0].by_step[place][0] for place in range(length)]
-            heights = [100 * spread([one.by_step[place][1] for one in runs])[0] for place in range(length)]
-            axes.plot(steps, heights, "o-", label=name)
-        axes.set(xlabel="iterations of the detector", ylabel="AP (hundredths)", ylim=(0, None))
-        axes.legend(frameon=False)
+        for (name, (places, heights)), marker in zip(curves.items(), itertools.cycle("osD^vPX*"), strict=False):
+            axes.plot(places, [100 * height for height in heights], f"{marker}-", label=textwrap.fill(name, 60))
+        axes.set(xlabel=across, ylabel="AP (hundredths)", xlim=(0, None), ylim=(0, None))
+        columns = 3 if max(map(len, curves), default=0) <= 20 else 1
+        axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
-    return chart(draw, *2 * ("AP over iterations, mean over seeds",), size=(7, 4.5))
+    return chart(draw, caption, caption, size=(5.2, 3.2 + 0.25 * -(-len(curves) // 2)))
+
+
+def _whole(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows whose numbers a browser breaks nowhere."""
+    return [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in rows]
 
 
 def write_report(folder: Path, results: Sequence[RunResult], notes: Sequence[str] = ()) -> str:
-    """Write comparison.md, .html and .json; returns the Markdown."""
+    """Write comparison.md, comparison.json and the page report.html; returns the Markdown."""
     arms, made = by_arm(results), tables(results)
     devices = sorted({one.device for one in results})
-    lines = [f"Device: {', '.join(devices)}.", *notes]
+    sizes = "APs, APm and APl: of small, medium and large objects."
+    lines = [f"Device: {', '.join(devices)}.", sizes, *notes]
     text = markdown(made) + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
     storage = Storage(folder)
     storage.publish(MARKDOWN, text.encode())
-    sections = [Section(one["caption"], tables=[html.Table(one["head"], one["rows"])]) for one in made]
-    sections.append(Section("Pictures", figures=[steps_figure(arms), cost_figure(arms)]))
-    sections.append(Section("Notes", tables=[html.Table(["of the measurement"], [[line] for line in lines])]))
-    page = render("Does the pre-training pay?", "Average precision on the validation images.", sections)
+    sections = [Section(one["caption"], tables=[html.Table(one["head"], _whole(one["rows"]))]) for one in made]
+    sections.append(Section("Curves", figures=[steps_figure(arms), cost_figure(arms)]))
+    sections.append(Section("Notes", " ".join(lines)))
+    lead = "Average precision (AP) on the validation images, in hundredths."
+    page = render("Does the pre-training pay?", lead, sections)
     storage.publish(HTML, page.encode())
     storage.publish(JSON, json.dumps({"runs": to_json(results), "notes": lines}, indent=2).encode() + b"\n")
     return text

@@ -8,7 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,14 @@ def arm_name(config: DetectorConfig) -> str:
         if own[section].get(key) != usual[section].get(key)
     ]
     return ", ".join([start, model, f"lr {recipe.optim.lr:g}", recipe.optim.schedule, *told])
+
+
+def tell_apart(results: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:
+    """The runs, their arms without the settings that all of them name, and these settings."""
+    named = [one.arm.split(", ") for one in results]
+    shared = [word for word in named[0][1:] if all(word in words for words in named)] if named else []
+    short = [", ".join([words[0], *(word for word in words[1:] if word not in shared)]) for words in named]
+    return [replace(one, arm=arm) for one, arm in zip(results, short, strict=True)], shared
 
 
 def by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:

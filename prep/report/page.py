@@ -17,12 +17,12 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUP_WORDS, GROUPS, TALL_BELOW, WIDE_ABOVE
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render, setting
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.records import read_skipped
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.words import counted, noun
+from jigsaw_pretrain.words import counted, noun, setting
 
 CLASSES_SHOWN = 60
 Columns = dict[str, npt.NDArray[Any]]

@@ -1,12 +1,13 @@
 """Every page the project writes, opened in a real browser."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
-from jigsaw_pretrain.html import number, setting
 from jigsaw_pretrain.prep.cli import main as prep_main
 from jigsaw_pretrain.train.cli import main as train_main
 from tests.helpers.browser import check_page
@@ -14,7 +15,7 @@ from tests.helpers.commands import run_command
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import SMALL
 from tests.helpers.prepped import Drawn
-from tests.helpers.settings import sets
+from tests.helpers.settings import REPOSITORY, sets
 
 NASTY = "<script>alert(1)</script>"
 CHOSEN = (*SMALL, "optim.steps=4", "loss.erf_every=2")
@@ -52,13 +53,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_measured_numbers_have_three_digits_and_settings_those_they_were_given() -> None:
-    measured = (0.0, 6.25, 52.04, 99.96, 1234.6, 0.001234, float("nan"), None, 1234)
-    assert [number(one) for one in measured] == ["0", "6.25", "52.0", "100", "1,235", "0.00123", "–", "–", "1,234"]
-    given = (0.01234, 0.2, 64_000, None, (14, 18.5), (), True, "gn")
-    assert [setting(one) for one in given] == ["0.01234", "0.2", "64,000", "none", "14, 18.5", "none", "yes", "gn"]
-
-
 @pytest.mark.slow(seconds=6)
 def test_the_datasets_page(data: Path) -> None:
     result = run_command(prep_main, "report", "--out", data)
@@ -83,6 +77,14 @@ def test_the_runs_page(run: Path) -> None:
 
 
 @pytest.mark.slow(seconds=2)
+def test_the_readmes_pictures_are_drawn_of_any_run(data: Path, run: Path) -> None:
+    drawn = runpy.run_path(str(REPOSITORY / "docs" / "pictures.py"))
+    assert drawn["jigsaws"](str(data), run).width > 600
+    assert drawn["crops"](str(data)).height > 3 * 132
+    assert drawn["fields"](run).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow(seconds=2)
 def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -97,6 +99,8 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert "begun: No checkpoint has been written yet" in text
     # One section of each kind, and one table of settings with a column for each run.
     assert text.count("<h2>Jigsaws and what they were taken for</h2>") == text.count("<h2>Configuration</h2>") == 1
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", text.split("<h2>Figures</h2>")[1].split("</thead>")[0])
+    assert len(heads) == 3 and heads[2] == "begun" and "loss, nats" in text
     assert "<th>setting</th><th>" in text and "<th>begun</th><th>the paper&#39;s</th>" in text
 
 

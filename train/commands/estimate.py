@@ -13,6 +13,7 @@ from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.storage import publish_locally
 from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
 from jigsaw_pretrain.train.recipe import Compile, Recipe
+from jigsaw_pretrain.words import number
 
 if TYPE_CHECKING:
     from jigsaw_pretrain.train.engine.distributed import Ranks
@@ -90,15 +91,17 @@ def _say(ranks: "Ranks", estimated: "jp.Estimate", workers: int) -> None:
     recipe, costs, found = estimated.recipe, estimated.costs, estimated.forecast
     kind = "GPU" if ranks.device.type == "cuda" else "CPU process"
     ranks.log_rank_zero(
-        f"a step: {costs.step:.3f} s, {found.images_per_second:,.1f} images/s; {costs.wait / costs.step:.0%} of it "
-        f"waiting for data, copies to the device {costs.copy / costs.step:.0%}"
+        f"a step: {number(costs.step)} s, {number(found.images_per_second)} images/s; "
+        f"{costs.wait / costs.step:.0%} of it waiting for data, copies to the device {costs.copy / costs.step:.0%}"
     )
     ranks.log_rank_zero(
-        f"start {costs.start:.1f} s, a refresh of the ERF table {costs.refresh:.1f} s, a save {costs.save:.1f} s"
+        f"start {number(costs.start)} s, a refresh of the ERF table {number(costs.refresh)} s, "
+        f"a save {number(costs.save)} s (all on the wall clock)"
     )
     ranks.log_rank_zero(
         f"the full recipe: {recipe.optim.steps:,} steps of {recipe.data.batch} on {ranks.world} {kind}"
-        f"{'s' if ranks.world > 1 else ''}: {found.hours:.2f} hours, {found.device_days:.3f} {kind}-days"
+        f"{'s' if ranks.world > 1 else ''}: {number(found.hours)} hours on the wall clock, "
+        f"{number(found.device_days)} {kind}-days"
     )
     remedy = {
         "data": f"the loader: raise --workers above {workers}, or put the shards on a nearer disk",

@@ -29,7 +29,8 @@ from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.weights import load_state, load_weights
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.figures import draw_fields
+from jigsaw_pretrain.train.report.figures import draw_fields, short_names
+from jigsaw_pretrain.words import counted
 
 RANDOM = "random"
 """In place of a weights file: the backbone as its library initialises it."""
@@ -97,18 +98,22 @@ def measure(module: nn.Module, images: Tensor, region_map: npt.NDArray[np.int64]
 
 def erf_page(found: Mapping[str, MeasuredFields], recipe: Recipe, count: int) -> str:
     """The HTML page of measured fields."""
-    heads = ["weights", *(f"{share:.0%} of the mass, px" for share in SHARES), "RMS radius, px"]
+    heads = ["weights", *(f"{share:.0%}, px" for share in SHARES), "RMS radius, px"]
     rows = [[name, *one.numbers.sides, one.numbers.rms_radius] for name, one in found.items()]
     text = (
-        f"On {count} jigsaws of {recipe.data.template_size} px. The table gives the side of the smallest square about "
-        "the central position that holds a share of its field's mass."
+        f"On {counted(count, 'jigsaw')} of {recipe.data.template_size} px. The table gives the side of the smallest "
+        "square about the central position that holds a share of its gradient, and the root mean square distance of "
+        "the gradient from it."
     )
-    named = {name: [field.numpy() for field in one.maps] for name, one in found.items()}
+    short = short_names(list(found))
+    named = {name: [field.numpy() for field in one.maps] for name, one in zip(short, found.values(), strict=True)}
     figure = chart(
-        partial(draw_fields, rows=named, titles=["centre", *REGIONS], label_size=8),
+        partial(draw_fields, rows=named, titles=["centre", *REGIONS]),
         f"effective receptive fields of {', '.join(named)}: of the central position and of each region",
         "Gradient magnitude on the input, logarithmic over two decades (bright is most).",
         (9.5, 2.0 * len(named) + 0.3),
+        large=True,
     )
-    section = Section("Effective receptive fields", text, [Table(heads, rows)], figures=[figure])
-    return render("Receptive fields", "What a feature looks at.", [section])
+    section = Section("Measured", text, [Table(heads, rows)], figures=[figure])
+    lead = "How much of a jigsaw a feature of the last map looks at, by the gradient on the input."
+    return render("Effective receptive fields", lead, [section])

@@ -1,7 +1,9 @@
 """Pictures of receptive fields and label weights (the paper's figures 6 and 5)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,16 @@ def spread(steps: Sequence[int], most: int = SHOWN) -> list[int]:
     return [steps[i] for i in picked]
 
 
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """The files' or folders' own names, with as much of their parents as tells them apart."""
+    whole = [Path(path).absolute().parts for path in paths]
+    for depth in range(1, 8):
+        named = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(named)) == len(named):
+            return named
+    return [str(path) for path in paths]
+
+
 def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure:
     """The four regions' fields, one row per refresh."""
     steps = list(found)
@@ -33,7 +45,7 @@ def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure
         "(bright is most). Dashed: the template's cut. The paper's figure 6 is the first column."
     )
     draw = partial(draw_fields, rows=rows, titles=REGIONS, split=template.split)
-    return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3))
+    return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3), large=True)
 
 
 def draw_fields(
@@ -41,7 +53,6 @@ def draw_fields(
     rows: Mapping[str, Sequence[npt.NDArray[np.float32]]],
     titles: Sequence[str],
     split: int | None = None,
-    label_size: int = 9,
 ) -> None:
     """Draw a grid of fields, one row per name; ``split`` marks where the template is cut."""
     grid = _grid(axes, len(rows), len(titles))
@@ -56,7 +67,7 @@ def draw_fields(
             cell.set_yticks([])
             if row == 0:
                 cell.set_title(titles[column], fontsize=9, color=INK)
-        grid[row][0].set_ylabel(name, fontsize=label_size)
+        grid[row][0].set_ylabel(textwrap.fill(name, 24), fontsize=9)
 
 
 def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
@@ -80,7 +91,7 @@ def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
 
     alt = f"label weights of the four regions at every position of the feature map, from step {step}"
     caption = f"The soft labels in force since step {step}: how much each region's label counts at each position."
-    return chart(draw, alt, caption, (9.0, 2.5))
+    return chart(draw, alt, caption, (9.0, 2.5), large=True)
 
 
 def _grid(axes: Any, rows: int, columns: int) -> Any:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
-from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render, setting
+from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
@@ -34,7 +34,7 @@ from jigsaw_pretrain.train.engine.metrics import Row, read_rows
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, pixels_of, read_description
 from jigsaw_pretrain.train.engine.state import ErfTable
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.figures import field_figure, spread, weight_figure
+from jigsaw_pretrain.train.report.figures import field_figure, short_names, spread, weight_figure
 from jigsaw_pretrain.train.report.sheet import sheet
 from jigsaw_pretrain.train.report.snapshots import (
     JIGSAWS,
@@ -46,7 +46,7 @@ from jigsaw_pretrain.train.report.snapshots import (
     save_snapshot,
     snapshots,
 )
-from jigsaw_pretrain.words import counted
+from jigsaw_pretrain.words import counted, setting
 
 POINTS = 600
 SMOOTH = 50
@@ -122,14 +122,17 @@ def _is_row(row: Row) -> bool:
 
 def page(runs: Sequence[Path], refresh_seconds: int | None = None) -> str:
     """The page of these run folders; ``refresh_seconds`` makes a browser read it again while the run goes on."""
-    named = _names(runs)
+    named = short_names(runs)
     found = [_metrics(run, name) for run, name in zip(runs, named, strict=True)]
-    sections = _drawn("Curves", lambda: [_curves_section([metrics for metrics in found if metrics is not None])])
+    known = [metrics for metrics in found if metrics is not None]
+    sections = [_figures_side_by_side(known)] if len(known) > 1 else []
+    sections += _drawn("Curves", lambda: [_curves_section(known)])
     about = [_about(run, JIGSAWS if len(runs) == 1 else 4) for run in runs]
     sections += about[0] if len(runs) == 1 else _side_by_side(named, about)
     sections += _drawn("Configuration", lambda: [_configuration(runs, named)])
     title = f"Pre-training {', '.join(named)}"
-    return render(title, _lead(runs, found), sections, _tiles(found), refresh_seconds)
+    tiles = _figures(known[0]) if len(runs) == len(known) == 1 else {}
+    return render(title, _lead(runs, found), sections, tiles, refresh_seconds)
 
 
 def _metrics(run: Path, name: str) -> Metrics | None:
@@ -147,16 +150,6 @@ def _drawn(title: str, sections: Callable[[], list[Section]]) -> list[Section]:
     except Exception as error:
         log.warning("the page lacks %s (%s: %s)", title, type(error).__name__, str(error)[:200])
         return [Section(title, missing=f"It could not be drawn ({type(error).__name__}): its files are damaged.")]
-
-
-def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as much of their parents as tells them apart."""
-    whole = [run.absolute().parts for run in runs]
-    for depth in range(1, 8):
-        named = ["/".join(parts[-depth:]) for parts in whole]
-        if len(set(named)) == len(named):
-            return named
-    return [str(run) for run in runs]
 
 
 def _recipe(run: Path) -> Recipe | None:
@@ -179,10 +172,8 @@ def _lead(runs: Sequence[Path], found: Sequence[Metrics | None]) -> str:
     return "; ".join(parts) + "." + ended
 
 
-def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
-    if len(found) != 1 or found[0] is None:
-        return {}
-    metrics = found[0]
+def _figures(metrics: Metrics) -> dict[str, float]:
+    """What a run has come to, as means over its last steps."""
     return {
         "loss, nats": metrics.tail(metrics.loss),
         "% of crops named right": 100 * metrics.tail(metrics.accuracy.mean(axis=1)),
@@ -190,6 +181,15 @@ def _tiles(found: Sequence[Metrics | None]) -> dict[str, Any]:
         "jigsaws / s": metrics.tail(metrics.images_per_second),
         "% of time waiting for data": 100 * metrics.tail(metrics.data_wait),
     }
+
+
+def _figures_side_by_side(found: Sequence[Metrics]) -> Section:
+    """A column of figures for each of several runs."""
+    columns = [{"steps": int(one.step[-1]) + 1, **_figures(one)} for one in found]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name) for column in columns)] for name in names]
+    text = "Means over the last steps of each run: a twentieth of them, at least ten."
+    return Section("Figures", text, [Table(["", *(one.name for one in found)], rows)])
 
 
 def _beside_accuracy(metrics: Metrics) -> dict[str, float]:
@@ -224,7 +224,7 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
             else:
                 axes.set_ylim(bottom=0, top=top)
             if several:
-                axes.legend(frameon=False)
+                axes.legend(frameon=False, fontsize="small")
 
         return draw
 
@@ -361,9 +361,8 @@ def _predictions(run: Path, recipe: Recipe, classes: list[str], count: int) -> l
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         "Jigsaws and what they were taken for",
-        f"Of step {step}. A region says its group, its class, and after an arrow what it was taken for."
-        + (f" {note}" if note else ""),
-        figures=[_webp(image, alt)],
+        "A region says its group, its class, and after an arrow what it was taken for." + (f" {note}" if note else ""),
+        figures=[_webp(image, alt, f"Of step {step}.")],
     )
     return [jigsaws, _confusion(step, snapshot, classes)]
 
@@ -372,11 +371,11 @@ def _verdict(classes: list[str], label: int, prediction: int) -> str:
     return classes[label] if label == prediction else f"{classes[label]} → {classes[prediction]}"
 
 
-def _webp(image: Image.Image, alt: str) -> Figure:
+def _webp(image: Image.Image, alt: str, caption: str) -> Figure:
     sink = io.BytesIO()
     image.thumbnail((1600, 1600))
     image.save(sink, "WEBP", quality=80)
-    return picture(sink.getvalue(), alt, "", "webp")
+    return picture(sink.getvalue(), alt, caption, "webp", large=True)
 
 
 def _confusion(step: int, snapshot: PredictionSnapshot, classes: list[str]) -> Section:

@@ -14,6 +14,7 @@ from jigsaw_pretrain.detect.comparison.arms import ARMS
 from jigsaw_pretrain.detect.evaluation import evaluate
 from jigsaw_pretrain.detect.run import read_config
 from jigsaw_pretrain.formats.annotations.read import Reading
+from tests.helpers.browser import check_page
 from tests.helpers.comparisons import InProcess, comparison
 from tests.helpers.detection import SETTINGS
 from tests.helpers.prepped import Drawn
@@ -43,7 +44,7 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
     grown = scratch["steps"] * (1 + jigsaw["pretrain_seconds"] / scratch["detect_seconds"])
     assert longer["steps"] == round(grown) and longer["curve"][-1][1] == longer["ap"]["AP"]
     assert len([name for name in in_process.ran if name.startswith("pre-train jigsaw")]) == 1
-    assert "comparison.html" in {path.name for path in (tmp_path / "out").iterdir()}
+    assert "report.html" in {path.name for path in (tmp_path / "out").iterdir()}
     taus = {
         name: json.loads((tmp_path / "out" / "pretrain" / name / "seed-0" / "run.json").read_text())
         for name in ("tau-0.5", "warp", "global")
@@ -120,10 +121,12 @@ def test_arms_of_ones_own_have_their_own_norm_data_context_and_steps(
     assert [step for step, _ in runs["longer"]["by_step"]] == [2] and runs["longer"]["flops"] > 0
     report = (tmp_path / "out" / "comparison.md").read_text()
     assert "| APs | APm | APl | mask AP |" in report and "mask_AP" in runs["frozen-bn"]["ap"]
-    assert (tmp_path / "out" / "comparison.html").read_text().count('<svg role="img"') == 2
+    assert (tmp_path / "out" / "report.html").read_text().count('<svg role="img"') == 2
     file.write_text(file.read_text().replace("pretrain_steps = 2.0", "pretrain_steps = 3.0"))
     changed = CliRunner().invoke(main, command)
     assert changed.exit_code == 2 and "another arm longer" in changed.output
+    # Last: without a browser the rest of the test is skipped.
+    check_page(tmp_path / "out" / "report.html", "scratch-half", "AP minus", "small, medium and large objects")
 
 
 @pytest.mark.slow(seconds=2)

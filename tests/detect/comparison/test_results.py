@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jigsaw_pretrain.detect.comparison.report import cost_table, main_table, markdown
-from jigsaw_pretrain.detect.comparison.results import RunResult, difference
+from jigsaw_pretrain.detect.comparison.results import RunResult, difference, tell_apart
 
 
 def run(arm: str, seed: int, ap: float, **more: Any) -> RunResult:
@@ -21,6 +21,18 @@ def run(arm: str, seed: int, ap: float, **more: Any) -> RunResult:
         "curve": ((5.0, ap),),
     }
     return RunResult(arm, seed, ap={"AP": ap, "AP50": ap, "AP75": ap}, **{**values, **more})
+
+
+def test_finished_runs_are_named_by_what_tells_them_apart() -> None:
+    arms = (
+        "scratch, faster-rcnn-fpn, gn, lr 0.02",
+        "mine, faster-rcnn-fpn, gn, lr 0.02",
+        "mine, faster-rcnn-fpn, gn, lr 0.04",
+    )
+    found, shared = tell_apart([run(arm, 0, 0.1) for arm in arms])
+    assert [one.arm for one in found] == ["scratch, lr 0.02", "mine, lr 0.02", "mine, lr 0.04"]
+    assert shared == ["faster-rcnn-fpn", "gn"]
+    assert [one.arm for one in tell_apart(found[:1])[0]] == ["scratch"]
 
 
 def test_differences_are_paired_by_seed_with_students_interval() -> None:
