@@ -14,4 +14,5 @@ main = LazyGroup(
             "Pre-train, fine-tune and tabulate arms, or tabulate finished runs.",
         ),
     },
+    light=("subset",),
 )

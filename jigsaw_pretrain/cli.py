@@ -19,7 +19,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError
+from jigsaw_pretrain.machine import LIBRARIES, TORCH, check_address_space, own_semaphores
 from jigsaw_pretrain.storage import redacted
 
 
@@ -123,6 +124,7 @@ class Command(click.Command):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
         show_log()
+        own_semaphores()
         words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
         COMMAND_LINE.set(tuple(words))
         debug = "--debug" in words or bool(os.environ.get(DEBUG))
@@ -244,12 +246,23 @@ def _first_line(error: BaseException) -> str:
 
 
 class LazyGroup(Command, click.Group):
-    """A group over ``{"name": ("module:attribute", "one line of help")}``, the modules being those of ``package``."""
+    """A group over ``{"name": ("module:attribute", "one line of help")}``, the modules being those of ``package``.
 
-    def __init__(self, *, package: str, lazy: Mapping[str, tuple[str, str]], help: str) -> None:
+    light: the commands that do not load torch, or None for all of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        package: str,
+        lazy: Mapping[str, tuple[str, str]],
+        help: str,
+        light: Collection[str] | None = None,
+    ) -> None:
         super().__init__(help=help, context_settings={"help_option_names": ["-h", "--help"]})
         self._package = package
         self._lazy = dict(lazy)
+        self._light = frozenset(lazy if light is None else light)
         click.version_option(package_name="jigsaw-pretrain", message="%(package)s %(version)s")(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -260,6 +273,7 @@ class LazyGroup(Command, click.Group):
         """Import and return one command."""
         if cmd_name not in self._lazy:
             return None
+        check_address_space(LIBRARIES if cmd_name in self._light else TORCH)
         module, attribute = self._lazy[cmd_name][0].split(":")
         command = getattr(importlib.import_module(f"{self._package}.{module}"), attribute)
         assert isinstance(command, click.Command)

@@ -34,4 +34,5 @@ main = LazyGroup(
             "Print a line per step that says which crops and pixels a batch holds.",
         ),
     },
+    light=(),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.cli import DEBUG
+from jigsaw_pretrain.machine import TORCH
 from jigsaw_pretrain.train.cli import main
 from tests.helpers.jobs import BASE
 
@@ -73,9 +74,10 @@ CASES: Mapping[str, tuple[tuple[str, ...], Callable[[], object], str]] = {
     "few files": (PRETRAIN, limited(resource.RLIMIT_NOFILE, 6), "ulimit -n"),
     "little memory": (
         (*PRETRAIN, "--set", "data.batch=4096", "--set", "data.template_size=512"),
-        lambda: limited(resource.RLIMIT_AS, resident() + (200 << 20))(),
+        lambda: limited(resource.RLIMIT_AS, max(TORCH, resident() + (200 << 20)))(),
         "memory",
     ),
+    "few addresses": (PRETRAIN, limited(resource.RLIMIT_AS, TORCH - 1), "ulimit -v"),
 }
 
 
