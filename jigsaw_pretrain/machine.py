@@ -19,8 +19,8 @@ LIBRARIES, TORCH = 5 * 2**28, 6 * 2**30
 """Bytes of address space (``ulimit -v``) below which commands are refused: those without torch, and those that load it.
 
 Measured on two cores: a small prep passes with 1.05 GiB and crashes with 0.93. A training of the smallest kind with two
-workers reserves 5.46 GiB and passes with 5.53; with less it ends in C++'s bad_alloc, in a segmentation fault, or calls a
-small network too large.
+workers reserves 5.46 GiB and passes with 5.53; with less it ends in C++'s bad_alloc, in a segmentation fault, or calls
+a small network too large.
 """
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,9 +33,9 @@ def check_address_space(needed: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise UserError(
-            f"ulimit -v allows {limit / 2**30:.2f} GiB of address space, and this command needs {needed / 2**30:.2f} GiB: "
-            "its libraries reserve more memory than they use. Run `ulimit -v unlimited` first; memory that is used is "
-            "limited by a cgroup (systemd-run -p MemoryMax=..., docker run --memory)"
+            f"ulimit -v allows {limit / 2**30:.2f} GiB of address space, and this command needs "
+            f"{needed / 2**30:.2f} GiB: its libraries reserve more memory than they use. Run `ulimit -v unlimited` "
+            "first; memory that is used is limited by a cgroup (systemd-run -p MemoryMax=..., docker run --memory)"
         )
 
 
@@ -52,7 +52,7 @@ def own_semaphores(folder: Path = SHARED_MEMORY) -> None:
     prefix = f"jigsaw-{space.stat().st_ino}-"
     # Python has no other way to name them.
     multiprocessing.process.current_process()._config["semprefix"] = f"/{prefix}{os.getpid()}"  # type: ignore[attr-defined]
-    # Too many files are open, a file is another user's, another command was faster: none of it is this command's trouble.
+    # A file of another user's, too many open files, another command that was faster: no trouble of this command.
     with contextlib.suppress(OSError):
         for path in folder.glob(f"sem.{prefix}*"):
             owner = path.name.removeprefix(f"sem.{prefix}").partition("-")[0]
