@@ -162,6 +162,21 @@ def children() -> list[int]:
     return [int(word) for word in task.read_text().split()]
 
 
+def in_shared_memory() -> set[str]:
+    """What of this process lies in /dev/shm; what has no name there any more is marked as deleted."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {line[line.index("/dev/shm/") :] for line in maps if "/dev/shm/" in line}
+
+
+def test_a_kill_of_all_leaves_nothing_in_shared_memory(dataset: Dataset) -> None:
+    """As nothing there has a name while they run."""
+    before = in_shared_memory()
+    batches = iter(JigsawLoader(dataset, OPTIONS, workers=2))
+    next(batches)
+    own = in_shared_memory() - before
+    assert own and all(name.endswith(" (deleted)") for name in own)
+
+
 def test_a_dead_worker_ends_the_run_with_its_reason(dataset: Dataset) -> None:
     before = set(children())
     loader = JigsawLoader(dataset, OPTIONS, workers=2)
