@@ -1,6 +1,7 @@
 """What a command needs of its machine before it loads anything, and what killed ones left there.
 
-On its own, as it stands before every import of a library: where these find too little room, no Python is left to say so.
+A module of its own, as it runs before every import of a library: where these find too little room, no Python is left to
+say so.
 """
 
 import contextlib
