@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.cli import DEBUG
-from jigsaw_pretrain.machine import TORCH
+from jigsaw_pretrain.process import TORCH
 from jigsaw_pretrain.train.cli import main
 from tests.helpers.jobs import BASE
 

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from jigsaw_pretrain.detect.cli import main as detect
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.machine import SHARED_MEMORY, TORCH, check_address_space, own_semaphores
+from jigsaw_pretrain.process import SHARED_MEMORY, TORCH, check_address_space, own_semaphores
 from jigsaw_pretrain.train.cli import main as train
 
 LEAVES = """
 import multiprocessing, sys, time
-from jigsaw_pretrain.machine import own_semaphores
+from jigsaw_pretrain.process import own_semaphores
 own_semaphores()
 kept = multiprocessing.get_context("spawn").Semaphore()
 print("made", flush=True)
