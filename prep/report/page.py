@@ -96,20 +96,20 @@ def _groups(storage: Storage, dataset: Dataset, crops: Columns) -> Section:
                 )
             )
     text = (
-        "A crop is an object's box, enlarged at random and cut off at the image's edge; its own shape decides its "
-        "group, and its group the slots it can fill. The line in a picture is the object's box, the picture's edge "
-        "the enlarged one; pictures without a line are background."
+        "A crop is an object's box, enlarged at random and cut off at the image's edge; its own shape decides which "
+        "regions of a jigsaw it can fill. The line in a picture is the object's box, the picture's edge the enlarged "
+        "one; pictures without a line are background."
     )
     if dataset.drawn_context is not None:
         text = (
             "Each picture is what the trainer may show of an object: its box, the line, with all of the context "
             f"(up to {dataset.drawn_context:g}x, cut off at the image's edge). How much of it is shown is drawn "
-            "anew each time. The shape of the box decides its group, and its group the slots it can fill; pictures "
-            "without a line are background, always shown whole."
+            "anew each time. The shape of the box decides which regions of a jigsaw it can fill; pictures without a "
+            "line are background, always shown whole."
         )
     if note := display_note(dataset.pixels):
         text += f" {note}"
-    return Section("Crops by group", text, [Table(["group", "crops", "%", "shards", "MB"], rows)], figures=figures)
+    return Section("Crops by shape", text, [Table(["shape", "crops", "%", "shards", "MB"], rows)], figures=figures)
 
 
 def _shapes(crops: Columns, dataset: Dataset) -> Section:
@@ -123,6 +123,7 @@ def _shapes(crops: Columns, dataset: Dataset) -> Section:
             axes.axvline(limit, color="#D55E00", linestyle="--", linewidth=1.2)
         axes.set_xlabel("width / height of the crop")
         axes.set_ylabel("crops")
+        axes.locator_params(axis="y", integer=True)
 
     def sizes(axes: Any) -> None:
         side = np.sqrt(width * height)
@@ -137,13 +138,14 @@ def _shapes(crops: Columns, dataset: Dataset) -> Section:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlabel("square root of the crop's area, pixels")
         axes.set_ylabel("crops")
+        axes.locator_params(axis="y", integer=True)
         axes.legend(frameon=False)
 
     figures: list[Figure] = [
         chart(
             aspect,
             "histogram of the crops' width divided by height",
-            f"Shape; dashed: the groups' limits {TALL_BELOW:g} and {WIDE_ABOVE:g}",
+            f"Shape; dashed: what is tall ends at {TALL_BELOW:g}, what is wide begins at {WIDE_ABOVE:g}",
         ),
         chart(sizes, "histograms of the crops' sizes by group", "Size, before the trainer's resize ratio"),
     ]
