@@ -9,12 +9,12 @@ main = LazyGroup(
         "shards": ("commands.shards:shards", "Cut annotations and images into shards/ and manifests/."),
         "report": ("commands.report:report", "Write one HTML page that shows whether the crops are right."),
         "finish": ("commands.finish:finish_command", "Make the manifests after an array job's tasks."),
-        "split": ("commands.split:split", "Make training and validation annotations, by image or by group."),
-        "doctor": ("commands.doctor:doctor", "Say what is wrong with annotations and images, before any work."),
+        "split": ("commands.split:split", "Split annotations to validate on a part, by image or group."),
+        "doctor": ("commands.doctor:doctor", "Say what is wrong with a dataset before any work."),
         "status": ("commands.status:status", "Show how far a run is, from its output alone."),
         "verify": (
             "commands.verify:verify",
-            "Hash and read everything again; --repair cuts bad parts again.",
+            "Hash and read all again; --repair cuts bad parts anew.",
         ),
         "retry-skipped": ("commands.retry_skipped:retry_skipped", "Try images again that could not be used."),
         "sample-data": (

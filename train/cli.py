@@ -31,7 +31,7 @@ main = LazyGroup(
         "report": ("commands.report:report", "Write one HTML page about a run, or several side by side."),
         "digest": (
             "commands.digest:digest",
-            "Print a line per step that says which crops and pixels a batch holds.",
+            "Print a line per step: which crops and pixels a batch holds.",
         ),
     },
     light=(),
