@@ -32,8 +32,8 @@ READY := $(VENV)/.ready
 # Imported once, so that their bytecode is on disk: uv writes none, and where Python is told to write none either, every
 # process would compile torch again, ten seconds each.
 COMPILED := jigsaw_pretrain.train.commands.pretrain, jigsaw_pretrain.detect.commands.compare, torch.distributed.run, timm, s3fs, moto.server, hypothesis
-# torchrun says at length that it sets OMP_NUM_THREADS where it is not set.
-TORCHRUN := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/torchrun
+# torchrun, without its own traceback below the line of a rank that was stopped or refused something.
+TORCHRUN := $(BIN)/python -m jigsaw_pretrain.train.engine.launch
 SEVERAL := $(filter-out 0 1,$(GPUS))
 LAUNCH := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m train --,$(BIN)/python -m train)
 DEVICE := $(if $(SEVERAL), --device cuda)

@@ -8,13 +8,17 @@ since their seconds are part of the result.
 import contextlib
 import logging
 import os
+import re
+import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.engine.distributed import StopRequest
@@ -58,6 +62,7 @@ class TaskRunner:
         self._until = None if budget is None else time.monotonic() + budget
         self._gpus, self._total = gpus, total
         self._begun: set[Path] = set()
+        self._seconds: list[float] = []
 
     def check(self) -> None:
         """Raise OutOfTime where the budget is spent."""
@@ -77,6 +82,7 @@ class TaskRunner:
         with StopRequest(answer) as stop, (task.folder.parent / f"{task.folder.name}.log").open("a") as file:
             # torchrun says at length that it would set this.
             environment = {"OMP_NUM_THREADS": "1", **os.environ} if self._gpus > 1 else None
+            began = time.monotonic()
             process = subprocess.Popen(self._command(task), stdout=file, stderr=subprocess.STDOUT, env=environment)
             try:
                 interrupted = self._wait(process, stop, task.name, Path(file.name))
@@ -91,6 +97,7 @@ class TaskRunner:
         if process.returncode or not task.done:
             lines = Path(file.name).read_text(errors="replace").strip().splitlines()
             raise UserError(f"{task.name} failed ({lines[-1] if lines else 'no output'}): see {file.name}")
+        self._seconds.append(time.monotonic() - began)
 
     def _command(self, task: Task) -> list[str]:
         command = [sys.executable, "-m"]
@@ -105,6 +112,7 @@ class TaskRunner:
         name, file: of the training, and what it logs to.
         """
         console, told, shown = Console(), time.monotonic(), ""
+        first: tuple[float, int] | None = None
         moving = console.status(name) if console.is_terminal else None
         with moving or contextlib.nullcontext():
             while process.poll() is None:
@@ -119,12 +127,34 @@ class TaskRunner:
                     return True
                 time.sleep(0.2)
                 line = _progress(file)
-                if moving is not None and line:
-                    moving.update(f"{name}: {line}")
-                elif line != shown and time.monotonic() - told >= TOLD_EVERY:
-                    told, shown = time.monotonic(), line
-                    log.info("%s: %s", name, line)
+                if line == shown:
+                    continue
+                if found := _STEPS.match(line):
+                    done, steps = map(int, found.groups())
+                    first = first or (time.monotonic(), done)
+                    told_of = f"{name}{self._left(first, done, steps)}: {line}"
+                    if moving is not None:
+                        moving.update(Text(told_of, no_wrap=True, overflow="ellipsis"))
+                        shown = line
+                    elif time.monotonic() - told >= TOLD_EVERY:
+                        told, shown = time.monotonic(), line
+                        log.info("%s", told_of)
         return False
+
+    def _left(self, first: tuple[float, int], done: int, steps: int) -> str:
+        """How long all trainings will still take if those to come are like those so far; empty where nothing tells.
+
+        first: when this training was seen first, and how many steps it had done. done, steps: now, and in all.
+        """
+        if self._total is None or done <= first[1]:
+            return ""
+        pace = (time.monotonic() - first[0]) / (done - first[1])
+        each = statistics.mean([*self._seconds, pace * steps])
+        seconds = pace * (steps - done) + max(0, self._total - len(self._begun)) * each
+        return f" (all: about {timedelta(seconds=round(seconds))} left)"
+
+
+_STEPS = re.compile(r"step (\d+)/(\d+)")
 
 
 def _progress(file: Path) -> str:

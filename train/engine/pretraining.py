@@ -44,7 +44,7 @@ from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer, TrainerOption
 from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.erf import Grid
 from jigsaw_pretrain.train.models.weights import check_tensors, load_weights, with_about
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import LossOptions, Recipe
 from jigsaw_pretrain.words import counted
 
 OpenSource = Callable[[int, int], BatchSource]
@@ -476,9 +476,10 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
         else ""
     )
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.data.batch // ranks.world
+    strategy = "" if recipe.loss.strategy == LossOptions.strategy else f", {recipe.loss.strategy}"
     ranks.log_rank_zero(
         f"{recipe.model.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
-        f"{counted(len(job.origin.classes), 'class', 'classes')} and background, {recipe.loss.strategy}, "
+        f"{counted(len(job.origin.classes), 'class', 'classes')} and background{strategy}, "
         f"{ranks.world} x {ranks.device.type}"
     )
     if not job.origin.pixels.is_rgb8:
