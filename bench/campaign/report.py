@@ -245,7 +245,7 @@ def _served(rate: float) -> str:
     """How many detectors one pre-training must serve until it has saved what it took."""
     if math.isinf(rate):
         return "1"
-    return str(math.ceil(1 / rate)) if rate > 0 else "never"
+    return f"{math.ceil(1 / rate):,}" if rate > 0 else "never"
 
 
 def _digits(value: float) -> str:
