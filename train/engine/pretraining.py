@@ -476,7 +476,7 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
         else ""
     )
     micro_batch, share = micro_batch_of(recipe, ranks.world), recipe.data.batch // ranks.world
-    strategy = "" if recipe.loss.strategy == LossOptions.strategy else f", {recipe.loss.strategy}"
+    strategy = "" if recipe.loss.strategy == LossOptions().strategy else f", {recipe.loss.strategy}"
     ranks.log_rank_zero(
         f"{recipe.model.backbone} (stride {stride}, {state.backbone.channels} channels){neck}, "
         f"{counted(len(job.origin.classes), 'class', 'classes')} and background{strategy}, "

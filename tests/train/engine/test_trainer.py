@@ -213,6 +213,8 @@ def test_a_warm_up_as_long_as_the_run_is_said(tmp_path: Path, caplog: pytest.Log
     job = small_job(tmp_path, "optim.steps=2", "optim.warmup_steps=10")
     execute(job, synthetic(job))
     assert "the warm-up (10 steps)" in caplog.text
+    # What is as usual is not told.
+    assert "erf-adaptive" not in caplog.text
 
 
 class Slow(Callback):
