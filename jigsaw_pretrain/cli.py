@@ -84,7 +84,8 @@ class _Echo(logging.Handler):
         if record.levelno < logging.ERROR and not is_first_rank():
             return
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        click.echo(as_typed(redacted(level + record.getMessage())), err=True)
+        # click.echo would write below a progress bar's stand-in for standard error, into the bar's own line.
+        print(as_typed(redacted(level + record.getMessage())), file=sys.stderr, flush=True)
 
 
 def show_log() -> None:

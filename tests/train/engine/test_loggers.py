@@ -1,7 +1,9 @@
 """Lines on the terminal, and TensorBoard."""
 
 import io
+import logging
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from jigsaw_pretrain.cli import show_log
 from jigsaw_pretrain.train.cli import main
 from jigsaw_pretrain.train.engine.loggers import ProgressLine, figures
 from jigsaw_pretrain.train.engine.pretraining import execute
@@ -90,3 +93,19 @@ def test_what_keeps_a_run_from_its_next_step_is_said_beside_the_step(
         assert any(line.startswith(f"pretrain step {step}/2, {what}") for line in re.split(r"[\r\n]", text)), what
     assert max(map(len, re.split(r"[\r\n]", text))) <= width
     assert re.split(r"[\r\n]", text.rstrip())[-1].startswith("pretrain step 2/2  loss")
+
+
+def test_what_is_logged_beside_the_bar_has_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr("jigsaw_pretrain.train.engine.loggers.Console", lambda: console)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    show_log()
+    with ProgressLine(0, 3, True, "pretrain"):
+        logging.getLogger("jigsaw_pretrain.train").warning("crops are few")
+    assert isinstance(screen.buffer, io.BytesIO)
+    written = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.buffer.getvalue().decode())
+    assert "warning: crops are few" in re.split(r"[\r\n]", written)
