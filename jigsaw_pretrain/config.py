@@ -95,7 +95,8 @@ def parse_toml(raw: bytes, where: str) -> dict[str, Any]:
     """The values of a TOML file's bytes; raises UserError, which calls the file ``where``."""
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Python's own words on numbers of thousands of digits and on arrays in arrays without end, too.
         raise UserError(f"{where} is not valid TOML: {error}") from error
 
 
@@ -292,7 +293,7 @@ def _value(text: str, kind: Any) -> Any:
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

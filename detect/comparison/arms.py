@@ -99,7 +99,7 @@ def read_arms(file: str) -> list[Arm]:
         tables = msgspec.convert(tomllib.loads(read_bytes(chosen).decode()), _ArmFile)
     except OSError as error:
         raise UserError(f"--arms {file} cannot be read ({error.strerror}): name a TOML file of arms") from error
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UserError(f"--arms {file}: {error}: write a table per arm (see docs/detectors.md)") from error
     found = []
     for name, table in tables.items():

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, JIGSAW, SCRATCH, Arm, choose
 from jigsaw_pretrain.detect.comparison.report import write_report
@@ -24,6 +26,8 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.storage import Storage
 from jigsaw_pretrain.train.recipe import Recipe
+
+Content = TypeVar("Content")
 
 SWEEP_SEED = 1000
 SETTINGS = "settings.json"
@@ -58,6 +62,14 @@ class Settings:
     gpus: int
     val_split: str | None = None
     reading: dict[str, Any] = field(default_factory=dict)
+
+
+def _read(path: Path, kind: type[Content]) -> Content:
+    """What a comparison has noted in a file of its folder; raises UserError where that is damaged."""
+    try:
+        return msgspec.json.decode(Storage(path.parent).read(path.name), type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, or name another folder for the comparison") from error
 
 
 def compare(
@@ -171,7 +183,10 @@ class Comparison:
         definitions = json.loads(json.dumps({arm.name: arm.to_dict() for arm in self.arms}))
         if path.exists():
             # Comparisons from before these keys have the defaults.
-            before = {"val_split": None, "reading": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            before = {"val_split": None, "reading": {}, "definitions": {}, **_read(path, dict[str, Any])}
+            known = before["definitions"]
+            if not isinstance(known, dict):
+                raise UserError(f"{path} is damaged: its definitions are no object. Remove it, or name another folder")
             for key, value in values.items():
                 if (
                     key not in ("arms", "definitions", "seeds", "workers", "device", "gpus")
@@ -181,7 +196,6 @@ class Comparison:
                         f"{self.folder} holds a comparison with {key} = {before.get(key)!r}, not {value!r}: continue "
                         "it with its own settings, or name another folder"
                     )
-            known = before.get("definitions", {})
             for name, arm in definitions.items():
                 if known.get(name, arm) != arm:
                     raise UserError(
@@ -355,7 +369,7 @@ class Comparison:
         noted = self.folder / "detect" / EQUAL_COST / "steps.json"
         # Once begun, the number of steps stays, whatever later seeds add to the averages.
         if noted.exists():
-            steps = int(json.loads(noted.read_text(encoding="utf-8")))
+            steps = _read(noted, int)
         noted.parent.mkdir(parents=True, exist_ok=True)
         Storage(noted.parent).publish(noted.name, json.dumps(steps).encode())
         arm = next(one for one in self.arms if one.name == SCRATCH)

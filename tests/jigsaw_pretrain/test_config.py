@@ -138,6 +138,8 @@ def test_bad_settings_are_refused_with_the_key_and_the_remedy(setting: str, key:
     ("text", "said"),
     [
         ("[basket]\ncount = = 3", "not valid TOML"),
+        (f"a = {'[' * 50_000}{']' * 50_000}", "not valid TOML"),
+        (f"[basket]\ncount = {'9' * 6_000}", "not valid TOML"),
         ("[basket]\ncuont = 3", "did you mean basket.count?"),
         ("count = 3", "did you mean basket.count?"),
         ("basket = 3", "write [basket]"),

@@ -79,7 +79,7 @@ def _from_about(about: dict[str, str], source: str) -> WeightsInfo:
         if not len(mean) == len(std) == pixels.channels or not all(one > 0 for one in std):
             raise ValueError("mean and std are not of the pixels' channels")
         return WeightsInfo(source, about["backbone"], about.get("norm", "bn"), mean, std, pixels)
-    except (KeyError, ValueError, TypeError, UserError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, UserError) as error:
         raise UserError(
             f"{source} says of its training what this program does not know ({error!r}): export it anew"
         ) from error

@@ -54,6 +54,14 @@ def test_an_arms_file_and_dataset_are_looked_for_before_the_first_one_trains(tmp
             Comparison(tmp_path / "out", settings, [*choose("scratch", None), arm]).prepare()
 
 
+@pytest.mark.parametrize("noted", ["", "[1]", "[" * 50_000, '{"definitions": 7}', '{"annotations": NaN}'])
+def test_a_comparisons_damaged_notes_are_named(tmp_path: Path, noted: str) -> None:
+    comparison = Comparison(tmp_path, replace(SETTINGS, sets=("model.name=retinanet",)), choose("scratch", None))
+    (tmp_path / "settings.json").write_text(noted)
+    with pytest.raises(UserError, match="settings.json is damaged"):
+        comparison.prepare()
+
+
 def test_trainings_are_counted(tmp_path: Path) -> None:
     arms = choose("scratch,jigsaw,neck,neck-backbone-only", None)
     # Two pre-trainings, four arms and scratch trained longer, over two seeds each; three rates of each arm.
