@@ -158,6 +158,8 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
     """The names of a data.yaml; None where it is YAML of another kind. Raises UserError."""
     try:
         found = yaml.safe_load(raw)
+        # A class called ``no`` or ``010`` is no truth value and no 8: names are taken as they are written.
+        written = yaml.load(raw, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{where} is not YAML ({reason}). It needs the class names under `names`.") from error
@@ -169,8 +171,7 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
         )
     if not isinstance(names, list | dict):
         return None
-    # A class called ``no`` or ``010`` is no truth value and no 8: names are taken as they are written.
-    written = yaml.load(raw, Loader=yaml.BaseLoader).get("names", names)
+    written = written.get("names", names)
     names = dict(enumerate(written)) if isinstance(written, list) else written
     repeated = _repeated(raw)
     if repeated is not None:

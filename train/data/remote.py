@@ -356,6 +356,9 @@ class RemoteShards:
     def _check_index(self, file: BufferedReader) -> None:
         """Raise WrongContent where a file, which is left at its begin, is not the dataset's crops.parquet."""
         shards, digest = len(self._dataset.shards), self._dataset.description.crops_sha256
+        size, most = os.fstat(file.fileno()).st_size, self._dataset.most_index_bytes
+        if size > most:
+            raise WrongContent(f"has {size:,} bytes, and no more than {most:,} belong to so many crops")
         if digest is not UNSET:
             _check_sha256(file, digest)
         try:

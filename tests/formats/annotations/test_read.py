@@ -85,6 +85,7 @@ def test_sizes_come_from_the_images_where_the_file_has_none(drawn: Drawn) -> Non
         ({"data.yaml": "names: [[a]]", "a.txt": "0"}, "no name"),
         ({"data.yaml": "names: {x: y}", "a.txt": "0"}, "numbered from 0"),
         ({"data.yaml": "names: [a", "a.txt": "0"}, "not YAML"),
+        ({"data.yaml": "names: &n [*n]", "a.txt": "0"}, "not YAML"),
         ({"data.yaml": "!!python/object/apply:os.system ['true']", "a.txt": "0"}, "not YAML"),
         ({"a.xml": "<annotation>"}, "not whole XML"),
         ({"a.xml": "<kml/>"}, "no Pascal VOC file"),

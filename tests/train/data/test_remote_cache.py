@@ -11,11 +11,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.data.remote import ShardCache
+from jigsaw_pretrain.train.data.remote import ReadOptions, RemoteShards, ShardCache
 from tests.helpers.settings import REPOSITORY, SOAK
+from tests.helpers.tiny import make_dataset
 
 
 def content(number: int, size: int = 1000) -> bytes:
@@ -81,6 +83,21 @@ def test_a_file_of_another_size_is_filled_again(tmp_path: Path) -> None:
     source.read(cache)
     (cache.folder / key_of(1)).write_bytes(content(1)[:10])
     assert source.read(cache) == content(1) and source.fills == 2
+
+
+def test_an_index_that_has_grown_is_fetched_again_and_not_read_to_its_end(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", {"S": [3], "T": [2], "W": [2]})
+    url = "memory://grown"
+    fsspec.filesystem("memory").put(str(tmp_path / "data"), "/grown", recursive=True)
+    access = ReadOptions(cache=tmp_path / "cache")
+    shards = RemoteShards(access.open_dataset(url), access)
+    with shards.index() as index:
+        whole = index.read()
+    (cached,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.read_bytes() == whole]
+    os.truncate(cached, 1 << 40)
+    with shards.index() as index:
+        assert index.read() == whole
+    shards.close()
 
 
 def test_a_failed_fill_leaves_nothing(tmp_path: Path) -> None:
