@@ -70,6 +70,8 @@ def of_a_stage(words: list[str]) -> list[str] | None:
         own = get_args_parser().parse_args(words[1:])
         assert own.module
         return [own.training_script, *(word for word in own.training_script_args if word != "--")]
+    if program == "python" and words[1:3] == ["-m", "jigsaw_pretrain.train.engine.launch"]:
+        return of_a_stage(["torchrun", *words[3:]])
     if program.startswith("jigsaw-"):
         return [program.removeprefix("jigsaw-"), *words[1:]]
     return words[2:] if program == "python" and words[1] == "-m" else None

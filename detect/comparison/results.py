@@ -98,7 +98,8 @@ def read_result(run: Path, arm: str | None = None) -> RunResult:
     before = 0.0 if config.init == "scratch" else pretrain_seconds(Path(config.init)) * summary.world
     scored = [row for row in read_rows(run / METRICS) if {"AP", "seconds"} <= row.keys()]
     return RunResult(
-        arm=arm or arm_name(config),
+        # One that was trained longer, for equal cost, is another arm.
+        arm=arm or f"{arm_name(config)}, {summary.steps:,} steps",
         seed=config.recipe.data.seed,
         lr=config.recipe.optim.lr,
         steps=summary.steps,

@@ -146,7 +146,7 @@ class ConsoleProgress:
                 new_images, crops = new_images + more, crops + made
                 elapsed = max(bar.tasks[0].elapsed or 0.0, 1e-6)
                 rate = f"{new_images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
-                bar.update(task, advance=more, rate=rate)
+                bar.update(task, advance=more, rate=rate, refresh=True)
 
     def finished(self, summary: Summary) -> None:
         """Keep the figures, for the command to print."""

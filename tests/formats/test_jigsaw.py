@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.jigsaw import GROUPS, SlotPlan, aspect_group, aspect_groups, fill_slots
+from jigsaw_pretrain.formats.jigsaw import GROUPS, SHAPES, SlotPlan, aspect_group, aspect_groups, fill_slots
 
 
 def feeds(slots: SlotPlan) -> dict[str, tuple[int, ...]]:
@@ -42,7 +42,7 @@ def test_empty_groups_are_fed_by_the_next_by_aspect(
     assert feeds(slots) == expected
     for group in "STW":
         if not counts.get(group):
-            assert any(group in line and "no crops" in line for line in slots.notes())
+            assert any(SHAPES[group] in line and "no crops" in line for line in slots.notes())
 
 
 def test_a_dataset_without_crops_is_refused() -> None:
@@ -77,7 +77,7 @@ def test_the_pattern_of_a_thin_group_is_even_in_every_lane() -> None:
         assert {later - earlier for earlier, later in zip(steps, steps[1:], strict=False)} == {25}
     first = {next(s for s in range(1000) if feed.drawn_before(s + 1, lane, 8)) for lane in range(8)}
     assert len(first) == 8
-    assert any("thin" in line and "4.00%" in line for line in slots.notes())
+    assert any(SHAPES["T"] in line and "4.00%" in line for line in slots.notes())
 
 
 SIZE = st.integers(1, 100_000)

@@ -172,7 +172,7 @@ def test_every_command_holds_for_such_a_dataset(source: Path, made: Path, tmp_pa
     shutil.copytree(source / "images", images)
     (images / "3.jpg").write_bytes(b"")
     plan = run_shards(annotations, images, out, *OPTIONS, "--dry-run")
-    assert plan.exit_code == 0 and "mean context" in " ".join(plan.output.split()) and not out.exists()
+    assert plan.exit_code == 0 and "mean size" in " ".join(plan.output.split()) and not out.exists()
     more = ("--max-skipped", "1")
     told = run_shards(annotations, images, out, *OPTIONS, "--task-index", "1", "--task-count", "2", *more)
     assert told.exit_code == 0, told.output

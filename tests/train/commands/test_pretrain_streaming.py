@@ -52,7 +52,7 @@ def test_a_run_in_a_store_is_the_one_in_a_folder(store: Store, tmp_path: Path) -
     whole = call(
         "pretrain", "--data", tmp_path / "data", "--run", tmp_path / "run", "--workers", 0, "--log-digest", *BASE
     )
-    assert whole.exit_code == 0 and "shares of the crops drawn: S 50.0%" in whole.output
+    assert whole.exit_code == 0 and "square 50.0%" in whole.output
     start = ("pretrain", "--data", url, "--run", run, "--log-digest", "--log", "none", "--keep", 2)
     first = call(*start, *BASE, "--workers", 1, "--stop-after", 3)
     assert first.exit_code == 0, first.output

@@ -12,7 +12,7 @@ from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import rows, small_job, synthetic
-from tests.helpers.settings import REPOSITORY
+from tests.helpers.settings import REPOSITORY, SOAK
 
 
 @pytest.mark.slow(seconds=10)
@@ -38,7 +38,8 @@ def test_a_step_and_an_export(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=25)
 @pytest.mark.parametrize(
-    ("recipe", "to"), [("convnext-tiny", "torchvision"), ("swin-tiny", "torchvision"), ("vit-small", "timm")]
+    ("recipe", "to"),
+    [("vit-small", "timm"), *([("convnext-tiny", "torchvision"), ("swin-tiny", "torchvision")] if SOAK else [])],
 )
 def test_a_recipe_of_adamw_trains_resumes_and_exports(recipe: str, to: str, tmp_path: Path) -> None:
     small = ("data.template_size=64", "data.template_split=32", "data.batch=2", "optim.micro_batch=none")
