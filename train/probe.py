@@ -4,10 +4,12 @@ The cheap check before a detector: a linear classifier on averaged features of h
 run's, prepped with the same classes), beside one on the same backbone at its random initialisation. Images of that
 dataset are split in four: three parts to fit the classifier, one to judge it, so no image is on both sides. The random
 backbone's batch norms get statistics of the crops to fit (without any it would be no rival); all else is the same.
-Costs two forward passes per crop, and seconds to fit. Prefer `detect train` for what counts in the end.
+Weights from elsewhere, of the same backbone, stand beside where they are named. Costs two forward passes per crop, one
+more per weights file, and seconds to fit. Prefer `detect train` for what counts in the end.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.models.weights import load_weights
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried, on a quarter of the crops to fit."""
@@ -159,22 +162,32 @@ def predicted(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def probe(
-    run: str | Path, dataset: Dataset, *, crops: int = 20_000, side: int | None = None, device: str = "auto"
+    run: str | Path,
+    dataset: Dataset,
+    *,
+    weights: Sequence[str] = (),
+    crops: int = 20_000,
+    side: int | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """How well a linear classifier on a run's features names held-out crops, beside one on random features.
 
     Args:
         run: the run's folder or URL.
         dataset: a prepped dataset of other images than the run's, with its classes and pixels.
+        weights: files of the run's backbone that others trained (ImageNet's, another method's), to stand beside. They
+            get pixels by the run's mean and std.
         crops: how many crops to use, at most.
         side: pixels that a crop is warped to; None takes the side of the large region.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
-        The figures of the run and of random features (``top1``, ``class_mean``: shares, 0 to 1), and of what.
+        The figures of the run, of random features and, in ``weights``, of each file (``top1``, ``class_mean``: shares,
+        0 to 1), and of what.
 
     Raises:
-        UserError: for a run without a checkpoint, another dataset's classes or pixels, and too few images.
+        UserError: for a run without a checkpoint, another dataset's classes or pixels, too few images, and weights of
+            another backbone.
     """
     folder = open_run_folder(run)
     description, recipe, content = open_trained(folder)
@@ -187,30 +200,33 @@ def probe(
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{dataset.url} has too few images for a probe: prep a larger held-out dataset")
-    results: dict[str, ProbeResult] = {}
-    for name in ("run", "random"):
-        _, model = build_model(recipe, dataset.label_count, dataset.pixels)
+    results: list[ProbeResult] = []
+    for name in ("run", "random", *weights):
+        backbone, model = build_model(recipe, dataset.label_count, dataset.pixels)
         if name == "run":
             model.load_state_dict(trained_state(content))
+        elif name != "random":
+            load_weights(backbone, name)
         model.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if name == "random":
             gather_statistics(model, found, chosen)
-        results[name] = judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count)
-    return summary(results, found, recipe.model.backbone, content["step"])
+        results.append(judged(features(model, found, chosen), found.labels, found.fold, dataset.label_count))
+    about = {"backbone": recipe.model.backbone, "step": content["step"]}
+    return {**about, **summary(results[0], results[1], dict(zip(weights, results[2:], strict=True)), found)}
 
 
-def summary(results: dict[str, ProbeResult], crops: ProbeCrops, backbone: str, step: int) -> dict[str, Any]:
+def summary(
+    run: ProbeResult, random: ProbeResult, weights: Mapping[str, ProbeResult], crops: ProbeCrops
+) -> dict[str, Any]:
     """The figures of a probe."""
     judging = crops.labels[torch.from_numpy(crops.fold == 0)]
-    run, random = results["run"], results["random"]
     return {
-        "backbone": backbone,
-        "step": step,
         "crops_to_fit": int((crops.fold != 0).sum()),
         "crops_to_judge": len(judging),
         "classes_judged": len(judging.unique()),
         "majority_share": judging.bincount().max().item() / len(judging),
         "run": asdict(run),
         "random": asdict(random),
+        "weights": {name: asdict(one) for name, one in weights.items()},
         "class_mean_ratio": run.class_mean / max(random.class_mean, 1e-12),
     }

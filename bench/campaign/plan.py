@@ -187,8 +187,6 @@ def read_plan(path: Path) -> Plan:
             raise UserError(f"{path}: question {name}: there is no regime {sorted(unknown)[0]!r}")
         if question.detect_steps and not question.rates:
             raise UserError(f"{path}: question {name} trains detectors and names no rates")
-        if not question.detect_steps and any(one.peer for one in question.variants.values()):
-            raise UserError(f"{path}: question {name}: a peer's weights are judged by detectors, name detect_steps")
         if not question.detect_steps and 0 in question.pretrain_steps:
             raise UserError(f"{path}: question {name}: a probe has its own backbone at random, leave out 0 steps")
     return plan

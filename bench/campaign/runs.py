@@ -106,7 +106,7 @@ class Campaign:
                 if (found := self._started(one.pretraining)) is None:
                     return False
                 start, before = str(found[0]), found[1]
-            task = self._detector(one, start) if one.detect_steps else self._probe(one, Path(start))
+            task = self._detector(one, start) if one.detect_steps else self._probe(one, start)
             self.runner.run(task)
             append(self.results, self._row(one, task, before))
             return True
@@ -172,10 +172,14 @@ class Campaign:
         arguments += ["--workers", "0", "--device", "cpu"]
         return Task(f"detect {one.key}", "jigsaw_pretrain.detect", tuple(arguments), folder, SUMMARY)
 
-    def _probe(self, one: Unit, run: Path) -> Task:
+    def _probe(self, one: Unit, start: str) -> Task:
         folder = self.folder / "probe" / one.key
-        val = self._data(one.data).val_shards
-        options = ("--run", str(run), "--data", str(val), "--json", str(folder / PROBE), "--device", "cpu")
+        options = ["--data", str(self._data(one.data).val_shards), "--json", str(folder / PROBE), "--device", "cpu"]
+        if isinstance(one.pretraining, PeerPretraining):
+            # A probe is of a run's backbone, and of other weights of it beside.
+            options += ["--run", str(self.folder / "pretrain" / one.pretraining.ours.key), "--weights", start]
+        else:
+            options += ["--run", start]
         return Task(
             f"probe {one.key}",
             "jigsaw_pretrain.train",
@@ -207,9 +211,10 @@ class Campaign:
 
 
 def _probe_scores(path: Path) -> dict[str, float]:
-    """The shares that a probe named right: of the run, and of the same backbone at random."""
+    """The shares that a probe named right: of the run, or of the peer's weights, and of the same backbone at random."""
     found = json.loads(path.read_text())
-    shares = {"class_mean": found["run"]["class_mean"], "top1": found["run"]["top1"]}
+    [judged] = found["weights"].values() or [found["run"]]
+    shares = {"class_mean": judged["class_mean"], "top1": judged["top1"]}
     return {**shares, **{f"random_{key}": found["random"][key] for key in ("class_mean", "top1")}}
 
 

@@ -33,11 +33,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DATA = ("--data", "DATA", "--workers", "0")
+# A recipe without its steps is one of the usual 64,000, which is long and no hang.
+AT_MOST = ("--stop-after", "4")
 QUICK = {
     "export": ("export", "--run", "RUN", "--to", "safetensors", "--out", "OUT/x.safetensors"),
     "export torchvision": ("export", "--run", "RUN", "--to", "torchvision", "--out", "OUT/x.pth"),
     "evaluate": ("evaluate", "--run", "RUN", *DATA, "--jigsaws", "16"),
-    "resume": ("pretrain", *DATA, "--run", "RUN", "--resume", "--no-page", "--log", "none"),
+    "resume": ("pretrain", *DATA, "--run", "RUN", "--resume", "--no-page", "--log", "none", *AT_MOST),
 }
 COMMANDS = {
     **QUICK,
@@ -45,7 +47,7 @@ COMMANDS = {
     "erf": ("erf", "--weights", "RUN", "--data", "DATA", "--count", "1", "--out", "OUT/erf.html", *BASE),
     "erf of weights": ("erf", *("--weights", "RUN/backbone.pth"), "--data", "DATA", "--out", "OUT/erf.html", *BASE),
     "report": ("report", "--run", "RUN", "--out", "OUT/report.html"),
-    "resume with page": ("pretrain", *DATA, "--run", "RUN", "--resume", "--log-digest"),
+    "resume with page": ("pretrain", *DATA, "--run", "RUN", "--resume", "--log-digest", *AT_MOST),
     "init": (
         *("pretrain", *DATA, "--run", "OUT/next", "--stop-after", "1", "--no-page", "--log", "none", *BASE),
         *("--set", "model.init=RUN/backbone.pth"),

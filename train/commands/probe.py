@@ -24,6 +24,13 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backb
     help="Fit and judge the probe on this dataset, of other images than the run's.",
 )
 @click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Also probe these weights of the same backbone, as another method's or ImageNet's. The option may be given "
+    "several times.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
 )
 @click.option(
@@ -35,11 +42,19 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backb
     help="Warp the crops to squares of this side, in pixels. [default: the large region's]",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Run on this device.")
-def probe(run: Path, data: str, json_file: Path | None, crops: int, side: int | None, device: str) -> None:
+def probe(
+    run: Path,
+    data: str,
+    weights: tuple[str, ...],
+    json_file: Path | None,
+    crops: int,
+    side: int | None,
+    device: str,
+) -> None:
     """Fit a linear probe on features of held-out crops, of the run and of a randomly initialised backbone."""
     check_run(str(run))
     dataset = jp.open_dataset(data)
-    report = jp.probe(run, dataset, crops=crops, side=side, device=device)
+    report = jp.probe(run, dataset, weights=weights, crops=crops, side=side, device=device)
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
@@ -53,10 +68,12 @@ def show(report: dict[str, Any]) -> None:
     )
     for column in ("features", "top-1", "class mean"):
         table.add_column(column, justify="left" if column == "features" else "right")
-    for name, label in (("run", "this run"), ("random", "random initialisation")):
-        table.add_row(label, f"{report[name]['top1']:.1%}", f"{report[name]['class_mean']:.1%}")
+    rows = {"this run": report["run"], "random initialisation": report["random"], **report["weights"]}
+    for label, shares in rows.items():
+        table.add_row(label, f"{shares['top1']:.1%}", f"{shares['class_mean']:.1%}")
     table.add_section()
-    table.add_row("ratio", _ratio(report["run"]["top1"], report["random"]["top1"]), f"{report['class_mean_ratio']:.2f}")
+    ratio = f"{report['class_mean_ratio']:.2f}"
+    table.add_row("this run, times random", _ratio(report["run"]["top1"], report["random"]["top1"]), ratio)
     Console().print(table)
 
 

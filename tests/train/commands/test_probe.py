@@ -56,6 +56,14 @@ def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     assert json.loads(report.read_text()) == found and again.exit_code == 0
     warned = runner.invoke(main, ["probe", "--run", run, "--data", str(data), "--device", "cpu"])
     assert "nothing is held out" in warned.output
+    # The run's own weights from a file are judged as the run is; another backbone's are refused.
+    file = f"{run}/backbone.pth"
+    beside = runner.invoke(main, [*command, "--weights", file], catch_exceptions=False)
+    assert beside.exit_code == 0, beside.output
+    assert json.loads(report.read_text()) == {**found, "weights": {file: found["run"]}}
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    refused = runner.invoke(main, [*command, "--weights", str(tmp_path / "other.pth")])
+    assert refused.exit_code == 2 and "other.pth" in refused.output
 
 
 def test_no_image_is_on_both_sides_of_the_probe(tmp_path: Path) -> None:
