@@ -19,7 +19,7 @@ from PIL import Image
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.fonts import families
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.formats.jigsaw import GROUPS, REGIONS
+from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_WORDS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
 from jigsaw_pretrain.prep.report.page import choose, read_crops
 from jigsaw_pretrain.storage import Storage
@@ -70,7 +70,7 @@ def fields(run: Path) -> bytes:
     rows = {f"step {step}": list(load_snapshot(found[step], ErfSnapshot).fields) for step in spread(list(found), 2)}
     with matplotlib.rc_context({"font.family": families()}):
         figure = Figure(figsize=(8, 4.3), layout="constrained", facecolor="white")
-        draw_fields(figure.subplots(), rows, REGIONS, recipe.data.template.split)
+        draw_fields(figure.subplots(), rows, list(REGION_WORDS.values()), recipe.data.template.split)
         sink = io.BytesIO()
         figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
     return sink.getvalue()

@@ -32,6 +32,9 @@ WIDE_ABOVE = 1.5
 REGIONS = ("S-small", "W", "T", "S-large")
 REGION_GROUPS = ("S", "W", "T", "S")
 
+REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": "large square"}
+"""The regions in everyday words, for the screen and pages."""
+
 SHAPES = {"S": "square", "T": "tall", "W": "wide"}
 """The groups in everyday words, for the screen."""
 

@@ -4,6 +4,7 @@ A module of its own, because every stage says numbers and none of them the same 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -33,9 +34,11 @@ def number(value: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """The value of an option as it was given; ``none`` where it has none, the values of a list one after the other."""
+    """The value of an option as it was given; ``none`` where it has none, a list's or a table's one after the other."""
     if isinstance(value, list | tuple):
         return ", ".join(map(setting, value)) or "none"
+    if isinstance(value, Mapping):
+        return setting([f"{name} {setting(one)}" for name, one in value.items()])
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

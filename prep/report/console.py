@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.jigsaw import SHAPES
+from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, SHAPES
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep.plan.forecast import JigsawFit, Summary
 from jigsaw_pretrain.prep.plan.recipe import fitted_jigsaw, fitted_recipe, jigsaw_of, this_machine
@@ -90,10 +90,6 @@ def _classes(summary: Summary) -> Table:
     shares = [count / summary.crops if summary.crops else 0.0 for count in summary.by_group]
     table.add_row("share", *(f"{share:.1%}" for share in shares), "")
     return table
-
-
-REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": "large square"}
-"""The slots of a jigsaw in everyday words."""
 
 
 def _regions(summary: Summary, fit: JigsawFit, recipe: str) -> Table:

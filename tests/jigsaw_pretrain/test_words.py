@@ -17,3 +17,4 @@ def test_measured_numbers_have_three_digits_and_settings_those_they_were_given()
     assert [number(one) for one in measured] == ["0", "6.25", "52.0", "100", "1,235", "0.00123", "–", "–", "1,234"]
     given = (0.01234, 0.2, 64_000, None, (14, 18.5), (), True, "gn")
     assert [setting(one) for one in given] == ["0.01234", "0.2", "64,000", "none", "14, 18.5", "none", "yes", "gn"]
+    assert setting({"channels": 1, "dtype": "uint16"}) == "channels 1, dtype uint16"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import REGIONS
+from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, REGIONS
 from jigsaw_pretrain.html import Section, Table, chart, render
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -108,7 +108,7 @@ def erf_page(found: Mapping[str, MeasuredFields], recipe: Recipe, count: int) ->
     short = short_names(list(found))
     named = {name: [field.numpy() for field in one.maps] for name, one in zip(short, found.values(), strict=True)}
     figure = chart(
-        partial(draw_fields, rows=named, titles=["centre", *REGIONS]),
+        partial(draw_fields, rows=named, titles=["centre", *REGION_WORDS.values()]),
         f"effective receptive fields of {', '.join(named)}: of the central position and of each region",
         "Gradient magnitude on the input, logarithmic over two decades (bright is most).",
         (9.5, 2.0 * len(named) + 0.3),

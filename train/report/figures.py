@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_pretrain.formats.jigsaw import REGIONS, Template
+from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, REGIONS, Template
 from jigsaw_pretrain.html import INK, Figure, chart
 from jigsaw_pretrain.train.report.snapshots import ErfSnapshot, brightness
 
@@ -44,7 +44,7 @@ def field_figure(found: Mapping[int, ErfSnapshot], template: Template) -> Figure
         "What each region's features look at: gradient magnitude on the input, logarithmic over two decades "
         "(bright is most). Dashed: the template's cut. The paper's figure 6 is the first column."
     )
-    draw = partial(draw_fields, rows=rows, titles=REGIONS, split=template.split)
+    draw = partial(draw_fields, rows=rows, titles=list(REGION_WORDS.values()), split=template.split)
     return chart(draw, alt, caption, (8.0, 2.0 * len(steps) + 0.3), large=True)
 
 
@@ -79,7 +79,7 @@ def weight_figure(step: int, snapshot: ErfSnapshot) -> Figure:
         for region in range(len(REGIONS)):
             cell = grid[0][region]
             image = cell.imshow(snapshot.weights[region], cmap=MAP, vmin=0, vmax=1)
-            cell.set_title(REGIONS[region], fontsize=9, color=INK)
+            cell.set_title(REGION_WORDS[REGIONS[region]], fontsize=9, color=INK)
             cell.set_xticks([])
             cell.set_yticks([])
             if max(snapshot.weights.shape[1:]) <= 8:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor, nn
 
-from jigsaw_pretrain.formats.jigsaw import REGIONS
+from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
 from jigsaw_pretrain.storage import Storage
@@ -257,7 +257,7 @@ def curves(runs: Sequence[Metrics]) -> list[Figure]:
                 "always the commonest class": (first, first.majority),
             },
             "Accuracy on the batch, by region": {
-                region: (first, first.accuracy[:, i]) for i, region in enumerate(REGIONS)
+                REGION_WORDS[region]: (first, first.accuracy[:, i]) for i, region in enumerate(REGIONS)
             },
         }
     return [
@@ -361,7 +361,8 @@ def _predictions(run: Path, recipe: Recipe, classes: list[str], count: int) -> l
     note = display_note(pixels_of(RunFolder(run), read_description(RunFolder(run))))
     jigsaws = Section(
         "Jigsaws and what they were taken for",
-        "A region says its group, its class, and after an arrow what it was taken for." + (f" {note}" if note else ""),
+        "A region says its class, and after an arrow what it was taken for. Its outline's colour tells square, tall "
+        "and wide crops apart." + (f" {note}" if note else ""),
         figures=[_webp(image, alt, f"Of step {step}.")],
     )
     return [jigsaws, _confusion(step, snapshot, classes)]
