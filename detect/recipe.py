@@ -256,6 +256,10 @@ class DetectorOptimOptions(Record, frozen=True, kw_only=True):
     layer_decay: PositiveShare = 1.0
     """Factor of the backbone's learning rate per block from the last to the first; 1 is none."""
 
+    backbone_rate: PositiveShare = 1.0
+    """Factor of the whole backbone's learning rate: below 1, what was pre-trained changes more slowly than what begins
+    at random."""
+
     clip_norm: PositiveOrZero = 0.0
     """Largest norm of the gradient; a longer one is scaled down to it. 0 clips nothing."""
 

@@ -628,7 +628,7 @@ def optimizer_of(model: nn.Module, recipe: DetectorRecipe) -> torch.optim.Optimi
     def own_name(name: str) -> str | None:
         return next((name.removeprefix(body) for body in bodies if name.startswith(body)), None)
 
-    groups = parameter_groups(model, recipe.optim, own_name)
+    groups = parameter_groups(model, recipe.optim, own_name, recipe.optim.backbone_rate)
     return make_optimizer(groups, recipe.optim, lr=recipe.optim.lr)
 
 

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -48,6 +48,9 @@ class Variant(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
     peer: str = ""
     """A method of LightlyTrain that takes the place of our pre-training, for the seconds that ours took."""
+
+    start: Literal["any", "pre-trained"] = "any"
+    """Whether there is such an arm from scratch too: what was never trained is not to be frozen."""
 
     pretrain: tuple[str, ...] = ()
     detect: tuple[str, ...] = ()
@@ -201,7 +204,7 @@ def arms(plan: Plan, name: str) -> Iterator[Arm]:
                 seen = set()
                 for variant, what in question.variants.items():
                     # Without a pre-training, variants of it are one and the same.
-                    if pretrain_steps == 0 and what.detect in seen:
+                    if pretrain_steps == 0 and (what.detect in seen or what.start == "pre-trained"):
                         continue
                     seen.add(what.detect)
                     yield Arm(name, regime, variant, pretrain_steps, detect_steps)

@@ -84,6 +84,12 @@ def test_every_unit_has_a_key_of_its_own_and_scratch_has_no_variants(tmp_path: P
     assert swept.pretraining == plans.unit(plan, arms[-1], 0, 0.2).pretraining
 
 
+def test_what_was_never_trained_is_not_frozen(tmp_path: Path) -> None:
+    frozen = 'frozen = { start = "pre-trained", detect = ["model.norm=frozen-bn"] }, warp = {'
+    arms = list(plans.arms(plan_of(tmp_path, SMALL.replace("warp = {", frozen)), "steps"))
+    assert [one.pretrain_steps for one in arms if one.variant == "frozen"] == [1, 1]
+
+
 def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: Path) -> None:
     before = plan_of(tmp_path)
     after = plan_of(tmp_path, SMALL.replace("data.short_side=64", "data.short_side=96"))

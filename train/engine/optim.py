@@ -106,7 +106,10 @@ def blocks_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def parameter_groups(
-    model: nn.Module, settings: OptimSettings, own_name: Callable[[str], str | None]
+    model: nn.Module,
+    settings: OptimSettings,
+    own_name: Callable[[str], str | None],
+    backbone_rate: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The groups of what learns in a model, for torch's optimizers; one alone where nothing sets parameters apart.
 
@@ -114,10 +117,12 @@ def parameter_groups(
         model: the model.
         settings: the section ``optim`` of the recipe.
         own_name: a parameter's name within the backbone, from that in the model; None for what is none of the backbone.
+        backbone_rate: factor of the rate of the whole backbone.
 
     Returns:
         Groups with their ``weight_decay``, and ``lr_scale`` where it is not 1: the factor of the schedule's rate, which
-        is layer_decay ^ (blocks - block) for a block of the backbone, so that the last one has layer_decay.
+        is backbone_rate * layer_decay ^ (blocks - block) for a block of the backbone, so that the last one has
+        backbone_rate * layer_decay.
     """
     normalising = {f"{name}." for name, part in model.named_modules() if isinstance(part, NORMS)}
     blocks = blocks_of(own for name, _ in model.named_parameters() if (own := own_name(name)) is not None)
@@ -134,7 +139,7 @@ def parameter_groups(
             decay = settings.bias_decay
         decay = settings.weight_decay if decay is None else decay
         own = own_name(name)
-        scale = 1.0 if own is None else settings.layer_decay ** (most - blocks[own])
+        scale = 1.0 if own is None else backbone_rate * settings.layer_decay ** (most - blocks[own])
         group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay})
         if scale != 1:
             group["lr_scale"] = scale

@@ -108,5 +108,8 @@ def test_norms_biases_and_blocks_have_their_own() -> None:
     # Of six blocks (a block of a Sequential's number each) the last one's rate is halved once, the stem's most.
     assert found["backbone.blocks.2.1.weight"] == (0.25, 1.0) and found["backbone.norm.bias"] == (0.25, 1.0)
     assert found["backbone.blocks.0.0.weight"] == (0.5, 2.0 / 2**6)
+    slower = parameter_groups(model, settings, own, 0.1)
+    scales = {names[id(one)]: group.get("lr_scale", 1.0) for group in slower for one in group["params"]}
+    assert scales["head.weight"] == 1.0 and scales["backbone.norm.bias"] == pytest.approx(0.05)
     assert found["backbone.stem.weight"] == (0.5, 2.0 / 2**7) and found["backbone.token"] == (0.0, 2.0 / 2**7)
     assert found.keys() == set(names.values())
