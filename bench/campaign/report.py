@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.campaign.plan import Arm, Plan, arms
-from bench.campaign.results import Row, best_rate, compared, exchange, reported, seeds_needed, step_costs
+from bench.campaign.results import Row, arm_seconds, best_rate, compared, exchange, reported, seeds_needed, step_costs
 from jigsaw_pretrain.detect.comparison.report import difference_text, markdown_table, spread_text
 from jigsaw_pretrain.detect.comparison.results import Difference, spread
 from jigsaw_pretrain.html import chart
@@ -48,14 +48,14 @@ def tables(plan: Plan, rows: Mapping[str, Row]) -> str:
 
 def curves(plan: Plan, rows: Mapping[str, Row], question: str) -> dict[str, str]:
     """By regime: AP50 over device-seconds of training, pre-training included, a line per pre-training length (SVG)."""
-    costs, made = step_costs(rows.values()), {}
+    costs, made = step_costs(plan, rows), {}
     for regime in plan.questions[question].regimes:
         usual, *others = plan.questions[question].variants
         lines: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for arm in arms(plan, question):
             found = reported(plan, arm, rows)
             if arm.regime == regime and found:
-                seconds = _total(arm, costs[regime])
+                seconds = sum(arm_seconds(plan, arm, found, costs[regime]))
                 steps = f"{arm.pretrain_steps:,} pre-training steps"
                 label = _start(arm, usual) if others or not arm.pretrain_steps else steps
                 lines.setdefault((arm.pretrain_steps, label), []).append((seconds, 100 * _mean(found, SCORE)))
@@ -74,7 +74,7 @@ def curves(plan: Plan, rows: Mapping[str, Row], question: str) -> dict[str, str]
 
 
 def _costs(plan: Plan, rows: Mapping[str, Row]) -> str:
-    found = step_costs(rows.values())
+    found = step_costs(plan, rows)
     body = []
     for name, regime in plan.regimes.items():
         before, after = found.get(name, (math.nan, math.nan))
@@ -93,7 +93,11 @@ def _costs(plan: Plan, rows: Mapping[str, Row]) -> str:
         "ms per image",
         "ratio",
     ]
-    return "### What a step costs\n\n" + _table(head, body) + "\nMedians over all runs, device-seconds of one thread.\n"
+    return (
+        "### What a step costs\n\n"
+        + _table(head, body)
+        + "\nMedians over the runs that change nothing, device-seconds of one thread.\n"
+    )
 
 
 def _scratch(plan: Plan, rows: Mapping[str, Row]) -> dict[tuple[str, int], Mapping[int, Row]]:
@@ -115,7 +119,7 @@ def _detectors(
     rows: Mapping[str, Row],
     elsewhere: Mapping[tuple[str, int], Mapping[int, Row]],
 ) -> str:
-    costs, parts, body, rates = step_costs(rows.values()), [], [], []
+    costs, parts, body, rates = step_costs(plan, rows), [], [], []
     usual = next(iter(found)).variant
     for arm, mine in found.items():
         if not mine:
@@ -124,11 +128,11 @@ def _detectors(
         scratch = rivals.get(arm.variant, next(iter(rivals.values()), {}))
         delta = compared(mine, scratch, SCORE) if scratch and scratch is not mine else None
         lr = best_rate(plan, arm, rows)
-        seconds = _total(arm, costs[arm.regime])
+        spent = arm_seconds(plan, arm, mine, costs[arm.regime])
         figures = [
             _scores(mine, SCORE),
             _scores(mine, "AP"),
-            f"{seconds:,.0f}",
+            f"{sum(spent):,.0f}",
             difference_text(delta),
             _needed(mine, scratch, delta),
         ]
@@ -147,7 +151,7 @@ def _detectors(
             lengths = {steps: them for (regime, steps), them in elsewhere.items() if regime == arm.regime}
             own = (one for one in found if _scratch_of(one, arm) and one.variant == usual and found[one])
             lengths |= {one.detect_steps: found[one] for one in own}
-            worth = exchange(lengths, mine, SCORE, costs[arm.regime])
+            worth = exchange(lengths, mine, SCORE, costs[arm.regime][1], spent)
             if worth is not None:
                 low, high = _rate(worth.low), _rate(worth.high)
                 what = [arm.regime, arm.variant, str(arm.pretrain_steps), str(arm.detect_steps)]
@@ -206,11 +210,6 @@ def _rival(one: Arm, arm: Arm) -> bool:
 
 def _scratch_of(one: Arm, arm: Arm) -> bool:
     return one.regime == arm.regime and one.pretrain_steps == 0
-
-
-def _total(arm: Arm, costs: tuple[float, float]) -> float:
-    before = arm.pretrain_steps * costs[0] if arm.pretrain_steps else 0.0
-    return before + arm.detect_steps * costs[1]
 
 
 def _batch(common: Sequence[str], own: Sequence[str]) -> int:

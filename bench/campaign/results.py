@@ -8,14 +8,14 @@ not the next; what each run took stays in its line.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bench.campaign.plan import Arm, Plan, swept, unit
+from bench.campaign.plan import SWEEP_SEED, Arm, Plan, Variant, arms, swept, unit
 from jigsaw_pretrain.detect.comparison.results import Difference, paired
 from jigsaw_pretrain.errors import UserError
 
@@ -94,10 +94,22 @@ def reported(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> dict[int, Row]:
     return {seed: rows[key] for seed, key in keys.items() if key in rows}
 
 
-def step_costs(rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
-    """By regime: median seconds of a pre-training step and of a detector step; nan where there is none."""
+def step_costs(plan: Plan, rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
+    """By regime: median seconds of a pre-training step and of a detector step; nan where there is none.
+
+    Of arms that change nothing; a variant's own steps may cost more or less (arm_seconds).
+    """
+    usual = {
+        one.key
+        for name, question in plan.questions.items()
+        for arm in arms(plan, name)
+        if question.variants[arm.variant] == Variant()
+        for rate in question.rates or (0.0,)
+        for seed in (*range(question.seeds), *range(SWEEP_SEED, SWEEP_SEED + question.sweep_seeds))
+        for one in [unit(plan, arm, seed, rate)]
+    }
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
+    for row in (rows[key] for key in rows if key in usual):
         before, after = found.setdefault(row.regime, ([], []))
         if row.pretrain_steps:
             before.append(row.pretrain_seconds / row.pretrain_steps)
@@ -107,6 +119,21 @@ def step_costs(rows: Iterable[Row]) -> dict[str, tuple[float, float]]:
         name: (statistics.median(before or [math.nan]), statistics.median(after or [math.nan]))
         for name, (before, after) in found.items()
     }
+
+
+def arm_seconds(plan: Plan, arm: Arm, mine: Mapping[int, Row], costs: tuple[float, float]) -> tuple[float, float]:
+    """Seconds of an arm's pre-training and of its detector: its steps at their usual cost, or what its variant took.
+
+    A peer was given the seconds of ours, measured beside it, and costs what ours does.
+    """
+    variant = plan.questions[arm.question].variants[arm.variant]
+    before = arm.pretrain_steps * costs[0] if arm.pretrain_steps else 0.0
+    after = arm.detect_steps * costs[1]
+    if arm.pretrain_steps and variant.pretrain:
+        before = statistics.median(row.pretrain_seconds for row in mine.values())
+    if variant.detect:
+        after = statistics.median(row.detect_seconds for row in mine.values())
+    return before, after
 
 
 def compared(mine: Mapping[int, Row], theirs: Mapping[int, Row], score: str) -> Difference | None:
@@ -146,7 +173,8 @@ def exchange(
     scratch: Mapping[int, Mapping[int, Row]],
     arm: Mapping[int, Row],
     score: str,
-    costs: tuple[float, float],
+    step_seconds: float,
+    spent: tuple[float, float],
 ) -> Exchange | None:
     """What a second of pre-training was worth in seconds of a detector from scratch.
 
@@ -154,7 +182,8 @@ def exchange(
         scratch: rows by detector steps, then by seed.
         arm: the pre-trained rows, by seed.
         score: name of the score.
-        costs: seconds of a pre-training step and of a detector step.
+        step_seconds: of a detector from scratch.
+        spent: the arm's seconds of pre-training and of its detector.
 
     Returns:
         The rate at the means, and the 2.5 and 97.5 % quantiles of it over seeds drawn with replacement; None with
@@ -163,17 +192,14 @@ def exchange(
     seeds = sorted(seed for seed in arm if scratch and all(seed in rows for rows in scratch.values()))
     if len(seeds) < 2:
         return None
-    one = arm[seeds[0]]
     lengths = sorted(scratch)
     heights = np.array([[scratch[steps][seed].scores[score] for seed in seeds] for steps in lengths])
     mine = np.array([arm[seed].scores[score] for seed in seeds])
-    # A peer has no steps of ours, and the seconds that it was given.
-    spent = one.pretrain_steps * costs[0] or statistics.fmean(arm[seed].pretrain_seconds for seed in seeds)
 
     def rate(chosen: npt.NDArray[np.int64]) -> float:
         curve = list(zip(lengths, heights[:, chosen].mean(1).tolist(), strict=True))
-        saved = steps_to_reach(curve, float(mine[chosen].mean())) - one.detect_steps
-        return saved * costs[1] / spent
+        saved = steps_to_reach(curve, float(mine[chosen].mean())) * step_seconds - spent[1]
+        return saved / spent[0]
 
     rng = np.random.default_rng(0)
     draws = sorted(rate(rng.integers(0, len(seeds), len(seeds))) for _ in range(RESAMPLES))

@@ -197,15 +197,31 @@ def test_the_exchange_rate_is_what_it_says(tmp_path: Path) -> None:
 
     scratch = {steps: rows(chosen[0, steps, "paper"], 0.1 * steps) for steps in (1, 2)}
     # As good after one step as scratch after two: one detector step saved, worth 3 s, for one of 4 s.
-    worth = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.2), "AP50", (4.0, 3.0))
+    worth = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.2), "AP50", 3.0, (4.0, 3.0))
     assert worth is not None
     assert (worth.rate, worth.low, worth.high) == pytest.approx((0.75, 0.75, 0.75))
-    above = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.3), "AP50", (4.0, 3.0))
+    above = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.3), "AP50", 3.0, (4.0, 3.0))
     assert above is not None
     assert above.rate == math.inf
-    worse = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.05), "AP50", (4.0, 3.0))
+    worse = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.05), "AP50", 3.0, (4.0, 3.0))
     assert worse is not None
     assert worse.rate < 0
+
+
+def test_a_variant_costs_what_it_took_and_leaves_the_usual_cost(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, SMALL.replace("warp = {", 'frozen = { detect = ["model.freeze=stem"] }, warp = {'))
+    rows = {}
+    for arm in plans.arms(plan, "steps"):
+        seconds = {"paper": 1.0, "warp": 5.0, "frozen": 0.25}[arm.variant]
+        for seed in (0, 1):
+            one = row_of(plans.unit(plan, arm, seed, 0.1), 0.1, seconds)
+            rows[one.key] = one
+    assert found.step_costs(plan, rows) == {"small": (1.0, 1.0)}
+    for arm in plans.arms(plan, "steps"):
+        mine = {seed: rows[plans.unit(plan, arm, seed, 0.1).key] for seed in (0, 1)}
+        before, after = found.arm_seconds(plan, arm, mine, (1.0, 1.0))
+        assert before == arm.pretrain_steps * {"paper": 1, "frozen": 1, "warp": 5}[arm.variant]
+        assert after == arm.detect_steps * {"paper": 1, "frozen": 0.25, "warp": 1}[arm.variant]
 
 
 def test_the_report_says_the_difference_and_is_the_same_twice(tmp_path: Path) -> None:
