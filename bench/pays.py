@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> None:
     for name in names:
         peers = " (some of them need --peer)" if campaign.needs_peer(name) else ""
         print(f"{name}: {campaign.left(name)} units left{peers}")
+    if campaign.failed:
+        raise UserError("; ".join([f"{len(campaign.failed)} units failed", *campaign.failed.values()]))
 
 
 if __name__ == "__main__":

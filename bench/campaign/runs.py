@@ -44,6 +44,9 @@ class Campaign:
     runner: TaskRunner
     given: Path | None = None
     python: Path | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    """Units that failed in this call, with what they said: others go on, and the next call tries them again."""
+
     _prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def run(self, questions: Sequence[str]) -> bool:
@@ -63,14 +66,15 @@ class Campaign:
 
     def todo(self, questions: Sequence[str]) -> Iterator[Unit]:
         """The units that can be run now, in their order: per question its sweeps, then seed after seed."""
-        rows, can_be_run = read_rows(self.results), self._can_be_run
+        finished, can_be_run = read_rows(self.results), self._can_be_run
+        rows = finished.keys() | self.failed.keys()
         for name in questions:
             question, chosen = self.plan.questions[name], list(arms(self.plan, name))
             sweeps = (one for arm in chosen for units in swept(self.plan, arm).values() for one in units)
             yield from (one for one in sweeps if one.key not in rows and can_be_run(one))
             for seed in range(question.seeds):
                 for arm in chosen:
-                    rate = best_rate(self.plan, arm, rows)
+                    rate = best_rate(self.plan, arm, finished)
                     one = None if rate is None else unit(self.plan, arm, seed, rate)
                     if one is not None and one.key not in rows and can_be_run(one):
                         yield one
@@ -107,7 +111,12 @@ class Campaign:
                     return False
                 start, before = str(found[0]), found[1]
             task = self._detector(one, start) if one.detect_steps else self._probe(one, start)
-            self.runner.run(task)
+            try:
+                self.runner.run(task)
+            except UserError as error:
+                # A rate at which an arm diverges is its own and not the campaign's end.
+                self.failed[one.key] = str(error)
+                return True
             append(self.results, self._row(one, task, before))
             return True
 

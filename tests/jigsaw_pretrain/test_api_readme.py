@@ -16,7 +16,8 @@ from jigsaw_pretrain.prep.commands.sample_data import sample_data
 from tests.helpers.settings import REPOSITORY
 
 TOY = {
-    "optim.steps=2_000": 'optim.steps=2", "optim.warmup_steps=1", "data.batch=4", "data.lanes=4',
+    "evaluate(held_out)": "evaluate(held_out, jigsaws=16)",
+    "optim.steps=2_000": 'optim.steps=2", "optim.warmup_steps=1", "data.batch=4", "data.lanes=4"',
     'detect-sample.toml"': 'detect-sample.toml", ["optim.steps=2", "data.batch=2", "data.short_side=64"]',
     "recipes/": f"{REPOSITORY}/recipes/",
 }
@@ -54,7 +55,7 @@ def test_the_readmes_snippet_runs_and_leaves_the_process_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seed in (("instances", 0), ("val", 1)):
-        sample_data.main(["--out", str(tmp_path / name), "--images", "16", "--seed", str(seed)], standalone_mode=False)
+        sample_data.main(["--out", str(tmp_path / name), "--images", "8", "--seed", str(seed)], standalone_mode=False)
         (tmp_path / name / "annotations.json").rename(tmp_path / f"{name}.json")
     (tmp_path / "instances" / "images").rename(tmp_path / "images")
     (tmp_path / "val" / "images").rename(tmp_path / "val-images")
