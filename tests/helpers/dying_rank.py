@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import tests.helpers.detection  # noqa: F401  (names the tests' small network to torchvision)
 from jigsaw_pretrain.train.commands.pretrain import pretrain
 
 
