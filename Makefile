@@ -79,6 +79,13 @@ $(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES
 $(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
 $(if $(strip $(ANNOTATIONS)),$(if $(strip $(IMAGES)),,$(error ANNOTATIONS is given without IMAGES: name the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=$(ANNOTATIONS) IMAGES=DIR)))
 
+# What can be typed next, with what was given; the commands leave it to this file.
+shards pretrain evaluate preview export detect compare: export JIGSAW_NEXT := make
+AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
+SAMPLED := $(if $(strip $(ANNOTATIONS)$(foreach name,OUT RUN RECIPE,$(call given,$(name)))),,yes)
+UNSEEN := $(if $(strip $(VAL_ANNOTATIONS)$(SAMPLED)),, VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)
+next = @echo "next, whichever you like:" >&2; for line in $1; do printf '  make %s\n' "$$line" >&2; done
+
 # What to prep: the user's annotations, or the sample dataset, which is drawn first. It is a toy, so it is for those who
 # name nothing: whoever names a place, a run or a recipe means data of their own.
 NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
@@ -111,6 +118,7 @@ shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/man
 		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)$(if $(filter $(OUT)/recipe.toml,$(RECIPE)),, --recipe "$(RECIPE)")
 	$(BIN)/python -m prep report --out "$(OUT)"
 	@$(if $(filter $(SAMPLE)/%,$(DRAWN)),touch,rm -f) $(SAMPLE)/prepped
+	$(if $(filter shards,$(MAKECMDGOALS)),$(call next,"preview$(AGAIN)" "pretrain$(AGAIN)"))
 
 # Processes without a GPU each would share the cores and be no faster.
 gpus: | $(READY)
@@ -124,6 +132,7 @@ recipes: | $(READY)
 
 pretrain: $(if $(SEVERAL),gpus) $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
+	$(if $(filter pretrain,$(MAKECMDGOALS)),$(call next,"evaluate$(AGAIN)$(UNSEEN)" "export$(AGAIN)" "detect$(AGAIN)$(UNSEEN)"))
 
 # What a run and a detector are judged on: the user's validation set, or else sample images drawn with another seed.
 ifneq ($(strip $(VAL_ANNOTATIONS)),)
@@ -151,12 +160,15 @@ no-validation:
 evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VAL_ANNOTATIONS, VAL_IMAGES
 	$(BIN)/python -m prep shards --annotations "$(HELD_ANNOTATIONS)" --images "$(HELD_IMAGES)" --out "$(HELD_DATA)"
 	$(BIN)/python -m train evaluate --run "$(RUN)" --data "$(HELD_DATA)"
+	$(call next,"export$(AGAIN)" "detect$(AGAIN)$(UNSEEN)")
 
 preview: $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
 	$(BIN)/python -m train preview --data "$(OUT)" --recipe "$(RECIPE)" --out preview.png --count 16
+	$(call next,"pretrain$(AGAIN)")
 
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
+	$(call next,"detect$(AGAIN)$(UNSEEN)")
 
 TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
 
@@ -165,6 +177,7 @@ DETECT := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -
 
 detect: $(if $(SEVERAL),gpus) $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
 	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
+	$(call next,"compare$(AGAIN)$(UNSEEN)")
 
 compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \

@@ -87,6 +87,9 @@ from jigsaw_pretrain.train.models.weights import with_about
 from jigsaw_pretrain.train.recipe import MEAN, STD
 from jigsaw_pretrain.words import counted, hundredths
 
+LONG = 200
+"""From this many steps on the user is told how to try fewer."""
+
 STATISTICS_OF = 64
 """Images over which mean and std are measured, where neither weights nor recipe give them."""
 
@@ -641,10 +644,11 @@ def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> No
         f"{counted(len(training.categories), 'class', 'classes')}, {counted(ranks.world, 'process', 'processes')} on "
         f"{ranks.device}"
     )
+    short = "; for a short first try add --set optim.steps=50" if plan.steps >= LONG else ""
     ranks.log_rank_zero(
         f"fitted to this dataset: {counted(plan.steps, 'step')} of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
         f"rate {plan.lr:.3g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
-        f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}"
+        f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}{short}"
     )
     warnings = []
     if config.norm_built != recipe.model.norm:

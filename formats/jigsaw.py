@@ -17,6 +17,7 @@ Pure arithmetic: milliseconds for the groups of a million crops, a few integer o
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,13 @@ REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": 
 SHAPES = {"S": "square", "T": "tall", "W": "wide"}
 """The groups in everyday words, for the screen."""
 
+REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": "large square"}
+"""The regions in everyday words, for the screen."""
+
 GROUP_WORDS = {group: f"{group} ({shape})" for group, shape in SHAPES.items()}
+
+Fit = Literal["crop", "warp", "resize"]
+"""How a crop meets its region (data.fit of train/recipe.py)."""
 
 NARROW_TO_WIDE = ("T", "S", "W")
 

@@ -8,6 +8,7 @@ line and status 3, and those that train save first. Libraries log, and commands 
 
 import importlib
 import io
+import json
 import logging
 import os
 import re
@@ -17,10 +18,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,10 +64,20 @@ def _as_found(name: str) -> str:
 
 
 def tell_next(*steps: tuple[str, Sequence[str]]) -> None:
-    """Say on standard error what can be typed next; steps: what it is for, and the words of the command."""
-    if is_first_rank():
+    """Say on standard error what can be typed next; steps: what it is for, and the words of the command.
+
+    Silent under `make`, which names its own targets instead.
+    """
+    if is_first_rank() and NEXT not in os.environ:
         lines = [f"  # {purpose}\n  {shlex.join(words)}" for purpose, words in steps]
         click.echo(as_typed(redacted("\n".join(["next, whichever you like:", *lines]))), err=True)
+
+
+NEXT = "JIGSAW_NEXT"
+"""The environment variable by which the Makefile keeps to itself what can be typed next."""
+
+HELD_OUT = "-validation"
+"""What the crops that a run has not seen are called after the run: runs/mine-validation."""
 
 
 def run_named(data: str) -> str:
@@ -160,7 +172,9 @@ class Command(click.Command):
                 os.environ[_SAFE] = safe
             if serves:
                 signal.signal(signal.SIGTERM, former)
-        click.echo(as_typed(f"Error: {line}"), err=True)
+        said = as_typed(f"Error: {line}")
+        _tell_torchrun(said)
+        click.echo(said, err=True)
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -185,6 +199,15 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
     if isinstance(error, Exception):
         told = _of_machine(error) or f"{type(error).__name__} {_first_line(error)}"
         logging.getLogger(__package__).warning("a thread has ended: %s", told)
+
+
+def _tell_torchrun(said: str) -> None:
+    """Leave an error for torchrun, whose own end of a run then repeats it; nothing where it did not start this."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        left = {"message": {"message": said, "extraInfo": {"py_callstack": said, "timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps(left), encoding="utf-8")
 
 
 def _one_line(error: Exception, words: Sequence[str]) -> tuple[str, int]:

@@ -106,7 +106,7 @@ class Logged:
     def finished(self, summary: Summary) -> None:
         """Log the counts and the warnings."""
         logger.info("made %d crops in %d shards", summary.crops, summary.shards)
-        for warning in summary.warnings():
+        for _, warning in summary.warnings():
             logger.warning(warning)
 
 

@@ -152,3 +152,12 @@ def test_clean_leaves_data_and_runs_of_ones_own() -> None:
     # Own data in the sample's place takes it out of what is removed.
     own = make("shards", "ANNOTATIONS=a.json", "IMAGES=images")[1]
     assert "rm -f .sample/prepped" in own and "find shards" not in printed
+
+
+def test_make_names_its_own_targets_next_with_what_was_given() -> None:
+    printed = make("pretrain", "ANNOTATIONS=a.json", "IMAGES=my images")[1]
+    assert r"evaluate IMAGES=my\ images ANNOTATIONS=a.json VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR" in printed
+    assert "VAL_" not in make("pretrain")[1].rpartition("whichever")[2]
+    assert "VAL_ANNOTATIONS=v" in make("detect", "ANNOTATIONS=a", "IMAGES=b", "VAL_ANNOTATIONS=v", "VAL_IMAGES=w")[1]
+    # What preps on the way to training names what follows training alone.
+    assert make("pretrain")[1].count("whichever") == 1

@@ -26,10 +26,8 @@ from jigsaw_pretrain.config import (
 )
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
-from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Template, usual_lanes
+from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Fit, Template, usual_lanes
 from jigsaw_pretrain.storage import Storage, redacted
-
-Fit = Literal["crop", "warp", "resize"]
 
 Pad = Literal["random", "centre"]
 

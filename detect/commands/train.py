@@ -164,9 +164,22 @@ def train(
             write_page=write_page,
             title="detect train",
         )
-        finished = is_first_rank() and (open_run_folder(run, CONFIG).path / SUMMARY).exists()
-        if finished and val_annotations is not None and val_images is not None:
-            _tell_next(annotations, images, val_annotations, val_images, run, recipe)
+        if not (is_first_rank() and (open_run_folder(run, CONFIG).path / SUMMARY).exists()):
+            return
+        if val_annotations is None or val_images is None:
+            words = [
+                "jigsaw-detect",
+                "eval",
+                "--run",
+                run,
+                "--annotations",
+                "VAL_ANNOTATIONS",
+                "--images",
+                "VAL_IMAGES",
+            ]
+            tell_next(("its AP, on images that it has not seen", words))
+            return
+        _tell_next(annotations, images, val_annotations, val_images, run, recipe)
 
 
 def _tell_next(

@@ -103,7 +103,14 @@ class TaskRunner:
         command = [sys.executable, "-m"]
         if self._gpus > 1:
             # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
-            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self._gpus), "-m", "--"]
+            command += [
+                "jigsaw_pretrain.train.engine.launch",
+                "--standalone",
+                "--nproc-per-node",
+                str(self._gpus),
+                "-m",
+                "--",
+            ]
         return [*command, task.module, *task.arguments]
 
     def _wait(self, process: "subprocess.Popen[bytes]", stop: StopRequest, name: str, file: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS, Note
 from jigsaw_pretrain.storage import Storage, StoreError, redacted
 
 MOST_BYTES = 1 << 28
@@ -350,9 +350,8 @@ def split_note(names: Names, folder: Storage, root: str, files: Sequence[str]) -
             used[split] = count
     if len(used) < 2:
         return None
-    told = ", ".join(f"{split} ({count:,})" for split, count in used.items())
     text = (
-        f"images of several splits are used together, held-out ones included: {told}. Give --split NAME to use "
-        f"one, as {names.file} states them"
+        f"images of several splits are used together, held-out ones included. Give --split NAME to use one, as "
+        f"{names.file} states them"
     )
-    return Note("splits", text)
+    return Note(SEVERAL_SPLITS, text, [f"{split} ({count:,})" for split, count in used.items()])

@@ -20,7 +20,7 @@ from jigsaw_pretrain.formats.annotations.coco import read_coco
 from jigsaw_pretrain.formats.annotations.crowdhuman import is_crowdhuman, read_crowdhuman
 from jigsaw_pretrain.formats.annotations.folders import Labels, Names
 from jigsaw_pretrain.formats.annotations.mot import is_of_mot, is_truth, read_mot
-from jigsaw_pretrain.formats.annotations.skipped import Note
+from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS, Note
 from jigsaw_pretrain.formats.annotations.table import Annotations, ImageEntry, ReadTable, assemble, clean_name
 from jigsaw_pretrain.formats.annotations.voc import CLASSES_FILE, read_voc
 from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, is_numeric, read_yolo
@@ -265,11 +265,11 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[Set[str], list[N
     stems = {path: str(PurePosixPath(path).with_suffix("")) for path in raw.files if path.lower().endswith(".xml")}
     if split is None:
         counts = {name: sum(stem in ids[name] for stem in stems.values()) for name in ids}
-        told = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
-        if sum(count > 0 for count in counts.values()) < 2:
+        used = [f"{name} ({count:,})" for name, count in counts.items() if count]
+        if len(used) < 2:
             return set(), []
-        text = f"images of several splits are used together, held-out ones included: {told}. Give --split NAME for one"
-        return set(), [Note("splits", text)]
+        text = "images of several splits are used together, held-out ones included. Give --split NAME for one"
+        return set(), [Note(SEVERAL_SPLITS, text, used)]
     if split not in ids:
         raise UserError(
             f"{raw.source} states no split {split!r} (ImageSets/Main states: {', '.join(ids) or 'none'}). Name one of "

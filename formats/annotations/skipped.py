@@ -75,6 +75,10 @@ EXAMPLES = 3
 """How many of the things that are told are named, where not all of them are asked for."""
 
 
+SEVERAL_SPLITS = "splits"
+"""The check of the note that images of several splits are used together; its things are ``name (images)``."""
+
+
 @dataclass(frozen=True)
 class Note:
     """Something about a dataset that its user should know, other than a row of skipped.parquet.

@@ -20,8 +20,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
+from jigsaw_pretrain.errors import COMMAND_LINE, UserError
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.folders import is_hidden, listing_notes
@@ -91,6 +91,11 @@ def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as
         click.echo(json.dumps(report(state, findings, summary), indent=2))
     else:
         _print(Console(), state, findings, summary)
+        if summary is not None:
+            own = ("--deep", "--all")
+            words = [word for word in COMMAND_LINE.get() if word not in own]
+            plan = ["jigsaw-prep", "shards", *words[words[:1] == ["doctor"] :], "--out", "crops", "--dry-run"]
+            tell_next(("the plan, and the recipe that fits it; writes nothing", plan))
     sys.exit(state)
 
 
@@ -296,8 +301,8 @@ def _usable(plan: Plan, trouble: set[str]) -> Iterator[Finding]:
 
 def plan_findings(summary: Summary) -> Iterator[Finding]:
     """What the plan's figures warn of: shapes that hardly occur, small objects, missing background."""
-    for text in summary.warnings():
-        yield Finding(WARNING, "plan", 1, text)
+    for name, text in summary.warnings():
+        yield Finding(WARNING, name, 1, text)
 
 
 def _repeated(values: Iterable[Hashable]) -> Counter[Hashable]:

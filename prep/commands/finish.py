@@ -23,3 +23,4 @@ def finish_command(out: str, max_skipped: float) -> None:
         found = finish(out, max_skipped)
     title = f"dataset in {plain(redacted(out))}"
     print_summary(console, title, found, time.monotonic() - begun, estimated=False)
+    options.tell_next_of(out)

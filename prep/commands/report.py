@@ -3,6 +3,7 @@
 import click
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.report.page import report as write_report
 
 
@@ -14,3 +15,4 @@ from jigsaw_pretrain.prep.report.page import report as write_report
 def report(out: str, name: str) -> None:
     """Write one HTML page about a prepped dataset: contact sheets, shapes, classes, what was skipped."""
     click.echo(write_report(out, name))
+    options.tell_next_of(out, report=False)

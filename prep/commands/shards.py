@@ -13,17 +13,17 @@ from typing import Any
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors, run_named, tell_next
+from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
 from jigsaw_pretrain.config import read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE
 from jigsaw_pretrain.formats.annotations import options as reads
-from jigsaw_pretrain.formats.dataset import layout
+from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
-from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS
+from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan
 from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
 from jigsaw_pretrain.storage import redacted
 
@@ -147,7 +147,7 @@ def shards(
             print_summary(console, "plan (nothing was written)", expected, seconds, True, recipe=recipe)
             if not recipe:
                 print_recipe(console, expected)
-            _tell_what_follows_the_plan(annotations, images, shaping)
+            _tell_what_follows_the_plan(planned, annotations, images, shaping)
             return
         progress = ConsoleProgress()
         shared: dict[str, Any] = {
@@ -164,7 +164,7 @@ def shards(
             pipeline.shards(annotations, images, out, **shared, **shaping)
     if progress.summary:
         print_summary(console, f"dataset in {shown}", progress.summary, time.monotonic() - begun, False, recipe=recipe)
-        _tell_next(out, recipe)
+        options.tell_next_of(out, recipe)
         return
     said = f"{shown} is finished: nothing to do."
     if task and whole:
@@ -174,27 +174,20 @@ def shards(
         )
     console.print(said, highlight=False, soft_wrap=True)
     if not task:
-        _tell_next(out, recipe)
+        options.tell_next_of(out, recipe)
 
 
-def _tell_what_follows_the_plan(annotations: str, images: str, shaping: Mapping[str, Any]) -> None:
+def _tell_what_follows_the_plan(planned: Plan, annotations: str, images: str, shaping: Mapping[str, Any]) -> None:
     words = ["jigsaw-prep", *(word for word in COMMAND_LINE.get() if word != "--dry-run")]
+    stated = [
+        thing.rpartition(" (")[0] for note in planned.notes if note.check == SEVERAL_SPLITS for thing in note.things
+    ]
+    if "train" in stated:
+        others = " and ".join(f"--split {name}" for name in stated if name != "train")
+        tell_next(
+            (f"cut the crops of the training images alone; {others} is for validation", [*words, "--split", "train"])
+        )
+        return
     split = ["jigsaw-prep", "split", "--annotations", annotations, "--images", images, "--out", "split"]
     aside = "first, unless validation images are set aside already: they must stay out of pre-training"
     tell_next(*([] if shaping.get("split") else [(aside, split)]), ("cut the crops", words))
-
-
-def _tell_next(out: str, recipe: str | None) -> None:
-    """What to do with a finished dataset."""
-    out = out.rstrip("/") or out
-    recipe = recipe or f"{out}/{layout.RECIPE}"
-    data = ["--data", out, "--recipe", recipe]
-    tell_next(
-        (f"look at the crops: writes {out}/report.html", ["jigsaw-prep", "report", "--out", out]),
-        ("look at what the trainer will see", ["jigsaw-train", "preview", *data, "--out", "preview.png"]),
-        ("how long training takes here", ["jigsaw-train", "estimate", *data]),
-        (
-            "train; for a short first try add --set optim.steps=200 --set optim.warmup_steps=20",
-            ["jigsaw-train", "pretrain", *data, "--run", run_named(out), "--resume"],
-        ),
-    )

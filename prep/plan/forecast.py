@@ -24,6 +24,7 @@ from jigsaw_pretrain.formats.jigsaw import (
     REGIONS,
     RESIZE_HIGH,
     RESIZE_LOW,
+    Fit,
     Region,
     Template,
     fill_slots,
@@ -70,11 +71,13 @@ def slot_fill(
     template: Template | None = None,
     ratios: Ratios = PAPER_RATIOS,
     objects: npt.NDArray[Any] | None = None,
+    fit: Fit = "crop",
 ) -> list[SlotFill]:
     """The four slots of a template (the paper's by default), filled with n crops of these sizes and group codes.
 
     A slot whose group is empty is filled from the group that stands in for it in training. ratios: the smallest and the
     largest that crops are resized by. objects: where in its crop each object lies (CropSizes); whole crops without.
+    fit: data.fit of the recipe; by the other ones than "crop" a region shows whole crops.
     """
     wide, high = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     codes = np.asarray(groups)
@@ -83,7 +86,7 @@ def slot_fill(
     for name, group, region in zip(REGIONS, REGION_GROUPS, (template or Template()).regions, strict=True):
         taken = stand_in(group, counts) if any(counts.values()) else group
         rows = np.flatnonzero(codes == GROUPS.index(taken))
-        covered = _covered(wide[rows], high[rows], region.width, region.height, ratios)
+        covered = _covered(wide[rows], high[rows], region, ratios, fit)
         weights = np.ones(len(rows))
         if group == "S":
             rank = np.empty(len(rows))
@@ -93,7 +96,9 @@ def slot_fill(
         # Every so many are enough for a median.
         some = slice(None, None, max(1, len(rows) // _MOST))
         found = rows[some]
-        shown = _shown(wide[found], high[found], None if objects is None else objects[found], region, ratios)
+        shown = np.ones(len(found))
+        if fit == "crop":
+            shown = _shown(wide[found], high[found], None if objects is None else objects[found], region, ratios)
         known = ~np.isnan(shown)
         median = _median(shown[known], weights[some][known])
         slots.append(SlotFill(name, group, region.width, region.height, fill, median))
@@ -102,11 +107,15 @@ def slot_fill(
 
 @dataclass(frozen=True)
 class JigsawFit:
-    """A template, the ratios between which crops are resized, and its slots as these fill them."""
+    """A template, the ratios between which crops are resized, and its slots as these fill them.
+
+    fit: how a crop meets its region, data.fit of the recipe; the ratios are those of "crop".
+    """
 
     template: Template
     ratios: Ratios
     slots: Sequence[SlotFill]
+    fit: Fit = "crop"
 
 
 COCO_FILL = 0.69
@@ -151,11 +160,11 @@ class CropSizes:
         """The median of the square root of their area, pixels; 0 without crops."""
         return float(np.median(np.sqrt(self.widths * 1.0 * self.heights))) if len(self.widths) else 0.0
 
-    def jigsaw(self, template: Template | None = None, ratios: Ratios = PAPER_RATIOS) -> JigsawFit:
-        """A template (the paper's by default) with given ratios."""
+    def jigsaw(self, template: Template | None = None, ratios: Ratios = PAPER_RATIOS, fit: Fit = "crop") -> JigsawFit:
+        """A template (the paper's by default) with given ratios, or where crops meet their regions in another way."""
         template = template or Template()
-        slots = slot_fill(self.widths, self.heights, self.groups, template, ratios, self.objects)
-        return JigsawFit(template, ratios, slots)
+        slots = slot_fill(self.widths, self.heights, self.groups, template, ratios, self.objects, fit)
+        return JigsawFit(template, ratios, slots, fit)
 
     def fit(self, template: Template) -> JigsawFit:
         """A template with the ratios that fill its large slot as COCO's crops fill the paper's."""
@@ -232,34 +241,43 @@ def _steps(ratios: Ratios) -> npt.NDArray[np.float64]:
 
 
 def _covered(
-    widths: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], width: int, height: int, ratios: Ratios
+    widths: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], region: Region, ratios: Ratios, fit: Fit
 ) -> npt.NDArray[np.float64]:
-    """The share of a slot that each crop covers, the mean over the resize ratio: float64 [n]."""
+    """The share of a slot that each crop covers, by "crop" the mean over the resize ratio: float64 [n]."""
+    width, height = region.width, region.height
+    if fit == "warp":
+        return np.ones(len(widths))
+    if fit == "resize":
+        # One side fills the slot.
+        return np.asarray(np.minimum(widths * height, heights * width) / np.maximum(widths * height, heights * width))
     total = np.zeros(len(widths))
     for ratio in _steps(ratios):
         total += np.minimum(ratio * widths, width) * np.minimum(ratio * heights, height)
     return total / (_STEPS * width * height)
 
 
-def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[str]:
-    """What a user should know of these crops, in plain words; counts: crops by group, in the order of GROUPS."""
+def warnings(counts: Sequence[int], slots: Sequence[SlotFill]) -> list[tuple[str, str]]:
+    """What a user should know of these crops, its name and plain words; counts: by group, in the order of GROUPS."""
     total = sum(counts)
-    said = fill_slots(dict(zip(GROUPS, counts, strict=True))).notes() if total else []
+    notes = fill_slots(dict(zip(GROUPS, counts, strict=True))).notes() if total else []
+    said = [("uneven shapes", text) for text in notes]
     large = _large(slots)
     if total and large.fill < LITTLE_FILL:
-        said.append(
+        text = (
             f"crops fill {large.fill:.0%} of the large square of a jigsaw ({large.width} x {large.height} pixels in "
             "the paper's), the rest is padding. If the objects are as small as that, train with smaller jigsaws "
             "(data.template_size = 128, data.template_split = 32) or enlarge crops more (data.resize_high), as "
             "recipe.toml does where they are much smaller than COCO's; if not, `jigsaw-prep doctor` may tell what is "
             "wrong with the boxes."
         )
+        said.append(("small objects", text))
     if total and large.shown < LITTLE_SHOWN:
-        said.append(
+        text = (
             f"the large square of a jigsaw ({large.width} x {large.height} pixels in the paper's) shows "
             f"{large.shown:.0%} of its object (median), the rest is cut off. Train with recipe.toml, which resizes "
             "crops to suit (data.resize_low, data.resize_high), or with data.fit = resize, which shows whole crops."
         )
+        said.append(("large objects", text))
     return said
 
 
@@ -320,27 +338,30 @@ class Summary:
         label = int(np.argmax(shares))
         return [*self.classes, "background"][label], float(np.max(shares))
 
-    def warnings(self) -> list[str]:
-        """What the user should know, in plain words."""
+    def warnings(self) -> list[tuple[str, str]]:
+        """What the user should know, each with a name and in plain words."""
         said = warnings(self.by_group, self.slots)
         name, share = self.commonest()
         if share >= ONE_SIDED:
-            said.append(
+            text = (
                 f"{share:.1%} of all regions will be {name}: a network that always says so is right that often and "
                 "has learned nothing. Ask for more background (--negatives-per-positive), and train with data.balance "
                 "= sqrt, as recipe.toml does."
             )
+            said.append(("one label", text))
         if self.negatives < self.negatives_wanted:
             missing = self.negatives_wanted - self.negatives
-            said.append(
+            text = (
                 f"{missing:,} of {self.negatives_wanted:,} background crops are missing: the images are too full of "
                 "objects to hold more, or could not be read."
             )
+            said.append(("missing background", text))
         if self.filled:
-            said.append(
+            text = (
                 f"{self.filled:,} pixels of crops hold no data (nodata): they are filled by the mean of their image, "
                 "and left out of mean and std."
             )
+            said.append(("missing values", text))
         return said
 
     def totals(self) -> dict[str, Any]:

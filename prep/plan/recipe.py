@@ -20,11 +20,11 @@ import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jigsaw_pretrain.config import read_toml
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Template, usual_lanes
+from jigsaw_pretrain.formats.jigsaw import REGION_GROUPS, Fit, Template, usual_lanes
 from jigsaw_pretrain.prep.plan.forecast import ONE_SIDED, PAPER_RATIOS, CropSizes, JigsawFit, Summary
 
 PASSES = 138
@@ -228,7 +228,10 @@ def jigsaw_of(sizes: CropSizes, recipe: str) -> JigsawFit:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{recipe}: [data] does not have the numbers of a template and its ratios ({error})") from error
-    return sizes.jigsaw(template, (low, high))
+    fit = data.get("fit", "crop")
+    if fit not in get_args(Fit):
+        raise UserError(f"{recipe}: data.fit {fit!r} is none of {', '.join(get_args(Fit))}")
+    return sizes.jigsaw(template, (low, high), fit)
 
 
 def _why_resize(jigsaw: JigsawFit, side: float) -> str:

@@ -56,7 +56,7 @@ def print_summary(
     jigsaw = jigsaw_of(summary.sizes, recipe) if recipe else fitted_jigsaw(summary.sizes, this_machine())[0]
     regions = _regions(summary, jigsaw, recipe or layout.RECIPE)
     console.print(Group(facts, _classes(summary), regions, *listings))
-    for warning in summary.warnings() if warnings else ():
+    for _, warning in summary.warnings() if warnings else ():
         console.print(f"[yellow]warning:[/yellow] {plain(warning)}", highlight=False, soft_wrap=True)
 
 
@@ -95,7 +95,12 @@ def _classes(summary: Summary) -> Table:
 def _regions(summary: Summary, fit: JigsawFit, recipe: str) -> Table:
     size = "" if summary.drawn_context is None else ", surroundings of mean size"
     side, (low, high) = fit.template.size, fit.ratios
-    about = f"{side} x {side} pixels, crops resized by {low:g} to {high:g}{size}"
+    how = {
+        "crop": f"crops resized by {low:g} to {high:g}",
+        "resize": "whole crops, resized to fit",
+        "warp": "whole crops, stretched to fill",
+    }[fit.fit]
+    about = f"{side} x {side} pixels, {how}{size}"
     table = Table(title=f"what a jigsaw of four crops shows, by {plain(recipe)} ({about})", title_justify="left")
     for name in ("region", "pixels", "filled", "shows of the object (median)"):
         table.add_column(name, justify="left" if name == "region" else "right")

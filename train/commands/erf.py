@@ -28,7 +28,7 @@ from jigsaw_pretrain.train.recipe import Recipe
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("erf.html"),
+    default=Path("erf/report.html"),
     show_default=True,
     help="Write the HTML page to this file.",
 )
@@ -70,5 +70,6 @@ def erf(
         radius = f"{one.numbers.rms_radius:.3g}"
         click.echo(f"{name}, of the middle position: {told} around it; root mean square distance from it {radius} px")
     publish_locally(out, fields.erf_page(found, chosen, count).encode())
+    click.echo(str(out))
     if json_file is not None:
         publish_locally(json_file, (json.dumps(numbers, indent=2) + "\n").encode())

@@ -11,7 +11,13 @@ import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, is_first_rank
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.commands.options import (
+    DEVICES,
+    read_options,
+    read_options_from,
+    recipe_options,
+    tell_training,
+)
 from jigsaw_pretrain.train.recipe import Compile, Recipe
 from jigsaw_pretrain.words import number
 
@@ -85,6 +91,7 @@ def estimate(
         if json_file is not None and ranks.first:
             figures = {**asdict(found.forecast), "costs": asdict(found.costs), "world": found.world}
             publish_locally(json_file, (json.dumps(figures, indent=2) + "\n").encode())
+        tell_training("train; with fewer --set optim.steps=N it takes less", data, recipe, settings)
 
 
 def _say(ranks: "Ranks", estimated: "jp.Estimate", workers: int) -> None:

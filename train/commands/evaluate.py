@@ -10,8 +10,16 @@ from rich.table import Table
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, tell_next
+from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, SHAPES
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backbone, read_options, read_options_from
+from jigsaw_pretrain.train.commands.options import (
+    DEVICES,
+    check_run,
+    exporting,
+    own_backbone,
+    read_options,
+    read_options_from,
+)
 
 
 @click.command(cls=Command)
@@ -46,7 +54,7 @@ def evaluate(
     device: str,
     **access_settings: Any,
 ) -> None:
-    """Print accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
+    """Print accuracy by region, shape and class on a dataset's jigsaws, beside the majority class's share."""
     access = read_options_from(**access_settings)
     check_run(run)
     dataset = access.open_dataset(data)
@@ -57,10 +65,7 @@ def evaluate(
     run = run.rstrip("/")
     tell_next(
         ("is it better than no training? A linear probe", ["jigsaw-train", "probe", "--run", run, "--data", data]),
-        (
-            "the weights for a detector",
-            ["jigsaw-train", "export", "--run", run, "--to", "torchvision", "--out", f"{run}-torchvision.pth"],
-        ),
+        exporting(run, "the weights for a detector"),
     )
 
 
@@ -68,8 +73,8 @@ def show(report: dict[str, Any]) -> None:
     """Print a report as a table."""
     seen = " that it was trained on" if report["trained_on"] else ""
     table = Table(title=f"{report['backbone']} after {report['step']} steps, {report['jigsaws']} jigsaws{seen}")
-    for column in ("crops of", "count", "accuracy", "majority share"):
-        table.add_column(column, justify="left" if column == "crops of" else "right")
+    for column in ("where", "count", "accuracy", "majority share"):
+        table.add_column(column, justify="left" if column == "where" else "right")
 
     def add(name: str, found: dict[str, Any], majority: float | None) -> None:
         shares = ("-" if value is None else f"{value:.1%}" for value in (found["accuracy"], majority))
@@ -78,10 +83,10 @@ def show(report: dict[str, Any]) -> None:
     overall = report["overall"]
     add("all regions", overall, overall["majority_share"])
     add("all, every class counting alike", {**overall, "accuracy": overall["balanced_accuracy"]}, None)
-    for kind in ("regions", "groups"):
+    for kind, words, said in (("regions", REGION_WORDS, "region"), ("groups", SHAPES, "crops")):
         table.add_section()
         for name, found in report[kind].items():
-            add(f"{kind[:-1]} {name}", found, found["majority_share"])
+            add(f"{words[name]} {said}", found, found["majority_share"])
     table.add_section()
     for found in report["classes"]:
         add(f"class {found['class']}", found, None)

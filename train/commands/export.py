@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, tell_next
 from jigsaw_pretrain.train.commands.options import DEVICES, check_run
 from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, TARGET_NAMES
 
@@ -57,3 +57,7 @@ def export(
     )
     if found.leaves_neck:
         click.echo(f"the backbone alone: --to {PYRAMID_TARGET} has the neck's weights too")
+    detector = ["jigsaw-detect", "train", "--annotations", "ANNOTATIONS", "--images", "IMAGES"]
+    detector += ["--val-annotations", "VAL_ANNOTATIONS", "--val-images", "VAL_IMAGES"]
+    run = run.rstrip("/")
+    tell_next(("or a detector of this project, and its AP", [*detector, "--init", run, "--run", f"{run}-detector"]))

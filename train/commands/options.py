@@ -1,13 +1,13 @@
 """Options that several commands of the training stage share."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from jigsaw_pretrain.cli import ByteCount
+from jigsaw_pretrain.cli import ByteCount, run_named, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_cache
@@ -59,6 +59,19 @@ def check_run(run: str) -> None:
 def tell_loading(what: str) -> None:
     """Say that torch is about to be imported for something, which takes seconds."""
     logger.info("%s: loading torch", what)
+
+
+def tell_training(purpose: str, data: str, recipe: str | None, settings: Sequence[str]) -> None:
+    """Say how the pre-training is begun that a command has looked at; purpose: why now."""
+    words = ["jigsaw-train", "pretrain", "--data", data, *(["--recipe", recipe] if recipe else [])]
+    words += [word for setting in settings for word in ("--set", setting)]
+    tell_next((purpose, [*words, "--run", run_named(data), "--resume"]))
+
+
+def exporting(run: str, purpose: str) -> tuple[str, Sequence[str]]:
+    """A step of what can be typed next: the weights of a run for another library."""
+    run = run.rstrip("/")
+    return purpose, ["jigsaw-train", "export", "--run", run, "--to", "torchvision", "--out", f"{run}-torchvision.pth"]
 
 
 def read_options(command: F) -> F:

@@ -9,11 +9,17 @@ from typing import Any
 import click
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, is_first_rank, is_restarted, tell_next
+from jigsaw_pretrain.cli import HELD_OUT, Command, is_first_rank, is_restarted, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.storage import Storage
-from jigsaw_pretrain.train.commands.options import DEVICES, read_options, read_options_from, recipe_options
+from jigsaw_pretrain.train.commands.options import (
+    DEVICES,
+    exporting,
+    read_options,
+    read_options_from,
+    recipe_options,
+)
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
 from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder
 from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
@@ -146,40 +152,32 @@ def pretrain(
             title="pretrain",
         )
         if open_run_folder(run).backbone.exists():
-            _tell_next(run, data)
+            _tell_next(run, data, dataset.description.options.get("split"))
 
 
-def _tell_next(run: str, data: str) -> None:
-    """What to do with a finished run."""
+def _tell_next(run: str, data: str, split: str | None) -> None:
+    """What to do with a finished run; split: the one that its crops are of."""
     run, data = run.rstrip("/"), data.rstrip("/")
-    held_out = f"{run}-validation"
+    held_out = f"{run}{HELD_OUT}"
     fitted = Storage(data).exists(layout.DETECT_RECIPE)
-    recipe = ["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else []
-    unseen = ["VAL_ANNOTATIONS", "--images", "VAL_IMAGES"]
-    both = ["ANNOTATIONS", "--images", "IMAGES", "--val-annotations", "VAL_ANNOTATIONS", "--val-images", "VAL_IMAGES"]
+    unseen = ["--annotations", "VAL_ANNOTATIONS", "--images", "VAL_IMAGES"]
+    both = ["--annotations", "ANNOTATIONS", "--images", "IMAGES"]
+    both += ["--val-annotations", "VAL_ANNOTATIONS", "--val-images", "VAL_IMAGES"]
+    if split is not None:
+        # The files are the same ones; the name of the other split is not known here.
+        unseen += ["--split", "VAL_SPLIT"]
+        both += ["--split", split, "--val-split", "VAL_SPLIT"]
+    begin = ["--init", run, *(["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else [])]
     tell_next(
         (
             f"look: open {run}/report.html. Check it on images that it has not seen, cut once",
-            ["jigsaw-prep", "shards", "--annotations", *unseen, "--out", held_out],
+            ["jigsaw-prep", "shards", *unseen, "--out", held_out],
         ),
         ("how well it names their crops", ["jigsaw-train", "evaluate", "--run", run, "--data", held_out]),
+        exporting(run, "the weights for another library (timm, mmdet, detectron2, safetensors)"),
         (
-            "the weights for another library (timm, mmdet, detectron2, safetensors)",
-            ["jigsaw-train", "export", "--run", run, "--to", "torchvision", "--out", f"{run}-torchvision.pth"],
-        ),
-        (
-            "a detector, and its AP; ANNOTATIONS and IMAGES are those that prep was given",
-            [
-                "jigsaw-detect",
-                "train",
-                "--annotations",
-                *both,
-                "--init",
-                run,
-                *recipe,
-                "--run",
-                f"{run}-detector",
-                "--resume",
-            ],
+            "a detector, and its AP; ANNOTATIONS and IMAGES are those that prep was given. For a short first try add "
+            "--set optim.steps=50",
+            ["jigsaw-detect", "train", *both, *begin, "--run", f"{run}-detector", "--resume"],
         ),
     )

@@ -8,7 +8,13 @@ import click
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import display_note
-from jigsaw_pretrain.train.commands.options import read_options, read_options_from, recipe_options, tell_loading
+from jigsaw_pretrain.train.commands.options import (
+    read_options,
+    read_options_from,
+    recipe_options,
+    tell_loading,
+    tell_training,
+)
 from jigsaw_pretrain.train.recipe import Recipe
 
 
@@ -43,3 +49,4 @@ def preview(
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot write the picture ({error}): choose another file, such as sheet.png") from error
     click.echo(" ".join(filter(None, (f"{out}: {count} jigsaws", display_note(dataset.pixels)))))
+    tell_training("train, if these show your objects", data, recipe, settings)

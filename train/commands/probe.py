@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, tell_next
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import DEVICES, check_run, own_backbone
+from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting, own_backbone
 
 
 @click.command(cls=Command)
@@ -58,6 +58,7 @@ def probe(
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)
+    tell_next(exporting(str(run), "the weights for a detector"))
 
 
 def show(report: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def show(report: dict[str, Any]) -> None:
         title=f"{report['backbone']} after {report['step']} steps: probe on {report['crops_to_judge']} crops of "
         f"{report['classes_judged']} classes (majority {report['majority_share']:.1%})"
     )
-    for column in ("features", "top-1", "class mean"):
+    for column in ("features", "accuracy", "mean over classes"):
         table.add_column(column, justify="left" if column == "features" else "right")
     rows = {"this run": report["run"], "random initialisation": report["random"], **report["weights"]}
     for label, shares in rows.items():

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, tell_next
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import publish_locally
-from jigsaw_pretrain.train.commands.options import tell_loading
+from jigsaw_pretrain.train.commands.options import exporting, tell_loading
 from jigsaw_pretrain.train.engine.run_folder import RunFolder
 
 
@@ -23,7 +23,7 @@ from jigsaw_pretrain.train.engine.run_folder import RunFolder
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the HTML page to this file. [default: RUN/report.html; compare.html for several]",
+    help="Write the HTML page to this file. [default: RUN/report.html; compared-runs/report.html for several]",
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page about a run, or several side by side."""
@@ -37,6 +37,8 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
     from jigsaw_pretrain.train.report.page import page
 
-    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compare.html"))
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("compared-runs/report.html"))
     publish_locally(target, page(runs).encode())
     click.echo(str(target))
+    if len(runs) == 1 and RunFolder(runs[0]).backbone.exists():
+        tell_next(exporting(str(runs[0]), "the weights for another library"))

@@ -60,11 +60,11 @@ def test_copies_are_named_and_the_verdict_and_its_reasons_stand_first_and_last(s
     assert {tuple(text.split(" (of ")) for text in finding["examples"]} == {("4.jpg", "2.jpg)"), ("free.jpg", "2.jpg)")}
     for one in sound.annotations:
         one["bbox"] = [10, 10, 20, 20]
-    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).output.splitlines()
+    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).stdout.splitlines()
     assert printed[0] == printed[-1] and printed[0].startswith("doctor: warnings: ")
     assert "byte-identical images (2)" in printed[0] and not [line for line in printed if line.startswith("warning:")]
     (sound.folder / "images").rename(sound.folder / "elsewhere")
-    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).output.splitlines()
+    printed = invoke(doctor, "--annotations", str(sound.write()), "--images", str(images)).stdout.splitlines()
     assert (
         printed[0] == printed[-1] and printed[0].startswith("doctor: cannot be prepped: ") and "--images" in printed[0]
     )
@@ -124,7 +124,7 @@ def test_thin_groups(drawn: Drawn) -> None:
     for number in range(3):
         drawn.add(f"{number}.jpg", (500, 400), [(10, 10, 200, 200)])
     found = examine(drawn)
-    texts = [finding["text"] for finding in found["findings"] if finding["check"] == "plan"]
+    texts = [finding["text"] for finding in found["findings"] if finding["check"] == "uneven shapes"]
     assert any("no crops are tall" in text for text in texts) and found["exit_code"] == 1
 
 

@@ -42,7 +42,7 @@ def test_fill_against_random_jigsaws() -> None:
 def test_empty_groups_are_filled_from_others() -> None:
     slots = slot_fill([100, 100], [100, 100], [0, 0])
     assert all(slot.fill > 0 for slot in slots)
-    said = warnings([2, 0, 0], slots)
+    said = [text for _, text in warnings([2, 0, 0], slots)]
     assert "tall" in said[0] and "wide" in said[1] and "small" in said[-1]
 
 
@@ -74,7 +74,7 @@ def test_what_prep_says_of_stand_ins_and_top_ups_is_what_training_does(counts: t
     said = warnings(counts, slot_fill([250, 400, 900], [250, 900, 400], [0, 1, 2]))
     empty = {group for group, count in zip(GROUPS, counts, strict=True) if not count}
     thin = {feed.group for feed in trained.feeds if feed.topped_up_from}
-    assert said == trained.notes() and len(said) == len(empty) + len(thin) + bool(empty or thin)
+    assert [text for _, text in said] == trained.notes() and len(said) == len(empty) + len(thin) + bool(empty or thin)
 
 
 def test_no_crops_at_all() -> None:
@@ -88,7 +88,7 @@ def test_large_objects_are_told_with_what_a_slot_shows_of_them() -> None:
     # The larger of two crops is the 800 one or a larger one in most pairs; a resized side is 0.8 to 1.5 times as long.
     shares = [(160 / (ratio * 800)) ** 2 for ratio in np.linspace(0.8, 1.5, 1001)]
     assert large.shown == pytest.approx(np.mean(shares), rel=0.01)
-    (told,) = [line for line in warnings([100, 50, 50], [large]) if "data.fit" in line]
+    (told,) = [line for _, line in warnings([100, 50, 50], [large]) if "data.fit" in line]
     assert f"{large.shown:.0%}" in told
 
 
@@ -99,6 +99,13 @@ def test_a_slot_shows_all_of_what_fits_and_never_more(sides: list[int], seed: in
         assert 0 < slot.shown <= 1 + 1e-9
     for slot in slot_fill([20], [20], [0]):
         assert slot.shown == pytest.approx(1)
+
+
+def test_a_region_shows_whole_crops_where_they_are_resized_or_stretched_to_it() -> None:
+    sizes = CropSizes.of(np.array([[0, 0, 400, 200]]), np.array([[100.0, 0, 200, 200]]), np.array([0]))
+    for fit, fill in (("resize", 0.5), ("warp", 1.0)):
+        large = next(slot for slot in sizes.jigsaw(fit=fit).slots if slot.name == "S-large")
+        assert (large.shown, large.fill) == (1, pytest.approx(fill))
 
 
 def test_what_a_region_shows_is_told_of_the_object_and_not_of_its_surroundings() -> None:
@@ -122,6 +129,6 @@ def test_the_commonest_label_is_told_where_it_is_nearly_all() -> None:
     # Half of the regions are of square crops, a quarter of tall and of wide ones each.
     one = summary([[90, 45, 10], [10, 5, 10]])
     assert one.commonest() == ("raccoon", pytest.approx(0.5 * 0.9 + 0.25 * 0.9 + 0.25 * 0.5))
-    assert any("raccoon" in line and "balance" in line for line in one.warnings())
-    assert not any("balance" in line for line in summary([[50, 50, 50], [50, 50, 50]]).warnings())
+    assert any("raccoon" in line and "balance" in line for _, line in one.warnings())
+    assert not any("balance" in line for _, line in summary([[50, 50, 50], [50, 50, 50]]).warnings())
     assert summary([[0, 0, 0], [0, 0, 0]]).commonest() == ("", 0.0)

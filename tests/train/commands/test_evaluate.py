@@ -15,7 +15,9 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
     file = tmp_path / "report.json"
     result = call("evaluate", "--run", finished, "--data", data, "--workers", 0, "--json", file, "--batch", 4)
     assert result.exit_code == 0, result.output
-    assert "majority share" in result.output and "region S-small" in result.output
+    assert (
+        "majority share" in result.output and "small square region" in result.output and "tall crops" in result.output
+    )
     report = json.loads(file.read_text())
     # These are the crops that the run was trained on.
     assert report["trained_on"] and "trained on" in result.output and 0 <= report["overall"]["balanced_accuracy"] <= 1
