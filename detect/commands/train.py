@@ -5,6 +5,7 @@ the same step. How the recipe was fitted to the dataset is printed before the fi
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -179,16 +180,28 @@ def train(
             ]
             tell_next(("its AP, on images that it has not seen", words))
             return
-        _tell_next(annotations, images, val_annotations, val_images, run, recipe)
+        as_read = [
+            word
+            for name, value in reading.differences().items()
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        as_read += ["--val-split", val_split] if val_split is not None else []
+        _tell_next(annotations, images, val_annotations, val_images, as_read, run, recipe)
 
 
 def _tell_next(
-    annotations: str, images: str, val_annotations: str, val_images: str, run: str, recipe: str | None
+    annotations: str,
+    images: str,
+    val_annotations: str,
+    val_images: str,
+    as_read: Sequence[str],
+    run: str,
+    recipe: str | None,
 ) -> None:
     """What to do with a finished detector."""
     run = run.rstrip("/")
     words = ["--annotations", annotations, "--images", images, "--val-annotations", val_annotations]
-    words += ["--val-images", val_images, "--data", "OUT", *(["--recipe", recipe] if recipe else [])]
+    words += ["--val-images", val_images, *as_read, "--data", "OUT", *(["--recipe", recipe] if recipe else [])]
     words += ["--pretrain-recipe", f"OUT/{layout.RECIPE}", "--out", f"{run}-comparison"]
     purpose = f"look: open {run}/report.html. Does the pre-training pay? Trainings of both, OUT being what prep wrote"
     tell_next((purpose, ["jigsaw-detect", "compare", *words]))

@@ -60,4 +60,5 @@ def export(
     detector = ["jigsaw-detect", "train", "--annotations", "ANNOTATIONS", "--images", "IMAGES"]
     detector += ["--val-annotations", "VAL_ANNOTATIONS", "--val-images", "VAL_IMAGES"]
     run = run.rstrip("/")
-    tell_next(("or a detector of this project, and its AP", [*detector, "--init", run, "--run", f"{run}-detector"]))
+    detector += ["--init", run, "--recipe", "OUT/detect.toml", "--run", f"{run}-detector", "--resume"]
+    tell_next(("or a detector of this project, and its AP; OUT is what prep wrote", detector))

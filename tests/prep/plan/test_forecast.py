@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain.formats.jigsaw import GROUPS, aspect_groups, fill_slots
+from jigsaw_pretrain.formats.jigsaw import GROUPS, Fit, aspect_groups, fill_slots
 from jigsaw_pretrain.prep.plan.forecast import CropSizes, Summary, slot_fill, warnings
 
 
@@ -103,7 +103,8 @@ def test_a_slot_shows_all_of_what_fits_and_never_more(sides: list[int], seed: in
 
 def test_a_region_shows_whole_crops_where_they_are_resized_or_stretched_to_it() -> None:
     sizes = CropSizes.of(np.array([[0, 0, 400, 200]]), np.array([[100.0, 0, 200, 200]]), np.array([0]))
-    for fit, fill in (("resize", 0.5), ("warp", 1.0)):
+    fills: dict[Fit, float] = {"resize": 0.5, "warp": 1.0}
+    for fit, fill in fills.items():
         large = next(slot for slot in sizes.jigsaw(fit=fit).slots if slot.name == "S-large")
         assert (large.shown, large.fill) == (1, pytest.approx(fill))
 
