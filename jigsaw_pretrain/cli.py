@@ -41,7 +41,7 @@ def is_first_rank() -> bool:
 
 def is_restarted() -> bool:
     """Whether torchrun has started all ranks anew after a failure, with the same command line: then a run resumes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "") not in ("", "0")
 
 
 def as_typed(text: str) -> str:
@@ -59,8 +59,27 @@ def _as_found(name: str) -> str:
     path = Path(sys.executable).parent / name
     if shutil.which(name) or not path.exists():
         return name
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return str(path)  # the working folder was removed
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+MOST_CHARACTERS = 1200
+"""The most of an error's line that is shown."""
+
+
+def printable(text: str) -> str:
+    """A text as one line that a terminal shows as it is written: a file's names may hold what moves the cursor."""
+    return _UNPRINTABLE.sub(lambda found: " " if found[0] in "\r\n\t" else ascii(found[0])[1:-1], text)
+
+
+def _shortened(line: str) -> str:
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 def tell_next(*steps: tuple[str, Sequence[str]]) -> None:
@@ -97,7 +116,10 @@ class _Echo(logging.Handler):
             return
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         # click.echo would write below a progress bar's stand-in for standard error, into the bar's own line.
-        print(as_typed(redacted(level + record.getMessage())), file=sys.stderr, flush=True)
+        if sys.stderr is None:
+            return  # closed by the shell (2>&-): print would take standard output in its place
+        told = "\n".join(printable(line) for line in record.getMessage().split("\n"))
+        print(as_typed(redacted(level + told)), file=sys.stderr, flush=True)
 
 
 def show_log() -> None:
@@ -157,6 +179,7 @@ class Command(click.Command):
                 if not debug and not sys.warnoptions:
                     # Libraries' own, of what is theirs or ours to mend; what a user should know is logged.
                     warnings.simplefilter("ignore")
+                _check_working_folder()
                 return super().main(*args, **extra)
         except Exception as error:
             if not extra.get("standalone_mode", True):
@@ -172,7 +195,7 @@ class Command(click.Command):
                 os.environ[_SAFE] = safe
             if serves:
                 signal.signal(signal.SIGTERM, former)
-        said = as_typed(f"Error: {line}")
+        said = as_typed(f"Error: {_shortened(printable(line))}")
         _tell_torchrun(said)
         click.echo(said, err=True)
         sys.exit(status)
@@ -185,8 +208,16 @@ class Command(click.Command):
             # Here, because click itself would make it "Aborted!" and status 1.
             if is_first_rank():
                 told = error.message if isinstance(error, Interrupted) else "stopped before the end"
-                click.echo(as_typed(redacted(told)), err=True)
+                click.echo(as_typed(redacted(printable(told))), err=True)
             sys.exit(Interrupted.exit_code)
+
+
+def _check_working_folder() -> None:
+    """Refuse a working folder that was removed: relative paths lead nowhere, and torch's libraries are not found."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the working folder was removed: change to one that is there (cd) and run it again") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -57,6 +57,9 @@ ANSWER_SECONDS, CONTENT_SECONDS = 15.0, 600.0
 PATIENCE_SECONDS = 12.0
 """After so long a failed request of a Storage is not made again: a store that is silent is told of within 30 s."""
 
+LEAST_RATE = 1024.0
+"""Bytes a second below which a store counts as silent."""
+
 TRIES = 8
 """How often a request of a Storage is made before its failure is raised."""
 
@@ -80,6 +83,8 @@ MOST_WHOLE_BYTES = 16 << 30
 
 MOST_LINES_BYTES = 4 << 30
 """The most that a run's file of one line per step may have: twenty million rows."""
+
+_PIECE = 1 << 20
 
 LOCAL_THREADS, REMOTE_THREADS = 4, CONNECTIONS
 """How many things are asked for at the same time: the latency of a store is hidden by width."""
@@ -429,6 +434,10 @@ _MEANINGS = {
     **dict.fromkeys(("SignatureDoesNotMatch", "InvalidAccessKeyId"), "the credentials are wrong"),
     "RequestTimeTooSkewed": "this machine's clock is wrong, so the store refuses its signatures",
     "TooManyRedirects": "the web server redirects without end: name the address that it leads to",
+    **dict.fromkeys(
+        ("NonHttpUrlRedirectClientError", "InvalidUrlRedirectClientError"),
+        "the web server redirects to what is no web address: ask whoever runs it for the right one",
+    ),
     "401": "the web server asks for credentials, or those in the URL have expired",
     "403": "the web server refuses access: the credentials or the signature in the URL are wrong or have expired",
 }
@@ -445,12 +454,21 @@ def _told(error: Exception, what: str) -> UserError | None:
         )
     response = getattr(error.__cause__, "response", None)
     codes = [str(response.get("Error", {}).get("Code"))] if isinstance(response, dict) else []
-    codes += [str(_status(error)), type(error).__name__]
+    codes += [str(_status(error)), *(type(one).__name__ for one in _chain(error))]
     if "maximum recursion depth" in str(error):
         # So ends botocore where a store redirects to itself.
         codes.append("Redirect")
     meaning = next((_MEANINGS[code] for code in codes if code in _MEANINGS), None)
     return UserError(f"{redacted(what)}: {meaning} ({redacted(_first_line(error))})") if meaning else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came from."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _status(error: Exception) -> Any:
@@ -726,7 +744,10 @@ class Fetcher:
             # Such drivers have their own timeouts.
             if storage.is_local:
                 storage.regular_file(name)
-            fs.get_file(remote, os.fspath(path))
+            with fs.open(remote, "rb") as source, path.open("wb") as file:
+                # By pieces: what a server sends is a stranger's, and may have no end.
+                while (piece := source.read(_PIECE)) and file.tell() <= most:
+                    file.write(piece)
             _check_length(path, most)
             return
         # Watched for growth from the start: a driver makes the file with its first byte, and that may be slow to come.
@@ -749,10 +770,11 @@ class Fetcher:
                 if running.done():
                     raise
             now = _check_length(path, most)
-            if now != size:
+            # A server that sends a byte a second is as good as silent.
+            if now - max(size, 0) >= LEAST_RATE * self._timeout or size < 0:
                 size, since = now, time.monotonic()
             elif time.monotonic() - since > self._timeout:
-                raise TimeoutError(f"no byte for {self._timeout:g} s")
+                raise TimeoutError(f"fewer than {LEAST_RATE * self._timeout:,.0f} bytes in {self._timeout:g} s")
 
 
 def _check_length(path: Path, most: int) -> int:

@@ -3,7 +3,11 @@
 import os
 import sys
 
-if sys.path[0] in ("", os.path.realpath(os.curdir)):
+try:
+    here = os.path.realpath(os.curdir)
+except FileNotFoundError:
+    here = ""  # the working folder was removed, which the command will say
+if sys.path[0] in ("", here):
     # Python puts the working folder first, where a user's torch.py or json.py would be taken for the library's.
     sys.path.append(sys.path.pop(0))
 

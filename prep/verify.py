@@ -17,6 +17,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, open_dataset
 from jigsaw_pretrain.formats.dataset.schema import EDGES, MARGINS, DamagedTable
+from jigsaw_pretrain.formats.images.archive import next_member
 from jigsaw_pretrain.formats.pixels import PixelFormat, decode_member, pixel_format
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
@@ -95,7 +96,9 @@ def _inspect_file(file: io.BufferedReader | io.BytesIO, shard: ShardRecord, rows
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            members = [(member.name, member.offset_data, member.size) for member in tar]
+            members = []
+            while (member := next_member(tar)) is not None:
+                members.append((member.name, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, OverflowError, EOFError):
         return "is no tar"
     listed = rows.select([name for name in ("key", "offset", "size", *EDGES, *MARGINS) if name in rows.column_names])

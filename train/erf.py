@@ -17,6 +17,7 @@ the region's border or the image's, they stay: nothing is interpolated across a 
 docs/lab-notebook.md has what it is off by. Without a neck there is one map, and every position is measured.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def field_numbers(field: Tensor, centre: tuple[float, float] | None = None) -> F
     height, width = field.shape
     mass = field.double()
     whole = float(mass.sum())
-    if whole <= 0:
+    if not 0 < whole < math.inf:
         return FieldNumbers(tuple(0 for _ in SHARES), 0.0)
     ys = torch.arange(height, dtype=torch.float64)
     xs = torch.arange(width, dtype=torch.float64)

@@ -167,6 +167,7 @@ def read_group(
         if (held > MOST_ROWS) if rows is None else (held != rows):
             due = f"at most {MOST_ROWS:,}" if rows is None else f"{rows:,}"
             raise DamagedTable(f"is damaged: row group {index} has {held:,} rows where {due} are due")
+        _check_room(file.metadata.row_group(index), wanted)
         table = file.read_row_group(index, columns=wanted, use_threads=False)
         if table.num_rows != held:
             raise DamagedTable(f"is damaged: row group {index} has fewer rows than it says")
@@ -176,6 +177,17 @@ def read_group(
         raise
     except Exception as error:
         raise _damaged(error) from error
+
+
+def _check_room(group: pq.RowGroupMetaData, wanted: Sequence[str]) -> None:
+    """Raise DamagedTable for a row group that becomes more than its columns may hold once it is decompressed."""
+    most = MOST_TEXT + 64 * group.num_rows
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema in wanted and column.total_uncompressed_size > most:
+            raise DamagedTable(
+                f"is damaged: column {column.path_in_schema} has {column.total_uncompressed_size:,} bytes"
+            )
 
 
 def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

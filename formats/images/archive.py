@@ -56,6 +56,8 @@ def read_index(storage: Storage, name: str) -> dict[str, Member]:
 
     def read() -> dict[str, Member]:
         path = f"{storage.root.rstrip('/')}/{name}"
+        if storage.is_local:
+            storage.regular_file(name)
         options = {} if storage.is_local else {"block_size": _BLOCK, "cache_type": "readahead"}
         try:
             with storage.fs.open(path, "rb", **options) as file:
@@ -135,12 +137,23 @@ def _zip_index(file: IO[bytes]) -> dict[str, Member]:
 def _tar_index(file: IO[bytes]) -> dict[str, Member]:
     found = {}
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        while (info := archive.next()) is not None:
+        while (info := next_member(archive)) is not None:
             if info.isreg():
                 found[_one_form(info.name)] = Member(info.offset_data, info.size, info.size, -1, 0)
             # tarfile keeps every header it has seen: a gigabyte for a million images.
             archive.members = []  # type: ignore[attr-defined]
     return found
+
+
+def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member of a tar, None at its end; raises TarError for one that says that it ends before it begins.
+
+    tarfile goes where a negative size leads: back, and round without end.
+    """
+    info = archive.next()
+    if info is not None and (info.size < 0 or archive.offset < info.offset_data):  # type: ignore[attr-defined]
+        raise tarfile.ReadError(f"a member at byte {info.offset:,} has an impossible size")
+    return info
 
 
 def _one_form(name: str) -> str:

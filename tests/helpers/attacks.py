@@ -33,11 +33,26 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 """What stands where something else should."""
 
-FILES = ("missing", "empty", "cut", "garbage", "grown", "folder", "fifo", "dangling link", "loop")
+FILES = (
+    "missing",
+    "empty",
+    "cut",
+    "garbage",
+    "grown",
+    "folder",
+    "fifo",
+    "dangling link",
+    "loop",
+    "link out",
+    "link to a new file",
+)
 HANG_SECONDS, MOST_MEMORY = 30.0, 2 << 30
 """What one command may take at most, and how much memory beyond what the process had."""
 
-TENSORS = ("removed", "nan", "shape", "huge", "meta", "type", "sparse", "complex", "value")
+TENSORS = (
+    *("removed", "nan", "shape", "huge", "meta", "type", "sparse", "complex", "value"),
+    *("double", "float8", "quantized", "itself"),
+)
 COLUMNS = ("missing", "null", "type", "negative", "zero", "huge", "max", "nan", "long", "separators", "markup", "fewer")
 
 
@@ -130,6 +145,9 @@ def attack_file(path: Path, draw: st.DataObject) -> str:
         path.symlink_to("/nowhere/at/all")
     elif kind == "loop":
         path.symlink_to(path.name)
+    elif kind.startswith("link"):
+        around = next((folder for folder in path.parents if (folder / "victim").exists()), path.parent)
+        path.symlink_to(around / ("victim" if kind == "link out" else "unmade"))
     return f"{path.name} {kind}"
 
 
@@ -144,6 +162,14 @@ def attack_lines(path: Path, draw: st.DataObject) -> str:
     alone.unlink()
     path.write_bytes(b"\n".join(lines))
     return f"{path.name} line {place} {done}"
+
+
+def _doubled() -> list[Any]:
+    """A list of two lists, each of which holds one list twice, and so on: few bytes in a file, endless as text."""
+    found: list[Any] = []
+    for _ in range(40):
+        found = [found, found]
+    return found
 
 
 def attack_tensors(path: Path, draw: st.DataObject) -> str:
@@ -166,13 +192,27 @@ def attack_tensors(path: Path, draw: st.DataObject) -> str:
         "type": lambda: torch.zeros(shape, dtype=torch.int16),
         "sparse": lambda: torch.zeros(shape).to_sparse(),
         "complex": lambda: torch.zeros(shape, dtype=torch.complex64),
+        # Beyond what float32 holds.
+        "double": lambda: torch.full(shape, 1e300, dtype=torch.float64),
+        "float8": lambda: torch.zeros(shape, dtype=torch.float8_e4m3fn),
+        "quantized": lambda: torch.quantize_per_tensor(torch.zeros(shape), 0.1, 0, torch.qint8),
+        "itself": _doubled,
     }.get(kind, lambda: draw.draw(st.sampled_from(HOSTILE), label="value"))
     torch.save(_replace(content, field, new(), kind == "removed"), path)
     return f"{path.name} {field} {kind}"
 
 
 def attack(folder: Path, draw: st.DataObject) -> str:
-    """Do one attack to a folder; says what was done."""
+    """Do an attack to a folder, or two; says what was done."""
+    done = _attack_once(folder, draw)
+    if draw.draw(st.booleans(), label="another"):
+        # What the first attack damaged may be nothing that the second can read.
+        with contextlib.suppress(Exception):
+            done += f", {_attack_once(folder, draw)}"
+    return done
+
+
+def _attack_once(folder: Path, draw: st.DataObject) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     ways: dict[str, tuple[Callable[[Path, st.DataObject], str], tuple[str, ...]]] = {
         "json": (attack_json, (".json",)),
@@ -317,12 +357,15 @@ def withstands(
     """
     before = listing(around, own)
     with bounded():
-        result = CliRunner().invoke(command, [str(one) for one in arguments])
+        # In colour, so that nothing is taken from what a terminal would be sent.
+        result = CliRunner().invoke(command, [str(one) for one in arguments], color=True)
     what = f"{done}: {command.name} {' '.join(str(one) for one in arguments)}"
     clean = result.exception is None or isinstance(result.exception, SystemExit)
     assert clean and result.exit_code in (0, 1, 2), f"{what}: {result.exception!r}"
     errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(errors) == (result.exit_code == 2), f"{what}: {result.output[-2000:]}"
     assert "Traceback" not in result.output, f"{what}: {result.output[-2000:]}"
+    assert all(one.isprintable() or one in "\n\r" for one in result.output), f"{what}: {result.output[-2000:]!r}"
+    assert max(map(len, [*errors, ""])) < 2000, f"{what}: {errors[0][:200]}"
     assert listing(around, own) == before, what
     return result

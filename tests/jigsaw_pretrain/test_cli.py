@@ -84,6 +84,24 @@ def test_what_the_machine_says_is_one_line(error: Exception) -> None:
     assert str(getattr(error, "filename", None) or "") in result.stderr
 
 
+def test_an_error_is_one_line_whatever_a_files_names_are() -> None:
+    for name in ("\x1b[31mred", "a\nError: b", "\x9b2J", "\u202egnp", "x" * 100_000):
+        result = CliRunner().invoke(failing(UserError(f"{name} is missing")), [], color=True)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and len(result.stderr) < 2000
+        assert result.stderr.rstrip("\n").isprintable() and "is missing" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("-m", "jigsaw_pretrain.prep"), ("-c", "from jigsaw_pretrain.prep.cli import main; main()")]
+)
+def test_a_working_folder_that_is_gone_is_told(words: tuple[str, str], tmp_path: Path) -> None:
+    gone = f'cd {tmp_path} && mkdir gone && cd gone && rmdir {tmp_path}/gone && exec "$0" "$@"'
+    shown = subprocess.run(
+        ["sh", "-c", gone, sys.executable, *words, "status", "--out", "x"], capture_output=True, text=True
+    )
+    assert shown.returncode == 2 and shown.stderr.count("\n") == 1, shown.stderr
+
+
 def test_what_nobody_foresaw_is_a_line_a_file_and_status_70(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(DEBUG)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fsspec.asyn import get_loop
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -218,6 +219,8 @@ def fault(code: str) -> bytes:
         ("s3", (403, {}, fault("SignatureDoesNotMatch")), "credentials"),
         ("http", (403, {}, b""), "expired"),
         ("http", (302, {"Location": "/again"}, b""), "redirect"),
+        ("http", (302, {"Location": "file:///etc/passwd"}, b""), "redirect"),
+        ("s3", (302, {"Location": "file:///etc/passwd"}, b""), "redirect"),
     ],
 )
 def test_what_a_refusal_means_is_told(kind: str, answer: tuple[int, dict[str, str], bytes], said: str) -> None:
@@ -357,6 +360,38 @@ class Endless(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         pass
+
+
+class Dripping(Endless):
+    """Sends a byte now and then, and never an end."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+
+
+def test_a_server_that_drips_is_as_good_as_silent(tmp_path: Path) -> None:
+    with serving(Dripping) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        begun = time.monotonic()
+        with pytest.raises(UserError):
+            Fetcher(url, retries=0, timeout=0.3).fetch("x", tmp_path / "x", lambda fetched: None, 1 << 21)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_driver_without_event_loop_sends_no_more_than_its_most(tmp_path: Path) -> None:
+    store = MemoryFileSystem.store
+    store["/endless/x"] = MemoryFile(MemoryFileSystem(), "/endless/x", bytes(5 << 20))
+    fetcher = Fetcher("memory://endless", retries=3)
+    with pytest.raises(TooLong):
+        fetcher.fetch("x", tmp_path / "x", lambda fetched: None, 1000)
+    assert (tmp_path / "x").stat().st_size <= 2 << 20
+    fetcher.fetch("x", tmp_path / "x", lambda fetched: None, 5 << 20)
+    assert (tmp_path / "x").read_bytes() == bytes(5 << 20)
 
 
 def test_a_file_without_end_is_left_after_its_most(tmp_path: Path) -> None:

@@ -157,11 +157,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     version = content.get("format")
     if not isinstance(version, int) or version != FORMAT_VERSION:
-        raise UserError(f"{path} is of checkpoint format {str(version)[:40]}; this program reads {FORMAT_VERSION}")
+        raise UserError(f"{path} is of checkpoint format {_told(version)}; this program reads {FORMAT_VERSION}")
     named, step = _NAME.fullmatch(path.name), content.get("step")
     if not isinstance(step, int) or step < 0 or (named is not None and step != int(named[1])):
         raise UserError(f"{path} is damaged: it is not of the step that its name says")
     return content
+
+
+def _told(version: Any) -> str:
+    # A list that holds itself twice, forty times over, is a few bytes in a file and has no end as text.
+    return str(version)[:40] if isinstance(version, int | float | str) else f"no number but a {type(version).__name__}"
 
 
 def newest_checkpoint(

@@ -43,6 +43,9 @@ class LineFile:
     def cut_back(self, step: int) -> None:
         """Keep whole lines of steps below ``step`` only, by atomic replacement."""
         if not self.path.exists():
+            if self.path.is_symlink():
+                # A link that leads nowhere: lines would be written to a new file outside the run.
+                self.path.unlink()
             return
         steps = [(line, self._step(line)) for line in _whole_lines(self.path)]
         _tell_damaged(self.path, sum(found is None for _, found in steps))

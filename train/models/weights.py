@@ -24,6 +24,10 @@ COUNTER = ".num_batches_tracked"
 """Entries that no output depends on; old files lack them."""
 
 
+MOST_TIED = 4
+"""How many times the bytes of a file its tensors may claim, as some are views of one another."""
+
+
 @dataclass(frozen=True)
 class Match:
     """The match of a file's entries with a module's, by name.
@@ -178,14 +182,25 @@ def check_tensors(state: object, where: str, finite: bool = True) -> dict[str, T
     """
     if not isinstance(state, dict) or not state:
         raise UserError(f"{where} holds no state dict: export one with `jigsaw-train export`")
+    seen: set[int] = set()
+    held = claimed = 0
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{where} holds no state dict: {str(name)[:80]!r} is a {type(value).__name__} there")
+        if not isinstance(name, str):
+            raise UserError(f"{where} holds no state dict: one of its names is a {type(name).__name__}")
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where} holds no state dict: {name[:80]!r} is a {type(value).__name__} there")
         if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise UserError(f"{where} cannot be used: {name[:80]} is no plain tensor of numbers")
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            held += storage.nbytes()
+        claimed += value.numel() * value.element_size()
+        # Weights are tied by twos; thousands of names of one tensor cost hours.
+        if claimed > MOST_TIED * held or value.numel() * value.element_size() > storage.nbytes():
             raise UserError(f"{where} cannot be used: {name[:80]} claims more numbers than the file holds")
-        if finite and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # Numbers are computed with as float32, which the largest of float64 are not.
+        if finite and value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise UserError(f"{where} cannot be used: {name[:80]} has values that are not finite")
     return state
 

@@ -81,7 +81,10 @@ def erf(weights: Iterable[str], dataset: Dataset, recipe: Recipe, count: int = 1
             load_weights(built, name)
         classifier = DenseClassifier(built.module, built.channels, 2, said.mean, said.std, pixels=pixels)
         images = classifier.normalise(pictures)
-        found[name] = measure(built.module, images, options.template.region_map(built.stride), built.stride)
+        measured = measure(built.module, images, options.template.region_map(built.stride), built.stride)
+        if not all(bool(one.isfinite().all()) for one in measured.maps):
+            raise UserError(f"{name} has no receptive field: its numbers are so large that its gradient is not finite")
+        found[name] = measured
     return found
 
 

@@ -129,3 +129,16 @@ def test_the_index_of_a_dataset_at_a_url_has_a_most(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(dataset, "MOST_ROW_BYTES", 1)
     with pytest.raises(OSError, match="more than the 5 bytes"):
         CropIndex(opened)
+
+
+def test_a_row_group_that_grows_beyond_its_most_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path)
+    rows = pa.Table.from_pylist([{**_crop("S-000000.tar", 0), "key": "x" * 100_000}], schema.CROPS)
+    raw = schema.table_bytes(schema.CROPS, [rows])
+    assert len(raw) < 20_000
+    monkeypatch.setattr(schema, "MOST_TEXT", 50_000)
+    monkeypatch.setattr(schema.pq.ParquetFile, "read_row_group", None)
+    with pytest.raises(schema.DamagedTable, match="key"):
+        schema.read_table(raw, schema.CROPS)

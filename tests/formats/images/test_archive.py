@@ -1,6 +1,8 @@
 """Images in zip and tar archives, local and remote: the same tree, and members or archives that are damaged."""
 
 import contextlib
+import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -77,6 +79,31 @@ def test_archives_that_are_none(tmp_path: Path, name: str, data: bytes | None) -
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=name):
         ImageSource(str(tmp_path / name)).check()
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_an_archive_that_is_a_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=name):
+        ImageSource(str(tmp_path / name)).check()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("size", [-512, -1024, -(1 << 60)])
+def test_a_tar_that_leads_back_into_itself_is_damaged(tmp_path: Path, place: int, size: int) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in "ab":
+            member = tarfile.TarInfo(f"{name}.jpg")
+            member.size = 512
+            tar.addfile(member, io.BytesIO(bytes(512)))
+    raw = bytearray((tmp_path / "x.tar").read_bytes())
+    header = raw[place * 1024 : place * 1024 + 512]
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    raw[place * 1024 : place * 1024 + 512] = header
+    (tmp_path / "x.tar").write_bytes(raw)
+    with pytest.raises(UserError, match="x.tar"):
+        ImageSource(str(tmp_path / "x.tar")).check()
 
 
 def test_a_web_server_that_knows_no_ranges_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,17 @@ def test_a_resumed_run_cuts_its_files_back_to_whole_lines_before_it(tmp_path: Pa
     assert digests.path.read_text() == "9 a b\n"
 
 
+def test_lines_are_never_written_where_a_link_leads(tmp_path: Path) -> None:
+    for name in ("unmade", "there"):
+        (tmp_path / "there").write_text('{"step": 0}\n')
+        metrics = metrics_file(tmp_path / "metrics.jsonl")
+        metrics.path.unlink(missing_ok=True)
+        metrics.path.symlink_to(tmp_path / name)
+        metrics.cut_back(1)
+        metrics.append(['{"step": 1}'])
+        assert not (tmp_path / "unmade").exists() and (tmp_path / "there").read_text() == '{"step": 0}\n'
+
+
 def test_the_last_row_is_replaced_alone(tmp_path: Path) -> None:
     metrics = metrics_file(tmp_path / "metrics.jsonl")
     metrics.append(['{"step": 0}', '{"step": 1}'])

@@ -119,6 +119,8 @@ BAD: dict[str, object] = {
     "expanded": {"a": torch.zeros(1).expand(1 << 40)},
     "sparse": {"a": torch.zeros(2, 2).to_sparse()},
     "not finite": {"a": torch.tensor([float("inf")])},
+    "beyond float32": {"a": torch.tensor([1e300], dtype=torch.float64)},
+    "one tensor under many names": dict.fromkeys("abcdefgh", torch.zeros(2)),
 }
 
 
