@@ -215,7 +215,7 @@ class Command(click.Command):
 def _check_working_folder() -> None:
     """Refuse a working folder that was removed: relative paths lead nowhere, and torch's libraries are not found."""
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError as error:
         raise UserError("the working folder was removed: change to one that is there (cd) and run it again") from error
 

@@ -133,6 +133,15 @@ class Storage:
                 f"{redacted(self.url)}: no driver for {scheme}:// ({redacted(str(error))}). "
                 "Install one: pip install 'jigsaw-pretrain[s3]' (or [gcs], [azure], [http])."
             ) from error
+        except OSError as error:
+            # Some connect at once.
+            raise StoreError(f"{redacted(self.url)}: {redacted(_first_line(error))}") from error
+        except Exception as error:
+            # Of drivers that need more than a URL, and of what their libraries raise.
+            raise UserError(
+                f"{redacted(self.url)} cannot be opened ({redacted(_first_line(error))}): its driver takes no such "
+                "URL. Name a folder, or a URL of s3://, gs://, az:// or https://."
+            ) from error
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if isinstance(self.fs, AsyncFileSystem):

@@ -151,7 +151,7 @@ def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     tarfile goes where a negative size leads: back, and round without end.
     """
     info = archive.next()
-    if info is not None and (info.size < 0 or archive.offset < info.offset_data):  # type: ignore[attr-defined]
+    if info is not None and (info.size < 0 or archive.offset < info.offset_data):
         raise tarfile.ReadError(f"a member at byte {info.offset:,} has an impossible size")
     return info
 

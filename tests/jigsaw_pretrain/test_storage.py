@@ -96,6 +96,12 @@ def test_unknown_scheme_names_the_remedy() -> None:
         Storage("nope://bucket/x")
 
 
+@pytest.mark.parametrize("url", ["reference://x", "dir://x", "generic://x", "dbfs://x", "jupyter://x"])
+def test_a_url_that_its_driver_does_not_take_is_named(url: str) -> None:
+    with pytest.raises(UserError, match=url):
+        Storage(url)
+
+
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
