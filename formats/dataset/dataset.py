@@ -225,14 +225,16 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
     """
     storage = Storage(url, options, tries)
     with _named_errors(storage):
-        if not storage.exists(layout.DATASET):
+        try:
+            # Read at once: a store says why it refuses, such as an expired token, to a GET alone.
+            raw = storage.read(layout.DATASET, MOST_BYTES)
+        except (FileNotFoundError, NotADirectoryError) as error:
             shown = storage.describe("")
             raise UserError(
                 f"{storage.describe(layout.DATASET)} is missing: no dataset has been finished there. "
                 f"Run `make shards OUT={shown}` (or `jigsaw-prep shards --out {shown} ...`), which resumes "
                 "what was begun."
-            )
-        raw = storage.read(layout.DATASET, MOST_BYTES)
+            ) from error
         description = read_description(raw, storage.describe(layout.DATASET))
         table = storage.read(layout.SHARD_TABLE, MOST_BYTES)
     try:
