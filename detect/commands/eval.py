@@ -4,6 +4,7 @@ A run is evaluated on its own validation set or on another one of the same class
 GPU. Writes results.json, ap.json and report.html where told (a run's folder by default).
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from jigsaw_pretrain.words import hundredths
 
 if TYPE_CHECKING:
     from jigsaw_pretrain.detect.coco_eval import Score
+
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("eval", cls=Command)
@@ -74,6 +78,7 @@ def evaluate(
         options.check_weights(run, "--run")
     if annotations is not None:
         check_places(annotations, images)
+    logger.info("%s: loading torch", run or results)
 
     from jigsaw_pretrain.detect.report import write_page
     from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start

@@ -327,7 +327,8 @@ def _read_folder(folder: Storage, paths: Sequence[str], links: Sequence[str], ur
     documents = [path for path in visible if folders.has_suffix(path, ".json")]
     if documents:
         raise UserError(f"{shown} is a folder. Name the JSON file in it with --annotations, such as {documents[0]}.")
-    raise UserError(f"{shown} holds no annotations that are known. Name {KINDS} with --annotations.")
+    swapped = " --annotations and --images look exchanged." if images.lower().endswith(".json") else ""
+    raise UserError(f"{shown} holds no annotations that are known.{swapped} Name {KINDS} with --annotations.")
 
 
 def _parent(folder: Storage) -> str:

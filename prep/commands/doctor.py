@@ -9,6 +9,7 @@ be prepped. Prefer ``shards --dry-run``, which is quicker, where only the plan i
 
 import hashlib
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -37,7 +38,9 @@ from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_imag
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import map_ahead
+from jigsaw_pretrain.storage import map_ahead, redacted
+
+logger = logging.getLogger(__name__)
 
 NOTE, WARNING, ERROR = "note", "warning", "error"
 """A fact; something that costs data or is likely a mistake; something that prevents prep."""
@@ -75,6 +78,9 @@ def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as
     """
     findings: list[Finding] = []
     summary: Summary | None = None
+    if not as_json:
+        how = "every image whole" if deep else "the head of every image"
+        logger.info("%s: reading the annotations and %s", redacted(annotations), how)
     try:
         with one_line_errors(annotations):
             for found in examine(annotations, images, PlanOptions(**shaping), seed, deep):

@@ -1,10 +1,16 @@
 """``prep report`` writes one HTML page that shows whether the crops are right."""
 
+import logging
+
 import click
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.report.page import report as write_report
+from jigsaw_pretrain.storage import Storage, redacted
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -14,5 +20,7 @@ from jigsaw_pretrain.prep.report.page import report as write_report
 @click.option("--file", "name", default="report.html", show_default=True, help="Write the page to this file below OUT.")
 def report(out: str, name: str) -> None:
     """Write one HTML page about a prepped dataset: contact sheets, shapes, classes, what was skipped."""
+    logger.info("%s: drawing its page", redacted(out))
     click.echo(write_report(out, name))
-    options.tell_next_of(out, report=False)
+    if Storage(out).exists(layout.DATASET):
+        options.tell_next_of(out, report=False)

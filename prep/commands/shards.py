@@ -5,6 +5,7 @@ on with a run that was cut short and says so at once when nothing is left to do;
 and writes nothing.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from jigsaw_pretrain.prep.images.pixel_format import AUTO
 from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan
 from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
 from jigsaw_pretrain.storage import redacted
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -137,6 +140,7 @@ def shards(
     begun = time.monotonic()
     console, shown, shaping = Console(), plain(redacted(out)), {**shaping, "pixels": pixels}
     task = array_task(task_index, task_count, os.environ)
+    logger.info("%s: reading the annotations", redacted(annotations))
     with one_line_errors(out):
         if recipe:
             read_toml(recipe)

@@ -16,6 +16,7 @@ from jigsaw_pretrain.train.commands.options import (
     read_options,
     read_options_from,
     recipe_options,
+    tell_loading,
     tell_training,
 )
 from jigsaw_pretrain.train.recipe import Compile, Recipe
@@ -71,6 +72,7 @@ def estimate(
         # What torch is not needed for, which takes seconds to import.
         given = access.open_dataset(data)
         Recipe.load(recipe, settings)
+        tell_loading(data)
 
     from jigsaw_pretrain.train.engine.distributed import rank_zero_errors, start
 

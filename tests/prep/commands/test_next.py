@@ -68,3 +68,16 @@ def test_crops_that_a_run_has_not_seen_are_not_trained_on(
     assert lines(capsys.readouterr().err) == [
         ["jigsaw-train", "evaluate", "--run", "runs/x", "--data", "runs/x-validation"]
     ]
+
+
+def test_annotations_and_images_the_wrong_way_round_are_told(drawn: Drawn) -> None:
+    drawn.add("a.jpg", (20, 20), [(1, 1, 9, 9)])
+    given = ["--annotations", str(drawn.folder / "images"), "--images", str(drawn.write()), "--out", str(drawn.folder)]
+    refused = run_command(main, "shards", *given)
+    assert refused.exit_code == 2 and "exchanged" in refused.stderr
+
+
+def test_a_command_says_what_it_reads_before_it_reads(drawn: Drawn) -> None:
+    for name, more in (("doctor", []), ("shards", ["--out", str(drawn.folder / "out")])):
+        given = ["--annotations", str(drawn.folder / "nothing.json"), "--images", str(drawn.folder / "images")]
+        assert "nothing.json: reading" in run_command(main, name, *given, *more).stderr.splitlines()[0]
