@@ -21,7 +21,7 @@ from jigsaw_pretrain.train.commands.options import (
     recipe_options,
 )
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
-from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder
+from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder, read_description
 from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
 from jigsaw_pretrain.words import counted
 
@@ -167,7 +167,9 @@ def _tell_next(run: str, data: str, split: str | None) -> None:
         # The files are the same ones; the name of the other split is not known here.
         unseen += ["--split", "VAL_SPLIT"]
         both += ["--split", split, "--val-split", "VAL_SPLIT"]
-    begin = ["--init", run, *(["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else [])]
+    # A --set may have chosen another backbone than the fitted recipes': weights are of use in their own network alone.
+    backbone = read_description(open_run_folder(run))["recipe"]["model"]["backbone"]
+    begin = ["--init", run, *(["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else []), "--backbone", backbone]
     tell_next(
         (
             f"look: open {run}/report.html. Check it on images that it has not seen, cut once",

@@ -43,6 +43,8 @@ def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     runner = CliRunner()
     made = runner.invoke(main, ["pretrain", "--data", str(data), "--run", run, "--workers", "0", "--no-page", *sets])
     assert made.exit_code == 0, made.output
+    # What is named next takes the run's own network, whatever the fitted recipes say.
+    assert f"--init {run} --backbone {TINY}" in made.stderr
     report = tmp_path / "probe.json"
     command = ["probe", "--run", run, "--data", str(held_out), "--json", str(report), "--device", "cpu"]
     result = runner.invoke(main, command, catch_exceptions=False)
