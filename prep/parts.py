@@ -7,7 +7,7 @@ has no done record does not exist. About 2 s and 300 MB for 4,000 crops of 450 p
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,11 @@ class PartTask:
     nodata: float | None = None
 
 
-def run_part(task: PartTask) -> PartRecord:
-    """Cut and publish one part, or return its done record where there is one. Raises UserError, OSError."""
+def run_part(task: PartTask, tell: Callable[[], None] | None = None) -> PartRecord:
+    """Cut and publish one part, or return its done record where there is one. Raises UserError, OSError.
+
+    tell: what is called as each image is begun.
+    """
     out = Storage(task.out)
     expected = {"plan": task.plan, "versions": task.versions}
     here = {"plan": task.plan, "versions": shaping_versions()}
@@ -69,7 +72,7 @@ def run_part(task: PartTask) -> PartRecord:
         return done
     records.mark_begun(out, task.number)
     try:
-        record = publish_part(task, out)
+        record = publish_part(task, out, tell)
     except Exception as error:
         records.mark_failed(out, task.number, error)
         raise
@@ -77,10 +80,10 @@ def run_part(task: PartTask) -> PartRecord:
     return record
 
 
-def publish_part(task: PartTask, out: Storage) -> PartRecord:
+def publish_part(task: PartTask, out: Storage, tell: Callable[[], None] | None = None) -> PartRecord:
     """Cut a part and publish it: its shards, its rows, last its done record."""
     measure = None if task.pixels == RGB8 else ChannelStatistics(task.pixels)
-    made = cut_images(task, measure)
+    made = cut_images(task, measure, tell)
     usable = np.array([member is not None for member in made.members], dtype=bool)
     kept, margins = task.crops.take(usable), made.margins[usable]
     stored = [member for member in made.members if member is not None]
@@ -135,10 +138,12 @@ class CutImages:
     encoded: Counter[str]
 
 
-def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutImages:
+def cut_images(
+    task: PartTask, measure: ChannelStatistics | None = None, tell: Callable[[], None] | None = None
+) -> CutImages:
     """Cut the crops of all images of a part, each image read once; raises UserError, StoreError.
 
-    measure: what takes in the members' pixels, of all formats but RGB8.
+    measure: what takes in the members' pixels, of all formats but RGB8. tell: what is called as each image is begun.
     """
     source = ImageSource(task.source, task.member_offsets)
     members: list[bytes | None] = []
@@ -149,6 +154,8 @@ def cut_images(task: PartTask, measure: ChannelStatistics | None = None) -> CutI
     cut = member_boxes(task.crops, task.images, task.drawn_context)
     margins = beyond(task.crops.boxes, cut)
     for index, (end, raw) in enumerate(zip(ends.tolist(), fetched, strict=True)):
+        if tell is not None:
+            tell()
         first = len(members)
         boxes = cut[first:end]
         file = task.images.files[index]

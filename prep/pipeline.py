@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -26,7 +27,7 @@ from jigsaw_pretrain.formats.images.nodata import check_nodata
 from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8
 from jigsaw_pretrain.prep import crops
-from jigsaw_pretrain.prep.executors import ArrayTask, open_executor, run_tasks, usable_cores
+from jigsaw_pretrain.prep.executors import ArrayTask, InlineExecutor, open_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO, choose_pixels, missing_images, sample, wanted
 from jigsaw_pretrain.prep.manifests import finish, tidy
 from jigsaw_pretrain.prep.parts import PartTask, run_part
@@ -86,6 +87,10 @@ class Progress(Protocol):
         """Take in images and crops of each part as it gets done, all of them; ``done`` of the images were before."""
         ...
 
+    def image(self) -> None:
+        """Hear of one more image of a part under way, where this process cuts it; it is among its part's again."""
+        ...
+
     def finished(self, summary: Summary) -> None:
         """Receive the figures of the dataset that has been made."""
         ...
@@ -102,6 +107,9 @@ class Logged:
             if 10 * done // images > tenths:
                 tenths = 10 * done // images
                 logger.info("cut %d of %d images", done, images)
+
+    def image(self) -> None:
+        """Log nothing: parts are told."""
 
     def finished(self, summary: Summary) -> None:
         """Log the counts and the warnings."""
@@ -393,7 +401,9 @@ def cut(
             allowed.add(record)
     allowed.check()
     tasks = (task_of(plan, job, source, number) for number in missing)
-    records = allowed.watch(run_tasks(executor, run_part, tasks, at_once))
+    # Another process would have to be asked how far it is within a part.
+    run = partial(run_part, tell=progress.image) if isinstance(executor, InlineExecutor) else run_part
+    records = allowed.watch(run_tasks(executor, run, tasks, at_once))
     kept = len(listed_parts) - len(missing)
     images = np.diff(plan.first_image)
     total = int(images[listed_parts].sum())

@@ -1,7 +1,8 @@
 """Tables for the terminal: a plan's, a finished dataset's; and the progress of cutting. Nothing here is stored."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -124,11 +125,13 @@ def _listing(title: str, header: str, counts: Mapping[str, int]) -> Iterator[Ren
 class ConsoleProgress:
     """A bar of the images on standard error, with images/s, crops/s and the time left; keeps the ``summary``.
 
-    It moves as a part gets done; images of a part are counted together.
+    It moves with each image that this process cuts, and as a part gets done that another one has cut.
     """
 
     def __init__(self) -> None:
         self.summary: Summary | None = None
+        self._advance: Callable[[int], None] | None = None
+        self._ahead = 0
 
     def cutting(self, cut: Iterable[tuple[int, int]], images: int, done: int) -> None:
         """Take in images and crops of each part as it gets done."""
@@ -142,12 +145,21 @@ class ConsoleProgress:
         )
         with bar:
             task = bar.add_task("", total=images, completed=done, rate="")
+            self._ahead, self._advance = 0, partial(bar.advance, task)
             new_images = crops = 0
             for more, made in cut:
                 new_images, crops = new_images + more, crops + made
                 elapsed = max(bar.tasks[0].elapsed or 0.0, 1e-6)
                 rate = f"{new_images / elapsed:,.0f} images/s {crops / elapsed:,.0f} crops/s"
-                bar.update(task, advance=more, rate=rate, refresh=True)
+                bar.update(task, advance=more - self._ahead, rate=rate, refresh=True)
+                self._ahead = 0
+        self._advance = None
+
+    def image(self) -> None:
+        """Move the bar by one image, ahead of its part."""
+        if self._advance is not None:
+            self._ahead += 1
+            self._advance(1)
 
     def finished(self, summary: Summary) -> None:
         """Keep the figures, for the command to print."""

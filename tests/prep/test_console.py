@@ -35,6 +35,13 @@ def test_progress_counts_images_within_the_terminals_width(
 ) -> None:
     for number in range(4):
         drawn.add(f"{number}.jpg", (64, 48), [[2, 2, 30, 30]])
+    told: list[int] = []
+
+    class Counting(ConsoleProgress):
+        def image(self) -> None:
+            super().image()
+            told.append(1)
+
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
     monkeypatch.setattr("jigsaw_pretrain.prep.report.console.Console", lambda **_: console)
@@ -45,9 +52,12 @@ def test_progress_counts_images_within_the_terminals_width(
         workers=1,
         crops_per_part=2,
         negatives_per_positive=0,
-        progress=ConsoleProgress(),
+        progress=Counting(),
     )
+    assert len(told) == 4
     lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()))
     assert any(line.startswith("cutting 2/4 images") for line in lines), lines
     assert any(line.startswith("cutting 4/4 images") and "images/s" in line for line in lines), lines
+    # An image that was told of is not counted again with its part.
+    assert not any(re.match(r"cutting ([5-9])/4", line) for line in lines)
     assert max(map(len, lines)) <= width

@@ -143,10 +143,10 @@ def test_a_signal_is_answered_with_the_parts_that_are_kept(
 ) -> None:
     out = tmp_path / "out"
 
-    def cut(task: PartTask) -> PartRecord:
+    def cut(task: PartTask, **told: Any) -> PartRecord:
         if task.number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return run_part(task)
+        return run_part(task, **told)
 
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "run_part", cut)

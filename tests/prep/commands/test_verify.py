@@ -70,7 +70,7 @@ def test_repair_that_must_cut_without_images_changes_nothing_and_names_the_optio
 def test_repair_removes_dataset_json_first(small: Small, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(next((made / "shards").glob("*-000001.tar")))
 
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **told: object) -> None:
         assert not (made / "manifests" / "dataset.json").exists()
         raise OSError("the machine is lost")
 
