@@ -6,8 +6,9 @@ keeps its own way, which costs time and no more (tests/jigsaw_pretrain/test_driv
 """
 
 import contextlib
+import functools
 import math
-from functools import partial
+import time
 from typing import Any
 
 import fsspec.config
@@ -15,6 +16,14 @@ from fsspec import AbstractFileSystem
 
 CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 12.0
 """How long a store may take to be reached, and to go on, before the request is made again."""
+
+LEAST_RATE = 1024.0
+"""Bytes a second below which a store counts as silent."""
+
+MOST_ANSWER = 64 << 20
+"""The most bytes of a web server's answer that is read at once."""
+
+_PIECE = 1 << 20
 
 CONNECTIONS = 16
 """Of one driver at the same time."""
@@ -42,7 +51,8 @@ def driver_options(
             from aiohttp import ClientTimeout
 
             timeout = ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
-            options |= {"client_kwargs": {"timeout": timeout}} if scheme in _WEB else {"requests_timeout": timeout}
+            client = {"timeout": timeout, "response_class": _bounded_response()}
+            options |= {"client_kwargs": client} if scheme in _WEB else {"requests_timeout": timeout}
     if scheme in _GOOGLE:
         # Of the question what kind of bucket it is, which takes a minute by default.
         options["retry_timeout"] = connect
@@ -69,7 +79,7 @@ def leave_retries(fs: AbstractFileSystem) -> None:
         for name in ("_request", "_get_file_request", "_get_file_concurrent"):
             once = getattr(getattr(type(fs), name, None), "__wrapped__", None)
             if once is not None:
-                setattr(fs, name, partial(once, fs))
+                setattr(fs, name, functools.partial(once, fs))
     if fs.protocol[0] in _AZURE:
         with contextlib.suppress(AttributeError):
             client, waits = fs.service_client, fs._timeout_kwargs
@@ -77,6 +87,11 @@ def leave_retries(fs: AbstractFileSystem) -> None:
             policy.total_retries = 0
             # Of listings, which the driver's options leave out.
             connection.timeout, connection.read_timeout = waits["connection_timeout"], waits["read_timeout"]
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL is of a store that speaks S3."""
+    return url.partition("://")[0] in _S3
 
 
 def is_web(url: str) -> bool:
@@ -99,8 +114,47 @@ async def part_of_web_file(fs: Any, url: str, offset: int, size: int) -> bytes:
         fs._raise_not_found_for_status(answer, url)
         if answer.status != 206 and offset:
             raise NoRanges(url)
-        pieces, left = [], size
-        while left > 0 and (piece := await answer.content.read(left)):
-            pieces.append(piece)
-            left -= len(piece)
-        return b"".join(pieces)
+        return await _read(answer.content, size)
+
+
+async def part_of_s3_file(fs: Any, path: str, offset: int, size: int) -> bytes:
+    """At most ``size`` bytes of an object from ``offset`` on, whatever the server sends; raises as the driver does."""
+    bucket, key, version = fs.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={offset}-{offset + size - 1}"}
+    if version is not None:
+        wanted["VersionId"] = version
+    answer = await fs._call_s3("get_object", **wanted)
+    try:
+        return await _read(answer["Body"], size)
+    finally:
+        answer["Body"].close()
+
+
+async def _read(stream: Any, size: int) -> bytes:
+    """At most ``size`` bytes of a stream; raises TimeoutError for one that sends a byte now and then."""
+    pieces, left, begun = [], size, time.monotonic()
+    while left > 0 and (piece := await stream.read(min(left, _PIECE))):
+        pieces.append(piece)
+        left -= len(piece)
+        elapsed = time.monotonic() - begun
+        if elapsed > SILENCE_SECONDS and size - left < LEAST_RATE * elapsed:
+            raise TimeoutError(f"{size - left:,} bytes in {elapsed:.0f} s")
+    return b"".join(pieces)
+
+
+@functools.cache
+def _bounded_response() -> Any:
+    """A class of aiohttp's whose answers are read whole (lists of files, blocks of archives) up to MOST_ANSWER only."""
+    from aiohttp import ClientPayloadError, ClientResponse
+
+    class Bounded(ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                found = await _read(self.content, MOST_ANSWER + 1)
+                if len(found) > MOST_ANSWER:
+                    self.close()
+                    raise ClientPayloadError(f"its answer has more than {MOST_ANSWER:,} bytes")
+                self._body = found
+            return self._body
+
+    return Bounded

@@ -39,7 +39,17 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from jigsaw_pretrain.drivers import CONNECTIONS, NoRanges, driver_options, is_web, leave_retries, part_of_web_file
+from jigsaw_pretrain.drivers import (
+    CONNECTIONS,
+    LEAST_RATE,
+    NoRanges,
+    driver_options,
+    is_s3,
+    is_web,
+    leave_retries,
+    part_of_s3_file,
+    part_of_web_file,
+)
 from jigsaw_pretrain.errors import UserError
 
 try:
@@ -56,9 +66,6 @@ ANSWER_SECONDS, CONTENT_SECONDS = 15.0, 600.0
 
 PATIENCE_SECONDS = 12.0
 """After so long a failed request of a Storage is not made again: a store that is silent is told of within 30 s."""
-
-LEAST_RATE = 1024.0
-"""Bytes a second below which a store counts as silent."""
 
 TRIES = 8
 """How often a request of a Storage is made before its failure is raised."""
@@ -226,8 +233,9 @@ class Storage:
         """``size`` bytes of a file in a store, none behind its end."""
         path = self._path(name)
         try:
-            if is_web(self.url):
-                return sync(self.fs.loop, part_of_web_file, self.fs, path, offset, size, timeout=CONTENT_SECONDS)
+            if is_web(self.url) or is_s3(self.url):
+                part = part_of_web_file if is_web(self.url) else part_of_s3_file
+                return sync(self.fs.loop, part, self.fs, path, offset, size, timeout=CONTENT_SECONDS)
             where = {"start": offset, "end": offset + size}
             return bytes(self._call("cat_file", path, seconds=CONTENT_SECONDS, **where))
         except NoRanges as error:
@@ -256,11 +264,11 @@ class Storage:
         )
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
-    def find(self) -> tuple[str, ...]:
-        """The paths of all files below the root, relative to it, sorted."""
-        return self.survey()[0]
+    def find(self, seconds: float = CONTENT_SECONDS) -> tuple[str, ...]:
+        """The paths of all files below the root, relative to it, sorted; TimeoutError after so many seconds."""
+        return self.survey(seconds)[0]
 
-    def survey(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def survey(self, seconds: float = CONTENT_SECONDS) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The paths of all files below the root, and links to folders that are not followed, each sorted.
 
         Links to folders are followed within the root; those that lead out of it, or back to a folder that holds them,
@@ -269,7 +277,7 @@ class Storage:
         if self.is_local:
             return _walk(Path(self.root))
         root = self.root.rstrip("/") + "/"
-        found = self._ask(lambda: tuple(self._call("find", self.root, seconds=CONTENT_SECONDS)), "")
+        found = self._ask(lambda: tuple(self._call("find", self.root, seconds=seconds)), "")
         return tuple(sorted(str(path).removeprefix(root) for path in found)), ()
 
     def list(self, folder: str) -> list[str]:

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain import storage
+from jigsaw_pretrain import drivers, storage
 from jigsaw_pretrain.drivers import driver_options
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.storage import (
@@ -387,6 +387,27 @@ def test_a_server_that_drips_is_as_good_as_silent(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             Fetcher(url, retries=0, timeout=0.3).fetch("x", tmp_path / "x", lambda fetched: None, 1 << 21)
         assert time.monotonic() - begun < 3
+
+
+def test_what_a_server_sends_is_not_held_in_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(drivers, "MOST_ANSWER", 1 << 21)
+    monkeypatch.setattr(drivers, "SILENCE_SECONDS", 0.2)
+    with serving(Endless) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(OSError, match="more than"):
+            at(url, "s3").read("x", 1 << 21)
+        assert at(url, "s3").read_range("x", 0, 10) == bytes(10)
+        # A list of files.
+        with pytest.raises(OSError, match="more than"):
+            Storage(url, tries=1).find()
+    with serving(Dripping) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for store in (Storage(url, tries=1), at(url, "s3")):
+            begun = time.monotonic()
+            with pytest.raises(OSError):
+                store.read("x", 1 << 21)
+            assert time.monotonic() - begun < 3
 
 
 def test_a_driver_without_event_loop_sends_no_more_than_its_most(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage import (
+    ANSWER_SECONDS,
     MOST_LINES_BYTES,
     MOST_WHOLE_BYTES,
     Fetcher,
@@ -469,7 +470,9 @@ class RemoteRunFolder:
 
     def _listed(self) -> list[str]:
         """Further files of the run (pages and what they are made of), as far as a listing shows them."""
-        found = fetch_with_retries(self._storage.find, RETRIES, self._storage.describe(""))
+        # Some hundred files; a listing that goes on and on is none of a run.
+        list_all = partial(self._storage.find, ANSWER_SECONDS)
+        found = fetch_with_retries(list_all, 1, self._storage.describe(""))
         return [name for name in found if _is_known(name) and not name.startswith("checkpoints/")]
 
     def _put(self, name: str, data: bytes) -> None:
