@@ -17,6 +17,9 @@ SEED ?= 0
 FILE ?= $(RUN)-torchvision.pth
 VAL_ANNOTATIONS ?=
 VAL_IMAGES ?=
+# Of YOLO and VOC folders that state their splits: SPLIT=train VAL_SPLIT=val.
+SPLIT ?=
+VAL_SPLIT ?=
 INIT ?= $(RUN)
 DETECTOR ?= $(RUN)-detector
 DETECT_RECIPE ?= $(if $(OWN),$(OUT)/detect.toml,recipes/detect-sample.toml)
@@ -67,7 +70,7 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --no-header --no-annotate --output-file requirements.lock pyproject.toml $(VENV)/extra.in
 
 # What is given must be a variable of this file: a typo would train on the sample dataset.
-KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATIONS VAL_IMAGES INIT DETECTOR \
+KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATIONS VAL_IMAGES SPLIT VAL_SPLIT INIT DETECTOR \
 	DETECT_RECIPE COMPARISON ARMS VENV PYTHON BENCH_SOURCE BENCH_DATA
 STRANGE := $(firstword $(foreach name,$(filter-out $(KNOWN) MAKEFLAGS MFLAGS MAKEOVERRIDES,$(.VARIABLES)),$(if $(filter command%,$(origin $(name))),$(name))))
 NEAR = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(STRANGE) $(KNOWN))
@@ -84,6 +87,7 @@ shards pretrain evaluate preview export detect compare: export JIGSAW_NEXT := ma
 AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
 SAMPLED := $(if $(strip $(ANNOTATIONS)$(foreach name,OUT RUN RECIPE,$(call given,$(name)))),,yes)
 UNSEEN := $(if $(strip $(VAL_ANNOTATIONS)$(SAMPLED)),, VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)
+TRAINED := $(if $(strip $(ANNOTATIONS)$(SAMPLED)),, ANNOTATIONS=FILE IMAGES=DIR)
 next = @echo "next, whichever you like:" >&2; for line in $1; do printf '  make %s\n' "$$line" >&2; done
 
 # What to prep: the user's annotations, or the sample dataset, which is drawn first. It is a toy, so it is for those who
@@ -115,7 +119,7 @@ $(HELD_OUT)/annotations.json: | $(READY)
 
 shards: $(DRAWN) | $(READY)  ## annotations and images -> OUT/shards and OUT/manifests (resumes what was begun)
 	$(BIN)/python -m prep shards --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" \
-		--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)$(if $(filter $(OUT)/recipe.toml,$(RECIPE)),, --recipe "$(RECIPE)")
+		$(if $(SPLIT),--split "$(SPLIT)" )--out "$(OUT)" --seed $(SEED) --workers $(WORKERS)$(if $(filter $(OUT)/recipe.toml,$(RECIPE)),, --recipe "$(RECIPE)")
 	$(BIN)/python -m prep report --out "$(OUT)"
 	@$(if $(filter $(SAMPLE)/%,$(DRAWN)),touch,rm -f) $(SAMPLE)/prepped
 	$(if $(filter shards,$(MAKECMDGOALS)),$(call next,"preview$(AGAIN)" "pretrain$(AGAIN)"))
@@ -132,11 +136,12 @@ recipes: | $(READY)
 
 pretrain: $(if $(SEVERAL),gpus) $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## shards -> RUN/backbone.pth (resumes what was begun)
 	$(LAUNCH) pretrain --data "$(OUT)" --run "$(RUN)" --recipe "$(RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
-	$(if $(filter pretrain,$(MAKECMDGOALS)),$(call next,"evaluate$(AGAIN)$(UNSEEN)" "export$(AGAIN)" "detect$(AGAIN)$(UNSEEN)"))
+	$(if $(filter pretrain,$(MAKECMDGOALS)),$(call next,"evaluate$(AGAIN)$(UNSEEN)" "export$(AGAIN)" "detect$(AGAIN)$(TRAINED)$(UNSEEN)"))
 
 # What a run and a detector are judged on: the user's validation set, or else sample images drawn with another seed.
 ifneq ($(strip $(VAL_ANNOTATIONS)),)
-JUDGED := --val-annotations "$(VAL_ANNOTATIONS)" --val-images "$(VAL_IMAGES)"
+JUDGED := --val-annotations "$(VAL_ANNOTATIONS)" --val-images "$(VAL_IMAGES)"$(if $(VAL_SPLIT), --val-split "$(VAL_SPLIT)")
+HELD_SPLIT := $(if $(VAL_SPLIT),--split "$(VAL_SPLIT)" )
 HELD_ANNOTATIONS := $(VAL_ANNOTATIONS)
 HELD_IMAGES := $(VAL_IMAGES)
 HELD_DATA := $(RUN)-validation
@@ -158,9 +163,9 @@ no-validation:
 	@exit 2
 
 evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VAL_ANNOTATIONS, VAL_IMAGES
-	$(BIN)/python -m prep shards --annotations "$(HELD_ANNOTATIONS)" --images "$(HELD_IMAGES)" --out "$(HELD_DATA)"
+	$(BIN)/python -m prep shards --annotations "$(HELD_ANNOTATIONS)" --images "$(HELD_IMAGES)" $(HELD_SPLIT)--out "$(HELD_DATA)"
 	$(BIN)/python -m train evaluate --run "$(RUN)" --data "$(HELD_DATA)"
-	$(call next,"export$(AGAIN)" "detect$(AGAIN)$(UNSEEN)")
+	$(call next,"export$(AGAIN)" "detect$(AGAIN)$(TRAINED)$(UNSEEN)")
 
 preview: $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## a sheet of jigsaws as the trainer sees them -> preview.png
 	$(BIN)/python -m train preview --data "$(OUT)" --recipe "$(RECIPE)" --out preview.png --count 16
@@ -168,16 +173,16 @@ preview: $(if $(PREPPED),$(UNFITTED),shards) | $(READY)  ## a sheet of jigsaws a
 
 export: | $(READY)  ## RUN's newest weights -> FILE, under torchvision's names
 	$(BIN)/python -m train export --run "$(RUN)" --to torchvision --out "$(FILE)"
-	$(call next,"detect$(AGAIN)$(UNSEEN)")
+	$(call next,"detect$(AGAIN)$(TRAINED)$(UNSEEN)")
 
-TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(JUDGED)
+TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" $(if $(SPLIT),--split "$(SPLIT)" )$(JUDGED)
 
 # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
 DETECT := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
 
 detect: $(if $(SEVERAL),gpus) $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
 	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
-	$(call next,"compare$(AGAIN)$(UNSEEN)")
+	$(call next,"compare$(AGAIN)$(TRAINED)$(UNSEEN)")
 
 compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(READY)  ## does the pre-training pay? ARMS over three seeds -> COMPARISON
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \

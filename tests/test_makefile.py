@@ -161,3 +161,15 @@ def test_make_names_its_own_targets_next_with_what_was_given() -> None:
     assert "VAL_ANNOTATIONS=v" in make("detect", "ANNOTATIONS=a", "IMAGES=b", "VAL_ANNOTATIONS=v", "VAL_IMAGES=w")[1]
     # What preps on the way to training names what follows training alone.
     assert make("pretrain")[1].count("whichever") == 1
+
+
+def test_stated_splits_are_cut_judged_on_and_fine_tuned_on_apart() -> None:
+    given = [f"{name}ANNOTATIONS=data.yaml" for name in ("", "VAL_")] + [f"{name}IMAGES=." for name in ("", "VAL_")]
+    splits = ["SPLIT=train", "VAL_SPLIT=val"]
+    assert '--split "train" --out' in make("shards", *given, *splits)[1]
+    assert '--split "val" --out' in make("evaluate", *given, *splits)[1]
+    assert '--split "train" --val-annotations' in make("detect", *given, *splits)[1]
+    assert '--val-split "val"' in make("detect", *given, *splits)[1]
+    assert "split" not in make("detect", *given)[1].replace("template_split", "")
+    # Of a prepped dataset alone the annotations are not known.
+    assert "detect OUT=crops ANNOTATIONS=FILE" in make("export", "OUT=crops")[1]
