@@ -39,7 +39,7 @@ from jigsaw_pretrain.prep.crops import encode_crops
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
 from jigsaw_pretrain.prep.pipeline import PrepJob, plan_job, task_of
 from jigsaw_pretrain.prep.plan.plan import PlanOptions
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 Item = TypeVar("Item")
 

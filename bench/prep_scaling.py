@@ -27,7 +27,7 @@ from jigsaw_pretrain.prep.executors import run_tasks
 from jigsaw_pretrain.prep.parts import PartTask, publish_part
 from jigsaw_pretrain.prep.pipeline import shards
 from jigsaw_pretrain.prep.report.console import ConsoleProgress
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 GOAL = Goal(0.95, at_least=True)
 PROCESSES = 2

@@ -34,7 +34,7 @@ from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.pixels import PixelFormat
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.engine.distributed import Ranks
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

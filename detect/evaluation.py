@@ -26,7 +26,7 @@ from jigsaw_pretrain.detect.data import check_missing_data, shared_bytes
 from jigsaw_pretrain.detect.run import CONFIG, DetectorConfig, load_detector, read_config
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.loader import check_shared_memory
 from jigsaw_pretrain.train.engine.distributed import start
 from jigsaw_pretrain.train.engine.optim import arithmetic

@@ -29,7 +29,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.fonts import fitted
 from jigsaw_pretrain.formats.pixels import display_note, displayed
 from jigsaw_pretrain.html import Figure, Section, Table, chart, picture, render
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.engine.metrics import read_rows
 from jigsaw_pretrain.words import hundredths, setting
 

@@ -23,7 +23,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import check_state, load_tensors
 from jigsaw_pretrain.train.recipe import MEAN, STD

@@ -68,12 +68,12 @@ from jigsaw_pretrain.detect.run import (
     detector_from_config,
     read_config,
 )
-from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.errors import Interrupted, UserError, redacted
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.images.pixel_format import pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.loader import check_shared_memory
 from jigsaw_pretrain.train.engine.checkpoint import check_fits, check_values, list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start

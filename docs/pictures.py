@@ -22,7 +22,7 @@ from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_WORDS
 from jigsaw_pretrain.prep.report.contact_sheet import sheet as contact_sheet
 from jigsaw_pretrain.prep.report.page import choose, read_crops
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, open_trained
 from jigsaw_pretrain.train.report.figures import draw_fields, spread

@@ -29,9 +29,8 @@ from typing import Any
 
 import click
 
-from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError
+from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError, redacted
 from jigsaw_pretrain.process import LIBRARIES, TORCH, check_address_space, own_semaphores
-from jigsaw_pretrain.storage import redacted
 
 
 def is_first_rank() -> bool:

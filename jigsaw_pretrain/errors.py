@@ -1,10 +1,11 @@
-"""The exceptions for what is no defect: a user's mistake, and a signal that ended a run.
+"""The exceptions for what is no defect, a user's mistake and a signal that ended a run, and what a message may show.
 
 Raise UserError wherever the cause lies outside the program: a file, an option, a machine. Commands print its message
 and no traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its
 traceback.
 """
 
+import re
 from contextvars import ContextVar
 
 COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("COMMAND_LINE", default=())
@@ -37,3 +38,15 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+_SECRET = re.compile(
+    r"(?i)\b([\w-]*(?:token|signature|secret|password|passwd|credential|accesskey|access_key|apikey|api_key|sig))=[^\s&'\")]+"
+)
+
+
+def redacted(text: str) -> str:
+    """A text without what may be secret in its URLs: user names and passwords, queries, fragments, tokens."""
+    text = re.sub(r"://[^/\s'\"]*@", "://", text)
+    text = re.sub(r"(://[^\s'\")>?#]*)[?#][^\s'\")>]+", r"\1?...", text)
+    return _SECRET.sub(r"\1=...", text)

@@ -48,7 +48,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.storage import REMOTE_THREADS, Storage, map_ahead
+from jigsaw_pretrain.storage.store import REMOTE_THREADS, Storage, map_ahead
 
 CHECKED = ("label", "offset", "size", *EDGES, *MARGINS, *BOX)
 """The columns that ``check_crops`` looks at."""

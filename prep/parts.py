@@ -29,7 +29,7 @@ from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 from jigsaw_pretrain.prep.plan.crop_table import CropTable, ImageTable, member_boxes
 from jigsaw_pretrain.prep.plan.crop_table import margins as beyond
 from jigsaw_pretrain.prep.records import PartRecord, ShardRecord, check_agreement, read_part, shaping_versions
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
-from jigsaw_pretrain.errors import Interrupted, UserError
+from jigsaw_pretrain.errors import Interrupted, UserError, redacted
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
@@ -56,7 +56,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage.store import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Skipped, count_reasons, most_common, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import (
@@ -50,7 +50,7 @@ from jigsaw_pretrain.formats.images.source import MISSING
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION, Plan
-from jigsaw_pretrain.storage import REMOTE_THREADS, Entry, Storage, map_ahead, redacted
+from jigsaw_pretrain.storage.store import REMOTE_THREADS, Entry, Storage, map_ahead
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""

@@ -22,7 +22,7 @@ from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, li
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 TRAIN, VAL = "train.json", "val.json"
 

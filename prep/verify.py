@@ -23,7 +23,7 @@ from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.manifests import check_sums, manifests, part_rows, read_records
 from jigsaw_pretrain.prep.records import Damage, PlanRecord, ShardRecord, read_part, require_plan, shaping_versions
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 
 def verify(url: str, *, workers: int | None = None) -> list[Damage]:

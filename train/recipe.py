@@ -24,10 +24,10 @@ from jigsaw_pretrain.config import (
     ShareBelowOne,
     parse_toml,
 )
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import MAX_REPEAT, RESIZE_HIGH, RESIZE_LOW, Fit, Template, usual_lanes
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage.store import Storage
 
 Pad = Literal["random", "centre"]
 

@@ -13,7 +13,7 @@ from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.detect.annotations import read_ground_truth, subset
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage.files import publish_locally
 
 
 @click.command("subset", cls=Command)

@@ -24,7 +24,7 @@ from jigsaw_pretrain.detect.run import SUMMARY
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.recipe import Recipe
 
 Content = TypeVar("Content")

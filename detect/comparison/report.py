@@ -11,7 +11,7 @@ from jigsaw_pretrain import html
 from jigsaw_pretrain.detect.comparison.arms import EQUAL_COST, SCRATCH
 from jigsaw_pretrain.detect.comparison.results import Difference, RunResult, by_arm, difference, spread, to_json
 from jigsaw_pretrain.html import Figure, Section, chart, render
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.words import number
 
 MARKDOWN = "comparison.md"

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS, Note
-from jigsaw_pretrain.storage import Storage, StoreError, redacted
+from jigsaw_pretrain.storage.retries import StoreError
+from jigsaw_pretrain.storage.store import Storage
 
 MOST_BYTES = 1 << 28
 """The most of one of many files: labels, XML, lists, a data.yaml."""

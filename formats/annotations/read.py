@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.annotations import folders
 from jigsaw_pretrain.formats.annotations.coco import read_coco
 from jigsaw_pretrain.formats.annotations.crowdhuman import is_crowdhuman, read_crowdhuman
@@ -27,7 +27,7 @@ from jigsaw_pretrain.formats.annotations.yolo import SUFFIXES, is_numeric, read_
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import missing_value
-from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead, redacted
+from jigsaw_pretrain.storage.store import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead
 
 KINDS = (
     "COCO JSON, a folder of Pascal VOC XML files, a folder of YOLO txt files with a data.yaml or classes.txt, an odgt "

@@ -26,7 +26,8 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.schema import DamagedTable, check_crops, open_table, read_group
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import TRIES, Storage
+from jigsaw_pretrain.storage.retries import TRIES
+from jigsaw_pretrain.storage.store import Storage
 
 FORMAT_VERSION = 1
 """Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""

@@ -18,7 +18,8 @@ from typing import IO
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError
-from jigsaw_pretrain.storage import Storage, StoreError, with_retries
+from jigsaw_pretrain.storage.retries import StoreError, with_retries
+from jigsaw_pretrain.storage.store import Storage
 
 MOST_BYTES = 1 << 30
 """The largest image file that is read, in bytes."""

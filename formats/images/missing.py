@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
-from jigsaw_pretrain.storage import map_ahead
+from jigsaw_pretrain.storage.store import map_ahead
 
 ASKED = 32
 

@@ -16,7 +16,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError, decode_raster, raster_header
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import NO_NODATA, PixelFormat, missing_value
-from jigsaw_pretrain.storage import map_ahead
+from jigsaw_pretrain.storage.store import map_ahead
 
 MOST_VALUES = 1 << 14
 """Values of an image that are looked at, evenly spread over its pixels."""

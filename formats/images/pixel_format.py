@@ -12,7 +12,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless
-from jigsaw_pretrain.storage import map_ahead
+from jigsaw_pretrain.storage.store import map_ahead
 
 SAMPLE = 256
 """Images looked at."""

@@ -3,7 +3,7 @@
 Nothing outside what the user named is read: names that climb out were refused before (formats/annotations/table.py),
 links that lead out of a folder are refused here, and so is all that is no regular file. What is wrong with one image is
 an ImageError, a row of skipped.parquet; a store that does not answer, tried again and again, ends the run, which can go
-on later. Build an ImageSource in the process that reads (see jigsaw_pretrain/storage.py).
+on later. Build an ImageSource in the process that reads (see jigsaw_pretrain/storage/store.py).
 """
 
 import os
@@ -23,7 +23,8 @@ from jigsaw_pretrain.formats.images.archive import (
     top_folder,
 )
 from jigsaw_pretrain.formats.images.decode import ImageError, RasterHeader, is_tiff, raster_header, size_and_orientation
-from jigsaw_pretrain.storage import LOCAL_THREADS, REMOTE_THREADS, Storage, StoreError, map_ahead
+from jigsaw_pretrain.storage.retries import StoreError
+from jigsaw_pretrain.storage.store import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead
 
 HEADER_BYTES = 1 << 16
 

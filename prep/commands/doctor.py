@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
-from jigsaw_pretrain.errors import COMMAND_LINE, UserError
+from jigsaw_pretrain.errors import COMMAND_LINE, UserError, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
 from jigsaw_pretrain.formats.annotations.folders import is_hidden, listing_notes
@@ -38,7 +38,7 @@ from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_imag
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
-from jigsaw_pretrain.storage import map_ahead, redacted
+from jigsaw_pretrain.storage.store import map_ahead
 
 logger = logging.getLogger(__name__)
 

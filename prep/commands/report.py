@@ -5,10 +5,11 @@ import logging
 import click
 
 from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.report.page import report as write_report
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage.store import Storage
 
 logger = logging.getLogger(__name__)
 

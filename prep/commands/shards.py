@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
 from jigsaw_pretrain.config import read_toml
-from jigsaw_pretrain.errors import COMMAND_LINE
+from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS
 from jigsaw_pretrain.prep import pipeline
@@ -26,7 +26,6 @@ from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
 from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan
 from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
-from jigsaw_pretrain.storage import redacted
 
 logger = logging.getLogger(__name__)
 

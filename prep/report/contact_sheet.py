@@ -18,7 +18,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import MEND
 from jigsaw_pretrain.formats.pixels import RGB8, DisplayRange, decode_member, displayed
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 OBJECT = (230, 159, 0)
 CELL = 132

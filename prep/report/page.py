@@ -21,7 +21,7 @@ from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, r
 from jigsaw_pretrain.prep.plan.crop_table import expected_sizes
 from jigsaw_pretrain.prep.records import read_skipped
 from jigsaw_pretrain.prep.report.contact_sheet import CropRow, sheet
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.words import counted, noun, setting
 
 CLASSES_SHOWN = 60

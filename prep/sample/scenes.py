@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.sample.sprites import SPRITES, Dice, Sprite, render
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 SIZES = ((480, 360), (360, 480), (420, 420), (512, 320))
 VISIBLE_AT_LEAST = 0.5

@@ -17,7 +17,7 @@ import webdataset
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, Description, open_dataset
 from jigsaw_pretrain.formats.jigsaw import aspect_group
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 CLASSES = ["ant", "bee", "cat"]
 

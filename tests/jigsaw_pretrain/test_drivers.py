@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain import storage
-from jigsaw_pretrain.drivers import driver_options
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.archive import read_index, read_member
-from jigsaw_pretrain.storage import Fetcher, Storage, StoreError
+from jigsaw_pretrain.storage import retries
+from jigsaw_pretrain.storage.drivers import driver_options
+from jigsaw_pretrain.storage.retries import StoreError
+from jigsaw_pretrain.storage.store import Fetcher, Storage
 from tests.helpers.servers import file_server
 
 LIBRARIES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
@@ -32,8 +33,8 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> str:
         **{"STORAGE_EMULATOR_HOST": f"http://{address}", "AZURE_STORAGE_CONNECTION_STRING": account},
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
     return address
 
 

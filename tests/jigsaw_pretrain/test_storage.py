@@ -16,21 +16,12 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jigsaw_pretrain import drivers, storage
-from jigsaw_pretrain.drivers import driver_options
-from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import (
-    Fetcher,
-    Storage,
-    StoreError,
-    TooLong,
-    atomic_write,
-    inside,
-    redacted,
-    sweep,
-    temporary_beside,
-    with_retries,
-)
+from jigsaw_pretrain.errors import UserError, redacted
+from jigsaw_pretrain.storage import drivers, files, retries
+from jigsaw_pretrain.storage.drivers import driver_options
+from jigsaw_pretrain.storage.files import atomic_write, inside, sweep, temporary_beside
+from jigsaw_pretrain.storage.retries import StoreError, TooLong, with_retries
+from jigsaw_pretrain.storage.store import Fetcher, Storage
 from tests.helpers.prepped import tree
 from tests.helpers.servers import FaultyProxy, file_server
 
@@ -113,7 +104,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(StoreError) as caught:
         with_retries(fail, "s3://bucket/x?sig=secret")
-    assert len(tried) == storage.TRIES and len(waits) == storage.TRIES - 1 and max(waits) <= storage.LONGEST_WAIT
+    assert len(tried) == retries.TRIES and len(waits) == retries.TRIES - 1 and max(waits) <= retries.LONGEST_WAIT
     assert "secret" not in str(caught.value) and "pass" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         with_retries(lambda: (_ for _ in ()).throw(FileNotFoundError()), "x")
@@ -201,7 +192,7 @@ def at(url: str, kind: str) -> Storage:
 
 @pytest.mark.parametrize("kind", ["http", "s3"])
 def test_a_silent_store_is_told_of_soon(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
     with answering(None) as url:
         store = at(url, kind)
         # The driver takes any failure of a web server's for a missing file, except when it reads.
@@ -264,7 +255,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(kind: str, tmp_path: Path) 
 
 
 def test_a_lock_is_shared_or_alone_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
     first, second = Storage(tmp_path), Storage(tmp_path)
     with first.locked(exclusive=True) as share:
         with pytest.raises(UserError, match=str(tmp_path)), second.locked(exclusive=False):
@@ -284,7 +275,7 @@ FORKS = multiprocessing.get_context("forkserver")
 
 def hold_open(path: str, ready: Any, leave: Any) -> None:
     with open(path, "xb") as file:
-        storage._lock(file.fileno())
+        files._lock(file.fileno())
         ready.set()
         leave.wait()
 
@@ -309,7 +300,7 @@ def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: 
         if not swept:
             swept.append(sweep(tmp_path))
 
-    monkeypatch.setattr(storage, "_lock", late)
+    monkeypatch.setattr(files, "_lock", late)
     Storage(str(tmp_path)).publish("a", b"whole")
     assert swept == [1] and tree(tmp_path) == {"a": b"whole"}
 
@@ -326,7 +317,7 @@ def test_a_file_whose_first_byte_is_slow_is_not_taken_for_a_missing_one(tmp_path
 
 
 def test_a_driver_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x.bin").write_bytes(b"content")
     go_on = threading.Event()
@@ -390,7 +381,7 @@ def test_a_server_that_drips_is_as_good_as_silent(tmp_path: Path) -> None:
 
 
 def test_what_a_server_sends_is_not_held_in_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(drivers, "MOST_ANSWER", 1 << 21)
     monkeypatch.setattr(drivers, "SILENCE_SECONDS", 0.2)
     with serving(Endless) as server:

@@ -20,7 +20,7 @@ from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.shards import shards
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.helpers.attacks import attack, bounded, in_store, withstands

@@ -7,7 +7,7 @@ import click
 
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import open_dataset
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import recipe_options, tell_loading
 from jigsaw_pretrain.train.engine.run_folder import DESCRIPTION, RunFolder, read_description
 from jigsaw_pretrain.train.recipe import Recipe

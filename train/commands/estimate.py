@@ -10,7 +10,7 @@ import click
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, is_first_rank
 from jigsaw_pretrain.config import choices
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import (
     DEVICES,
     read_options,

@@ -12,7 +12,7 @@ import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import HELD_OUT, Command, is_first_rank, is_restarted, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.commands.options import (
     DEVICES,
     exporting,

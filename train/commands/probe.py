@@ -10,7 +10,7 @@ from rich.table import Table
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, tell_next
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting, own_backbone
 
 

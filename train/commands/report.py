@@ -6,7 +6,7 @@ import click
 
 from jigsaw_pretrain.cli import Command, tell_next
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import publish_locally
+from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import exporting, tell_loading
 from jigsaw_pretrain.train.engine.run_folder import RunFolder
 

@@ -17,11 +17,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import CropIndex, Dataset, ShardRow
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import decode_member
-from jigsaw_pretrain.storage import Storage, redacted
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.remote import BadShard, ReadOptions, RemoteShards
 
 CROP = np.dtype(

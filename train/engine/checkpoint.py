@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.storage import atomic_write
+from jigsaw_pretrain.storage.files import atomic_write
 from jigsaw_pretrain.train.models.weights import check_state, check_tensors, load_tensors
 
 FORMAT_VERSION = 1

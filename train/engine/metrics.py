@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero, Share
-from jigsaw_pretrain.storage import MOST_LINES_BYTES, Storage, atomic_write
+from jigsaw_pretrain.storage.files import atomic_write
+from jigsaw_pretrain.storage.store import MOST_LINES_BYTES, Storage
 from jigsaw_pretrain.train.data.device import Event
 from jigsaw_pretrain.train.engine.distributed import Ranks
 

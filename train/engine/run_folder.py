@@ -38,21 +38,18 @@ import msgspec
 from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
-from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage import (
+from jigsaw_pretrain.storage.files import atomic_write, inside
+from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
+from jigsaw_pretrain.storage.store import (
     ANSWER_SECONDS,
     MOST_LINES_BYTES,
     MOST_WHOLE_BYTES,
     Fetcher,
     Storage,
-    TooLong,
-    atomic_write,
-    fetch_with_retries,
-    inside,
     open_store,
-    redacted,
 )
 from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of

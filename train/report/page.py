@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, REGIONS
 from jigsaw_pretrain.formats.pixels import DisplayRange, display_note
 from jigsaw_pretrain.html import Bars, Figure, Section, Table, chart, picture, render
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.engine.callbacks import Callback, Pictures
 from jigsaw_pretrain.train.engine.metrics import Row, read_rows

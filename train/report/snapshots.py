@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from jigsaw_pretrain.formats import pixels
 from jigsaw_pretrain.formats.jigsaw import REGIONS
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.erf import eval_mode, field_map
 

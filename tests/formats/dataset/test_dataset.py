@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import dataset, layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import FORMAT_VERSION, CropIndex, Description, open_dataset
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 
 
 def _description(**changes: object) -> Description:

@@ -13,7 +13,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.archive import read_index
 from jigsaw_pretrain.formats.images.decode import ImageError
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.prepped import Drawn, Small, rows, run_shards, tree
 from tests.helpers.servers import file_server
 

@@ -16,7 +16,7 @@ from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands.shards import shards
 from jigsaw_pretrain.prep.parts import PartTask, run_part
 from jigsaw_pretrain.prep.records import PartRecord
-from jigsaw_pretrain.storage import temporary_beside
+from jigsaw_pretrain.storage.files import temporary_beside
 from tests.helpers.prepped import Drawn, Run, Small, run_shards, tree
 from tests.helpers.settings import SOAK
 

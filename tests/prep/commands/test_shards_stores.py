@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from jigsaw_pretrain import storage
 from jigsaw_pretrain.prep.commands.finish import finish_command
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage import retries
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.prepped import Drawn, Small, invoke, run_shards, tree
 from tests.helpers.servers import FaultyProxy, Store, s3_server, share
 from tests.helpers.settings import SOAK
@@ -56,7 +56,7 @@ def on_store(small: Small, store: Store, *extra: str) -> list[str]:
 def test_everything_on_a_store_that_fails(small: Small, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(small, store)
     faults = ("500", "503", "reset", "lost", "short")
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
     with FaultyProxy(store.endpoint, share(0.05, faults, seed=3)) as proxy:
         reach(store, monkeypatch, proxy.url)
         from jigsaw_pretrain.prep.commands.shards import shards

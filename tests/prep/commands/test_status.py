@@ -9,7 +9,7 @@ import pytest
 from jigsaw_pretrain.prep import records as run
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.records import mark_begun, mark_failed, require_plan
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.prepped import invoke
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.commands import call
 from tests.helpers.tiny import CLASSES, make_dataset
 

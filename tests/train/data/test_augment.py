@@ -20,7 +20,7 @@ from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, Dataset, open_dataset
 from jigsaw_pretrain.formats.jigsaw import Template
 from jigsaw_pretrain.rng import derive_key, key_of_text, random_u64, uniform
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data import jigsaw
 from jigsaw_pretrain.train.data.augment import (
     Draws,

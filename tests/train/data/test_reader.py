@@ -9,7 +9,7 @@ import simplejpeg
 
 from jigsaw_pretrain.formats.dataset import layout, schema
 from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, open_dataset
-from jigsaw_pretrain.storage import Storage
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from tests.helpers.tiny import make_dataset
 

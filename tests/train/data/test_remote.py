@@ -119,7 +119,7 @@ class TwentyOfEach:
 
 @pytest.mark.slow(seconds=15)
 def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.storage.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("jigsaw_pretrain.storage.retries.FIRST_PAUSE", 0.02)
     many = make_dataset(tmp_path / "many", {"S": [10] * 24, "T": [5] * 20, "W": [5] * 20})
     access = ReadOptions(cache=None, read_timeout=0.5, read_retries=30)
     dataset = access.open_dataset(upload(remote.store, tmp_path / "many", "many"))
@@ -137,7 +137,7 @@ def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.storage.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("jigsaw_pretrain.storage.retries.FIRST_PAUSE", 0.01)
     access = ReadOptions(cache=tmp_path, read_retries=2)
     dataset = access.open_dataset(remote.url)
     remote.proxy.faults = lambda number, method, path: "500" if "T-000001" in path else None
@@ -156,7 +156,7 @@ def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkey
 def test_a_flipped_byte_is_found_and_named_or_skipped(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr("jigsaw_pretrain.storage.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("jigsaw_pretrain.storage.retries.FIRST_PAUSE", 0.01)
     make_dataset(tmp_path / "set", {"S": [20, 20], "T": [9, 9], "W": [10]})
     shard = tmp_path / "set" / "shards" / "S-000001.tar"
     raw = bytearray(shard.read_bytes())
