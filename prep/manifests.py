@@ -43,6 +43,7 @@ from jigsaw_pretrain.prep.records import (
     PlanRecord,
     ShardRecord,
     check_agreement,
+    check_place,
     read_parts,
     require_plan,
     shaping_versions,
@@ -76,6 +77,7 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
             could not be used.
     """
     out = Storage(url)
+    check_place(out)
     plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})
     records = read_records(out, plan)

@@ -39,6 +39,7 @@ from jigsaw_pretrain.prep.records import (
     PartRecord,
     PlanRecord,
     check_agreement,
+    check_place,
     check_plan_version,
     check_shards,
     clear_markers,
@@ -251,6 +252,7 @@ def _cut_job(
     check_means(job.options)
     mine = task.mine(made.part_count) if task else range(made.part_count)
     count = min(workers or usable_cores(), len(mine)) or 1
+    check_place(out)
     with out.locked(exclusive=overwrite or again) as share:
         if overwrite:
             remove_dataset(out)
@@ -474,6 +476,7 @@ def recut(
     source = ImageSource(job.images)
     source.check()
     plan = plan_job(job, raw, source)
+    check_place(storage)
     begin(plan, storage)
     with storage.locked(exclusive=True), open_executor(workers, scheduler) as (executor, at_once):
         storage.remove(layout.DATASET)
@@ -507,6 +510,7 @@ def repair(
         OSError: A disk or store that fails.
     """
     storage, found = Storage(out), list(found)
+    check_place(storage)
     parts = sorted({damage.part for damage in found if damage.part is not None})
     replan = any(damage.file == layout.PLAN_SKIPPED for damage in found)
     cutting = bool(parts) or replan

@@ -50,6 +50,7 @@ from jigsaw_pretrain.formats.images.source import MISSING
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION, Plan
+from jigsaw_pretrain.storage.files import check_own_folders
 from jigsaw_pretrain.storage.store import REMOTE_THREADS, Entry, Storage, map_ahead
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
@@ -175,6 +176,12 @@ def read_plan(out: Storage) -> PlanRecord | None:
             f"{where} is damaged ({str(error)[:200]}). Start anew with `jigsaw-prep shards --overwrite`."
         ) from error
     return plan
+
+
+def check_place(out: Storage) -> None:
+    """Raise UserError where a folder of a dataset that is written to is a link."""
+    if out.is_local:
+        check_own_folders(out.local_path(""), (layout.SHARDS, layout.MANIFESTS, layout.PARTS))
 
 
 def require_plan(out: Storage) -> PlanRecord:

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +45,19 @@ def inside(root: Path, name: str) -> Path:
             f"{redacted(name)[:200]!r} is no name of a file below {redacted(str(root))}: it leads elsewhere"
         )
     return root.joinpath(*parts)
+
+
+def check_own_folders(root: Path, names: Iterable[str]) -> None:
+    """Raise UserError where a folder below ``root`` that is written to is a link: it would be written outside.
+
+    The root itself may be one, as it was named by the user; what lies in it may come from somebody else.
+    """
+    for path in (root / name for name in names):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and nothing is written outside of {root}: move the folder back here, or make the "
+                f"whole of {root} the link"
+            )
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.cli import main as train
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
-from tests.helpers.attacks import attack, bounded, in_store, withstands
+from tests.helpers.attacks import attack, bounded, in_store, listing, withstands
 from tests.helpers.commands import run_command
-from tests.helpers.prepped import Small, run_shards, tree, write_sample
+from tests.helpers.prepped import Small, invoke, run_shards, tree, write_sample
 from tests.helpers.settings import SOAK
 
 COMMANDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
@@ -64,6 +64,24 @@ TRAINING = {
     "digest, skipping": ("digest", "--data", "DATA", *STREAM, "--steps", "2", "--on-bad-shard", "skip"),
     "preview": ("preview", "--data", "DATA", *STREAM, "--count", "2", "--out", "OUT/preview.png"),
 }
+
+
+@pytest.mark.parametrize("folder", ["shards", "manifests", "manifests/parts"])
+def test_nothing_is_written_through_a_linked_folder(few: Path, tmp_path: Path, folder: str) -> None:
+    data, elsewhere = Path(shutil.copytree(few / "out", tmp_path / "data")), tmp_path / "elsewhere"
+    (data / folder).rename(elsewhere)
+    (data / folder).symlink_to(elsewhere)
+    before = listing(tmp_path)
+    small = Small(few / "annotations.json", few / "images", 12, {})
+    for command, words in (
+        (shards, small.arguments(data, "--workers", "1", "--overwrite")),
+        (finish_command, ["--out", str(data)]),
+        (verify, ["--out", str(data), "--repair"]),
+    ):
+        result = invoke(command, *words)
+        if command is not verify:
+            assert result.exit_code == 2 and str(data / folder) in result.output, result.output
+        assert listing(tmp_path) == before
 
 
 @pytest.mark.slow(seconds=15)

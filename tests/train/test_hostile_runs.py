@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.train.cli import main
-from tests.helpers.attacks import attack, in_store, undrawn, withstands
+from tests.helpers.attacks import attack, in_store, listing, undrawn, withstands
 from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
 from tests.helpers.settings import SOAK
@@ -73,6 +73,17 @@ def test_commands_take_what_nobody_harmed(place: Path, tmp_path: Path, name: str
     (tmp_path / "out").mkdir()
     result = call(*arguments(name, str(run), place, tmp_path / "out"))
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "looks"])
+def test_nothing_is_written_through_a_linked_folder(place: Path, tmp_path: Path, folder: str) -> None:
+    run, elsewhere = Path(shutil.copytree(place / "stopped", tmp_path / "run")), tmp_path / "elsewhere"
+    (run / folder).rename(elsewhere)
+    (run / folder).symlink_to(elsewhere)
+    before = listing(tmp_path, [])
+    result = call(*arguments("resume", str(run), place, tmp_path / "out"))
+    assert result.exit_code == 2 and str(run / folder) in result.output
+    assert listing(tmp_path, []) == before
 
 
 @pytest.mark.slow(seconds=20)

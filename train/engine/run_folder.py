@@ -41,7 +41,7 @@ from msgspec.structs import replace
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage.files import atomic_write, inside
+from jigsaw_pretrain.storage.files import atomic_write, check_own_folders, inside
 from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
 from jigsaw_pretrain.storage.store import (
     ANSWER_SECONDS,
@@ -81,6 +81,9 @@ _KNOWN = re.compile(
     r"|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}|checkpoints/(newest|step-\d{8,15}\.pt)"
 )
 """The names of the files that a run has, of a backbone or of a detector."""
+
+WRITTEN_FOLDERS = ("checkpoints", "looks", "tensorboard")
+"""The folders in a run's that are written to."""
 
 _LOCKS: dict[Path, FileLock] = {}
 """The locks of the staged folders that this process trains in."""
@@ -228,6 +231,7 @@ def continues(folder: RunFolder, resume: bool) -> bool:
     """Whether this is a run that goes on; UserError for a folder that holds a run (without resume), and for a file."""
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"--run {folder} is a file: name a folder")
+    check_own_folders(folder.path, WRITTEN_FOLDERS)
     if folder.begun and not resume:
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or name another folder with --run")
     return folder.begun
