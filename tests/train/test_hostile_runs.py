@@ -1,5 +1,6 @@
 """A stranger's run: whatever its files say, every command that reads it ends in time, with one line at most."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.train.cli import main
-from tests.helpers.attacks import attack, in_store, listing, undrawn, withstands
+from tests.helpers.attacks import attack, bounded, in_store, listing, undrawn, withstands
 from tests.helpers.commands import call
 from tests.helpers.jobs import BASE
 from tests.helpers.settings import SOAK
@@ -84,6 +85,16 @@ def test_nothing_is_written_through_a_linked_folder(place: Path, tmp_path: Path,
     result = call(*arguments("resume", str(run), place, tmp_path / "out"))
     assert result.exit_code == 2 and str(run / folder) in result.output
     assert listing(tmp_path, []) == before
+
+
+def test_a_network_that_no_checkpoint_can_be_of_is_not_built(place: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(place / "finished", tmp_path / "run"))
+    described = json.loads((run / "run.json").read_text())
+    described["recipe"]["model"]["backbone"] = "vit_h_14"
+    (run / "run.json").write_text(json.dumps(described))
+    with bounded():
+        result = call(*arguments("export", str(run), place, tmp_path / "out"))
+    assert result.exit_code == 2 and "vit_h_14" in result.output and "MB" in result.output
 
 
 @pytest.mark.slow(seconds=20)

@@ -351,19 +351,31 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
 
     Raises UserError where there is no run or no checkpoint yet.
     """
-    from jigsaw_pretrain.train.engine.checkpoint import check_fits, newest_checkpoint
+    from jigsaw_pretrain.train.engine.checkpoint import check_fits, list_checkpoints, newest_checkpoint
     from jigsaw_pretrain.train.engine.state import build_model
+    from jigsaw_pretrain.train.models.backbones import least_bytes
 
     folder.read_apart()
     description = read_description(folder)
     recipe = Recipe.from_dict(description["recipe"], str(folder.description))
+    found = [path for _, path in list_checkpoints(folder.checkpoints)]
+    if not found:
+        raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
+    # A stranger's run may name a network of any size: none is built that its checkpoints cannot be of.
+    least = least_bytes(recipe.model.backbone)
+    most = max(path.stat().st_size if path.is_file() else 0 for path in found)
+    if least > 2 * most:
+        raise UserError(
+            f"{folder.description} names the backbone {recipe.model.backbone}, whose weights take "
+            f"{least / 1e6:,.0f} MB, and the largest checkpoint has {most / 1e6:,.1f} MB: it is damaged, or of another "
+            "run"
+        )
     _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
     own = model.state_dict()
     newest = newest_checkpoint(
         folder.checkpoints, lambda path, content: check_fits(path, content, own, recipe.optim.steps)
     )
-    if newest is None:
-        raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
+    assert newest is not None
     return description, recipe, newest[1]
 
 

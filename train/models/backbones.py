@@ -57,6 +57,9 @@ TIMM = "timm:"
 
 _ALLOWED: set[str] = set()
 
+_CLASSIFIERS = ("fc", "classifier", "head", "heads", "AuxLogits", "aux1", "aux2")
+"""What torchvision's models call what lies behind their last map."""
+
 
 OWN: dict[str, Callable[[], nn.Module]] = {
     "resnext101_32x4d": lambda: ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
@@ -110,6 +113,22 @@ def whole_model(name: str, norm: str = "bn") -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         model: nn.Module = OWN[name]() if name in OWN else torchvision.models.get_model(name, weights=None)
     return with_norm(name, model, norm)
+
+
+def least_bytes(name: str) -> int:
+    """The bytes of the weights of a model of torchvision's below its classifier, without making them.
+
+    0 of other libraries' models, and of those that cannot be built without memory.
+    """
+    if name not in names():
+        return 0
+    try:
+        with torch.device("meta"):
+            model = whole_model(name)
+    except NotImplementedError:
+        return 0
+    weights = (one for key, one in model.named_parameters() if key.split(".")[0] not in _CLASSIFIERS)
+    return sum(one.numel() * one.element_size() for one in weights)
 
 
 def timm_backbone(
