@@ -2,12 +2,16 @@
 
 # Whether a variable was given, on the command line or by the environment, where OUT or RUN may stand from elsewhere.
 given = $(filter command% environment%,$(origin $1))
+# make's own functions part words at spaces, which a path may have.
+exists = $(shell test -e "$1" && echo yes)
+EMPTY :=
+place = $(abspath $(subst $(EMPTY) $(EMPTY),|,$1))
 
 ANNOTATIONS ?=
 IMAGES ?=
 OUT ?= .
 # The sample's are for the sample; data of your own has the recipes that prep fitted to it.
-OWN := $(strip $(ANNOTATIONS)$(call given,OUT)$(if $(wildcard .sample/prepped),,$(wildcard $(OUT)/manifests/dataset.json)))
+OWN := $(strip $(ANNOTATIONS)$(call given,OUT)$(if $(wildcard .sample/prepped),,$(call exists,$(OUT)/manifests/dataset.json)))
 RECIPE ?= $(if $(OWN),$(OUT)/recipe.toml,recipes/sample.toml)
 # Of your own data never runs/sample, which `make clean` removes.
 RUN ?= runs/$(if $(call given,RECIPE),$(basename $(notdir $(RECIPE))),$(if $(OWN),mine,sample))
@@ -75,8 +79,8 @@ KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATION
 STRANGE := $(firstword $(foreach name,$(filter-out $(KNOWN) MAKEFLAGS MFLAGS MAKEOVERRIDES,$(.VARIABLES)),$(if $(filter command%,$(origin $(name))),$(name))))
 NEAR = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' $(STRANGE) $(KNOWN))
 $(if $(STRANGE),$(error there is no variable $(STRANGE) here$(if $(NEAR),. Type: make $(MAKECMDGOALS) $(NEAR)=$($(STRANGE)),. The variables are: $(KNOWN))))
-$(if $(and $(OWN),$(call given,RUN),$(filter $(abspath runs/sample),$(abspath $(RUN)))),$(error RUN=$(RUN) is the sample's, which `make clean` removes. Name another one: make $(MAKECMDGOALS) RUN=runs/mine))
-$(if $(filter $(abspath $(RUN)) $(abspath $(RUN))/%,$(abspath $(FILE))),$(error FILE=$(FILE) lies in the run $(RUN), whose files it could overwrite. Name another one: make $(MAKECMDGOALS) RUN=$(RUN) FILE=backbone.pth))
+$(if $(and $(OWN),$(call given,RUN),$(filter $(call place,runs/sample),$(call place,$(RUN)))),$(error RUN=$(RUN) is the sample's, which `make clean` removes. Name another one: make $(MAKECMDGOALS) RUN=runs/mine))
+$(if $(filter $(call place,$(RUN)) $(call place,$(RUN))/%,$(call place,$(FILE))),$(error FILE=$(FILE) lies in the run $(RUN), whose files it could overwrite. Name another one: make $(MAKECMDGOALS) RUN=$(RUN) FILE=backbone.pth))
 $(if $(strip $(IMAGES)),$(if $(strip $(ANNOTATIONS)),,$(error IMAGES is given without ANNOTATIONS: name the annotations too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=$(IMAGES))))
 $(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES is given without VAL_ANNOTATIONS: name both)))
 $(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
@@ -104,7 +108,7 @@ DRAWN :=
 endif
 
 # Prep before training where it is ours to do: annotations were named, or a local OUT holds no finished dataset yet.
-PREPPED := $(if $(strip $(ANNOTATIONS)),,$(if $(findstring ://,$(OUT)),remote,$(wildcard $(OUT)/manifests/dataset.json)))
+PREPPED := $(if $(strip $(ANNOTATIONS)),,$(if $(findstring ://,$(OUT)),remote,$(call exists,$(OUT)/manifests/dataset.json)))
 
 no-sample:
 	@echo "make: $(NAMED) is given without ANNOTATIONS, so the sample dataset is not drawn. Name yours:" >&2
@@ -129,7 +133,7 @@ gpus: | $(READY)
 	@$(BIN)/python -c 'import sys, torch; found = torch.cuda.device_count(); sys.exit(found < $(GPUS) and "make: GPUS=$(GPUS), and this machine shows %d. Type: make $(MAKECMDGOALS) GPUS=%d, or leave GPUS out" % (found, max(1, found)))'
 
 # A dataset of an earlier version has no recipe yet.
-UNFITTED := $(if $(filter $(OUT)/recipe.toml,$(RECIPE)),$(if $(findstring ://,$(OUT))$(wildcard $(RECIPE)),,recipes))
+UNFITTED := $(if $(filter $(OUT)/recipe.toml,$(RECIPE)),$(if $(findstring ://,$(OUT))$(call exists,$(RECIPE)),,recipes))
 
 recipes: | $(READY)
 	$(BIN)/python -m prep finish --out "$(OUT)" --max-skipped 100%
@@ -180,7 +184,7 @@ TRAINED_ON := --annotations "$(SOURCE_ANNOTATIONS)" --images "$(SOURCE_IMAGES)" 
 # The -- keeps torchrun from taking --run for an abbreviation of its own --run-path.
 DETECT := $(if $(SEVERAL),$(TORCHRUN) --standalone --nproc-per-node $(GPUS) -m -- detect,$(BIN)/python -m detect)
 
-detect: $(if $(SEVERAL),gpus) $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(wildcard $(INIT)/backbone.pth)$(filter-out $(RUN),$(INIT)),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
+detect: $(if $(SEVERAL),gpus) $(DRAWN) $(filter-out no-validation,$(HELD)) $(if $(call exists,$(INIT)/backbone.pth)$(filter-out $(call place,$(RUN)),$(call place,$(INIT))),,pretrain) | $(READY)  ## RUN's backbone (or INIT) -> a detector and its AP, in DETECTOR
 	$(DETECT) train $(TRAINED_ON) --run "$(DETECTOR)" --init "$(INIT)" --recipe "$(DETECT_RECIPE)" --workers $(WORKERS)$(DEVICE) --resume
 	$(call next,"compare$(AGAIN)$(TRAINED)$(UNSEEN)")
 

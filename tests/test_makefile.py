@@ -109,6 +109,17 @@ def test_run_and_file_overwrite_nothing_of_each_other() -> None:
     assert status == 2 and "make pretrain RUN=" in printed
 
 
+def test_paths_have_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "my data"
+    (folder / "manifests").mkdir(parents=True)
+    (folder / "manifests" / "dataset.json").touch()
+    (folder / "recipe.toml").touch()
+    status, printed = make("pretrain", f"OUT={folder}", f"RUN={folder}/my run")
+    assert status == 0 and f'--data "{folder}"' in printed and "prep shards" not in printed, printed
+    status, printed = make("export", f"RUN={folder}/my run", f"FILE={folder}/my run/x.pth")
+    assert status == 2 and "FILE=" in printed
+
+
 def test_several_gpus_are_asked_for_by_name() -> None:
     for target in ("pretrain", "detect", "compare"):
         printed = make(target, "GPUS=2")[1]
