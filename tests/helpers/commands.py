@@ -17,3 +17,12 @@ def run_command(command: click.Command, *arguments: object) -> Result:
 def call(*arguments: object) -> Result:
     """Run one of train's commands."""
     return run_command(main, *arguments)
+
+
+def told(output: str) -> list[str]:
+    """The lines of a command's output, without the word that is given before the work begins."""
+    return [
+        line
+        for line in output.strip().splitlines()
+        if not line.endswith((": reading the annotations", ": loading torch"))
+    ]

@@ -17,7 +17,7 @@ from tests.helpers.settings import REPOSITORY
 
 TOY = {
     "evaluate(held_out)": "evaluate(held_out, jigsaws=16)",
-    "optim.steps=2_000": 'optim.steps=2", "optim.warmup_steps=1", "data.batch=4", "data.lanes=4"',
+    "optim.steps=2_000": 'optim.steps=2", "optim.warmup_steps=1", "data.batch=4", "data.lanes=4',
     'detect-sample.toml"': 'detect-sample.toml", ["optim.steps=2", "data.batch=2", "data.short_side=64"]',
     "recipes/": f"{REPOSITORY}/recipes/",
 }

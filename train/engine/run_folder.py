@@ -363,12 +363,11 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
     # A stranger's run may name a network of any size: none is built that its checkpoints cannot be of.
     least = least_bytes(recipe.model.backbone)
-    most = max(path.stat().st_size if path.is_file() else 0 for path in found)
+    most, largest = max((path.stat().st_size if path.is_file() else 0, path) for path in found)
     if least > 2 * most:
         raise UserError(
             f"{folder.description} names the backbone {recipe.model.backbone}, whose weights take "
-            f"{least / 1e6:,.0f} MB, and the largest checkpoint has {most / 1e6:,.1f} MB: it is damaged, or of another "
-            "run"
+            f"{least / 1e6:,.0f} MB, and {largest.name}, the largest checkpoint, has {most / 1e6:,.1f}: it is damaged, or of another run"
         )
     _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
     own = model.state_dict()

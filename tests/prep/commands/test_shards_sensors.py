@@ -19,6 +19,7 @@ from jigsaw_pretrain.prep.commands.doctor import doctor
 from jigsaw_pretrain.prep.commands.report import report
 from jigsaw_pretrain.prep.commands.retry_skipped import retry_skipped
 from jigsaw_pretrain.prep.commands.verify import verify
+from tests.helpers.commands import told
 from tests.helpers.prepped import inputs, invoke, rows, tree
 from tests.helpers.sensors import Sensor, bands_tiff, draw, grey_png, multispectral, stack_npy, thermal
 
@@ -201,4 +202,4 @@ def test_the_page_and_the_doctor(tmp_path: Path) -> None:
 def test_a_format_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     sensor = draw(tmp_path / "drawn", 1, "png", grey_png, "uint8", count=1)
     result = run(sensor, tmp_path / "out", "--pixels", text)
-    assert result.exit_code == 2 and "names no pixel format" in result.output and result.output.count("\n") == 1
+    assert result.exit_code == 2 and "names no pixel format" in result.output and len(told(result.output)) == 1
