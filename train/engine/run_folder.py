@@ -367,7 +367,8 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     if least > 2 * most:
         raise UserError(
             f"{folder.description} names the backbone {recipe.model.backbone}, whose weights take "
-            f"{least / 1e6:,.0f} MB, and {largest.name}, the largest checkpoint, has {most / 1e6:,.1f}: it is damaged, or of another run"
+            f"{least / 1e6:,.0f} MB, and {largest.name}, the largest checkpoint, has {most / 1e6:,.1f}: it is damaged, "
+            "or of another run"
         )
     _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
     own = model.state_dict()
