@@ -350,8 +350,8 @@ class Comparison:
         for option in ("annotations", "images", "val_annotations", "val_images"):
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
         named = {"val_split": settings.val_split} if settings.val_split else {}
-        for name, value in (settings.reading | named).items():
-            arguments.append(f"--{name.replace('_', '-')}={value}")
+        for option, value in (settings.reading | named).items():
+            arguments.append(f"--{option.replace('_', '-')}={value}")
         if recipe := arm.recipe or settings.recipe:
             arguments += ["--recipe", recipe]
         for item in (*settings.sets, *arm.detect, f"optim.lr={rate!r}", f"data.seed={seed}", *more):

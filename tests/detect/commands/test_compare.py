@@ -34,8 +34,11 @@ def test_every_arm_runs_end_to_end_and_is_tabulated(
     command = comparison(
         tiny_data, shards, tmp_path / "out", GN_FPN, "--arms", names, "--seeds", "1", "--rates", "0.02"
     )
-    result = CliRunner().invoke(main, [*command, "--imagenet", str(tiny_weights)], catch_exceptions=False)
+    reading = ("--ignored", "use", "--imagenet", str(tiny_weights))
+    result = CliRunner().invoke(main, [*command, *reading], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    # How annotations are read says nothing of the arm.
+    assert "scratch, seed 0, lr 0.02" in in_process.ran
     report = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert {run["arm"] for run in report["runs"]} == {*chosen, "scratch-equal-cost"}
     by_arm = {run["arm"]: run for run in report["runs"]}
