@@ -141,7 +141,10 @@ class TaskRunner:
                     first = first or (time.monotonic(), done)
                     told_of = f"{name}{self._left(first, done, steps)}: {line}"
                     if moving is not None:
-                        moving.update(Text(told_of, no_wrap=True, overflow="ellipsis"))
+                        # A spinner forgets that its text does not wrap.
+                        one_line = Text(told_of)
+                        one_line.truncate(console.width - 2, overflow="ellipsis")
+                        moving.update(one_line)
                         shown = line
                     elif time.monotonic() - told >= TOLD_EVERY:
                         told, shown = time.monotonic(), line
