@@ -89,14 +89,14 @@ $(if $(strip $(ANNOTATIONS)),$(if $(strip $(IMAGES)),,$(error ANNOTATIONS is giv
 # What can be typed next, with what was given; the commands leave it to this file.
 shards pretrain evaluate preview export detect compare: export JIGSAW_NEXT := make
 AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
-SAMPLED := $(if $(strip $(ANNOTATIONS)$(foreach name,OUT RUN RECIPE,$(call given,$(name)))),,yes)
+NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
+SAMPLED := $(if $(strip $(ANNOTATIONS)$(NAMED)),,yes)
 UNSEEN := $(if $(strip $(VAL_ANNOTATIONS)$(SAMPLED)),, VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)
 TRAINED := $(if $(strip $(ANNOTATIONS)$(SAMPLED)),, ANNOTATIONS=FILE IMAGES=DIR)
 next = @echo "next, whichever you like:" >&2; for line in $1; do printf '  make %s\n' "$$line" >&2; done
 
 # What to prep: the user's annotations, or the sample dataset, which is drawn first. It is a toy, so it is for those who
 # name nothing: whoever names a place, a run or a recipe means data of their own.
-NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
 ifeq ($(strip $(ANNOTATIONS)),)
 SOURCE_ANNOTATIONS := $(SAMPLE)/annotations.json
 SOURCE_IMAGES := $(SAMPLE)/images

@@ -39,9 +39,6 @@ REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": 
 SHAPES = {"S": "square", "T": "tall", "W": "wide"}
 """The groups in everyday words, for the screen."""
 
-REGION_WORDS = {"S-small": "small square", "W": "wide", "T": "tall", "S-large": "large square"}
-"""The regions in everyday words, for the screen."""
-
 GROUP_WORDS = {group: f"{group} ({shape})" for group, shape in SHAPES.items()}
 
 Fit = Literal["crop", "warp", "resize"]

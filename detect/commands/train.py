@@ -180,11 +180,7 @@ def train(
             ]
             tell_next(("its AP, on images that it has not seen", words))
             return
-        as_read = [
-            word
-            for name, value in reading.differences().items()
-            for word in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        as_read = reading.words()
         as_read += ["--val-split", val_split] if val_split is not None else []
         _tell_next(annotations, images, val_annotations, val_images, as_read, run, recipe)
 

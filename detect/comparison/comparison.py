@@ -349,9 +349,8 @@ class Comparison:
         arguments = ["train", "--run", str(place), "--init", self._pretrained(runner, arm, seed), "--resume"]
         for option in ("annotations", "images", "val_annotations", "val_images"):
             arguments += [f"--{option.replace('_', '-')}", getattr(settings, option)]
-        named = {"val_split": settings.val_split} if settings.val_split else {}
-        for option, value in (settings.reading | named).items():
-            arguments.append(f"--{option.replace('_', '-')}={value}")
+        arguments += Reading(**settings.reading).words()
+        arguments += ["--val-split", settings.val_split] if settings.val_split else []
         if recipe := arm.recipe or settings.recipe:
             arguments += ["--recipe", recipe]
         for item in (*settings.sets, *arm.detect, f"optim.lr={rate!r}", f"data.seed={seed}", *more):

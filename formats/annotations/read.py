@@ -86,6 +86,12 @@ class Reading:
         """Refuse a nodata that is no number."""
         missing_value(self.nodata)
 
+    def words(self) -> list[str]:
+        """The options of a command that reads so too, as they are typed."""
+        return [
+            word for name, value in self.differences().items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
     def differences(self) -> dict[str, Any]:
         """What is not the default's, by name; ``detailed`` says how much is kept, not how it is understood."""
         usual = Reading()

@@ -348,12 +348,15 @@ def test_a_file_of_a_web_server_has_a_most(ranges: bool, tmp_path: Path) -> None
 class Endless(BaseHTTPRequestHandler):
     """Answers every request with bytes that do not end."""
 
+    piece, pause = bytes(1 << 20), 0.0
+
     def do_GET(self) -> None:  # noqa: N802
         self.send_response(200)
         self.end_headers()
         with contextlib.suppress(OSError):
             while True:
-                self.wfile.write(bytes(1 << 20))
+                self.wfile.write(self.piece)
+                time.sleep(self.pause)
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -362,13 +365,7 @@ class Endless(BaseHTTPRequestHandler):
 class Dripping(Endless):
     """Sends a byte now and then, and never an end."""
 
-    def do_GET(self) -> None:  # noqa: N802
-        self.send_response(200)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            while True:
-                self.wfile.write(b"x")
-                time.sleep(0.05)
+    piece, pause = b"x", 0.05
 
 
 def test_a_server_that_drips_is_as_good_as_silent(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from jigsaw_pretrain.train.commands.options import (
     recipe_options,
 )
 from jigsaw_pretrain.train.engine.loggers import NAMES, wanted
-from jigsaw_pretrain.train.engine.run_folder import choose_recipe, open_run_folder, read_description
+from jigsaw_pretrain.train.engine.run_folder import RunFolder, choose_recipe, open_run_folder, read_description
 from jigsaw_pretrain.train.recipe import Balance, Compile, Neck, Recipe
 from jigsaw_pretrain.words import counted
 
@@ -151,11 +151,12 @@ def pretrain(
             access=access,
             title="pretrain",
         )
-        if open_run_folder(run).backbone.exists():
-            _tell_next(run, data, dataset.description.options.get("split"))
+        folder = open_run_folder(run)
+        if folder.backbone.exists():
+            _tell_next(folder, run, data, dataset.description.options.get("split"))
 
 
-def _tell_next(run: str, data: str, split: str | None) -> None:
+def _tell_next(folder: RunFolder, run: str, data: str, split: str | None) -> None:
     """What to do with a finished run; split: the one that its crops are of."""
     run, data = run.rstrip("/"), data.rstrip("/")
     held_out = f"{run}{HELD_OUT}"
@@ -168,7 +169,7 @@ def _tell_next(run: str, data: str, split: str | None) -> None:
         unseen += ["--split", "VAL_SPLIT"]
         both += ["--split", split, "--val-split", "VAL_SPLIT"]
     # A --set may have chosen another backbone than the fitted recipes': weights are of use in their own network alone.
-    backbone = read_description(open_run_folder(run))["recipe"]["model"]["backbone"]
+    backbone = read_description(folder)["recipe"]["model"]["backbone"]
     begin = ["--init", run, *(["--recipe", f"{data}/{layout.DETECT_RECIPE}"] if fitted else []), "--backbone", backbone]
     tell_next(
         (
