@@ -192,8 +192,9 @@ compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(REA
 	$(BIN)/python -m detect compare $(TRAINED_ON) --data "$(OUT)" --out "$(COMPARISON)" --arms $(ARMS) --seeds 3 \
 		$(if $(call given,DETECT_RECIPE)$(OWN),,--rates 0.08,0.16,0.32 )--recipe "$(DETECT_RECIPE)" --pretrain-recipe "$(RECIPE)" --workers $(WORKERS) --gpus $(GPUS)$(DEVICE)
 
-# Files go to two processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Files go to three processes in the order that tests/conftest.py gives them; xdist's own would be by number of tests.
+# After a process that died xdist may wait for ever, so that ends it.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: | $(READY)  ## the tests, about seven and a half minutes on two cores
 	$(PYTEST)

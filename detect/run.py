@@ -24,6 +24,7 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.train.models.backbones import check_size
 from jigsaw_pretrain.train.models.feature_maps import Backbone
 from jigsaw_pretrain.train.models.weights import check_state, load_tensors
 from jigsaw_pretrain.train.recipe import MEAN, STD
@@ -195,6 +196,7 @@ def load_detector(run: Path, config: DetectorConfig, device: torch.device) -> to
     path = run / DETECTOR
     if not path.exists():
         raise UserError(f"{path} is missing: the run has not finished; continue it with `detect train --resume`")
+    check_size(config.recipe.model.backbone, path, str(run / CONFIG))
     model, _ = detector_from_config(config, backbone_from_config(config, device), device)
     model.load_state_dict(check_state(load_tensors(path), model.state_dict(), str(path)))
     return model

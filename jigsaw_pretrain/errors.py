@@ -15,6 +15,22 @@ What a file of someone else's must not decide is allowed by them (train/models/b
 """
 
 
+_COPIED: dict[str, str] = {}
+"""Folders of copies, and where each was copied from."""
+
+
+def name_copies(folder: str, source: str) -> None:
+    """Have messages name what lies in a folder of copies as the user does: by where it was copied from."""
+    _COPIED[folder] = redacted(source)
+
+
+def as_named(text: str) -> str:
+    """A message in which copies are named by where they were copied from."""
+    for folder, source in _COPIED.items():
+        text = text.replace(folder, source)
+    return text
+
+
 class UserError(Exception):
     """A mistake that the user can fix: one line that names the file, the thing and the remedy."""
 
@@ -22,8 +38,8 @@ class UserError(Exception):
     """The exit status of a command that ends with it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = as_named(message)
+        super().__init__(self.message)
 
 
 class Interrupted(KeyboardInterrupt):

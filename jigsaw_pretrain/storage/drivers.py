@@ -8,6 +8,7 @@ port).
 
 import contextlib
 import functools
+import inspect
 import math
 import time
 from typing import Any
@@ -21,8 +22,14 @@ CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 12.0
 LEAST_RATE = 1024.0
 """Bytes a second below which a store counts as silent."""
 
+LEAST_NAMES = 50.0
+"""The same of a long listing, in names: a page of a thousand takes well under a second."""
+
+MOST_NAMES = 10_000_000
+"""The most names that a listing may have: more than a gigabyte of memory."""
+
 MOST_ANSWER = 64 << 20
-"""The most bytes of a web server's answer that is read at once."""
+"""The most bytes of an answer that is read at once: of a web server's, or of a page of S3's listing."""
 
 _PIECE = 1 << 20
 
@@ -37,6 +44,10 @@ _S3 = ("s3", "s3a")
 
 class NoRanges(Exception):
     """A web server that serves whole files only was asked for a part that lies behind others."""
+
+
+class EndlessListing(Exception):
+    """A store's listing repeats itself, or goes on and on; the message says what to do."""
 
 
 def driver_options(
@@ -65,7 +76,7 @@ def driver_options(
         settings = {"connect_timeout": connect, "read_timeout": silence, "retries": {"max_attempts": 0}}
         # By default a file above 50 MB is several ranged GETs.
         options |= {
-            "config_kwargs": own | settings | {"max_pool_connections": connections},
+            "config_kwargs": own | settings | _bounded_session() | {"max_pool_connections": connections},
             "max_concurrency": 1,
         }
     return options
@@ -131,6 +142,30 @@ async def part_of_s3_file(fs: Any, path: str, offset: int, size: int) -> bytes:
         answer["Body"].close()
 
 
+async def names_in_s3(fs: Any, path: str) -> list[str]:
+    """The keys of all objects below a folder, relative to it, without what stands for folders.
+
+    Raises EndlessListing, TimeoutError where a listing hardly goes on, and as the driver does. The driver's own
+    ``find`` keeps a kilobyte of each object, and follows a listing that has no end.
+    """
+    bucket, key, _ = fs.split_path(path)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    asked, names, seen, begun = {"Bucket": bucket, "Prefix": prefix}, [], set(), time.monotonic()
+    while True:
+        page = await fs._call_s3("list_objects_v2", **asked, **fs.req_kw)
+        keys = (one["Key"] for one in page.get("Contents", []))
+        names += [name.removeprefix(prefix) for name in keys if not name.endswith("/")]
+        if not page.get("IsTruncated"):
+            return names
+        token = asked["ContinuationToken"] = page.get("NextContinuationToken")
+        if token is None or token in seen or len(names) > MOST_NAMES:
+            raise EndlessListing(f"its listing has no end within {MOST_NAMES:,} files: name a folder below it")
+        seen.add(token)
+        elapsed = time.monotonic() - begun
+        if elapsed > SILENCE_SECONDS and len(names) < LEAST_NAMES * elapsed:
+            raise TimeoutError(f"{len(names):,} names in {elapsed:.0f} s")
+
+
 async def _read(stream: Any, size: int) -> bytes:
     """At most ``size`` bytes of a stream; raises TimeoutError for one that sends a byte now and then."""
     pieces, left, begun = [], size, time.monotonic()
@@ -146,7 +181,7 @@ async def _read(stream: Any, size: int) -> bytes:
 @functools.cache
 def _bounded_response() -> Any:
     """A class of aiohttp's whose answers are read whole (lists of files, blocks of archives) up to MOST_ANSWER only."""
-    from aiohttp import ClientPayloadError, ClientResponse
+    from aiohttp import ClientResponse
 
     class Bounded(ClientResponse):
         async def read(self) -> bytes:
@@ -154,8 +189,29 @@ def _bounded_response() -> Any:
                 found = await _read(self.content, MOST_ANSWER + 1)
                 if len(found) > MOST_ANSWER:
                     self.close()
-                    raise ClientPayloadError(f"its answer has more than {MOST_ANSWER:,} bytes")
+                    # No error of the library's, which S3's driver would tell in words of its own.
+                    raise ValueError(f"its answer has more than {MOST_ANSWER:,} bytes")
                 self._body = found
             return self._body
 
     return Bounded
+
+
+@functools.cache
+def _bounded_session() -> dict[str, Any]:
+    """The setting of S3's driver by which its answers are bounded too; none where its version has no such setting."""
+    try:
+        from aiobotocore.config import AioConfig
+        from aiobotocore.httpsession import AIOHTTPSession
+    except ImportError:
+        return {}
+    if "http_session_cls" not in inspect.signature(AioConfig).parameters:
+        return {}
+
+    class Bounded(AIOHTTPSession):
+        async def _get_session(self, proxy_url: Any) -> Any:
+            session = await super()._get_session(proxy_url)
+            session._response_class = _bounded_response()
+            return session
+
+    return {"http_session_cls": Bounded}

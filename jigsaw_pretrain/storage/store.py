@@ -39,11 +39,13 @@ from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.storage.drivers import (
     CONNECTIONS,
     LEAST_RATE,
+    EndlessListing,
     NoRanges,
     driver_options,
     is_s3,
     is_web,
     leave_retries,
+    names_in_s3,
     part_of_s3_file,
     part_of_web_file,
 )
@@ -64,7 +66,7 @@ Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
-ANSWER_SECONDS, CONTENT_SECONDS = 15.0, 600.0
+ANSWER_SECONDS, CONTENT_SECONDS = 12.0, 600.0
 """How long one request for a listing or a size may take in all, and one for content, whatever the driver."""
 
 MOST_WHOLE_BYTES = 16 << 30
@@ -245,9 +247,17 @@ class Storage:
         """
         if self.is_local:
             return _walk(Path(self.root))
+        return tuple(sorted(self._ask(lambda: self._names(seconds), ""))), ()
+
+    def _names(self, seconds: float) -> list[str]:
+        """``survey`` of a store, in the driver's order."""
+        if is_s3(self.url):
+            try:
+                return list(sync(self.fs.loop, names_in_s3, self.fs, self.root, timeout=seconds))
+            except EndlessListing as error:
+                raise UserError(f"{self.describe('')}: {error}") from error
         root = self.root.rstrip("/") + "/"
-        found = self._ask(lambda: tuple(self._call("find", self.root, seconds=seconds)), "")
-        return tuple(sorted(str(path).removeprefix(root) for path in found)), ()
+        return [str(path).removeprefix(root) for path in self._call("find", self.root, seconds=seconds)]
 
     def list(self, folder: str) -> list[str]:
         """Names (last component) of the files directly in ``folder``, sorted; none where there is no such folder.

@@ -1,5 +1,6 @@
 """A stranger's detector run: whatever its files say, every command ends in time, with one line at most."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.detect.cli import main
-from tests.helpers.attacks import attack, in_store, undrawn, withstands
+from tests.helpers.attacks import attack, bounded, in_store, undrawn, withstands
 from tests.helpers.commands import run_command
 from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.settings import SOAK
@@ -55,6 +56,16 @@ def test_commands_take_what_nobody_harmed(runs: Path, tiny_data: Path, tmp_path:
     run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
     result = run_command(main, *commands(str(run), tiny_data, tmp_path)[name])
     assert result.exit_code == 0, result.output
+
+
+def test_a_network_that_no_weights_can_be_of_is_not_built(runs: Path, tiny_data: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["model"]["backbone"] = "regnet_y_128gf"
+    (run / "config.json").write_text(json.dumps(config))
+    with bounded():
+        result = run_command(main, *commands(str(run), tiny_data, tmp_path)["eval"])
+    assert result.exit_code == 2 and "regnet_y_128gf" in result.output and "MB" in result.output
 
 
 @pytest.mark.slow(seconds=10)

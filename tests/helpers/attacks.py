@@ -56,10 +56,15 @@ TENSORS = (
 COLUMNS = ("missing", "null", "type", "negative", "zero", "huge", "max", "nan", "long", "separators", "markup", "fewer")
 
 
-def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every field of a JSON value."""
+def _paths(value: Any, above: tuple[Any, ...] = (), seen: frozenset[int] = frozenset()) -> list[tuple[Any, ...]]:
+    """The way to every field of a JSON value, but to those in a list or dict that is twice in one that holds it."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [above, *(path for key, one in inside for path in _paths(one, (*above, key)))]
+    found, here = [above], set(seen)
+    for key, one in inside:
+        if id(one) not in here or not isinstance(one, dict | list):
+            here.add(id(one))
+            found += _paths(one, (*above, key), frozenset(here))
+    return found
 
 
 def _replace(value: Any, path: tuple[Any, ...], new: Any, remove: bool) -> Any:

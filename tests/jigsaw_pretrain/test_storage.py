@@ -386,9 +386,11 @@ def test_what_a_server_sends_is_not_held_in_memory_without_end(monkeypatch: pyte
         with pytest.raises(OSError, match="more than"):
             at(url, "s3").read("x", 1 << 21)
         assert at(url, "s3").read_range("x", 0, 10) == bytes(10)
-        # A list of files.
-        with pytest.raises(OSError, match="more than"):
-            Storage(url, tries=1).find()
+        # Lists of files.
+        for listed in (Storage(url, tries=1), at(url, "s3")):
+            for ask in (listed.find, lambda listed=listed: listed.entries("x")):
+                with pytest.raises(OSError, match="more than"):
+                    ask()
     with serving(Dripping) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         for store in (Storage(url, tries=1), at(url, "s3")):
@@ -396,6 +398,45 @@ def test_what_a_server_sends_is_not_held_in_memory_without_end(monkeypatch: pyte
             with pytest.raises(OSError):
                 store.read("x", 1 << 21)
             assert time.monotonic() - begun < 3
+
+
+class Listing(BaseHTTPRequestHandler):
+    """An S3 server whose listing has no end: each page has ``server.names`` new names, or the same ones again."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        server: Any = self.server
+        server.pages += 1
+        number = 0 if server.repeats else server.pages
+        names = "".join(f"<Contents><Key>x/{number}-{k}</Key><Size>1</Size></Contents>" for k in range(server.names))
+        body = (
+            f"<?xml version='1.0'?><ListBucketResult><IsTruncated>true</IsTruncated>{names}"
+            f"<NextContinuationToken>t{number}</NextContinuationToken></ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("repeats", "names"), [(True, 1), (False, 0), (False, 1), (False, 1000)])
+def test_a_listing_without_end_is_left(repeats: bool, names: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(drivers, "SILENCE_SECONDS", 0.2)
+    # More names than the pages of one name bring before they count as silence.
+    monkeypatch.setattr(drivers, "LEAST_NAMES", 1e4)
+    monkeypatch.setattr(drivers, "MOST_NAMES", 10_000)
+    monkeypatch.setattr(Storage._call, "__kwdefaults__", {"seconds": 0.5})
+    with serving(Listing) as server:
+        server.pages, server.repeats, server.names = 0, repeats, names  # type: ignore[attr-defined]
+        store = at(f"http://127.0.0.1:{server.server_address[1]}", "s3")
+        for ask in (store.find, lambda: store.entries("x")):
+            begun = time.monotonic()
+            with pytest.raises((UserError, OSError)):
+                ask()
+            assert time.monotonic() - begun < 5
 
 
 def test_a_driver_without_event_loop_sends_no_more_than_its_most(tmp_path: Path) -> None:

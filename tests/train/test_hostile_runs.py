@@ -87,14 +87,15 @@ def test_nothing_is_written_through_a_linked_folder(place: Path, tmp_path: Path,
     assert listing(tmp_path, []) == before
 
 
-def test_a_network_that_no_checkpoint_can_be_of_is_not_built(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["vit_h_14", "timm:eva02_enormous_patch14_clip_224"])
+def test_a_network_that_no_checkpoint_can_be_of_is_not_built(place: Path, tmp_path: Path, name: str) -> None:
     run = Path(shutil.copytree(place / "finished", tmp_path / "run"))
     described = json.loads((run / "run.json").read_text())
-    described["recipe"]["model"]["backbone"] = "vit_h_14"
+    described["recipe"]["model"]["backbone"] = name
     (run / "run.json").write_text(json.dumps(described))
     with bounded():
         result = call(*arguments("export", str(run), place, tmp_path / "out"))
-    assert result.exit_code == 2 and "vit_h_14" in result.output and "MB" in result.output
+    assert result.exit_code == 2 and name in result.output and "MB" in result.output
 
 
 @pytest.mark.slow(seconds=20)

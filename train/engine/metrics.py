@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from jigsaw_pretrain.config import CountOrZero, Number, PositiveOrZero, Share
+from jigsaw_pretrain.errors import as_named
 from jigsaw_pretrain.storage.files import atomic_write
 from jigsaw_pretrain.storage.store import MOST_LINES_BYTES, Storage
 from jigsaw_pretrain.train.data.device import Event
@@ -82,7 +83,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 def _tell_damaged(path: Path, count: int) -> None:
     if count:
-        log.warning("%s: %d damaged lines are left out", path, count)
+        log.warning("%s: %d damaged lines are left out", as_named(str(path)), count)
 
 
 class _Known(msgspec.Struct):

@@ -38,9 +38,10 @@ import msgspec
 from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
-from jigsaw_pretrain.errors import UserError, redacted
+from jigsaw_pretrain.errors import UserError, name_copies, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
+from jigsaw_pretrain.storage.drivers import SILENCE_SECONDS
 from jigsaw_pretrain.storage.files import atomic_write, check_own_folders, inside
 from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
 from jigsaw_pretrain.storage.store import (
@@ -71,7 +72,10 @@ MOST_WEIGHTS = 1 << 38
 """The most that a checkpoint or a weights file may have, in bytes."""
 
 RETRIES, TIMEOUT = 5, 60.0
-"""Of a request to the store of a run at a URL."""
+"""Of a request of a run that trains to the store of its URL: a bad night must not end it."""
+
+READER_RETRIES = 1
+"""Of a command that reads a run at a URL, where somebody waits for the answer: half a minute of silence ends it."""
 
 
 _CHECKPOINT = re.compile(r"step-\d{8,15}\.pt")
@@ -353,7 +357,7 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     """
     from jigsaw_pretrain.train.engine.checkpoint import check_fits, list_checkpoints, newest_checkpoint
     from jigsaw_pretrain.train.engine.state import build_model
-    from jigsaw_pretrain.train.models.backbones import least_bytes
+    from jigsaw_pretrain.train.models.backbones import check_size
 
     folder.read_apart()
     description = read_description(folder)
@@ -361,15 +365,8 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     found = [path for _, path in list_checkpoints(folder.checkpoints)]
     if not found:
         raise UserError(f"{folder} has no checkpoint yet: continue it with `pretrain --resume`")
-    # A stranger's run may name a network of any size: none is built that its checkpoints cannot be of.
-    least = least_bytes(recipe.model.backbone)
-    most, largest = max((path.stat().st_size if path.is_file() else 0, path) for path in found)
-    if least > 2 * most:
-        raise UserError(
-            f"{folder.description} names the backbone {recipe.model.backbone}, whose weights take "
-            f"{least / 1e6:,.0f} MB, and {largest.name}, the largest checkpoint, has {most / 1e6:,.1f}: it is damaged, "
-            "or of another run"
-        )
+    largest = max(found, key=lambda path: path.stat().st_size if path.is_file() else 0)
+    check_size(recipe.model.backbone, largest, str(folder.description))
     _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
     own = model.state_dict()
     newest = newest_checkpoint(
@@ -393,14 +390,19 @@ class RemoteRunFolder:
         self._files = files
         self.url = url.rstrip("/")
         self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
-        self._storage = open_store(self.url, TIMEOUT)
-        self._fetcher = Fetcher(self.url, RETRIES, TIMEOUT)
+        self._connect(RETRIES, TIMEOUT)
         self._apart: tempfile.TemporaryDirectory[str] | None = None
         self._pushed: dict[str, tuple[int, int]] = {}
+
+    def _connect(self, retries: int, timeout: float) -> None:
+        self._retries = retries
+        self._storage = open_store(self.url, timeout)
+        self._fetcher = Fetcher(self.url, retries, timeout)
 
     def read_apart(self) -> None:
         """Stage in a folder that goes with this process."""
         if self._apart is None:
+            self._connect(READER_RETRIES, SILENCE_SECONDS)
             self._apart = tempfile.TemporaryDirectory(prefix="jigsaw-run-")
             self.path = Path(self._apart.name)
 
@@ -409,6 +411,11 @@ class RemoteRunFolder:
 
         Raises UserError where another process of this machine trains the run.
         """
+        self._pull()
+        if self._apart is not None:
+            name_copies(str(self.path), self.url)
+
+    def _pull(self) -> None:
         from jigsaw_pretrain.train.engine import checkpoint
 
         try:
@@ -472,12 +479,14 @@ class RemoteRunFolder:
         for name in self._checkpoints():
             if name.endswith(".pt") and name < kept[0]:
                 old = f"checkpoints/{name}"
-                fetch_with_retries(partial(self._storage.remove, old), RETRIES, self._storage.describe(old), "removed")
+                fetch_with_retries(
+                    partial(self._storage.remove, old), self._retries, self._storage.describe(old), "removed"
+                )
 
     def _checkpoints(self) -> list[str]:
         """What a listing shows of the checkpoints, and the pointer: a hint."""
         found = fetch_with_retries(
-            lambda: self._storage.list("checkpoints"), RETRIES, self._storage.describe("checkpoints")
+            lambda: self._storage.list("checkpoints"), self._retries, self._storage.describe("checkpoints")
         )
         return [name for name in found if _is_known(f"checkpoints/{name}")]
 
@@ -489,12 +498,14 @@ class RemoteRunFolder:
         return [name for name in found if _is_known(name) and not name.startswith("checkpoints/")]
 
     def _put(self, name: str, data: bytes) -> None:
-        fetch_with_retries(lambda: self._storage.publish(name, data), RETRIES, self._storage.describe(name), "written")
+        fetch_with_retries(
+            lambda: self._storage.publish(name, data), self._retries, self._storage.describe(name), "written"
+        )
 
     def _pointer(self) -> str | None:
         where = self._storage.describe(NEWEST)
         try:
-            found = fetch_with_retries(lambda: self._storage.read(NEWEST, MOST_BYTES), RETRIES, where)
+            found = fetch_with_retries(lambda: self._storage.read(NEWEST, MOST_BYTES), self._retries, where)
         except FileNotFoundError:
             return None
         name = found[:100].decode(errors="replace").strip()

@@ -51,7 +51,7 @@ from jigsaw_pretrain.train.models.feature_maps import (
     simple_pyramid,
 )
 from jigsaw_pretrain.train.models.layers import meta_state, run_on_meta, set_input_channels, with_norm
-from jigsaw_pretrain.train.models.libraries import PREFIXES, library_module
+from jigsaw_pretrain.train.models.libraries import PREFIXES, library_module, reads_a_file
 
 TIMM = "timm:"
 
@@ -98,6 +98,8 @@ def build(
     if name.startswith(TIMM):
         return timm_backbone(name, norm, multi_level, in_channels, split)
     if name.startswith(PREFIXES):
+        if reads_a_file(name):
+            _check_allowed(name)
         return _of_module(name, library_module(name, in_channels), norm, multi_level, in_channels, split)
     return own_backbone(name, norm, multi_level, in_channels, split)
 
@@ -116,19 +118,46 @@ def whole_model(name: str, norm: str = "bn") -> nn.Module:
 
 
 def least_bytes(name: str) -> int:
-    """The bytes of the weights of a model of torchvision's below its classifier, without making them.
+    """The bytes of the weights of a library's model below its classifier, without making them.
 
-    0 of other libraries' models, and of those that cannot be built without memory.
+    0 of those that cannot be built without memory, and of the user's own.
     """
-    if name not in names():
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "": lambda: whole_model(name),
+        TIMM: lambda: whole_timm_model(name),
+        **dict.fromkeys(PREFIXES, lambda: library_module(name, 3)),
+    }
+    library = next((prefix for prefix in makers if prefix and name.startswith(prefix)), "")
+    if (":" in name and not library) or (library in PREFIXES and reads_a_file(name)):
         return 0
     try:
         with torch.device("meta"):
-            model = whole_model(name)
-    except NotImplementedError:
-        return 0
+            model = makers[library]()
+    except (UserError, NotImplementedError, RuntimeError):
+        # RegNets read values while they are made; what is wrong with a name is told where its network is built.
+        known = torchvision.models.get_model_weights(name) if name in names() and name not in OWN else ()
+        return min((4 * one.meta["num_params"] for one in known), default=0)
     weights = (one for key, one in model.named_parameters() if key.split(".")[0] not in _CLASSIFIERS)
     return sum(one.numel() * one.element_size() for one in weights)
+
+
+def check_size(name: str, weights: Path, where: str) -> None:
+    """Refuse a network that is larger than its weights can be: a stranger's run may name one of any size.
+
+    Args:
+        name: the network's.
+        weights: a file that holds its weights; the largest of them.
+        where: the file that names the network.
+
+    Raises:
+        UserError: before the network is built.
+    """
+    least, most = least_bytes(name), weights.stat().st_size if weights.is_file() else 0
+    if least > 2 * most:
+        raise UserError(
+            f"{where} names the backbone {name}, whose weights take {least / 1e6:,.0f} MB, and {weights.name} has "
+            f"{most / 1e6:,.1f}: it is damaged, or of another run"
+        )
 
 
 def timm_backbone(
@@ -211,7 +240,10 @@ def whole_timm_model(name: str, norm: str = "bn", in_channels: int = 3) -> nn.Mo
 
 
 def allow_backbone(name: str) -> None:
-    """Let `module:callable` run in this process, where no command line names it: for programs that call the library."""
+    """Let `module:callable` run in this process, or a file make a network, where no command line names it.
+
+    For programs that call the library.
+    """
     _ALLOWED.add(name)
 
 
@@ -219,10 +251,12 @@ def _check_allowed(name: str) -> None:
     """Refuse code that only a file names: a recipe or a run may be a stranger's."""
     named = any(word == name or word.endswith(f"={name}") for word in COMMAND_LINE.get())
     if not named and name not in _ALLOWED:
+        does = (
+            "is built by a file" if name.startswith(PREFIXES) else f"runs code of the module {name.partition(':')[0]}"
+        )
         raise UserError(
-            f"backbone {name} runs code of the module {name.partition(':')[0]}, and nothing but a file asks for it: "
-            f"where it is yours, name it on the command line (--backbone {name} or --set model.backbone={name}; in a "
-            "program jigsaw_pretrain.allow_backbone)"
+            f"backbone {name} {does}, and nothing but a file asks for it: where it is yours, name it on the command "
+            f"line (--backbone {name} or --set model.backbone={name}; in a program jigsaw_pretrain.allow_backbone)"
         )
 
 

@@ -40,6 +40,12 @@ class YoloBackbone(nn.Module):
         return maps
 
 
+def reads_a_file(name: str) -> bool:
+    """Whether a network of PREFIXES is built by a file of the user's: Ultralytics runs words of its as code."""
+    short = name.partition(":")[2]
+    return bool(set(short) & {"/", "\\"}) or Path(short).exists()
+
+
 def library_module(name: str, in_channels: int) -> nn.Module:
     """The randomly initialised backbone of that name; raises UserError where the library or the name is not there."""
     return yolo(name, in_channels) if name.startswith(ULTRALYTICS) else hugging_face(name, in_channels)
@@ -81,7 +87,7 @@ def hugging_face(name: str, in_channels: int) -> nn.Module:
     try:
         config: Any
         if Path(short).is_dir():
-            config = AutoConfig.from_pretrained(short, local_files_only=True)
+            config = AutoConfig.from_pretrained(short, local_files_only=True, trust_remote_code=False)
         else:
             config = AutoConfig.for_model(short)
         config = getattr(config, "backbone_config", None) or config

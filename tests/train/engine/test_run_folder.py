@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from jigsaw_pretrain.train.report.page import page
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
 from tests.helpers.jobs import small_job, synthetic
+from tests.helpers.servers import FaultyProxy, file_server
 from tests.helpers.tiny import make_dataset
 
 PLAIN = "tests.helpers.own:plain"
@@ -92,6 +94,31 @@ def test_a_file_of_a_run_at_a_url_has_a_most(run: Path, monkeypatch: pytest.Monk
         open_trained(open_run_folder(f"file://{run}"))
 
 
+def test_damage_at_a_url_is_named_by_it(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (run / "metrics.jsonl").write_text("{\n")
+    HARMS["cut"](newest(run))
+    folder = open_run_folder(f"file://{run}")
+    open_trained(folder)
+    read_rows(folder.metrics)
+    assert caplog.text.count(f"file://{run}/") == 2 and str(folder.path) not in caplog.text
+    for _, other in list_checkpoints(run / "checkpoints"):
+        other.write_bytes(b"x")
+    for harmed in ("checkpoints/step-", "run.json"):
+        with pytest.raises(UserError) as caught:
+            open_trained(open_run_folder(f"file://{run}"))
+        assert f"file://{run}/{harmed}" in caught.value.message and "/jigsaw-run-" not in caught.value.message
+        (run / "run.json").write_text("{")
+
+
+def test_a_store_that_falls_silent_ends_a_reader_soon(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "SILENCE_SECONDS", 0.3)
+    with file_server(run.parent) as url, FaultyProxy(url, lambda number, method, path: "stall") as proxy:
+        begun = time.monotonic()
+        with pytest.raises(UserError, match="run"):
+            open_trained(open_run_folder(f"{proxy.url}/run"))
+        assert time.monotonic() - begun < 5
+
+
 def test_reading_a_run_that_trains_here_leaves_its_staged_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(run.parent / "cache"))
     writer = open_run_folder(f"file://{run}")
@@ -106,7 +133,8 @@ def test_code_that_only_a_file_names_does_not_run(run: Path, tmp_path: Path, mon
     (tmp_path / "evilmod.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
     description = json.loads((run / "run.json").read_text())
-    for name in ("evilmod:net", "os:abort"):
+    (tmp_path / "evil.yaml").write_text("activation: __import__('os').abort()\n")
+    for name in ("evilmod:net", "os:abort", "ultralytics:evil.yaml", f"ultralytics:{run}/x.yaml", "transformers:."):
         description["recipe"]["model"]["backbone"] = name
         (run / "run.json").write_text(json.dumps(description))
         result = call("export", "--run", run, "--to", "safetensors", "--out", tmp_path / "x.safetensors")
