@@ -33,6 +33,7 @@ from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, val
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.engine.distributed import Ranks
@@ -313,8 +314,12 @@ def read_results(path: Path) -> list[Detection]:
             f"{path} is not a COCO results file ({error}): write numbers, and boxes as four of them"
         ) from error
     for index, detection in enumerate(typed):
-        if not all(math.isfinite(value) for value in (*detection.bbox, detection.score)):
-            raise UserError(f"{path}: detection {index} has a box or score that is not finite: correct or remove it")
+        far = max(map(abs, detection.bbox)) > FARTHEST
+        if far or not all(math.isfinite(value) for value in (*detection.bbox, detection.score)):
+            raise UserError(
+                f"{path}: detection {index} has a score that is not finite, or a box that is not or lies beyond any "
+                "image: correct or remove it"
+            )
     return found
 
 

@@ -183,7 +183,7 @@ def _bounded_response() -> Any:
     """A class of aiohttp's whose answers are read whole (lists of files, blocks of archives) up to MOST_ANSWER only."""
     from aiohttp import ClientResponse
 
-    class Bounded(ClientResponse):
+    class BoundedResponse(ClientResponse):
         async def read(self) -> bytes:
             if self._body is None:
                 found = await _read(self.content, MOST_ANSWER + 1)
@@ -194,7 +194,7 @@ def _bounded_response() -> Any:
                 self._body = found
             return self._body
 
-    return Bounded
+    return BoundedResponse
 
 
 @functools.cache
@@ -208,10 +208,10 @@ def _bounded_session() -> dict[str, Any]:
     if "http_session_cls" not in inspect.signature(AioConfig).parameters:
         return {}
 
-    class Bounded(AIOHTTPSession):
+    class BoundedSession(AIOHTTPSession):
         async def _get_session(self, proxy_url: Any) -> Any:
             session = await super()._get_session(proxy_url)
             session._response_class = _bounded_response()
             return session
 
-    return {"http_session_cls": Bounded}
+    return {"http_session_cls": BoundedSession}

@@ -6,6 +6,7 @@ is loaded by halves: every weight of the backbone must be there, of its shape, a
 """
 
 import pickle
+import pickletools
 import stat
 import warnings
 import zipfile
@@ -13,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,12 @@ from jigsaw_pretrain.train.models.feature_maps import Backbone
 COUNTER = ".num_batches_tracked"
 """Entries that no output depends on; old files lack them."""
 
+
+MOST_PICKLE = 8 << 20
+"""The most bytes of what names the tensors in a file: a thousand tensors take 0.1 MB."""
+
+MOST_IN_TUPLE = 10_000
+"""The most that a tuple may hold, and what the tuples in it hold: to hash one, all that is gone through."""
 
 MOST_TIED = 4
 """How many times the bytes of a file its tensors may claim, as some are views of one another."""
@@ -113,12 +121,14 @@ def load_tensors(file: str | Path) -> object:
     if not status.st_size:
         raise UserError(f"{file} is empty: it is no weights file")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-                    raise UserError(f"{file} is compressed, which torch.save does not do: it is not read")
-                if (damaged := archive.testzip()) is not None:
-                    raise UserError(f"{file} is damaged: {damaged} is not what its checksum says")
+        with path.open("rb") as content:
+            if content.read(4) == b"PK\x03\x04":
+                _check_archive(path)
+            else:
+                # As torch wrote until 1.6: what the file is of, the content, and the names of its storages.
+                content.seek(0)
+                for _ in range(5):
+                    _check_pickle(content, str(file))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -135,6 +145,53 @@ def load_tensors(file: str | Path) -> object:
             else "it is damaged or of another kind"
         )
         raise UserError(f"{file} cannot be read safely: {why}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise UserError for an archive with members that are compressed, damaged, or refused by ``_check_pickle``."""
+    with zipfile.ZipFile(path) as archive:
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+            raise UserError(f"{path} is compressed, which torch.save does not do: it is not read")
+        if (damaged := archive.testzip()) is not None:
+            raise UserError(f"{path} is damaged: {damaged} is not what its checksum says")
+        for member in archive.infolist():
+            if member.filename.endswith("data.pkl"):
+                with archive.open(member) as content:
+                    _check_pickle(content, str(path))
+
+
+def _check_pickle(content: IO[bytes], file: str) -> None:
+    """Raise UserError for a pickle that would take hours to read, though none of it is run.
+
+    A tuple that holds a tuple twice, which holds a tuple twice, and so on, costs a few bytes for each doubling; where
+    it is a key of a dict, all of it is hashed. So the pickle's operations are followed, as pickletools describes them,
+    with what each value on their stack holds.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    for operation, argument, place in pickletools.genops(content):
+        if (place or 0) > MOST_PICKLE:
+            raise UserError(f"{file} cannot be read safely: what names its tensors has over {MOST_PICKLE:,} bytes")
+        name, before, after = operation.name, operation.stack_before, operation.stack_after
+        if name == "MARK":
+            marks.append(len(stack))
+            continue
+        if "PUT" in name or name == "MEMOIZE":
+            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+            continue
+        since_mark = pickletools.markobject in before
+        first = marks.pop() - before.index(pickletools.markobject) if since_mark else len(stack) - len(before)
+        taken = stack[first:]
+        del stack[first:]
+        if "TUPLE" in name:
+            stack.append(1 + sum(taken))
+        elif "GET" in name:
+            stack.append(memo[int(argument or 0)])
+        else:
+            stack += [1] * len(after) if name != "DUP" else taken * 2
+        if stack and stack[-1] > MOST_IN_TUPLE:
+            raise UserError(f"{file} cannot be read safely: one of its tuples holds more than {MOST_IN_TUPLE:,} values")
 
 
 ABOUT = "jigsaw-pretrain"

@@ -11,7 +11,7 @@ import torch
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.models import backbones
-from jigsaw_pretrain.train.models.weights import load_weights, read_weights
+from jigsaw_pretrain.train.models.weights import load_tensors, load_weights, read_weights
 from tests.helpers.jobs import same, small_job, synthetic
 from tests.helpers.own import tensors
 
@@ -141,3 +141,27 @@ def test_what_holds_no_weights_is_told_in_own_words(kind: str, tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         read_weights(str(file))
     assert str(file) in caught.value.message and "weights_only" not in caught.value.message
+
+
+def doubled(levels: int) -> tuple[object, ...]:
+    """A tuple that holds one tuple twice, and so on."""
+    found: tuple[object, ...] = ("a",)
+    for _ in range(levels):
+        found = (found, found)
+    return found
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_tuple_that_would_be_hashed_for_hours_is_refused(zipped: bool, hidden: bool, tmp_path: Path) -> None:
+    file, options = tmp_path / "w.pth", {"_use_new_zipfile_serialization": zipped}
+    torch.save({**tensors(), "names": (("a", "b"),) * 100, "sizes": doubled(4)}, file, **options)
+    assert isinstance(load_tensors(file), dict)
+    # Not a key here, as this test would have to hash it too.
+    torch.save({"names": [{"deep": doubled(40)}]}, file, **options)
+    if hidden:
+        # An archive at the end of a file that does not begin as one is not what torch reads.
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("w/other.pkl", b"\x80\x02.")
+    with pytest.raises(UserError, match="tuples"):
+        load_tensors(file)
