@@ -267,6 +267,8 @@ _MACHINE = {
     "(pretrain: with --resume), with fewer --workers",
     "Too many open files": "too many files are open: raise the limit (ulimit -n), or lower --workers",
     "No space left on device": "the disk is full: make room and run the command again",
+    "Permission denied": "you may not do that there: mend its permissions, or name another place",
+    "Read-only file system": "nothing can be written there: name another place",
     "inline_container": "a file cannot be written whole, most likely as the disk is full: make room",
     "PytorchStreamWriter": "a file cannot be written whole, most likely as the disk is full: make room",
     "could not create a primitive": "there is not enough memory: lower the batch or --workers",
@@ -286,7 +288,8 @@ def _of_machine(error: Exception) -> str | None:
     text = str(error)
     for part, meaning in _MACHINE.items():
         if part in text and isinstance(error, OSError | RuntimeError | ImportError):
-            return f"{where}{meaning} ({_first_line(error)})"
+            said = error.strerror if where and isinstance(error, OSError) and error.strerror else _first_line(error)
+            return f"{where}{meaning} ({said})"
     if isinstance(error, OSError):
         return f"{where}{error.strerror or _first_line(error) or type(error).__name__}"
     if isinstance(error, MemoryError):

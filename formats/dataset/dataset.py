@@ -257,7 +257,8 @@ def _named_errors(storage: Storage) -> Iterator[None]:
         if not storage.is_local:
             raise
         where = error.filename or storage.describe(layout.MANIFESTS)
-        raise UserError(f"{where} cannot be read ({error.strerror or error}). {MEND}") from error
+        remedy = "Mend its permissions." if isinstance(error, PermissionError) else MEND
+        raise UserError(f"{where} cannot be read ({error.strerror or error}). {remedy}") from error
 
 
 def read_description(raw: bytes, where: str) -> Description:

@@ -78,8 +78,8 @@ def atomic_write(final: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            # A write that fails (a full disk) does not say of which file.
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            # A write that fails (a full disk) does not say of which file, and nobody asked for a temporary one.
             error.filename = str(final)
         raise
     sync_folder(final.parent)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -462,3 +463,13 @@ def test_a_file_without_end_is_left_after_its_most(tmp_path: Path) -> None:
         with pytest.raises(TooLong):
             Fetcher(url, retries=3).fetch("x", tmp_path / "x", lambda fetched: None, 1 << 21)
         assert (tmp_path / "x").stat().st_size < 1 << 31
+
+
+def test_a_folder_that_takes_no_file_is_told_by_the_file_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "ours" / "x.json").parent.mkdir()
+    # Root may write anywhere but to a folder that is gone.
+    final = tmp_path / "ours" / "x.json"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(final) as file:
+        file.write(b"x")
+        shutil.rmtree(final.parent)
+    assert caught.value.filename == str(final)

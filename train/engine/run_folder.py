@@ -342,6 +342,8 @@ def read_description(folder: RunFolder) -> dict[str, Any]:
         msgspec.convert(description, _Description)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} holds no run (no run.json): name the folder that was given as --run") from error
+    except PermissionError as error:
+        raise UserError(f"{folder.description} cannot be read ({error.strerror}): mend its permissions") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder.description} is damaged ({str(error)[:200]}): restore it, or begin another run"
