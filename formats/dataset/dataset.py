@@ -92,6 +92,8 @@ class _Options(msgspec.Struct):
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
     crops_per_part: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     negatives_per_positive: Annotated[float, Meta(ge=0, le=100)] | UnsetType = UNSET
+    annotations_sha256: Sha256 | UnsetType = UNSET
+    split: Annotated[str, Meta(max_length=10_000)] | None | UnsetType = UNSET
 
 
 class _Totals(msgspec.Struct):

@@ -142,8 +142,8 @@ async def part_of_s3_file(fs: Any, path: str, offset: int, size: int) -> bytes:
         answer["Body"].close()
 
 
-async def names_in_s3(fs: Any, path: str) -> list[str]:
-    """The keys of all objects below a folder, relative to it, without what stands for folders.
+async def names_in_s3(fs: Any, path: str, most: int = MOST_NAMES) -> list[str]:
+    """The keys of all objects below a folder, ``most`` at most, relative to it, without what stands for folders.
 
     Raises EndlessListing, TimeoutError where a listing hardly goes on, and as the driver does. The driver's own
     ``find`` keeps a kilobyte of each object, and follows a listing that has no end.
@@ -158,8 +158,8 @@ async def names_in_s3(fs: Any, path: str) -> list[str]:
         if not page.get("IsTruncated"):
             return names
         token = asked["ContinuationToken"] = page.get("NextContinuationToken")
-        if token is None or token in seen or len(names) > MOST_NAMES:
-            raise EndlessListing(f"its listing has no end within {MOST_NAMES:,} files: name a folder below it")
+        if token is None or token in seen or len(names) > most:
+            raise EndlessListing(f"its listing has no end within {most:,} files: name a folder below it")
         seen.add(token)
         elapsed = time.monotonic() - begun
         if elapsed > SILENCE_SECONDS and len(names) < LEAST_NAMES * elapsed:

@@ -33,12 +33,14 @@ from typing import Any, TypeVar
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.storage.drivers import (
     CONNECTIONS,
     LEAST_RATE,
+    MOST_NAMES,
     EndlessListing,
     NoRanges,
     driver_options,
@@ -143,8 +145,15 @@ class Storage:
     def _call(self, method: str, *arguments: Any, seconds: float = ANSWER_SECONDS, **named: Any) -> Any:
         """What a method of the driver returns; TimeoutError after so many seconds, of drivers that can be left."""
         if isinstance(self.fs, AsyncFileSystem):
-            return sync(self.fs.loop, getattr(self.fs, f"_{method}"), *arguments, timeout=seconds, **named)
+            return self._sync(getattr(self.fs, f"_{method}"), *arguments, seconds=seconds, **named)
         return getattr(self.fs, method)(*arguments, **named)
+
+    def _sync(self, asked: Callable[..., Any], *arguments: Any, seconds: float, **named: Any) -> Any:
+        """What a driver's coroutine returns; TimeoutError after so many seconds."""
+        try:
+            return sync(self.fs.loop, asked, *arguments, timeout=seconds, **named)
+        except FSTimeoutError as error:
+            raise TimeoutError(f"no whole answer in {seconds:g} s") from error
 
     def local_path(self, name: str) -> Path:
         """The path of a file of a local root."""
@@ -206,7 +215,7 @@ class Storage:
         try:
             if is_web(self.url) or is_s3(self.url):
                 part = part_of_web_file if is_web(self.url) else part_of_s3_file
-                return sync(self.fs.loop, part, self.fs, path, offset, size, timeout=CONTENT_SECONDS)
+                return bytes(self._sync(part, self.fs, path, offset, size, seconds=CONTENT_SECONDS))
             where = {"start": offset, "end": offset + size}
             return bytes(self._call("cat_file", path, seconds=CONTENT_SECONDS, **where))
         except NoRanges as error:
@@ -235,25 +244,29 @@ class Storage:
         )
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
-    def find(self, seconds: float = CONTENT_SECONDS) -> tuple[str, ...]:
-        """The paths of all files below the root, relative to it, sorted; TimeoutError after so many seconds."""
-        return self.survey(seconds)[0]
+    def find(self, seconds: float = CONTENT_SECONDS, most: int = MOST_NAMES) -> tuple[str, ...]:
+        """The paths of all files below the root, relative to it, sorted, as ``survey`` gives them."""
+        return self.survey(seconds, most)[0]
 
-    def survey(self, seconds: float = CONTENT_SECONDS) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def survey(
+        self, seconds: float = CONTENT_SECONDS, most: int = MOST_NAMES
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The paths of all files below the root, and links to folders that are not followed, each sorted.
+
+        Raises TimeoutError where a store needs more than so many seconds, UserError for more than ``most`` files in S3.
 
         Links to folders are followed within the root; those that lead out of it, or back to a folder that holds them,
         are not.
         """
         if self.is_local:
             return _walk(Path(self.root))
-        return tuple(sorted(self._ask(lambda: self._names(seconds), ""))), ()
+        return tuple(sorted(self._ask(lambda: self._names(seconds, most), ""))), ()
 
-    def _names(self, seconds: float) -> list[str]:
+    def _names(self, seconds: float, most: int) -> list[str]:
         """``survey`` of a store, in the driver's order."""
         if is_s3(self.url):
             try:
-                return list(sync(self.fs.loop, names_in_s3, self.fs, self.root, timeout=seconds))
+                return list(self._sync(names_in_s3, self.fs, self.root, most, seconds=seconds))
             except EndlessListing as error:
                 raise UserError(f"{self.describe('')}: {error}") from error
         root = self.root.rstrip("/") + "/"

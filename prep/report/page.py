@@ -200,7 +200,7 @@ def _thing(row: dict[str, Any]) -> str:
 def _options(dataset: Dataset) -> Section:
     description = dataset.description
     given = {
-        name: f"{value[:16]}…" if name.endswith("sha256") else setting(value)
+        name: f"{value[:16]}…" if name == "annotations_sha256" else setting(value)
         for name, value in description.options.items()
     }
     options = [["seed", str(description.seed)], *map(list, sorted(given.items()))]

@@ -74,6 +74,9 @@ MOST_WEIGHTS = 1 << 38
 RETRIES, TIMEOUT = 5, 60.0
 """Of a request of a run that trains to the store of its URL: a bad night must not end it."""
 
+MOST_NAMES = 100_000
+"""The most files that lie at a run's URL."""
+
 READER_RETRIES = 1
 """Of a command that reads a run at a URL, where somebody waits for the answer: half a minute of silence ends it."""
 
@@ -495,7 +498,7 @@ class RemoteRunFolder:
     def _listed(self) -> list[str]:
         """Further files of the run (pages and what they are made of), as far as a listing shows them."""
         # Some hundred files; a listing that goes on and on is none of a run.
-        list_all = partial(self._storage.find, ANSWER_SECONDS)
+        list_all = partial(self._storage.find, ANSWER_SECONDS, MOST_NAMES)
         found = fetch_with_retries(list_all, 1, self._storage.describe(""))
         return [name for name in found if _is_known(name) and not name.startswith("checkpoints/")]
 
