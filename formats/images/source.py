@@ -24,7 +24,7 @@ from jigsaw_pretrain.formats.images.archive import (
 )
 from jigsaw_pretrain.formats.images.decode import ImageError, RasterHeader, is_tiff, raster_header, size_and_orientation
 from jigsaw_pretrain.storage.retries import StoreError
-from jigsaw_pretrain.storage.store import LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead
+from jigsaw_pretrain.storage.store import CONTENT_SECONDS, LOCAL_THREADS, REMOTE_THREADS, Storage, map_ahead
 
 HEADER_BYTES = 1 << 16
 
@@ -98,10 +98,10 @@ class ImageSource:
         """All files, relative to the root (of an archive with one top folder: to that), sorted."""
         return self.survey()[0]
 
-    def survey(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """All files, and links to folders that are not followed (see Storage)."""
+    def survey(self, seconds: float = CONTENT_SECONDS) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All files, and links to folders that are not followed (see Storage, also for what it raises)."""
         if not self.archive:
-            return self._storage.survey()
+            return self._storage.survey(seconds)
         index = self.index()
         start = f"{self._top}/" if self._top else ""
         return tuple(sorted(name.removeprefix(start) for name in index)), ()

@@ -367,15 +367,28 @@ def _written(info: Mapping[str, Any]) -> float | None:
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Map a function over items with threads; results in order, at most twice ``threads`` computed ahead."""
-    coming = iter(items)
+    """Map a function over items with threads; results in order, at most twice ``threads`` computed ahead.
+
+    Raises what the function raises for an item, and begins no further one: of a silent store each costs its patience.
+    """
+    coming, failed = iter(items), threading.Event()
+
+    def one(item: Item) -> Result:
+        if failed.is_set():
+            raise concurrent.futures.CancelledError
+        try:
+            return function(item)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(coming, 2 * threads))
+        waiting: deque[Future[Result]] = deque(pool.submit(one, item) for item in islice(coming, 2 * threads))
         try:
             while waiting:
                 result = waiting.popleft().result()
                 for item in islice(coming, 1):
-                    waiting.append(pool.submit(function, item))
+                    waiting.append(pool.submit(one, item))
                 yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

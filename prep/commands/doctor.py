@@ -38,6 +38,7 @@ from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_imag
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
 from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.storage.retries import StoreError
 from jigsaw_pretrain.storage.store import map_ahead
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ NOTE, WARNING, ERROR = "note", "warning", "error"
 
 STATES = ("clean", "warnings", "cannot be prepped")
 """What is said for each exit status."""
+
+LISTING_SECONDS = 20.0
+"""How long a store's listing is waited for: some hundred thousand files. It serves one check of many."""
 
 MUCH_CROWD = 0.1
 SKIPPED_SHARE = 0.01
@@ -166,7 +170,12 @@ def note_findings(plan: Plan) -> Iterator[Finding]:
 
 def listing_findings(annotations: Annotations, source: ImageSource) -> Iterator[Finding]:
     """What lies in the image folder and is not looked at; YOLO's reader, which lists that folder, tells it itself."""
-    files, links = source.survey()
+    try:
+        files, links = source.survey(LISTING_SECONDS)
+    except (StoreError, UserError, PermissionError) as error:
+        text = f"what the annotations do not list is not known: {redacted(str(error))}"
+        yield Finding(NOTE, "images that cannot be listed", 1, text)
+        return
     for note in listing_notes(links, files):
         yield Finding(WARNING if note.grave else NOTE, note.check, len(note.things), note.text, note.things)
     listed_files = {*annotations.files, *(row.image_file for row in annotations.skipped)}

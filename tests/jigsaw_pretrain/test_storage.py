@@ -22,7 +22,7 @@ from jigsaw_pretrain.storage import drivers, files, retries
 from jigsaw_pretrain.storage.drivers import driver_options
 from jigsaw_pretrain.storage.files import atomic_write, inside, sweep, temporary_beside
 from jigsaw_pretrain.storage.retries import StoreError, TooLong, with_retries
-from jigsaw_pretrain.storage.store import Fetcher, Storage
+from jigsaw_pretrain.storage.store import Fetcher, Storage, map_ahead
 from tests.helpers.prepped import tree
 from tests.helpers.servers import FaultyProxy, file_server
 
@@ -472,3 +472,17 @@ def test_a_folder_that_takes_no_file_is_told_by_the_file_that_was_meant(tmp_path
         file.write(b"x")
         shutil.rmtree(final.parent)
     assert caught.value.filename == str(final)
+
+
+def test_nothing_is_begun_after_a_failure() -> None:
+    begun: list[int] = []
+
+    def slow(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.2)
+        raise ValueError(str(item))
+
+    with pytest.raises(ValueError, match="0"):
+        list(map_ahead(slow, range(100), 4))
+    time.sleep(0.5)
+    assert sorted(begun) == [0, 1, 2, 3]

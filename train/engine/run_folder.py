@@ -41,7 +41,6 @@ from msgspec.structs import replace
 from jigsaw_pretrain.errors import UserError, name_copies, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage.drivers import SILENCE_SECONDS
 from jigsaw_pretrain.storage.files import atomic_write, check_own_folders, inside
 from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
 from jigsaw_pretrain.storage.store import (
@@ -77,8 +76,8 @@ RETRIES, TIMEOUT = 5, 60.0
 MOST_NAMES = 100_000
 """The most files that lie at a run's URL."""
 
-READER_RETRIES = 1
-"""Of a command that reads a run at a URL, where somebody waits for the answer: half a minute of silence ends it."""
+READER_RETRIES, READER_TIMEOUT = 1, 10.0
+"""Of a command that reads a run at a URL, where somebody waits for the answer."""
 
 
 _CHECKPOINT = re.compile(r"step-\d{8,15}\.pt")
@@ -407,7 +406,7 @@ class RemoteRunFolder:
     def read_apart(self) -> None:
         """Stage in a folder that goes with this process."""
         if self._apart is None:
-            self._connect(READER_RETRIES, SILENCE_SECONDS)
+            self._connect(READER_RETRIES, READER_TIMEOUT)
             self._apart = tempfile.TemporaryDirectory(prefix="jigsaw-run-")
             self.path = Path(self._apart.name)
 

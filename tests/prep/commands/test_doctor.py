@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.prep.commands.doctor import doctor
+from jigsaw_pretrain.storage import retries
 from tests.helpers.prepped import Drawn, invoke, ramp, write_sample
+from tests.helpers.stores import proxied_store, upload
 
 
 def examine(drawn: Drawn, *extra: str) -> dict[str, Any]:
@@ -156,3 +158,17 @@ def test_markup_and_control_characters_are_printed_as_they_are(sound: Drawn) -> 
     result = invoke(doctor, "--annotations", str(sound.write()), "--images", str(sound.folder / "images"))
     assert result.exit_code == 1 and "\x1b[31m" not in result.output and "[bold]x" in result.output.replace("\n", "")
     assert np.isfinite(result.exit_code)
+
+
+def test_a_store_that_lists_nothing_costs_one_check_and_that_is_told(
+    sound: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.1)
+    annotations = str(sound.write())
+    with proxied_store() as (store, proxy):
+        url = upload(store, sound.folder / "images", "images")
+        proxy.faults = lambda number, method, path: "500" if "list-type" in path else None
+        result = invoke(doctor, "--annotations", annotations, "--images", url, "--json")
+    found = json.loads(result.output)
+    assert found["status"] == "clean" and checks(found)["images that cannot be listed"] == 1, found["findings"]
+    assert found["totals"]["positives"] == 48

@@ -111,7 +111,7 @@ def test_damage_at_a_url_is_named_by_it(run: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_a_store_that_falls_silent_ends_a_reader_soon(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(run_folder, "READER_TIMEOUT", 0.3)
     with file_server(run.parent) as url, FaultyProxy(url, lambda number, method, path: "stall") as proxy:
         begun = time.monotonic()
         with pytest.raises(UserError, match="run"):
