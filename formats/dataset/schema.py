@@ -13,6 +13,7 @@ types, the rows a group may have (a few bytes of Parquet can claim billions), nu
 import errno
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from jigsaw_pretrain.formats.dataset.pages import page_sizes
 
 CROPS = pa.schema(
     [
@@ -130,10 +133,25 @@ class DamagedTable(ValueError):
     """What is wrong with a table, to follow the name of its file."""
 
 
-def open_table(source: Any, schema: pa.Schema) -> pq.ParquetFile:
+@dataclass(frozen=True)
+class TableFile:
+    """An opened Parquet file, and the file of pyarrow's that it is read from."""
+
+    parquet: pq.ParquetFile
+    source: Any
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        """What the file's footer says."""
+        return self.parquet.metadata
+
+
+def open_table(source: Any, schema: pa.Schema) -> TableFile:
     """A Parquet file (a path or a file of pyarrow's) that has the columns of ``schema``; raises DamagedTable."""
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     try:
+        if isinstance(source, str):
+            source = pa.OSFile(source)
         # Texts stay in their dictionaries until their length is known.
         file = pq.ParquetFile(source, read_dictionary=texts)
         found = file.schema_arrow
@@ -151,11 +169,11 @@ def open_table(source: Any, schema: pa.Schema) -> pq.ParquetFile:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind != field.type:
             raise DamagedTable(f"is damaged: column {field.name} is of type {kind}, not {field.type}")
-    return file
+    return TableFile(file, source)
 
 
 def read_group(
-    file: pq.ParquetFile, schema: pa.Schema, index: int, rows: int | None = None, columns: Sequence[str] | None = None
+    file: TableFile, schema: pa.Schema, index: int, rows: int | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """A row group of exactly ``rows`` rows (None: at most MOST_ROWS) in the types of ``schema``; raises DamagedTable.
 
@@ -167,8 +185,8 @@ def read_group(
         if (held > MOST_ROWS) if rows is None else (held != rows):
             due = f"at most {MOST_ROWS:,}" if rows is None else f"{rows:,}"
             raise DamagedTable(f"is damaged: row group {index} has {held:,} rows where {due} are due")
-        _check_room(file.metadata.row_group(index), wanted)
-        table = file.read_row_group(index, columns=wanted, use_threads=False)
+        _check_room(file, index, wanted)
+        table = file.parquet.read_row_group(index, columns=wanted, use_threads=False)
         if table.num_rows != held:
             raise DamagedTable(f"is damaged: row group {index} has fewer rows than it says")
         plain = {name: _plain(table.column(name), schema.field(name)) for name in wanted}
@@ -179,15 +197,21 @@ def read_group(
         raise _damaged(error) from error
 
 
-def _check_room(group: pq.RowGroupMetaData, wanted: Sequence[str]) -> None:
+def _check_room(file: TableFile, index: int, wanted: Sequence[str]) -> None:
     """Raise DamagedTable for a row group that becomes more than its columns may hold once it is decompressed."""
+    group = file.metadata.row_group(index)
     most = MOST_TEXT + 64 * group.num_rows
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema in wanted and column.total_uncompressed_size > most:
-            raise DamagedTable(
-                f"is damaged: column {column.path_in_schema} has {column.total_uncompressed_size:,} bytes"
-            )
+    for column in (group.column(place) for place in range(group.num_columns)):
+        if column.path_in_schema not in wanted:
+            continue
+        total = 0
+        for pages, size in enumerate(page_sizes(file.source, column)):
+            total += size
+            # A dictionary, and no page without a row.
+            if total > most or pages > group.num_rows + 1:
+                raise DamagedTable(
+                    f"is damaged: column {column.path_in_schema} has more than {most:,} bytes, or pages without rows"
+                )
 
 
 def _plain(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
