@@ -15,7 +15,8 @@ from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.models.backbone import SyncBatchNorm2d, build_backbone, freeze
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import CONFIG, load_detector, read_config
-from jigsaw_pretrain.detect.training import DetectorJob, DetectorTask, PeriodicAP, build_task
+from jigsaw_pretrain.detect.task import DetectorJob, DetectorTask, PeriodicAP
+from jigsaw_pretrain.detect.training import build_task
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, lossless
