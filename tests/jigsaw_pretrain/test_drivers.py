@@ -13,8 +13,9 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.images.archive import read_index, read_member
 from jigsaw_pretrain.storage import retries
 from jigsaw_pretrain.storage.drivers import driver_options
+from jigsaw_pretrain.storage.fetcher import Fetcher
 from jigsaw_pretrain.storage.retries import StoreError
-from jigsaw_pretrain.storage.store import Fetcher, Storage
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.servers import file_server
 
 LIBRARIES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.storage import drivers, files, retries
 from jigsaw_pretrain.storage.drivers import driver_options
+from jigsaw_pretrain.storage.fetcher import Fetcher
 from jigsaw_pretrain.storage.files import atomic_write, inside, sweep, temporary_beside
 from jigsaw_pretrain.storage.retries import StoreError, TooLong, with_retries
-from jigsaw_pretrain.storage.store import Fetcher, Storage, map_ahead
+from jigsaw_pretrain.storage.store import Storage, map_ahead
 from tests.helpers.prepped import tree
 from tests.helpers.servers import FaultyProxy, file_server
 

@@ -46,9 +46,10 @@ from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, ShardRow, open_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.storage.drivers import driver_options
+from jigsaw_pretrain.storage.fetcher import Fetcher
 from jigsaw_pretrain.storage.files import sync_folder
 from jigsaw_pretrain.storage.retries import WrongContent, fetch_with_retries
-from jigsaw_pretrain.storage.store import Fetcher, Storage, open_store
+from jigsaw_pretrain.storage.store import Storage, open_store
 
 _FOLDER = "jigsaw-shards"
 _KEY = re.compile(r"[0-9a-f]{64}")

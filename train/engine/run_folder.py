@@ -19,40 +19,27 @@ Prefer a local folder with a copying job beside it where the store is slow; a mo
 Importing this module imports no torch, which takes seconds: what a user named wrongly is told before.
 """
 
-import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
-import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
-from jigsaw_pretrain.errors import UserError, name_copies, redacted
+from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage.files import atomic_write, check_own_folders, inside
-from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
+from jigsaw_pretrain.storage.files import check_own_folders
 from jigsaw_pretrain.storage.store import (
-    ANSWER_SECONDS,
-    MOST_LINES_BYTES,
-    MOST_WHOLE_BYTES,
-    Fetcher,
     Storage,
-    open_store,
 )
-from jigsaw_pretrain.train.data.remote import default_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
+from jigsaw_pretrain.train.engine.remote_run import CHECKPOINT_NAME, RemoteRunFolder
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
 
 FORMAT_VERSION = 1
@@ -64,50 +51,10 @@ DESCRIPTION = "run.json"
 RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
 """What a run is continued with, beside its description and its newest checkpoint."""
 
-NEWEST = "checkpoints/newest"
-"""The pointer to the newest checkpoint of a run at a URL."""
-
-MOST_WEIGHTS = 1 << 38
-"""The most that a checkpoint or a weights file may have, in bytes."""
-
-RETRIES, TIMEOUT = 5, 60.0
-"""Of a request of a run that trains to the store of its URL: a bad night must not end it."""
-
-MOST_NAMES = 100_000
-"""The most files that lie at a run's URL."""
-
-READER_RETRIES, READER_TIMEOUT = 1, 10.0
-"""Of a command that reads a run at a URL, where somebody waits for the answer."""
-
-
-_CHECKPOINT = re.compile(r"step-\d{8,15}\.pt")
-_KNOWN = re.compile(
-    r"run\.json|recipe\.toml|metrics\.jsonl|digest\.txt|report\.html|backbone(-fpn)?\.pth"
-    r"|(config|summary|results|ap)\.json|page\.html|detector\.pth"
-    r"|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}|checkpoints/(newest|step-\d{8,15}\.pt)"
-)
-"""The names of the files that a run has, of a backbone or of a detector."""
-
 WRITTEN_FOLDERS = ("checkpoints", "looks", "tensorboard")
 """The folders in a run's that are written to."""
 
-_LOCKS: dict[Path, FileLock] = {}
-"""The locks of the staged folders that this process trains in."""
-
 log = logging.getLogger(__name__)
-
-
-def _most_bytes(name: str) -> int:
-    """The most that a file of a run may have, by its name."""
-    if name.endswith((".pt", ".pth")):
-        return MOST_WEIGHTS
-    if name == "results.json":
-        return MOST_WHOLE_BYTES
-    return MOST_BYTES if name.endswith((".json", ".toml")) or name == NEWEST else MOST_LINES_BYTES
-
-
-def _is_known(name: str) -> bool:
-    return _KNOWN.fullmatch(name) is not None and ".." not in name
 
 
 @dataclass(frozen=True)
@@ -148,7 +95,7 @@ class _Description(msgspec.Struct):
 class RunFolder:
     """Where a run keeps its files; of one at a URL, ``path`` is where they are staged."""
 
-    def __init__(self, path: Path, remote: "RemoteRunFolder | None" = None, description: str = DESCRIPTION) -> None:
+    def __init__(self, path: Path, remote: RemoteRunFolder | None = None, description: str = DESCRIPTION) -> None:
         """description: the file's name."""
         self.remote, self._described = remote, description
         self._place(path)
@@ -170,7 +117,7 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether a run's first step was taken here."""
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        return self.description.exists() or any(_CHECKPOINT.fullmatch(path.name) for path in checkpoints)
+        return self.description.exists() or any(CHECKPOINT_NAME.fullmatch(path.name) for path in checkpoints)
 
     def read_apart(self) -> None:
         """Have what lies at a URL in a folder of this process: a run may be training in the one that it stages."""
@@ -378,160 +325,3 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     )
     assert newest is not None
     return description, recipe, newest[1]
-
-
-class RemoteRunFolder:
-    """A run folder at ``url`` and the folder of this machine, ``path``, where its files are staged.
-
-    Files go up whole, in one put each, what has changed only: checkpoints first, then the rest, last a small pointer to
-    the newest checkpoint, so that a run is never continued from a half-written one and needs no listing to be found.
-    The staged folder is made anew at every start. The process that trains locks it; a process that only reads stages in
-    a folder of its own. Names at the URL are a stranger's: only those that a run itself has are fetched.
-    """
-
-    def __init__(self, url: str, files: tuple[str, ...]) -> None:
-        """files: that a run is continued with, whether a listing shows them or not."""
-        self._files = files
-        self.url = url.rstrip("/")
-        self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
-        self._connect(RETRIES, TIMEOUT)
-        self._apart: tempfile.TemporaryDirectory[str] | None = None
-        self._pushed: dict[str, tuple[int, int]] = {}
-
-    def _connect(self, retries: int, timeout: float) -> None:
-        self._retries = retries
-        self._storage = open_store(self.url, timeout)
-        self._fetcher = Fetcher(self.url, retries, timeout)
-
-    def read_apart(self) -> None:
-        """Stage in a folder that goes with this process."""
-        if self._apart is None:
-            self._connect(READER_RETRIES, READER_TIMEOUT)
-            self._apart = tempfile.TemporaryDirectory(prefix="jigsaw-run-")
-            self.path = Path(self._apart.name)
-
-    def pull(self) -> None:
-        """Make the staged folder what lies at the URL, as far as continuing needs it; empty where there is no run.
-
-        Raises UserError where another process of this machine trains the run.
-        """
-        self._pull()
-        if self._apart is not None:
-            name_copies(str(self.path), self.url)
-
-    def _pull(self) -> None:
-        from jigsaw_pretrain.train.engine import checkpoint
-
-        try:
-            if self._apart is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock()
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or self.path}: {error.strerror or error}. A run at a URL is staged there: name "
-                "another cache folder with XDG_CACHE_HOME"
-            ) from error
-        for name in {*self._files, *self._listed()}:
-            self._fetch(name)
-        names = [pointer] if (pointer := self._pointer()) else []
-        names += sorted(
-            (name for name in self._checkpoints() if name.endswith(".pt") and name not in names), reverse=True
-        )
-        for name in names:
-            self.fetch_checkpoint(name)
-            try:
-                checkpoint.read_checkpoint(self.path / "checkpoints" / name)
-                break
-            except UserError:
-                # Passed over for the one before; what is damaged there is damaged here, and said by who reads it.
-                continue
-        self._pushed = {name: self._state(name) for name in self._staged()}
-
-    def _lock(self) -> None:
-        """Keep other processes of this machine out of the staged folder, as long as this one lives."""
-        lock = _LOCKS.setdefault(self.path, FileLock(f"{self.path}.lock"))
-        try:
-            if not lock.is_locked:
-                lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{redacted(self.url)} is being trained by another process of this machine: wait for it, or end it"
-            ) from error
-
-    def fetch_checkpoint(self, name: str) -> None:
-        """Stage a checkpoint, unless it is (another rank of this host, or its first one, may have)."""
-        if not (self.path / "checkpoints" / name).exists():
-            self._fetch(f"checkpoints/{name}")
-
-    def push(self) -> None:
-        """Publish what has changed, then the pointer; remove checkpoints older than the staged ones."""
-        staged = self._staged()
-        for name in sorted(staged, key=lambda name: not name.startswith("checkpoints/")):
-            state = self._state(name)
-            if self._pushed.get(name) != state:
-                self._put(name, (self.path / name).read_bytes())
-                self._pushed[name] = state
-        from jigsaw_pretrain.train.engine import checkpoint
-
-        kept = [path.name for _, path in checkpoint.list_checkpoints(self.path / "checkpoints")]
-        if not kept or self._pushed.get(NEWEST) == (int(kept[-1][5:-3]), 0):
-            return
-        self._put(NEWEST, kept[-1].encode())
-        self._pushed[NEWEST] = (int(kept[-1][5:-3]), 0)
-        for name in self._checkpoints():
-            if name.endswith(".pt") and name < kept[0]:
-                old = f"checkpoints/{name}"
-                fetch_with_retries(
-                    partial(self._storage.remove, old), self._retries, self._storage.describe(old), "removed"
-                )
-
-    def _checkpoints(self) -> list[str]:
-        """What a listing shows of the checkpoints, and the pointer: a hint."""
-        found = fetch_with_retries(
-            lambda: self._storage.list("checkpoints"), self._retries, self._storage.describe("checkpoints")
-        )
-        return [name for name in found if _is_known(f"checkpoints/{name}")]
-
-    def _listed(self) -> list[str]:
-        """Further files of the run (pages and what they are made of), as far as a listing shows them."""
-        # Some hundred files; a listing that goes on and on is none of a run.
-        list_all = partial(self._storage.find, ANSWER_SECONDS, MOST_NAMES)
-        found = fetch_with_retries(list_all, 1, self._storage.describe(""))
-        return [name for name in found if _is_known(name) and not name.startswith("checkpoints/")]
-
-    def _put(self, name: str, data: bytes) -> None:
-        fetch_with_retries(
-            lambda: self._storage.publish(name, data), self._retries, self._storage.describe(name), "written"
-        )
-
-    def _pointer(self) -> str | None:
-        where = self._storage.describe(NEWEST)
-        try:
-            found = fetch_with_retries(lambda: self._storage.read(NEWEST, MOST_BYTES), self._retries, where)
-        except FileNotFoundError:
-            return None
-        name = found[:100].decode(errors="replace").strip()
-        if not _CHECKPOINT.fullmatch(name):
-            log.warning("%s names no checkpoint (%r): the newest of the listing is taken", where, name)
-            return None
-        return name
-
-    def _fetch(self, name: str) -> None:
-        try:
-            self._fetch_whole(name)
-        except TooLong as error:
-            raise UserError(f"{self._storage.describe(name)} {error}: it is of no run") from error
-
-    def _fetch_whole(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError), atomic_write(inside(self.path, name)) as file:
-            self._fetcher.fetch(name, Path(file.name), lambda fetched: None, _most_bytes(name))
-
-    def _staged(self) -> list[str]:
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(name.as_posix() for name in found if not name.name.endswith(".tmp"))
-
-    def _state(self, name: str) -> tuple[int, int]:
-        status = (self.path / name).stat()
-        return status.st_mtime_ns, status.st_size

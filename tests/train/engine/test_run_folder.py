@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.train.engine import run_folder
+from jigsaw_pretrain.train.engine import remote_run
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_checkpoint
 from jigsaw_pretrain.train.engine.metrics import metrics_file, read_rows
 from jigsaw_pretrain.train.engine.pretraining import execute
@@ -70,7 +70,7 @@ names = st.text("./\\\\:abrunjson0123456789-pt", max_size=30) | st.sampled_from(
 
 @given(names)
 def test_only_a_runs_own_names_are_known(name: str) -> None:
-    if run_folder._is_known(name):
+    if remote_run._is_known(name):
         assert not {"..", "", "."} & set(name.split("/"))
         assert name.split("/")[0] in ("run.json", "recipe.toml", "metrics.jsonl", "looks", "checkpoints", "tensorboard")
 
@@ -85,7 +85,7 @@ def test_a_hostile_pointer_leads_nowhere(pointer: str, run: Path, tmp_path: Path
 
 
 def test_a_file_of_a_run_at_a_url_has_a_most(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "MOST_LINES_BYTES", (run / "metrics.jsonl").stat().st_size - 1)
+    monkeypatch.setattr(remote_run, "MOST_LINES_BYTES", (run / "metrics.jsonl").stat().st_size - 1)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         open_trained(open_run_folder(f"file://{run}"))
     (run / "metrics.jsonl").unlink()
@@ -111,7 +111,7 @@ def test_damage_at_a_url_is_named_by_it(run: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_a_store_that_falls_silent_ends_a_reader_soon(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "READER_TIMEOUT", 0.3)
+    monkeypatch.setattr(remote_run, "READER_TIMEOUT", 0.3)
     with file_server(run.parent) as url, FaultyProxy(url, lambda number, method, path: "stall") as proxy:
         begun = time.monotonic()
         with pytest.raises(UserError, match="run"):
