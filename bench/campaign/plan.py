@@ -55,6 +55,9 @@ class Variant(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     pretrain: tuple[str, ...] = ()
     detect: tuple[str, ...] = ()
 
+    same_cost: bool = False
+    """Whether what ``detect`` changes leaves a step's cost as it is: what was measured then is the machine's hour."""
+
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What is asked: every variant at every pre-training length and every detector length, over seeds."""

@@ -131,7 +131,7 @@ def arm_seconds(plan: Plan, arm: Arm, mine: Mapping[int, Row], costs: tuple[floa
     after = arm.detect_steps * costs[1]
     if arm.pretrain_steps and variant.pretrain:
         before = statistics.median(row.pretrain_seconds for row in mine.values())
-    if variant.detect:
+    if variant.detect and not variant.same_cost:
         after = statistics.median(row.detect_seconds for row in mine.values())
     return before, after
 
