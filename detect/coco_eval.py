@@ -33,7 +33,7 @@ from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, val
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.boxes import FARTHEST
+from jigsaw_pretrain.formats.boxes import finite
 from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.engine.distributed import Ranks
@@ -313,13 +313,12 @@ def read_results(path: Path) -> list[Detection]:
         raise UserError(
             f"{path} is not a COCO results file ({error}): write numbers, and boxes as four of them"
         ) from error
-    for index, detection in enumerate(typed):
-        far = max(map(abs, detection.bbox)) > FARTHEST
-        if far or not all(math.isfinite(value) for value in (*detection.bbox, detection.score)):
-            raise UserError(
-                f"{path}: detection {index} has a score that is not finite, or a box that is not or lies beyond any "
-                "image: correct or remove it"
-            )
+    good = finite(np.array([one.bbox for one in typed]).reshape(-1, 4)) & np.isfinite([one.score for one in typed])
+    if not good.all():
+        raise UserError(
+            f"{path}: detection {int(np.argmin(good))} has a score that is not finite, or a box that is not or lies "
+            "beyond any image: correct or remove it"
+        )
     return found
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.dataset.pages import page_sizes
 
 CROPS = pa.schema(
@@ -125,8 +126,6 @@ MOST_PIXELS = 250_000_000
 
 PIXELS_PER_BYTE = 1100
 """The most pixels that a byte of a member may stand for; zlib's best is 1,032."""
-
-_FARTHEST = float(1 << 31)
 
 
 class DamagedTable(ValueError):
@@ -276,8 +275,8 @@ def check_crops(rows: Columns, shard_bytes: int, background: int) -> None:
         unknown = np.isnan(x) & np.isnan(y) & np.isnan(width) & np.isnan(height) & (rows["label"] == background)
         with np.errstate(over="ignore", invalid="ignore"):
             fits = (x < outer[2]) & (y < outer[3]) & (x + width > outer[0]) & (y + height > outer[1])
-            fits &= (np.abs(x) < _FARTHEST) & (np.abs(y) < _FARTHEST)
-            fits &= (width < _FARTHEST) & (height < _FARTHEST) & (x + width > x) & (y + height > y)
+            fits &= (np.abs(x) < FARTHEST) & (np.abs(y) < FARTHEST)
+            fits &= (width < FARTHEST) & (height < FARTHEST) & (x + width > x) & (y + height > y)
         _require(x, unknown | fits, BOX[0])
 
 

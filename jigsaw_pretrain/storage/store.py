@@ -259,7 +259,8 @@ class Storage:
         """``survey`` of a store, in the driver's order."""
         if is_s3(self.url):
             try:
-                return list(self._sync(names_in_s3, self.fs, self.root, most, seconds=seconds))
+                found: list[str] = self._sync(names_in_s3, self.fs, self.root, most, seconds=seconds)
+                return found
             except EndlessListing as error:
                 raise UserError(f"{self.describe('')}: {error}") from error
         root = self.root.rstrip("/") + "/"

@@ -466,9 +466,9 @@ def test_a_file_without_end_is_left_after_its_most(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_file_is_told_by_the_file_that_was_meant(tmp_path: Path) -> None:
-    (tmp_path / "ours" / "x.json").parent.mkdir()
-    # Root may write anywhere but to a folder that is gone.
     final = tmp_path / "ours" / "x.json"
+    final.parent.mkdir()
+    # Root may write anywhere but to a folder that is gone.
     with pytest.raises(FileNotFoundError) as caught, atomic_write(final) as file:
         file.write(b"x")
         shutil.rmtree(final.parent)

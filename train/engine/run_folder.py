@@ -21,7 +21,6 @@ Importing this module imports no torch, which takes seconds: what a user named w
 
 import importlib.metadata
 import json
-import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,9 +34,7 @@ from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage.files import check_own_folders
-from jigsaw_pretrain.storage.store import (
-    Storage,
-)
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.remote_run import CHECKPOINT_NAME, RemoteRunFolder
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
@@ -53,8 +50,6 @@ RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
 
 WRITTEN_FOLDERS = ("checkpoints", "looks", "tensorboard")
 """The folders in a run's that are written to."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
