@@ -180,12 +180,12 @@ class SlotPlan:
         for group in GROUPS:
             if not self.counts.get(group):
                 other = stand_in(group, self.counts)
-                lines.append(f"no crops are {SHAPES[group]}: {SHAPES[other]} ones fill their place in each jigsaw")
+                lines.append(f"no crops are {SHAPES[group]}: {SHAPES[other]} ones fill their region of each jigsaw")
         for feed in self.feeds:
             if feed.topped_up_from:
                 lines.append(
                     f"few crops are {SHAPES[feed.group]} ({self.counts[feed.group]:,}): they fill "
-                    f"{float(feed.share):.2%} of their places and {SHAPES[feed.topped_up_from]} crops the others, so "
+                    f"{float(feed.share):.1%} of their regions and {SHAPES[feed.topped_up_from]} crops the others, so "
                     f"that none is drawn more than {self.max_repeat} times as often as one of the commonest shape"
                 )
         if lines:

@@ -253,7 +253,7 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
         labels = {stem: label for stem, label in labels.items() if stem in stems}
         files = chosen
         if others:
-            notes.append(Note("images of other splits", f"not of --split {reading.split}: not used", others, False))
+            notes.append(Note("images of other splits", f"not used, as --split {reading.split} asks", others, False))
     elif (note := folders.split_note(yolo.names, yolo.folder, root, pictures)) is not None:
         notes.append(note)
 
@@ -283,7 +283,7 @@ def _voc_split(raw: RawAnnotations, split: str | None) -> tuple[Set[str], list[N
         )
     others = tuple(path for path, stem in stems.items() if stem not in ids[split])
     absent = tuple(sorted(ids[split] - set(stems.values())))
-    notes = [Note("images of other splits", f"not of --split {split}: not used", others, False)] if others else []
+    notes = [Note("images of other splits", f"not used, as --split {split} asks", others, False)] if others else []
     if absent:
         text = f"ImageSets/Main/{split}.txt lists them, and no XML file is there"
         notes.append(Note("images without XML", text, absent))

@@ -238,7 +238,7 @@ def _why_resize(jigsaw: JigsawFit, side: float) -> str:
     if jigsaw.ratios == PAPER_RATIOS:
         return "the paper's"
     return (
-        f"crops of {side:.0f} pixels (median) then fill their slots, and show in them, as COCO's do in the paper's "
+        f"crops of {side:.0f} pixels (median) then fill their regions, and show in them, as COCO's do in the paper's "
         "jigsaws (0.8 to 1.5)"
     )
 
