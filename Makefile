@@ -19,11 +19,11 @@ GPUS ?= 1
 WORKERS ?= 2
 SEED ?= 0
 FILE ?= $(RUN)-torchvision.pth
-VAL_ANNOTATIONS ?=
-VAL_IMAGES ?=
-# Of YOLO and VOC folders that state their splits: SPLIT=train VAL_SPLIT=val.
+# Of YOLO and VOC folders that state their splits: SPLIT=train VAL_SPLIT=val, both of the same folder where no other is given.
 SPLIT ?=
 VAL_SPLIT ?=
+VAL_ANNOTATIONS ?= $(if $(VAL_SPLIT),$(ANNOTATIONS))
+VAL_IMAGES ?= $(if $(VAL_SPLIT),$(IMAGES))
 INIT ?= $(RUN)
 DETECTOR ?= $(RUN)-detector
 DETECT_RECIPE ?= $(if $(OWN),$(OUT)/detect.toml,recipes/detect-sample.toml)
@@ -85,13 +85,15 @@ $(if $(strip $(IMAGES)),$(if $(strip $(ANNOTATIONS)),,$(error IMAGES is given wi
 $(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES is given without VAL_ANNOTATIONS: name both)))
 $(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
 $(if $(strip $(ANNOTATIONS)),$(if $(strip $(IMAGES)),,$(error ANNOTATIONS is given without IMAGES: name the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=$(ANNOTATIONS) IMAGES=DIR)))
+$(foreach name,SPLIT VAL_SPLIT,$(if $(strip $($(name))),$(if $(strip $(ANNOTATIONS)$(VAL_ANNOTATIONS)),,$(error $(name)=$($(name)) is given without ANNOTATIONS: name them and the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=DIR $(name)=$($(name))))))
 
 # What can be typed next, with what was given; the commands leave it to this file.
 shards pretrain evaluate preview export detect compare: export JIGSAW_NEXT := make
 AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
 NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
 SAMPLED := $(if $(strip $(ANNOTATIONS)$(NAMED)),,yes)
-UNSEEN := $(if $(strip $(VAL_ANNOTATIONS)$(SAMPLED)),, VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)
+HELD_OUT_BY := $(if $(and $(SPLIT),$(ANNOTATIONS)),VAL_SPLIT=NAME,VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)
+UNSEEN := $(if $(strip $(VAL_ANNOTATIONS)$(SAMPLED)),, $(HELD_OUT_BY))
 TRAINED := $(if $(strip $(ANNOTATIONS)$(SAMPLED)),, ANNOTATIONS=FILE IMAGES=DIR)
 next = @echo "next, whichever you like:" >&2; for line in $1; do printf '  make %s\n' "$$line" >&2; done
 
@@ -163,7 +165,7 @@ endif
 
 no-validation:
 	@echo "make: $(MAKECMDGOALS) of your own data needs images that RUN was not trained on. Name them:" >&2
-	@echo "  make $(MAKECMDGOALS) VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR$(foreach name,ANNOTATIONS IMAGES $(NAMED),$(if $($(name)), $(name)=$($(name))))" >&2
+	@echo "  make $(MAKECMDGOALS) $(strip $(HELD_OUT_BY) $(foreach name,ANNOTATIONS IMAGES SPLIT $(NAMED),$(if $($(name)),$(name)=$($(name)))))" >&2
 	@exit 2
 
 evaluate: $(HELD) | $(READY)  ## accuracy of RUN on images it has never seen: VAL_ANNOTATIONS, VAL_IMAGES
@@ -196,7 +198,7 @@ compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(REA
 # After a process that died xdist may wait for ever, so that ends it.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test: | $(READY)  ## the tests, about seven and a half minutes on two cores
+test: | $(READY)  ## the tests, about seven minutes on two cores
 	$(PYTEST)
 
 test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on two cores

@@ -384,7 +384,7 @@ def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> No
         f"{counted(len(training.categories), 'class', 'classes')}, {counted(ranks.world, 'process', 'processes')} on "
         f"{ranks.device}"
     )
-    short = "; for a short first try add --set optim.steps=50" if plan.steps >= LONG else ""
+    short = "; for a short first try: optim.steps = 50, in the recipe's file or by --set" if plan.steps >= LONG else ""
     ranks.log_rank_zero(
         f"fitted to this dataset: {counted(plan.steps, 'step')} of {recipe.data.batch} ({plan.epochs:.1f} epochs), "
         f"rate {plan.lr:.3g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "

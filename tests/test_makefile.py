@@ -55,6 +55,8 @@ def test_data_of_ones_own_is_prepped_and_no_run_of_it_is_the_samples() -> None:
         ("ANNOTATIONS=a.json", "IMAGES"),
         ("VAL_ANNOTATIONS=a.json", "VAL_IMAGES"),
         ("VAL_IMAGES=images", "VAL_ANNOTATIONS"),
+        ("SPLIT=train", "ANNOTATIONS"),
+        ("VAL_SPLIT=val", "ANNOTATIONS"),
         ("ANNOTATION=a.json", "ANNOTATIONS"),
         ("out=crops", "OUT"),
     ],
@@ -182,5 +184,12 @@ def test_stated_splits_are_cut_judged_on_and_fine_tuned_on_apart() -> None:
     assert '--split "train" --val-annotations' in make("detect", *given, *splits)[1]
     assert '--val-split "val"' in make("detect", *given, *splits)[1]
     assert "split" not in make("detect", *given)[1].replace("template_split", "")
+    # Both splits are of one folder where no other is named, and the screen says so.
+    one = ["ANNOTATIONS=data.yaml", "IMAGES=.", "SPLIT=train"]
+    assert '--val-annotations "data.yaml" --val-images "." --val-split "val"' in make("detect", *one, "VAL_SPLIT=val")[1]
+    assert "detect SPLIT=train IMAGES=. ANNOTATIONS=data.yaml VAL_SPLIT=NAME" in make("pretrain", *one)[1]
+    refused = make("evaluate", *one)[1]
+    assert "make evaluate VAL_SPLIT=NAME ANNOTATIONS=data.yaml IMAGES=. SPLIT=train" in refused
+    assert "FILE" not in refused
     # Of a prepped dataset alone the annotations are not known.
     assert "detect OUT=crops ANNOTATIONS=FILE" in make("export", "OUT=crops")[1]

@@ -19,6 +19,7 @@ from jigsaw_pretrain.prep.cli import main as prep
 from jigsaw_pretrain.prep.sample.scenes import sample_data
 from jigsaw_pretrain.train.cli import main as train
 from tests.helpers.commands import run_command
+from tests.helpers.detection import SETTINGS, TINY, set_options
 from tests.helpers.jobs import BASE, SMALL
 from tests.helpers.settings import REPOSITORY, sets
 
@@ -29,6 +30,7 @@ TOY = {
     "train pretrain": [*BASE, "--workers", "0", "--no-page", "--device", "cpu"],
     "train preview": [*sets(*SMALL[1:5]), "--count", "4"],
     "train evaluate": ["--jigsaws", "8", "--workers", "0"],
+    "detect train": [*set_options(**SETTINGS, backbone=TINY), "--workers", "0", "--device", "cpu"],
 }
 """What makes a command small; the last of an option that is given twice counts."""
 
@@ -118,6 +120,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
         "prep shards",
         "prep report",
         *(f"train {one}" for one in ("preview", "pretrain", "evaluate", "export")),
+        "detect train",
     }
     assert {words[0] for words in others if words[0] != "rm"} <= {"docker", "touch", "echo", ".venv/bin/python"}
     assert (tmp_path / "data" / "thermal" / "recipe.toml").is_file()

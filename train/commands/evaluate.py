@@ -91,3 +91,15 @@ def show(report: dict[str, Any]) -> None:
     for found in report["classes"]:
         add(f"class {found['class']}", found, None)
     Console().print(table)
+    click.echo(verdict(report))
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """How the accuracy stands beside always naming the commonest class, by crops and with every class counting alike."""
+    overall = report["overall"]
+    accuracy, majority, balanced = (overall[key] for key in ("accuracy", "majority_share", "balanced_accuracy"))
+    blind = 1 / sum(one["count"] > 0 for one in report["classes"])
+    than = "better" if accuracy > majority else "no better"
+    told = f"{than} than always naming the commonest class, {accuracy:.1%} against {majority:.1%}"
+    than = "better" if balanced > blind else "no better"
+    return f"verdict: {told}; with every class counting alike {than}, {balanced:.1%} against {blind:.1%}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.train.commands.evaluate import verdict
 from tests.helpers.commands import call
 from tests.helpers.tiny import CLASSES, make_dataset
 
@@ -18,6 +19,7 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
     assert (
         "majority share" in result.output and "small square region" in result.output and "tall crops" in result.output
     )
+    assert "verdict: " in result.output
     report = json.loads(file.read_text())
     # These are the crops that the run was trained on.
     assert report["trained_on"] and "trained on" in result.output and 0 <= report["overall"]["balanced_accuracy"] <= 1
@@ -29,6 +31,17 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
     again = tmp_path / "again.json"
     call("evaluate", "--run", finished, "--data", data, "--workers", 2, "--json", again, "--batch", 4)
     assert json.loads(again.read_text()) == report
+
+
+def test_the_verdict_compares_with_always_naming_the_commonest_class() -> None:
+    # Nine of ten crops are of one class: what names it always is right as often, and at half of the classes.
+    def of(accuracy: float, balanced: float) -> str:
+        overall = {"accuracy": accuracy, "majority_share": 0.9, "balanced_accuracy": balanced}
+        return verdict({"overall": overall, "classes": [{"count": 9}, {"count": 1}, {"count": 0}]})
+
+    assert of(0.9, 0.5).count("no better") == 2 and "90.0% against 90.0%" in of(0.9, 0.5)
+    assert of(0.85, 0.7).count("no better") == 1 and "70.0% against 50.0%" in of(0.85, 0.7)
+    assert "no better" not in of(0.95, 0.8)
 
 
 def test_evaluate_refuses_other_classes(finished: Path, tmp_path: Path) -> None:
