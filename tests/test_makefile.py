@@ -186,7 +186,8 @@ def test_stated_splits_are_cut_judged_on_and_fine_tuned_on_apart() -> None:
     assert "split" not in make("detect", *given)[1].replace("template_split", "")
     # Both splits are of one folder where no other is named, and the screen says so.
     one = ["ANNOTATIONS=data.yaml", "IMAGES=.", "SPLIT=train"]
-    assert '--val-annotations "data.yaml" --val-images "." --val-split "val"' in make("detect", *one, "VAL_SPLIT=val")[1]
+    detect = make("detect", *one, "VAL_SPLIT=val")[1]
+    assert '--val-annotations "data.yaml" --val-images "." --val-split "val"' in detect
     assert "detect SPLIT=train IMAGES=. ANNOTATIONS=data.yaml VAL_SPLIT=NAME" in make("pretrain", *one)[1]
     refused = make("evaluate", *one)[1]
     assert "make evaluate VAL_SPLIT=NAME ANNOTATIONS=data.yaml IMAGES=. SPLIT=train" in refused

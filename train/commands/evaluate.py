@@ -95,7 +95,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """How the accuracy stands beside always naming the commonest class, by crops and with every class counting alike."""
+    """How the accuracy stands beside always naming the commonest class, by crops and with classes counting alike."""
     overall = report["overall"]
     accuracy, majority, balanced = (overall[key] for key in ("accuracy", "majority_share", "balanced_accuracy"))
     blind = 1 / sum(one["count"] > 0 for one in report["classes"])
