@@ -7,6 +7,7 @@ by image with a fixed seed; shards are made once per folder.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,16 @@ def find(name: str, given: Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset as trainings take it. shards, val_shards: what prep made of each half."""
+    """A dataset as trainings take it. shards_by, val_shards: what prep made of each half."""
 
     train: Images
     val: Images
     folder: Path
 
-    @property
-    def shards(self) -> Path:
-        """The crops of the training images, made if need be."""
-        return prep_files(self.train.annotations, self.train.images, self.folder / "crops", "--workers", 1)
+    def shards_by(self, options: Sequence[str] = ()) -> Path:
+        """The crops of the training images by these options of prep, made if need be."""
+        out = self.folder / "-".join(["crops", *(option.lstrip("-") for option in options)])
+        return prep_files(self.train.annotations, self.train.images, out, "--workers", 1, *options)
 
     @property
     def val_shards(self) -> Path:

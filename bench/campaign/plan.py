@@ -52,6 +52,9 @@ class Variant(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     start: Literal["any", "pre-trained"] = "any"
     """Whether there is such an arm from scratch too: what was never trained is not to be frozen."""
 
+    prep: tuple[str, ...] = ()
+    """Options of `prep shards` for the crops that it is pre-trained on; those that it is probed on stay the same."""
+
     pretrain: tuple[str, ...] = ()
     detect: tuple[str, ...] = ()
 
@@ -117,6 +120,13 @@ class Pretraining:
     def key(self) -> str:
         """A name for its folder that tells it from every other."""
         return f"{self.regime}-p{self.steps}-seed{self.seed}-{_digest(asdict(self))}"
+
+
+@dataclass(frozen=True)
+class OtherCropsPretraining(Pretraining):
+    """A pre-training on crops that prep cuts with options of its own."""
+
+    prep: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,8 @@ def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
         settings = (*plan.pretrain, *plan.regimes[where].pretrain, *variant.pretrain)
         own = seed - SWEEP_SEED if seed >= SWEEP_SEED else seed
         pretraining = Pretraining(where, regime.data, arm.pretrain_steps, settings, own)
+        if variant.prep:
+            pretraining = OtherCropsPretraining(**asdict(pretraining), prep=variant.prep)
         if variant.peer:
             pretraining = PeerPretraining(**asdict(pretraining), method=variant.peer)
     detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from bench.campaign import peer
 from bench.campaign.data import Prepared, prepare
-from bench.campaign.plan import PeerPretraining, Plan, Pretraining, Unit, arms, swept, unit
+from bench.campaign.plan import OtherCropsPretraining, PeerPretraining, Plan, Pretraining, Unit, arms, swept, unit
 from bench.campaign.results import Row, append, best_rate, read_rows, reported
 from bench.sample import ROOT, checked_out
 from jigsaw_pretrain.detect.comparison.results import pretrain_seconds
@@ -137,15 +137,22 @@ class Campaign:
         if name not in self._prepared:
             with FileLock(self.folder / "locks" / "data"):
                 self._prepared[name] = prepare(name, self.folder / "data", self.given)
-                _ = self._prepared[name].shards
+                self._prepared[name].shards_by()
         return self._prepared[name]
+
+    def _shards(self, one: Pretraining) -> Path:
+        data = self._data(one.data)
+        if not isinstance(one, OtherCropsPretraining):
+            return data.shards_by()
+        with FileLock(self.folder / "locks" / "data"):
+            return data.shards_by(one.prep)
 
     def _pretrained(self, one: Pretraining) -> Path:
         folder = self.folder / "pretrain" / one.key
         arguments = [
             "pretrain",
             "--data",
-            str(self._data(one.data).shards),
+            str(self._shards(one)),
             "--run",
             str(folder),
             "--resume",

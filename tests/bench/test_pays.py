@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from bench.campaign import plan as plans
 from bench.campaign import report
 from bench.campaign import results as found
+from bench.campaign.data import Images, Prepared
 from bench.campaign.runs import Campaign
 from jigsaw_pretrain.detect.comparison.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import open_dataset
 from tests.helpers.detection import draw
 from tests.helpers.settings import SOAK
 
@@ -136,6 +138,21 @@ def test_a_peer_has_units_of_its_own_and_leaves_the_others_theirs(tmp_path: Path
     for one in peers:
         assert isinstance(one, plans.PeerPretraining) and one.method == "simclr"
         assert one.ours in [unit.pretraining for key, unit in units.items() if key in others]
+
+
+def test_a_variant_of_prep_is_trained_on_crops_of_its_own(tmp_path: Path) -> None:
+    other = SMALL.replace('warp = { pretrain = ["data.fit=warp"] }', 'context = { prep = ["--context-at", "train"] }')
+    plan, without = plan_of(tmp_path, other), plan_of(tmp_path)
+    units = {one.key: one for arm in plans.arms(plan, "steps") for one in [plans.unit(plan, arm, 0, 0.1)]}
+    others = {plans.unit(without, arm, 0, 0.1).key for arm in plans.arms(without, "steps")}
+    mine = {one.pretraining for key, one in units.items() if key not in others}
+    assert len(mine) == 1 and len(others & set(units)) == 4
+    [one] = mine
+    assert isinstance(one, plans.OtherCropsPretraining)
+    annotations, images = draw(tmp_path / "bccd", 8, 0)
+    data = Prepared(Images(annotations, images), Images(annotations, images), tmp_path / "crops")
+    contexts = [open_dataset(str(data.shards_by(options))).drawn_context for options in ((), one.prep)]
+    assert contexts[0] is None and contexts[1] == 2
 
 
 def test_a_peer_without_its_environment_is_left_and_told_of(tmp_path: Path) -> None:
