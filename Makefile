@@ -73,6 +73,8 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml's ranges
 	echo uv > $(VENV)/extra.in
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --no-header --no-annotate --output-file requirements.lock pyproject.toml $(VENV)/extra.in
 
+AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
+
 # What is given must be a variable of this file: a typo would train on the sample dataset.
 KNOWN := ANNOTATIONS IMAGES OUT RUN RECIPE GPUS WORKERS SEED FILE VAL_ANNOTATIONS VAL_IMAGES SPLIT VAL_SPLIT INIT DETECTOR \
 	DETECT_RECIPE COMPARISON ARMS VENV PYTHON BENCH_SOURCE BENCH_DATA
@@ -85,11 +87,12 @@ $(if $(strip $(IMAGES)),$(if $(strip $(ANNOTATIONS)),,$(error IMAGES is given wi
 $(if $(strip $(VAL_IMAGES)),$(if $(strip $(VAL_ANNOTATIONS)),,$(error VAL_IMAGES is given without VAL_ANNOTATIONS: name both)))
 $(if $(strip $(VAL_ANNOTATIONS)),$(if $(strip $(VAL_IMAGES)),,$(error VAL_ANNOTATIONS is given without VAL_IMAGES: name both)))
 $(if $(strip $(ANNOTATIONS)),$(if $(strip $(IMAGES)),,$(error ANNOTATIONS is given without IMAGES: name the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=$(ANNOTATIONS) IMAGES=DIR)))
-$(foreach name,SPLIT VAL_SPLIT,$(if $(strip $($(name))),$(if $(strip $(ANNOTATIONS)$(VAL_ANNOTATIONS)),,$(error $(name)=$($(name)) is given without ANNOTATIONS: name them and the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=DIR $(name)=$($(name))))))
+$(foreach name,SPLIT VAL_SPLIT,$(if $(strip $($(name))),$(if $(strip $(ANNOTATIONS)$(VAL_ANNOTATIONS)),,$(error $(name)=$($(name)) is given without ANNOTATIONS: name them and the image folder too, make $(firstword $(MAKECMDGOALS)) ANNOTATIONS=FILE IMAGES=DIR $(name)=$($(name)), or leave $(name) out))))
+# Images of every split would be trained on, those to judge by among them.
+$(if $(and $(VAL_SPLIT),$(ANNOTATIONS),$(filter $(call place,$(ANNOTATIONS)),$(call place,$(VAL_ANNOTATIONS)))),$(if $(strip $(SPLIT)),,$(error VAL_SPLIT=$(VAL_SPLIT) is given without SPLIT, so its images would be trained on too. Name the split to train on: make $(MAKECMDGOALS)$(AGAIN) SPLIT=NAME)))
 
 # What can be typed next, with what was given; the commands leave it to this file.
 shards pretrain evaluate preview export detect compare: export JIGSAW_NEXT := make
-AGAIN := $(if $(MAKEOVERRIDES), $(MAKEOVERRIDES))
 NAMED := $(strip $(foreach name,OUT RUN RECIPE,$(if $(call given,$(name)),$(name))))
 SAMPLED := $(if $(strip $(ANNOTATIONS)$(NAMED)),,yes)
 HELD_OUT_BY := $(if $(and $(SPLIT),$(ANNOTATIONS)),VAL_SPLIT=NAME,VAL_ANNOTATIONS=FILE VAL_IMAGES=DIR)

@@ -192,5 +192,9 @@ def test_stated_splits_are_cut_judged_on_and_fine_tuned_on_apart() -> None:
     refused = make("evaluate", *one)[1]
     assert "make evaluate VAL_SPLIT=NAME ANNOTATIONS=data.yaml IMAGES=. SPLIT=train" in refused
     assert "FILE" not in refused
+    # Without the split to train on the other's images would be trained on as well.
+    status, printed = make("pretrain", *one[:2], "VAL_SPLIT=val")
+    assert status == 2 and "VAL_SPLIT=val is given without SPLIT" in printed and "SPLIT=NAME" in printed
+    assert make("pretrain", *one[:2], "VAL_SPLIT=val", "VAL_ANNOTATIONS=other.yaml", "VAL_IMAGES=o")[0] == 0
     # Of a prepped dataset alone the annotations are not known.
     assert "detect OUT=crops ANNOTATIONS=FILE" in make("export", "OUT=crops")[1]
