@@ -201,7 +201,7 @@ compare: $(if $(SEVERAL),gpus) $(DRAWN) $(HELD) $(if $(PREPPED),,shards) | $(REA
 # After a process that died xdist may wait for ever, so that ends it.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test: | $(READY)  ## the tests, about seven minutes on two cores
+test: | $(READY)  ## the tests, seven to eight minutes on two cores
 	$(PYTEST)
 
 test-fast: | $(READY)  ## the tests that are not marked slow: about a minute on two cores
