@@ -147,29 +147,21 @@ def _tar_index(file: IO[bytes]) -> dict[str, Member]:
 
 
 def next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member of a tar, None at its end; raises TarError for one that says that it ends before it begins.
+    """The next member of a tar, None at its end; raises TarError for a header that is damaged, wherever it stands.
 
-    tarfile goes where a negative size leads: back, and round without end. Later versions of it take such a header for
-    the end of the archive instead.
+    tarfile takes any header but the first that it cannot read for the end of the archive, so that what lies behind is
+    left out in silence; and it goes where a negative size leads: back, and round without end.
     """
     info = archive.next()
     if info is None:
-        if _is_of_negative_size(archive):
-            raise tarfile.ReadError(f"a member at byte {archive.offset:,} has an impossible size")
+        file = archive.fileobj
+        assert file is not None
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged")
     elif info.size < 0 or archive.offset < info.offset_data:
-        raise tarfile.ReadError(f"a member at byte {info.offset:,} has an impossible size")
+        raise tarfile.ReadError(f"the header at byte {info.offset:,} is damaged: its member ends before it begins")
     return info
-
-
-def _is_of_negative_size(archive: tarfile.TarFile) -> bool:
-    """Whether a header stands where tarfile found the end, and says a size below 0."""
-    file = archive.fileobj
-    assert file is not None
-    file.seek(archive.offset)
-    try:
-        return tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape").size < 0
-    except tarfile.HeaderError:
-        return False
 
 
 def _one_form(name: str) -> str:

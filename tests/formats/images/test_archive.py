@@ -88,15 +88,41 @@ def test_an_archive_that_is_a_fifo_is_not_waited_for(tmp_path: Path, name: str) 
         ImageSource(str(tmp_path / name)).check()
 
 
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("size", [-512, -1024, -(1 << 60)])
-def test_a_tar_that_leads_back_into_itself_is_damaged(tmp_path: Path, place: int, size: int) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+def write_tar(path: Path) -> bytearray:
+    """A tar of two members, whose headers are at bytes 0 and 1,024."""
+    with tarfile.open(path, "w") as tar:
         for name in "ab":
             member = tarfile.TarInfo(f"{name}.jpg")
             member.size = 512
             tar.addfile(member, io.BytesIO(bytes(512)))
-    raw = bytearray((tmp_path / "x.tar").read_bytes())
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("place", [0, 1024])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "overwritten"])
+def test_a_tar_whose_header_is_damaged_is_none_of_fewer_images(tmp_path: Path, place: int, damage: str) -> None:
+    raw = write_tar(tmp_path / "x.tar")
+    if damage == "flipped":
+        raw[place + 2] ^= 1
+    raw = raw[: place + 300] if damage == "cut" else raw
+    if damage == "overwritten":
+        raw[place : place + 512] = b"\xff" * 512
+    (tmp_path / "x.tar").write_bytes(raw)
+    with pytest.raises(UserError, match="x.tar"):
+        ImageSource(str(tmp_path / "x.tar")).check()
+
+
+def test_a_tar_without_the_blocks_that_end_it_is_whole(tmp_path: Path) -> None:
+    raw = write_tar(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes(raw[:2048])
+    source = ImageSource(str(tmp_path / "x.tar"))
+    assert [source.read(name) for name in ("a.jpg", "b.jpg")] == [bytes(512)] * 2
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("size", [-512, -1024, -(1 << 60)])
+def test_a_tar_that_leads_back_into_itself_is_damaged(tmp_path: Path, place: int, size: int) -> None:
+    raw = write_tar(tmp_path / "x.tar")
     header = raw[place * 1024 : place * 1024 + 512]
     header[124:136] = size.to_bytes(12, "big", signed=True)
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
