@@ -225,7 +225,7 @@ def describe(kind: Any, with_limit: bool = True) -> str:
     if origin in (Union, UnionType):
         return " or ".join("none" if one is NoneType else describe(one, with_limit) for one in args)
     if origin is tuple:
-        return f"a list of numbers{describe(args[0], with_limit).removeprefix('a number')}"
+        return f"a list of {describe(args[0], with_limit).removeprefix('a ').replace('number', 'numbers', 1)}"
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(kind, str(kind))
 
 

@@ -186,6 +186,8 @@ def test_types_are_described_in_words() -> None:
     assert describe(Count) == "a whole number from 1 to 1,000,000,000"
     assert describe(Count, with_limit=False) == "a whole number of at least 1"
     assert describe(Annotated[float, msgspec.Meta(gt=0, le=1)]) == "a number above 0 and at most 1"
+    assert describe(tuple[Positive, ...], with_limit=False) == "a list of numbers above 0"
+    assert describe(tuple[Count, ...] | None, with_limit=False) == "a list of whole numbers of at least 1 or none"
 
 
 def test_the_reference_has_each_key_with_values_default_and_docstring() -> None:
