@@ -25,6 +25,7 @@ from torch.optim.swa_utils import update_bn
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.train.data.augment import resized, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
@@ -75,10 +76,10 @@ class ProbeResult:
     penalty: float
 
 
-def read_crops(dataset: Dataset, side: int, most: int) -> ProbeCrops:
-    """At most ``most`` crops of the dataset, drawn by keys, each warped to ``side`` x ``side`` pixels.
+def read_crops(dataset: Dataset, side: int, most: int, fit: Fit = "warp", ratio: float = 1.0) -> ProbeCrops:
+    """At most ``most`` crops of the dataset, drawn by keys, each shown in ``side`` x ``side`` pixels as ``fit`` says.
 
-    Where the trainer draws the context they have half of it on each side, always.
+    Where the trainer draws the context they have half of it on each side, always. ratio: of sizes, for ``crop``.
     """
     reader = CropReader(dataset, LocalShards(dataset), capacity=1, with_keys=True)
     count = sum(shard.crops for shard in dataset.shards)
@@ -95,14 +96,36 @@ def read_crops(dataset: Dataset, side: int, most: int) -> ProbeCrops:
             found = reader.decode(*(int(crop[field]) for field in SOURCE))
             if found is None:
                 continue
-            shrinks = found.shape[0] * found.shape[1] > side * side
-            pixels.append(resized(found, (side, side), cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+            pixels.append(shown(found, side, fit, ratio))
             labels.append(int(crop["label"]))
             images.append(int(key.split("-")[0][:12], 16))
     if not pixels:
         raise UserError(f"{dataset.url} has no crop that can be read: prep it again")
     fold = rng.randint(rng.derive_key(rng.key_of_text(0, "probe's folds"), np.array(images, dtype=np.int64)), 4)
     return ProbeCrops(np.stack(pixels), torch.tensor(labels), fold)
+
+
+def shown(pixels: npt.NDArray[Any], side: int, fit: Fit, ratio: float) -> npt.NDArray[Any]:
+    """A crop [height, width, channels] in the middle of a square, as training shows it by ``fit`` (Table 1).
+
+    ``crop`` resizes it by ``ratio``, ``resize`` until it fits. Where it is smaller than the square there are zeros.
+    """
+    height, width = pixels.shape[:2]
+    scale = ratio if fit == "crop" else side / max(width, height)
+    size = (side, side) if fit == "warp" else (max(1, round(width * scale)), max(1, round(height * scale)))
+    shrinks = height * width > size[0] * size[1]
+    image = resized(pixels, size, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    (down, rows), (across, columns) = (_middle(length, side) for length in image.shape[:2])
+    square = np.zeros((side, side, pixels.shape[2]), pixels.dtype)
+    square[rows, columns] = image[down, across]
+    return square
+
+
+def _middle(length: int, room: int) -> tuple[slice, slice]:
+    """One axis: what is shown of ``length`` pixels, and where it lies in ``room``."""
+    common = min(length, room)
+    first, place = (length - common) // 2, (room - common) // 2
+    return slice(first, first + common), slice(place, place + common)
 
 
 @torch.inference_mode()
@@ -168,6 +191,7 @@ def probe(
     weights: Sequence[str] = (),
     crops: int = 20_000,
     side: int | None = None,
+    fit: Fit = "warp",
     device: str = "auto",
 ) -> dict[str, Any]:
     """How well a linear classifier on a run's features names held-out crops, beside one on random features.
@@ -178,7 +202,9 @@ def probe(
         weights: files of the run's backbone that others trained (ImageNet's, another method's), to stand beside. They
             get pixels by the run's mean and std.
         crops: how many crops to use, at most.
-        side: pixels that a crop is warped to; None takes the side of the large region.
+        side: of the square that a crop is shown in, in pixels; None takes that of the large region.
+        fit: how it is shown there, as the recipe's ``data.fit``. ``warp`` shows the whole of every crop as large as can
+            be, and is kind to a run that was trained so; ``crop`` is nearest to what a detector sees.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
@@ -196,7 +222,9 @@ def probe(
     if was_trained_on(description, dataset):
         log.warning("%s is the dataset that %s was trained on: nothing is held out", dataset.url, run)
     chosen = start(device).device
-    found = read_crops(dataset, side or recipe.data.template_size - recipe.data.template_split, crops)
+    data = recipe.data
+    ratio = (data.resize_low + data.resize_high) / 2
+    found = read_crops(dataset, side or data.template_size - data.template_split, crops, fit, ratio)
     sizes = [int((found.fold == one).sum()) for one in range(4)]
     if not all(sizes):
         raise UserError(f"{dataset.url} has too few images for a probe: prep a larger held-out dataset")

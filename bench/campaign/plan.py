@@ -77,6 +77,9 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     detect_steps: tuple[Count, ...] = ()
     """Lengths of the detector's training; none at all probes the pre-training instead."""
 
+    probe: tuple[str, ...] = ()
+    """Options of `train probe` where it is one."""
+
     rates: tuple[Positive, ...] = ()
     """Learning rates that every arm is tried at, on a seed that is not reported."""
 
@@ -145,7 +148,8 @@ class PeerPretraining(Pretraining):
 class Unit:
     """A detector to train, or (with detect_steps 0) a backbone to probe.
 
-    settings: of the detector, its rate and its seed apart. lr: for a batch of 16, as in the recipes; 0 for a probe.
+    settings: of the detector, its rate and its seed apart; or options of the probe. lr: for a batch of 16, as in the
+    recipes; 0 for a probe.
     """
 
     regime: str
@@ -233,7 +237,8 @@ def swept(plan: Plan, arm: Arm) -> dict[float, list[Unit]]:
 
 def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
     """The unit of an arm at a seed and a rate. The sweep's seeds take the pre-trainings of the first ones reported."""
-    regime, variant = plan.regimes[arm.regime], plan.questions[arm.question].variants[arm.variant]
+    question, regime = plan.questions[arm.question], plan.regimes[arm.regime]
+    variant = question.variants[arm.variant]
     pretraining = None
     if arm.pretrain_steps:
         where = regime.pretrained_in or arm.regime
@@ -244,5 +249,5 @@ def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
             pretraining = OtherCropsPretraining(**asdict(pretraining), prep=variant.prep)
         if variant.peer:
             pretraining = PeerPretraining(**asdict(pretraining), method=variant.peer)
-    detect = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else ()
-    return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, detect, lr, seed)
+    settings = (*plan.detect, *regime.detect, *variant.detect) if arm.detect_steps else question.probe
+    return Unit(arm.regime, regime.data, arm.variant, pretraining, arm.detect_steps, settings, lr, seed)

@@ -191,6 +191,7 @@ class Campaign:
     def _probe(self, one: Unit, start: str) -> Task:
         folder = self.folder / "probe" / one.key
         options = ["--data", str(self._data(one.data).val_shards), "--json", str(folder / PROBE), "--device", "cpu"]
+        options += one.settings
         if isinstance(one.pretraining, PeerPretraining):
             # A probe is of a run's backbone, and of other weights of it beside.
             options += ["--run", str(self.folder / "pretrain" / one.pretraining.ours.key), "--weights", start]

@@ -155,6 +155,17 @@ def test_a_variant_of_prep_is_trained_on_crops_of_its_own(tmp_path: Path) -> Non
     assert contexts[0] is None and contexts[1] == 2
 
 
+def test_another_way_to_probe_is_another_unit_of_the_same_pretraining(tmp_path: Path) -> None:
+    text = SMALL.replace("[0, 1]", "[1]").replace("[1, 2]", "[]")
+    other = text.replace("sweep_seeds", 'probe = ["--fit", "resize"]\nsweep_seeds')
+    plain, padded = (
+        plans.unit(plan, next(plans.arms(plan, "steps")), 0, 0.1)
+        for plan in (plan_of(tmp_path, text), plan_of(tmp_path, other))
+    )
+    assert plain.pretraining == padded.pretraining and plain.key != padded.key
+    assert (plain.settings, padded.settings) == ((), ("--fit", "resize"))
+
+
 def test_a_peer_without_its_environment_is_left_and_told_of(tmp_path: Path) -> None:
     plan, path = plan_of(tmp_path, PEER), tmp_path / "results.jsonl"
     for python in (None, tmp_path / "python"):

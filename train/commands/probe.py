@@ -10,6 +10,8 @@ from rich.table import Table
 
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, tell_next
+from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting, own_backbone
 
@@ -39,7 +41,14 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting
 @click.option(
     "--side",
     type=click.IntRange(min=8),
-    help="Warp the crops to squares of this side, in pixels. [default: the large region's]",
+    help="Show the crops in squares of this side, in pixels. [default: the large region's]",
+)
+@click.option(
+    "--fit",
+    default="warp",
+    show_default=True,
+    type=click.Choice(choices(Fit)),
+    help="Show the crops as the recipe's data.fit says: whole and warped, at their own size, or whole and padded.",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Run on this device.")
 def probe(
@@ -49,12 +58,13 @@ def probe(
     json_file: Path | None,
     crops: int,
     side: int | None,
+    fit: Fit,
     device: str,
 ) -> None:
     """Fit a linear probe on features of held-out crops, of the run and of a randomly initialised backbone."""
     check_run(str(run))
     dataset = jp.open_dataset(data)
-    report = jp.probe(run, dataset, weights=weights, crops=crops, side=side, device=device)
+    report = jp.probe(run, dataset, weights=weights, crops=crops, side=side, fit=fit, device=device)
     if json_file is not None:
         publish_locally(json_file, (json.dumps(report, indent=2) + "\n").encode())
     show(report)

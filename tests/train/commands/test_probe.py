@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
+from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.train.cli import main
-from jigsaw_pretrain.train.probe import judged, read_crops
+from jigsaw_pretrain.train.probe import judged, read_crops, shown
 from tests.helpers.detection import TINY
 from tests.helpers.tiny import make_dataset
 
@@ -63,6 +66,10 @@ def test_probe_compares_a_run_with_its_random_backbone(tmp_path: Path) -> None:
     beside = runner.invoke(main, [*command, "--weights", file], catch_exceptions=False)
     assert beside.exit_code == 0, beside.output
     assert json.loads(report.read_text()) == {**found, "weights": {file: found["run"]}}
+    # Shown in another way they are told apart otherwise, the run's as the same weights from a file.
+    other = runner.invoke(main, [*command, "--fit", "crop", "--weights", file], catch_exceptions=False)
+    padded = json.loads(report.read_text())
+    assert other.exit_code == 0 and padded["weights"][file] == padded["run"] != found["run"]
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     refused = runner.invoke(main, [*command, "--weights", str(tmp_path / "other.pth")])
     assert refused.exit_code == 2 and "other.pth" in refused.output
@@ -76,6 +83,28 @@ def test_no_image_is_on_both_sides_of_the_probe(tmp_path: Path) -> None:
     assert crops.pixels.shape == (72, 32, 32, 3) and len(crops.labels) == 72 and set(crops.fold) <= {0, 1, 2, 3}
     fewer = read_crops(open_dataset(str(tmp_path / "data")), 32, 20)
     assert len(fewer.pixels) == 20
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 24), st.sampled_from([0.5, 1.0, 1.5]))
+def test_a_crop_is_shown_as_training_shows_it_but_in_the_middle(
+    width: int, height: int, side: int, ratio: float
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    assert shown(pixels, side, "warp", ratio).all()
+    scales: dict[Fit, float] = {"crop": ratio, "resize": side / max(width, height)}
+    for fit, scale in scales.items():
+        square = shown(pixels, side, fit, ratio)
+        lit = np.any(square, axis=2)
+        for axis, length in ((1, height), (0, width)):
+            found = np.flatnonzero(np.any(lit, axis=axis))
+            visible = min(side, max(1, round(length * scale)))
+            assert len(found) == visible and found[-1] - found[0] == visible - 1
+            assert found[0] == (side - visible) // 2
+    whole = shown(pixels, 2 * max(width, height), "crop", 1.0)
+    top, left = (len(whole) - height) // 2, (len(whole) - width) // 2
+    assert np.array_equal(whole[top : top + height, left : left + width], pixels)
+    part = shown(pixels, 1, "crop", 1.0)
+    assert np.array_equal(part[0, 0], pixels[(height - 1) // 2, (width - 1) // 2])
 
 
 def test_separable_features_are_told_apart_and_noise_is_not() -> None:
