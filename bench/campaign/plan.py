@@ -209,6 +209,10 @@ def read_plan(path: Path) -> Plan:
             raise UserError(f"{path}: question {name} trains detectors and names no rates")
         if not question.detect_steps and 0 in question.pretrain_steps:
             raise UserError(f"{path}: question {name}: a probe has its own backbone at random, leave out 0 steps")
+        if question.detect_steps and question.probe:
+            raise UserError(f"{path}: question {name} trains detectors, so options of a probe say nothing")
+        if both := [variant for variant, what in question.variants.items() if what.peer and what.prep]:
+            raise UserError(f"{path}: question {name}: {both[0]} is a peer's, which sees whole images and no crops")
     return plan
 
 

@@ -108,6 +108,8 @@ def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: P
         (("rates = [0.1, 0.2]", "rates = []"), "rates"),
         (("detect_steps = [1, 2]", "detect_steps = []"), "0 steps"),
         (('data = "bccd"', 'data = "bccd"\npretrained_in = "nowhere"'), "regime small"),
+        (("\nseeds = 2", '\nseeds = 2\nprobe = ["--fit", "crop"]'), "probe"),
+        (("paper = {}", 'paper = { peer = "dino", prep = ["--context-at", "train"] }'), "paper"),
         (("\nseeds = 2", "\nseed = 2"), "seed"),
         (("\nseeds = 2", "\nseeds = ["), "plan.toml"),
     ],
