@@ -26,7 +26,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Fit
-from jigsaw_pretrain.train.data.augment import resized, with_mean_context
+from jigsaw_pretrain.train.data.augment import resample_channels, resized, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import start
@@ -111,21 +111,21 @@ def shown(pixels: npt.NDArray[Any], side: int, fit: Fit, ratio: float) -> npt.ND
     ``crop`` resizes it by ``ratio``, ``resize`` until it fits. Where it is smaller than the square there are zeros.
     """
     height, width = pixels.shape[:2]
+    if fit == "warp":
+        return resized(pixels, (side, side), cv2.INTER_AREA if height * width > side * side else cv2.INTER_LINEAR)
     scale = ratio if fit == "crop" else side / max(width, height)
-    size = (side, side) if fit == "warp" else (max(1, round(width * scale)), max(1, round(height * scale)))
-    shrinks = height * width > size[0] * size[1]
-    image = resized(pixels, size, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    (down, rows), (across, columns) = (_middle(length, side) for length in image.shape[:2])
+    scaled = max(1, round(width * scale)), max(1, round(height * scale))
+    (across, columns), (down, rows) = (_middle(length, side) for length in scaled)
     square = np.zeros((side, side, pixels.shape[2]), pixels.dtype)
-    square[rows, columns] = image[down, across]
+    resample_channels(pixels, scaled, False, (across, down), True, square[rows, columns])
     return square
 
 
-def _middle(length: int, room: int) -> tuple[slice, slice]:
-    """One axis: what is shown of ``length`` pixels, and where it lies in ``room``."""
+def _middle(length: int, room: int) -> tuple[int, slice]:
+    """One axis: the first pixel shown of ``length``, and where what is shown lies in ``room``."""
     common = min(length, room)
-    first, place = (length - common) // 2, (room - common) // 2
-    return slice(first, first + common), slice(place, place + common)
+    place = (room - common) // 2
+    return (length - common) // 2, slice(place, place + common)
 
 
 @torch.inference_mode()

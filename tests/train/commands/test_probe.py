@@ -107,6 +107,10 @@ def test_a_crop_is_shown_as_training_shows_it_but_in_the_middle(
     assert np.array_equal(part[0, 0], pixels[(height - 1) // 2, (width - 1) // 2])
 
 
+def test_a_crop_that_a_ratio_makes_huge_is_made_no_further_than_it_is_shown() -> None:
+    assert shown(np.ones((2000, 2000, 3), np.uint8), 8, "crop", 1000.0).all()
+
+
 def test_separable_features_are_told_apart_and_noise_is_not() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (400,), generator=generator)
