@@ -26,7 +26,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Fit
-from jigsaw_pretrain.train.data.augment import resample_channels, resized, with_mean_context
+from jigsaw_pretrain.train.data.augment import place_along, resample_channels, resized, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import start
@@ -115,17 +115,11 @@ def shown(pixels: npt.NDArray[Any], side: int, fit: Fit, ratio: float) -> npt.ND
         return resized(pixels, (side, side), cv2.INTER_AREA if height * width > side * side else cv2.INTER_LINEAR)
     scale = ratio if fit == "crop" else side / max(width, height)
     scaled = max(1, round(width * scale)), max(1, round(height * scale))
-    (across, columns), (down, rows) = (_middle(length, side) for length in scaled)
+    first, to, length = place_along(np.array(scaled), np.array([side, side]), None, "centre")
     square = np.zeros((side, side, pixels.shape[2]), pixels.dtype)
-    resample_channels(pixels, scaled, False, (across, down), True, square[rows, columns])
+    window = square[to[1] : to[1] + length[1], to[0] : to[0] + length[0]]
+    resample_channels(pixels, scaled, False, (int(first[0]), int(first[1])), True, window)
     return square
-
-
-def _middle(length: int, room: int) -> tuple[int, slice]:
-    """One axis: the first pixel shown of ``length``, and where what is shown lies in ``room``."""
-    common = min(length, room)
-    place = (room - common) // 2
-    return (length - common) // 2, slice(place, place + common)
 
 
 @torch.inference_mode()

@@ -174,9 +174,8 @@ def _probes(plan: Plan, found: Mapping[Arm, Mapping[int, Row]]) -> str:
             them for one, them in found.items() if (one.regime, one.pretrain_steps) == (arm.regime, arm.pretrain_steps)
         )
         delta = compared(mine, first, PROBED) if first and first is not mine else None
-        # Of the seeds that both have, as the difference is.
-        pair = [{seed: one for seed, one in rows.items() if seed in mine and seed in first} for rows in (mine, first)]
-        gain = f"{_mean(pair[0], PROBED) / _mean(pair[1], PROBED) - 1:+.0%}" if delta is not None else "–"
+        base = {seed: one for seed, one in first.items() if seed in mine}
+        gain = f"{delta.mean / _mean(base, PROBED):+.0%}" if delta is not None else "–"
         seconds = sum(one.pretrain_seconds for one in mine.values()) / len(mine)
         figures = [
             _scores(mine, PROBED),

@@ -121,7 +121,7 @@ def _is_small_part(width: Any, height: Any, scaled_x: Any, scaled_y: Any, window
     return in_range & (scaled_x * scaled_y > _WHOLE_UP_TO * window)
 
 
-def _along(scaled: I64, room: I64, word: U64 | None, pad: str) -> tuple[I64, I64, I64]:
+def place_along(scaled: I64, room: I64, word: U64 | None, pad: str) -> tuple[I64, I64, I64]:
     """One axis: the window's first pixel in the crop, in its region, and its length."""
     slack = scaled - room
     middle = np.abs(slack) // 2
@@ -145,8 +145,8 @@ def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit
             wide = width * room_y >= height * room_x
             scaled_y = np.where(wide, np.maximum(1, (2 * height * room_x + width) // (2 * width)), scaled_y)
             scaled_x = np.where(wide, scaled_x, np.maximum(1, (2 * width * room_y + height) // (2 * height)))
-    from_x, to_x, lands_x = _along(scaled_x, room_x, draws.across, pad)
-    from_y, to_y, lands_y = _along(scaled_y, room_y, draws.down, pad)
+    from_x, to_x, lands_x = place_along(scaled_x, room_x, draws.across, pad)
+    from_y, to_y, lands_y = place_along(scaled_y, room_y, draws.down, pad)
     return Windows(scaled_x, scaled_y, draws.flip, from_x, from_y, left + to_x, top + to_y, lands_x, lands_y, smooth)
 
 
