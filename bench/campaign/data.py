@@ -28,17 +28,20 @@ class Source:
     """A dataset: its own two halves, or one that is split by image.
 
     train, val: its folders, relative to the folder of datasets. share: of the images to validate on, where it is split.
-    every: one of so many validation images is taken, from the first.
+    every: one of so many validation images is taken, from the first. category: the one kind of object that is kept,
+    and the images that show it; None for all.
     """
 
     train: str
     val: str | None = None
     share: str = "25%"
     every: int = 1
+    category: str | None = None
 
 
 SOURCES = {
     "voc": Source("voc2007_224/train", "voc2007_224/val", every=4),
+    "voc-people": Source("voc2007_224/train", "voc2007_224/val", every=2, category="person"),
     "bccd": Source("bccd"),
     "coco": Source("coco_small_train", "coco_small_val"),
 }
@@ -90,18 +93,37 @@ def prepare(name: str, out: Path, given: Path | None = None) -> Prepared:
             command("prep", "split", *options, "--out", folder, "--share", source.share)
         return Prepared(Images(train, first / "images"), Images(val, first / "images"), folder)
     second = find(source.val, given)
-    chosen = second / "annotations.json"
+    train, val = first / "annotations.json", second / "annotations.json"
+    if source.category is not None:
+        train = _written(folder / "train.json", train, slice(None), source.category)
     if source.every > 1:
-        chosen = folder / f"val-1-of-{source.every}.json"
-        if not chosen.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            chosen.write_text(json.dumps(restricted(second / "annotations.json", slice(None, None, source.every))))
-    return Prepared(Images(first / "annotations.json", first / "images"), Images(chosen, second / "images"), folder)
+        val = _written(folder / f"val-1-of-{source.every}.json", val, slice(None, None, source.every), source.category)
+    return Prepared(Images(train, first / "images"), Images(val, second / "images"), folder)
 
 
-def restricted(annotations: Path, chosen: slice) -> dict[str, Any]:
-    """A COCO document with some of its images, and what is annotated in them."""
+def _written(path: Path, annotations: Path, chosen: slice, category: str | None) -> Path:
+    """A restricted document in a file, made if need be."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(restricted(annotations, chosen, category)))
+    return path
+
+
+def restricted(annotations: Path, chosen: slice, category: str | None = None) -> dict[str, Any]:
+    """A COCO document with some of its images, and what is annotated in them.
+
+    Args:
+        annotations: the whole document.
+        chosen: which of its images, in their order.
+        category: keep the objects of this category alone, and choose among the images that have one; None for all.
+    """
     document = json.loads(annotations.read_text())
+    if category is not None:
+        document["categories"] = [one for one in document["categories"] if one["name"] == category]
+        [number] = (one["id"] for one in document["categories"])
+        document["annotations"] = [one for one in document["annotations"] if one["category_id"] == number]
+        shown = {one["image_id"] for one in document["annotations"]}
+        document["images"] = [image for image in document["images"] if image["id"] in shown]
     document["images"] = document["images"][chosen]
     kept = {image["id"] for image in document["images"]}
     return {**document, "annotations": [one for one in document["annotations"] if one["image_id"] in kept]}

@@ -32,7 +32,8 @@ class Regime(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Name of the dataset (bench/campaign/data.py)."""
 
     pretrained_in: str | None = None
-    """The regime whose pre-trainings it takes, where only the detector differs: one serves both. None for its own."""
+    """The regime whose pre-trainings it takes, where only the detector or its classes differ: one serves both. None for
+    its own."""
 
     pretrain: tuple[str, ...] = ()
     """Settings of `train pretrain` over the campaign's."""
@@ -200,8 +201,8 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: {error}") from error
     for name, regime in plan.regimes.items():
         other = plan.regimes.get(regime.pretrained_in or name)
-        if other is None or other.data != regime.data or (regime.pretrain and regime.pretrained_in):
-            raise UserError(f"{path}: regime {name} takes the pre-trainings of no other regime with its data")
+        if other is None or (regime.pretrained_in and (regime.pretrain or other.pretrained_in)):
+            raise UserError(f"{path}: regime {name} takes the pre-trainings of no other regime that has its own")
     for name, question in plan.questions.items():
         if unknown := set(question.regimes) - set(plan.regimes):
             raise UserError(f"{path}: question {name}: there is no regime {sorted(unknown)[0]!r}")
@@ -246,9 +247,10 @@ def unit(plan: Plan, arm: Arm, seed: int, lr: float) -> Unit:
     pretraining = None
     if arm.pretrain_steps:
         where = regime.pretrained_in or arm.regime
-        settings = (*plan.pretrain, *plan.regimes[where].pretrain, *variant.pretrain)
+        source = plan.regimes[where]
+        settings = (*plan.pretrain, *source.pretrain, *variant.pretrain)
         own = seed - SWEEP_SEED if seed >= SWEEP_SEED else seed
-        pretraining = Pretraining(where, regime.data, arm.pretrain_steps, settings, own)
+        pretraining = Pretraining(where, source.data, arm.pretrain_steps, settings, own)
         if variant.prep:
             pretraining = OtherCropsPretraining(**asdict(pretraining), prep=variant.prep)
         if variant.peer:

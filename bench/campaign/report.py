@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.campaign.plan import Arm, Plan, arms
-from bench.campaign.results import Row, arm_seconds, best_rate, compared, exchange, reported, seeds_needed, step_costs
+from bench.campaign.results import (
+    Row,
+    arm_seconds,
+    best_rate,
+    compared,
+    costs_of,
+    exchange,
+    reported,
+    seeds_needed,
+    step_costs,
+)
 from jigsaw_pretrain.detect.comparison.report import difference_text, markdown_table, spread_text
 from jigsaw_pretrain.detect.comparison.results import Difference, spread
 from jigsaw_pretrain.html import chart
@@ -55,7 +65,9 @@ def curves(plan: Plan, rows: Mapping[str, Row], question: str) -> dict[str, str]
         for arm in arms(plan, question):
             found = reported(plan, arm, rows)
             if arm.regime == regime and found:
-                seconds = sum(arm_seconds(plan, arm, found, costs[regime]))
+                seconds = sum(arm_seconds(plan, arm, found, costs_of(found, costs)))
+                if math.isnan(seconds):
+                    continue
                 steps = f"{arm.pretrain_steps:,} pre-training steps"
                 label = _start(arm, usual) if others or not arm.pretrain_steps else steps
                 lines.setdefault((arm.pretrain_steps, label), []).append((seconds, 100 * _mean(found, SCORE)))
@@ -75,18 +87,21 @@ def curves(plan: Plan, rows: Mapping[str, Row], question: str) -> dict[str, str]
 
 def _costs(plan: Plan, rows: Mapping[str, Row]) -> str:
     found = step_costs(plan, rows)
+    machines = sorted({machine for _, machine in found})
     body = []
     for name, regime in plan.regimes.items():
-        before, after = found.get(name, (math.nan, math.nan))
-        per_jigsaw, per_image = (
-            before / _batch(plan.pretrain, regime.pretrain),
-            after / _batch(plan.detect, regime.detect),
-        )
-        figures = (before, after, 1e3 * per_jigsaw, 1e3 * per_image, per_image / per_jigsaw)
-        body.append([name, regime.about, *(_digits(one) for one in figures)])
+        for machine in machines:
+            if (name, machine) not in found:
+                continue
+            before, after = found[name, machine]
+            per_jigsaw = before / _batch(plan.pretrain, regime.pretrain)
+            per_image = after / _batch(plan.detect, regime.detect)
+            figures = (before, after, 1e3 * per_jigsaw, 1e3 * per_image, per_image / per_jigsaw)
+            body.append([name, regime.about, machine.split(",")[0], *(_digits(one) for one in figures)])
     head = [
         "regime",
         "images",
+        "processor",
         "s per pre-training step",
         "s per detector step",
         "ms per jigsaw",
@@ -128,11 +143,12 @@ def _detectors(
         scratch = rivals.get(arm.variant, next(iter(rivals.values()), {}))
         delta = compared(mine, scratch, SCORE) if scratch and scratch is not mine else None
         lr = best_rate(plan, arm, rows)
-        spent = arm_seconds(plan, arm, mine, costs[arm.regime])
+        step_seconds = costs_of(mine, costs)
+        spent = arm_seconds(plan, arm, mine, step_seconds)
         figures = [
             _scores(mine, SCORE),
             _scores(mine, "AP"),
-            f"{sum(spent):,.0f}",
+            "–" if math.isnan(sum(spent)) else f"{sum(spent):,.0f}",
             difference_text(delta),
             _needed(mine, scratch, delta),
         ]
@@ -151,7 +167,7 @@ def _detectors(
             lengths = {steps: them for (regime, steps), them in elsewhere.items() if regime == arm.regime}
             own = (one for one in found if _scratch_of(one, arm) and one.variant == usual and found[one])
             lengths |= {one.detect_steps: found[one] for one in own}
-            worth = exchange(lengths, mine, SCORE, costs[arm.regime][1], spent)
+            worth = exchange(lengths, mine, SCORE, step_seconds[1], spent)
             if worth is not None:
                 low, high = _rate(worth.low), _rate(worth.high)
                 what = [arm.regime, arm.variant, str(arm.pretrain_steps), str(arm.detect_steps)]

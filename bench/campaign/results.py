@@ -94,8 +94,12 @@ def reported(plan: Plan, arm: Arm, rows: Mapping[str, Row]) -> dict[int, Row]:
     return {seed: rows[key] for seed, key in keys.items() if key in rows}
 
 
-def step_costs(plan: Plan, rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
-    """By regime: median seconds of a pre-training step and of a detector step; nan where there is none.
+Costs = Mapping[tuple[str, str], tuple[float, float]]
+"""By regime and hardware: seconds of a pre-training step and of a detector step; nan where there is none."""
+
+
+def step_costs(plan: Plan, rows: Mapping[str, Row]) -> Costs:
+    """The median of each step's seconds, apart for each kind of machine that a campaign was run on.
 
     Of arms that change nothing; a variant's own steps may cost more or less (arm_seconds).
     """
@@ -108,9 +112,9 @@ def step_costs(plan: Plan, rows: Mapping[str, Row]) -> dict[str, tuple[float, fl
         for seed in (*range(question.seeds), *range(SWEEP_SEED, SWEEP_SEED + question.sweep_seeds))
         for one in [unit(plan, arm, seed, rate)]
     }
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for row in (rows[key] for key in rows if key in usual):
-        before, after = found.setdefault(row.regime, ([], []))
+        before, after = found.setdefault((row.regime, row.hardware), ([], []))
         if row.pretrain_steps:
             before.append(row.pretrain_seconds / row.pretrain_steps)
         if row.detect_steps:
@@ -119,6 +123,12 @@ def step_costs(plan: Plan, rows: Mapping[str, Row]) -> dict[str, tuple[float, fl
         name: (statistics.median(before or [math.nan]), statistics.median(after or [math.nan]))
         for name, (before, after) in found.items()
     }
+
+
+def costs_of(mine: Mapping[int, Row], costs: Costs) -> tuple[float, float]:
+    """What a step costs on the machine that an arm was trained on; nan where that was more than one kind."""
+    machines = {(row.regime, row.hardware) for row in mine.values()}
+    return costs.get(machines.pop(), (math.nan, math.nan)) if len(machines) == 1 else (math.nan, math.nan)
 
 
 def arm_seconds(plan: Plan, arm: Arm, mine: Mapping[int, Row], costs: tuple[float, float]) -> tuple[float, float]:
@@ -187,10 +197,10 @@ def exchange(
 
     Returns:
         The rate at the means, and the 2.5 and 97.5 % quantiles of it over seeds drawn with replacement; None with
-        fewer than two seeds in common.
+        fewer than two seeds in common, or where a cost was not measured.
     """
     seeds = sorted(seed for seed in arm if scratch and all(seed in rows for rows in scratch.values()))
-    if len(seeds) < 2:
+    if len(seeds) < 2 or math.isnan(step_seconds + sum(spent)):
         return None
     lengths = sorted(scratch)
     heights = np.array([[scratch[steps][seed].scores[score] for seed in seeds] for steps in lengths])

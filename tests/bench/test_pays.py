@@ -8,6 +8,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from bench.campaign import plan as plans
 from bench.campaign import report
 from bench.campaign import results as found
-from bench.campaign.data import Images, Prepared
+from bench.campaign.data import Images, Prepared, restricted
 from bench.campaign.runs import Campaign
 from jigsaw_pretrain.detect.comparison.runner import TaskRunner
 from jigsaw_pretrain.errors import UserError
@@ -108,6 +109,7 @@ def test_another_setting_is_another_unit_and_another_question_is_not(tmp_path: P
         (("rates = [0.1, 0.2]", "rates = []"), "rates"),
         (("detect_steps = [1, 2]", "detect_steps = []"), "0 steps"),
         (('data = "bccd"', 'data = "bccd"\npretrained_in = "nowhere"'), "regime small"),
+        (('data = "bccd"', 'data = "bccd"\npretrained_in = "small"'), "regime small"),
         (("\nseeds = 2", '\nseeds = 2\nprobe = ["--fit", "crop"]'), "probe"),
         (("paper = {}", 'paper = { peer = "dino", prep = ["--context-at", "train"] }'), "paper"),
         (("\nseeds = 2", "\nseed = 2"), "seed"),
@@ -126,6 +128,11 @@ def test_regimes_share_a_pretraining_that_is_the_same_in_both(tmp_path: Path) ->
     units = [plans.unit(plan, arm, 0, 0.1) for arm in plans.arms(plan, "steps") if arm.pretrain_steps]
     assert len({one.key for one in units}) == len(units) == 8
     assert len({one.pretraining.key for one in units if one.pretraining}) == 2
+    # Or the detector is of other classes of the same images.
+    fewer = plan_of(tmp_path, text.replace('data = "bccd"\npretrained_in', 'data = "voc-people"\npretrained_in'))
+    others = [plans.unit(fewer, arm, 0, 0.1) for arm in plans.arms(fewer, "steps") if arm.pretrain_steps]
+    assert {one.pretraining for one in others} == {one.pretraining for one in units}
+    assert {one.data for one in others if one.regime == "large"} == {"voc-people"}
 
 
 PEER = SMALL.replace("warp = {", 'simclr = { peer = "simclr" }, warp = {')
@@ -246,12 +253,55 @@ def test_a_variant_costs_what_it_took_and_leaves_the_usual_cost(tmp_path: Path) 
         for seed in (0, 1):
             one = row_of(plans.unit(plan, arm, seed, 0.1), 0.1, seconds)
             rows[one.key] = one
-    assert found.step_costs(plan, rows) == {"small": (1.0, 1.0)}
+    costs = found.step_costs(plan, rows)
+    assert costs == {("small", "h"): (1.0, 1.0)}
     for arm in plans.arms(plan, "steps"):
         mine = {seed: rows[plans.unit(plan, arm, seed, 0.1).key] for seed in (0, 1)}
-        before, after = found.arm_seconds(plan, arm, mine, (1.0, 1.0))
+        before, after = found.arm_seconds(plan, arm, mine, found.costs_of(mine, costs))
         assert before == arm.pretrain_steps * {"paper": 1, "frozen": 1, "warp": 5}[arm.variant]
         assert after == arm.detect_steps * {"paper": 1, "frozen": 0.25, "warp": 1}[arm.variant]
+
+
+def test_costs_of_two_kinds_of_machine_are_kept_apart(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    rows = {}
+    for arm in plans.arms(plan, "steps"):
+        for seed, (hardware, seconds) in enumerate([("slow", 4.0), ("fast", 1.0)]):
+            one = msgspec.structs.replace(
+                row_of(plans.unit(plan, arm, seed, 0.1), 0.1 * arm.detect_steps, seconds), hardware=hardware
+            )
+            rows[one.key] = one
+    costs = found.step_costs(plan, rows)
+    assert costs == {("small", "slow"): (4.0, 4.0), ("small", "fast"): (1.0, 1.0)}
+    arm = plans.Arm("steps", "small", "paper", 1, 1)
+    both = {seed: rows[plans.unit(plan, arm, seed, 0.1).key] for seed in (0, 1)}
+    assert found.costs_of({1: both[1]}, costs) == (1.0, 1.0)
+    mixed = found.costs_of(both, costs)
+    assert all(math.isnan(one) for one in mixed)
+    scratch = {
+        1: {seed: rows[plans.unit(plan, plans.Arm("steps", "small", "paper", 0, 1), seed, 0.1).key] for seed in both}
+    }
+    assert found.exchange(scratch, both, "AP50", 1.0, (1.0, 1.0)) is not None
+    assert found.exchange(scratch, both, "AP50", mixed[1], found.arm_seconds(plan, arm, both, mixed)) is None
+    told = report.tables(plan, rows)
+    assert [line.split("|")[3].strip() for line in told.splitlines() if "| rectangles |" in line] == ["fast", "slow"]
+    assert "nan" not in told
+
+
+def test_one_kind_of_object_comes_with_the_images_that_show_it(tmp_path: Path) -> None:
+    annotations, _ = draw(tmp_path / "all", 8, 0)
+    whole = json.loads(annotations.read_text())
+    for category in whole["categories"]:
+        part = restricted(annotations, slice(None), category["name"])
+        kept = [one for one in whole["annotations"] if one["category_id"] == category["id"]]
+        shown = {one["image_id"] for one in kept}
+        assert part["categories"] == [category] and part["annotations"] == kept
+        assert part["images"] == [image for image in whole["images"] if image["id"] in shown]
+        half = restricted(annotations, slice(None, None, 2), category["name"])
+        assert half["images"] == part["images"][::2]
+        assert half["annotations"] == [
+            one for one in kept if one["image_id"] in {image["id"] for image in half["images"]}
+        ]
 
 
 def test_the_report_says_the_difference_and_is_the_same_twice(tmp_path: Path) -> None:
