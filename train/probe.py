@@ -26,7 +26,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Fit
-from jigsaw_pretrain.train.data.augment import place_along, resample_channels, resized, with_mean_context
+from jigsaw_pretrain.train.data.augment import place_along, resample_channels, resized, scaled_sizes, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
 from jigsaw_pretrain.train.engine.checkpoint import trained_state
 from jigsaw_pretrain.train.engine.distributed import start
@@ -113,9 +113,10 @@ def shown(pixels: npt.NDArray[Any], side: int, fit: Fit, ratio: float) -> npt.ND
     height, width = pixels.shape[:2]
     if fit == "warp":
         return resized(pixels, (side, side), cv2.INTER_AREA if height * width > side * side else cv2.INTER_LINEAR)
-    scale = ratio if fit == "crop" else side / max(width, height)
-    scaled = max(1, round(width * scale)), max(1, round(height * scale))
-    first, to, length = place_along(np.array(scaled), np.array([side, side]), None, "centre")
+    room = np.array([side, side])
+    sizes = scaled_sizes(np.array(width), np.array(height), np.array(ratio), (room[0], room[1]), fit)
+    scaled = int(sizes[0]), int(sizes[1])
+    first, to, length = place_along(np.array(scaled), room, None, "centre")
     square = np.zeros((side, side, pixels.shape[2]), pixels.dtype)
     window = square[to[1] : to[1] + length[1], to[0] : to[0] + length[0]]
     resample_channels(pixels, scaled, False, (int(first[0]), int(first[1])), True, window)

@@ -121,6 +121,21 @@ def _is_small_part(width: Any, height: Any, scaled_x: Any, scaled_y: Any, window
     return in_range & (scaled_x * scaled_y > _WHOLE_UP_TO * window)
 
 
+def scaled_sizes(width: I64, height: I64, ratio: npt.NDArray[Any], room: tuple[I64, I64], fit: str) -> tuple[I64, I64]:
+    """Sides of whole crops after ``fit`` to their regions' ``room``, at least 1 pixel; a half is rounded up."""
+    room_x, room_y = room
+    if fit == "crop":
+        scaled_x, scaled_y = (np.floor(side * ratio + 0.5).astype(np.int64) for side in (width, height))
+    else:
+        scaled_x, scaled_y = room_x + 0 * width, room_y + 0 * height
+        if fit == "resize":
+            # Whole numbers only: the side that fills its region does so exactly.
+            wide = width * room_y >= height * room_x
+            scaled_y = np.where(wide, (2 * height * room_x + width) // (2 * width), scaled_y)
+            scaled_x = np.where(wide, scaled_x, (2 * width * room_y + height) // (2 * height))
+    return np.maximum(1, scaled_x), np.maximum(1, scaled_y)
+
+
 def place_along(scaled: I64, room: I64, word: U64 | None, pad: str) -> tuple[I64, I64, I64]:
     """One axis: the window's first pixel in the crop, in its region, and its length."""
     slack = scaled - room
@@ -133,18 +148,8 @@ def place_along(scaled: I64, room: I64, word: U64 | None, pad: str) -> tuple[I64
 def place_windows(width: I64, height: I64, draws: Draws, template: Template, fit: str, pad: str = "random") -> Windows:
     """Where crops of ``width`` x ``height`` pixels (int64 [n, 4] by region) land, by ``fit`` and ``pad``."""
     left, top, room_x, room_y = np.array([(r.left, r.top, r.width, r.height) for r in template.regions]).T
-    if fit == "crop":
-        scaled_x = np.maximum(1, np.floor(width * draws.ratio + 0.5).astype(np.int64))
-        scaled_y = np.maximum(1, np.floor(height * draws.ratio + 0.5).astype(np.int64))
-        smooth = draws.ratio < AREA_BELOW
-    else:
-        scaled_x, scaled_y = room_x + 0 * width, room_y + 0 * height
-        smooth = np.ones(scaled_x.shape, dtype=bool)
-        if fit == "resize":
-            # Whole numbers only: the side that fills its region does so exactly, the other rounds half up.
-            wide = width * room_y >= height * room_x
-            scaled_y = np.where(wide, np.maximum(1, (2 * height * room_x + width) // (2 * width)), scaled_y)
-            scaled_x = np.where(wide, scaled_x, np.maximum(1, (2 * width * room_y + height) // (2 * height)))
+    scaled_x, scaled_y = scaled_sizes(width, height, draws.ratio, (room_x, room_y), fit)
+    smooth = draws.ratio < AREA_BELOW if fit == "crop" else np.ones(scaled_x.shape, dtype=bool)
     from_x, to_x, lands_x = place_along(scaled_x, room_x, draws.across, pad)
     from_y, to_y, lands_y = place_along(scaled_y, room_y, draws.down, pad)
     return Windows(scaled_x, scaled_y, draws.flip, from_x, from_y, left + to_x, top + to_y, lands_x, lands_y, smooth)

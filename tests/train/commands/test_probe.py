@@ -1,6 +1,8 @@
 """The probe command."""
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +93,13 @@ def test_a_crop_is_shown_as_training_shows_it_but_in_the_middle(
 ) -> None:
     pixels = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
     assert shown(pixels, side, "warp", ratio).all()
-    scales: dict[Fit, float] = {"crop": ratio, "resize": side / max(width, height)}
+    scales: dict[Fit, Fraction] = {"crop": Fraction(ratio), "resize": Fraction(side, max(width, height))}
     for fit, scale in scales.items():
         square = shown(pixels, side, fit, ratio)
         lit = np.any(square, axis=2)
         for axis, length in ((1, height), (0, width)):
             found = np.flatnonzero(np.any(lit, axis=axis))
-            visible = min(side, max(1, round(length * scale)))
+            visible = min(side, max(1, math.floor(length * scale + Fraction(1, 2))))
             assert len(found) == visible and found[-1] - found[0] == visible - 1
             assert found[0] == (side - visible) // 2
     whole = shown(pixels, 2 * max(width, height), "crop", 1.0)
