@@ -107,7 +107,8 @@ def step_costs(plan: Plan, rows: Mapping[str, Row]) -> Costs:
         one.key
         for name, question in plan.questions.items()
         for arm in arms(plan, name)
-        if question.variants[arm.variant] == Variant()
+        for what in [question.variants[arm.variant]]
+        if what == Variant() or (arm.pretrain_steps == 0 and not what.detect)
         for rate in question.rates or (0.0,)
         for seed in (*range(question.seeds), *range(SWEEP_SEED, SWEEP_SEED + question.sweep_seeds))
         for one in [unit(plan, arm, seed, rate)]

@@ -262,6 +262,14 @@ def test_a_variant_costs_what_it_took_and_leaves_the_usual_cost(tmp_path: Path) 
         assert after == arm.detect_steps * {"paper": 1, "frozen": 0.25, "warp": 1}[arm.variant]
 
 
+def test_a_detector_from_scratch_costs_the_usual_where_all_pretrainings_are_variants(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, SMALL.replace("paper = {}, ", ""))
+    units = [plans.unit(plan, arm, 0, 0.1) for arm in plans.arms(plan, "steps")]
+    rows = {one.key: row_of(one, 0.1, 5.0 if one.pretrain_steps else 1.0) for one in units}
+    (costs,) = found.step_costs(plan, rows).values()
+    assert math.isnan(costs[0]) and costs[1] == 1.0
+
+
 def test_costs_of_two_kinds_of_machine_are_kept_apart(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     rows = {}
