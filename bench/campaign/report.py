@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.campaign.plan import Arm, Plan, arms
 from bench.campaign.results import (
+    Exchange,
     Row,
     arm_seconds,
     best_rate,
@@ -169,9 +170,9 @@ def _detectors(
             lengths |= {one.detect_steps: found[one] for one in own}
             worth = exchange(lengths, mine, SCORE, step_seconds[1], spent)
             if worth is not None:
-                low, high = _rate(worth.low), _rate(worth.high)
+                rate, low, high = (_rate(one, worth.measured) for one in (worth.rate, worth.low, worth.high))
                 what = [arm.regime, arm.variant, str(arm.pretrain_steps), str(arm.detect_steps)]
-                rates.append([*what, _rate(worth.rate), f"{low} to {high}", str(worth.seeds), _served(worth.rate)])
+                rates.append([*what, rate, f"{low} to {high}", str(worth.seeds), _served(worth)])
     head = ["regime", "start", "pre-training steps", "detector steps", "lr", "seeds", SCORE, "AP", "s in all"]
     parts.append(_table([*head, f"{SCORE} minus scratch's, 95 %", "seeds to tell"], body))
     if rates:
@@ -253,15 +254,16 @@ def _needed(mine: Mapping[int, Row], theirs: Mapping[int, Row], found: Differenc
     return str(needed) if needed < 1000 else "over 1,000"
 
 
-def _rate(value: float) -> str:
-    return "more than measured" if math.isinf(value) else f"{value:.2f}"
+def _rate(value: float, measured: float) -> str:
+    return f"more than {measured:.2f}" if math.isinf(value) else f"{value:.2f}"
 
 
-def _served(rate: float) -> str:
+def _served(worth: Exchange) -> str:
     """How many detectors one pre-training must serve until it has saved what it took."""
-    if math.isinf(rate):
-        return "1"
-    return f"{math.ceil(1 / rate):,}" if rate > 0 else "never"
+    rate = min(worth.rate, worth.measured)
+    if rate <= 0:
+        return "unknown" if math.isinf(worth.rate) else "never"
+    return f"{'at most ' if math.isinf(worth.rate) and rate < 1 else ''}{math.ceil(1 / rate):,}"
 
 
 def _digits(value: float) -> str:

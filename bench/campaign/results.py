@@ -171,12 +171,14 @@ def steps_to_reach(curve: Sequence[tuple[int, float]], height: float) -> float:
 class Exchange(msgspec.Struct, frozen=True):
     """Detector seconds that one pre-training second saved, with the ends of a 95 % interval.
 
-    Infinity: scratch never got there with as many steps as it was given. Below 1 the pre-training does not pay.
+    Infinity: scratch never got there with as many steps as it was given, so that all that is known is the rate that
+    reaching it with the last of them would have been, ``measured``. Below 1 the pre-training does not pay.
     """
 
     rate: float
     low: float
     high: float
+    measured: float
     seeds: int
 
 
@@ -207,15 +209,17 @@ def exchange(
     heights = np.array([[scratch[steps][seed].scores[score] for seed in seeds] for steps in lengths])
     mine = np.array([arm[seed].scores[score] for seed in seeds])
 
+    def worth(steps: float) -> float:
+        return (steps * step_seconds - spent[1]) / spent[0]
+
     def rate(chosen: npt.NDArray[np.int64]) -> float:
         curve = list(zip(lengths, heights[:, chosen].mean(1).tolist(), strict=True))
-        saved = steps_to_reach(curve, float(mine[chosen].mean())) * step_seconds - spent[1]
-        return saved / spent[0]
+        return worth(steps_to_reach(curve, float(mine[chosen].mean())))
 
     rng = np.random.default_rng(0)
     draws = sorted(rate(rng.integers(0, len(seeds), len(seeds))) for _ in range(RESAMPLES))
     low, high = draws[int(0.025 * RESAMPLES)], draws[int(0.975 * RESAMPLES) - 1]
-    return Exchange(rate(np.arange(len(seeds))), low, high, len(seeds))
+    return Exchange(rate(np.arange(len(seeds))), low, high, worth(lengths[-1]), len(seeds))
 
 
 def seeds_needed(deviation: float, effect: float) -> int:

@@ -239,10 +239,30 @@ def test_the_exchange_rate_is_what_it_says(tmp_path: Path) -> None:
     assert (worth.rate, worth.low, worth.high) == pytest.approx((0.75, 0.75, 0.75))
     above = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.3), "AP50", 3.0, (4.0, 3.0))
     assert above is not None
-    assert above.rate == math.inf
+    # Two steps of 3 s are known to be too few: more than one of them saved.
+    assert above.rate == math.inf and above.measured == pytest.approx(0.75)
+    alone = found.exchange({1: scratch[1]}, rows(chosen[1, 1, "paper"], 0.3), "AP50", 3.0, (4.0, 3.0))
+    assert alone is not None and alone.rate == math.inf and alone.measured == 0
     worse = found.exchange(scratch, rows(chosen[1, 1, "paper"], 0.05), "AP50", 3.0, (4.0, 3.0))
     assert worse is not None
     assert worse.rate < 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "measured", "told"),
+    [
+        (0.25, 3.0, "4"),
+        (2.0, 3.0, "1"),
+        (-0.1, 3.0, "never"),
+        (math.inf, 3.0, "1"),
+        (math.inf, 0.25, "at most 4"),
+        (math.inf, 0.0, "unknown"),
+    ],
+)
+def test_what_scratch_never_reached_is_no_figure(rate: float, measured: float, told: str) -> None:
+    worth = found.Exchange(rate, rate, rate, measured, 5)
+    assert report._served(worth) == told
+    assert ("more than" in report._rate(rate, measured)) == math.isinf(rate)
 
 
 def test_a_variant_costs_what_it_took_and_leaves_the_usual_cost(tmp_path: Path) -> None:
