@@ -30,12 +30,17 @@ from typing import Any
 import click
 
 from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError, redacted
-from jigsaw_pretrain.process import LIBRARIES, TORCH, check_address_space, own_semaphores
+from jigsaw_pretrain.process import LIBRARIES, TORCH, check_address_space, end_at_once, own_semaphores
 
 
 def is_first_rank() -> bool:
     """Whether this process is rank 0 of torchrun's, or alone; known before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one of several ranks of torchrun's."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def is_restarted() -> bool:
@@ -157,6 +162,16 @@ class Command(click.Command):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command; without ``standalone_mode`` the error is the caller's, as click's own are."""
+        try:
+            return self._main(*args, **extra)
+        except SystemExit as ending:
+            # gloo's threads drop a collective's tensors some time after its callers have gone on, and need the
+            # interpreter for it: where that is at its end, C++ ends the process instead, by SIGABRT (torch 2.15).
+            if is_one_of_several() and extra.get("standalone_mode", True) and isinstance(ending.code, int | None):
+                end_at_once(ending.code or 0)
+            raise
+
+    def _main(self, *args: Any, **extra: Any) -> Any:
         show_log()
         own_semaphores()
         words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])

@@ -1,13 +1,17 @@
-"""What a command needs of its machine before it loads anything, and what killed ones left there.
+"""What a command needs of its machine before it loads anything, what killed ones left there, and how a rank ends.
 
 A module of its own, as it runs before every import of a library: where these find too little room, no Python is left to
 say so.
 """
 
+import atexit
 import contextlib
 import multiprocessing.process
 import os
+import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 from jigsaw_pretrain.errors import UserError
 
@@ -60,3 +64,17 @@ def own_semaphores(folder: Path = SHARED_MEMORY) -> None:
             if owner.isdecimal() and not Path("/proc", owner).exists():
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process as Python's own end would, its modules and objects being left as they are.
+
+    What is registered for the end is done, threads that it waits for are waited for, and what was printed is written.
+    """
+    # As multiprocessing ends its processes.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(status)

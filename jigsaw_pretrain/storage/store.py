@@ -393,22 +393,21 @@ def open_store(url: str, timeout: float, connections: int = REMOTE_THREADS, **op
     return Storage(url, {**driver_options(url, timeout, timeout, connections), **options}, tries=1)
 
 
-_inherited: list[Any] = []
+_held: list[Any] = []
 
 
-def _keep_inherited() -> None:
-    """In a forked child, keep the parent's drivers from being finalised.
+def _hold_drivers() -> None:
+    """Before a fork, hold all drivers: fsspec drops its own hold on them in the child, before anything else runs there.
 
-    A finaliser closes their connections by way of the parent's selector, which parent and child share, so the parent's
-    next request would be heard of only when it times out.
+    A driver that the child finalised would close its connections by way of its parent's selector, which both share, so
+    that the parent's next request would be heard of only when it times out.
     """
     classes = [AbstractFileSystem]
     for kind in classes:
         classes += kind.__subclasses__()
-        _inherited.extend(getattr(kind, "_cache", {}).values())
-    gc.freeze()
+        _held.extend(getattr(kind, "_cache", {}).values())
 
 
 @functools.cache
 def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=_keep_inherited)
+    os.register_at_fork(before=_hold_drivers, after_in_parent=_held.clear, after_in_child=gc.freeze)

@@ -1,8 +1,13 @@
 """Tiny datasets in an S3 server on loopback, for tests of streaming."""
 
 import contextlib
+import faulthandler
+import os
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import s3fs
@@ -52,15 +57,46 @@ def lines(
     start_method: str | None = None,
     options: DataOptions = OPTIONS,
 ) -> list[str]:
-    """What `digest` prints for a dataset."""
-    found = digest(
-        dataset,
-        options,
-        world=world,
-        workers=workers,
-        first=first,
-        steps=steps,
-        start_method=start_method,
-        access=access,
-    )
-    return list(found)
+    """What `digest` prints for a dataset; where that fails, the error says too what slow forked workers were doing."""
+    with _telling_of_slow_forks():
+        found = digest(
+            dataset,
+            options,
+            world=world,
+            workers=workers,
+            first=first,
+            steps=steps,
+            start_method=start_method,
+            access=access,
+        )
+        return list(found)
+
+
+SLOW_SECONDS = 20
+"""A forked worker that lives so long is waiting for something: less than a request's patience."""
+
+_stacks: list[IO[str]] = []
+
+
+def _watch_child() -> None:
+    if _stacks:
+        # By a signal: faulthandler's own timer, which pytest sets, would wait here for a thread that no fork copies.
+        faulthandler.register(signal.SIGALRM, file=_stacks[0])
+        signal.alarm(SLOW_SECONDS)
+
+
+os.register_at_fork(after_in_child=_watch_child)
+
+
+@contextlib.contextmanager
+def _telling_of_slow_forks() -> Iterator[None]:
+    with tempfile.TemporaryFile("w+") as file:
+        _stacks.append(file)
+        try:
+            yield
+        except Exception as error:
+            file.seek(0)
+            error.add_note(file.read())
+            raise
+        finally:
+            _stacks.clear()

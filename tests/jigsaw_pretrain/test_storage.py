@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, temporary files of the dead, retries, and URLs without their secrets."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from weakref import finalize, ref
 
 import pytest
 from fsspec.asyn import get_loop
@@ -23,7 +25,7 @@ from jigsaw_pretrain.storage.drivers import driver_options
 from jigsaw_pretrain.storage.fetcher import Fetcher
 from jigsaw_pretrain.storage.files import atomic_write, inside, sweep, temporary_beside
 from jigsaw_pretrain.storage.retries import StoreError, TooLong, with_retries
-from jigsaw_pretrain.storage.store import Storage, map_ahead
+from jigsaw_pretrain.storage.store import Storage, _watch_forks, map_ahead
 from tests.helpers.prepped import tree
 from tests.helpers.servers import FaultyProxy, file_server
 
@@ -292,6 +294,27 @@ def test_a_lock_tells_a_writer_from_litter(tmp_path: Path) -> None:
     process.kill()
     process.join()
     assert sweep(tmp_path) == 1 and not path.exists()
+
+
+def test_a_forked_child_finalises_no_driver_of_its_parent(tmp_path: Path) -> None:
+    class Driver(MemoryFileSystem):
+        protocol = "of-this-test"
+
+    _watch_forks()
+    driver = Driver()
+    finalised = tmp_path / "finalised"
+    finalize(driver, finalised.touch).atexit = False
+    watched = ref(driver)
+    del driver
+    child = os.fork()
+    if not child:
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert watched() is not None and not finalised.exists()
+    Driver.clear_instance_cache()
+    gc.collect()
+    assert watched() is None and finalised.exists()
 
 
 def test_a_writer_whose_file_is_swept_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
