@@ -96,10 +96,12 @@ def show(report: dict[str, Any]) -> None:
 
 def verdict(report: dict[str, Any]) -> str:
     """How the accuracy stands beside always naming the commonest class, by crops and with classes counting alike."""
+    from jigsaw_pretrain.train.engine.pretraining import NO_BETTER
+
     overall = report["overall"]
     accuracy, majority, balanced = (overall[key] for key in ("accuracy", "majority_share", "balanced_accuracy"))
     blind = 1 / sum(one["count"] > 0 for one in report["classes"])
-    than = "better" if accuracy > majority else "no better"
+    than = "better" if accuracy >= majority + NO_BETTER else "no better"
     told = f"{than} than always naming the commonest class, {accuracy:.1%} against {majority:.1%}"
-    than = "better" if balanced > blind else "no better"
+    than = "better" if balanced >= blind + NO_BETTER else "no better"
     return f"verdict: {told}; with every class counting alike {than}, {balanced:.1%} against {blind:.1%}"

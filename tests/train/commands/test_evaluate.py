@@ -7,6 +7,7 @@ import pytest
 
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.commands.evaluate import verdict
+from jigsaw_pretrain.train.engine.pretraining import NO_BETTER
 from tests.helpers.commands import call
 from tests.helpers.tiny import CLASSES, make_dataset
 
@@ -40,6 +41,8 @@ def test_the_verdict_compares_with_always_naming_the_commonest_class() -> None:
         return verdict({"overall": overall, "classes": [{"count": 9}, {"count": 1}, {"count": 0}]})
 
     assert of(0.9, 0.5).count("no better") == 2 and "90.0% against 90.0%" in of(0.9, 0.5)
+    # As a run's own verdict: less than a point above it may be chance.
+    assert of(0.9 + NO_BETTER / 2, 0.5 + NO_BETTER / 2).count("no better") == 2
     assert of(0.85, 0.7).count("no better") == 1 and "70.0% against 50.0%" in of(0.85, 0.7)
     assert "no better" not in of(0.95, 0.8)
 
