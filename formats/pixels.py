@@ -12,7 +12,9 @@ first three). Each channel is stretched from two standard deviations below the d
 """
 
 import io
+import os
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,15 +205,9 @@ def npy_header(raw: Buffer) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]
     """
     stream = io.BytesIO(bytes(raw[: 1 << 16]))
     try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version in ((2, 0), (3, 0)):
-            # The third differs from the second in the encoding of field names alone, and arrays with fields are no
-            # images.
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise BadArray(f"npy format {version[0]}.{version[1]}")
+        # Python 3.11's parser counts its depth for all threads together (gh-106905), so that a healthy head may fail.
+        with _parsing:
+            shape, fortran, dtype = _parsed(stream)
     except BadArray:
         raise
     except Exception as error:
@@ -222,6 +218,29 @@ def npy_header(raw: Buffer) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]
     if any(not isinstance(side, int) or isinstance(side, bool) or side < 0 for side in shape):
         raise BadArray("its npy head gives no shape")
     return shape, fortran, dtype, stream.tell()
+
+
+_parsing = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child, where nobody would give back what another thread held."""
+    global _parsing
+    _parsing = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _parsed(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether in Fortran order, and type; raises BadArray for another format version, else nearly anything."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version in ((2, 0), (3, 0)):
+        # The third differs from the second in the encoding of field names alone, and arrays with fields are no images.
+        return np.lib.format.read_array_header_2_0(stream)
+    raise BadArray(f"npy format {version[0]}.{version[1]}")
 
 
 def npy_array(raw: Buffer) -> Array:
