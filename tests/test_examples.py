@@ -33,6 +33,7 @@ EXAMPLES = REPOSITORY / "examples"
 
 RECORDED = ("docker", "jigsaw-prep", "jigsaw-train", "jupyter", "kubectl", "make", "sbatch", "torchrun")
 """Programs that only write down how they are called."""
+RECORD = 'printf "%q " "$(basename "$0")" "$@" >> "$CALLS"; echo >> "$CALLS"'
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def shell(tmp_path: Path) -> Shell:
     made = Shell(tmp_path, tmp_path / "bin")
     made.bin.mkdir()
     for name in RECORDED:
-        made.program(name, 'printf "%q " "$(basename "$0")" "$@" >> "$CALLS"; echo >> "$CALLS"')
+        made.program(name, RECORD)
     made.program("sbatch", 'printf "%q " sbatch "$@" >> "$CALLS"; echo >> "$CALLS"; echo 4711')
     made.program("scontrol", 'case $1 in show) printf "node7\\nnode8\\n";; *) echo scontrol "$@" >> "$CALLS";; esac')
     # Its own options end where the program's name is.
@@ -132,12 +133,13 @@ def test_slurms_training_starts_all_ranks_and_comes_back_where_its_time_was_up(
     job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": head["nodes"], "SLURM_JOB_ID": "4711"}
     job |= {"SLURM_GPUS_ON_NODE": head["gpus-per-node"], "SLURM_CPUS_PER_TASK": head["cpus-per-task"]}
     given = {**job, "DATA": data_of(small), "RUN": str(run), "RECIPE": "sample"}
+    shell.program("torchrun", f'{RECORD}; echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > "$CALLS-seconds"')
     calls = shell.run("slurm/train.sbatch", **given, SLURM_JOB_END_TIME="0")
     assert calls[1:] == [["scontrol", "requeue", "4711"]]
     assert len(shell.run("slurm/train.sbatch", **given, SLURM_JOB_END_TIME="99999999999")) == 1
     own, command = of_torchrun(calls[0])
     assert (own.nnodes, own.nproc_per_node, own.rdzv_endpoint) == ("2", "8", "node7:29400")
-    assert 30 < own.shutdown_timeout < grace
+    assert 30 < int((shell.folder / "calls-seconds").read_text()) < grace
     in_this_process(command, *BASE, "--workers", "0", "--no-page", "--device", "cpu")
     assert (run / "backbone.pth").is_file()
     assert len(shell.run("slurm/train.sbatch", **given, SLURM_JOB_END_TIME="0")) == 1
@@ -186,7 +188,8 @@ def test_kubernetes_training_finds_its_first_pod_and_has_time_to_save(small: Sma
     assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {"job-name": name}
     assert int(own.nnodes) == spec["completions"] == spec["parallelism"]
     assert own.nproc_per_node == container["resources"]["limits"]["nvidia.com/gpu"]
-    assert 30 < own.shutdown_timeout < pod["terminationGracePeriodSeconds"]
+    (seconds,) = [int(one["value"]) for one in container["env"] if one["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert 30 < seconds < pod["terminationGracePeriodSeconds"]
     assert "/dev/shm" in [one["mountPath"] for one in container["volumeMounts"]]
     in_this_process(command, *BASE, "--workers", "0", "--no-page", "--device", "cpu", "--stop-after", "1")
     assert (run / "run.json").is_file()

@@ -21,14 +21,15 @@ def main(arguments: Sequence[str]) -> int:
         logging.disable()
     # torchrun says at length that it would set this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Its own 30 seconds may be less than a step and a checkpoint take. An option for it would be refused by torch 2.11.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     try:
-        # torch's own 30 seconds may be less than a step and a checkpoint take.
-        run(parse_args(["--shutdown-timeout", "110", *arguments]))
+        run(parse_args(list(arguments)))
     except SignalException:
         return Interrupted.exit_code
     except ChildFailedError as error:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
 LAUNCH = [sys.executable, "-m", "jigsaw_pretrain.train.engine.launch", "--standalone", "--nproc-per-node", "1"]
 STOPPED = """
@@ -44,3 +45,16 @@ def test_ranks_that_fail_are_one_line_each_and_their_status(tmp_path: Path) -> N
     refused, died = done.stderr.splitlines()
     assert done.stdout.split() == ["2", "1"]
     assert refused == "Error: x is missing" and "SIGKILL" in died and "--resume" in died
+
+
+@pytest.mark.skipif(not hasattr(LaunchConfig, "shutdown_timeout"), reason="torch before 2.12 has no such time")
+@pytest.mark.parametrize(("given", "seconds"), [([], "110"), (["--shutdown-timeout", "60"], "60")])
+def test_ranks_have_longer_to_save_than_torch_gives(given: list[str], seconds: str) -> None:
+    lines = [
+        "import torch.distributed.run as torchrun",
+        "from jigsaw_pretrain.train.engine.launch import main",
+        "torchrun.run = lambda own: print(torchrun.config_from_args(own)[0].shutdown_timeout)",
+        f"main([*{given}, 'rank.py'])",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [seconds]
