@@ -248,6 +248,9 @@ def check_values(path: Path, content: Mapping[str, Any], kind: type[msgspec.Stru
         msgspec.convert({name: content[name] for name in kind.__struct_fields__ if name in content}, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
+    except AttributeError as error:
+        # msgspec takes whatever has indices for a dict, and asks a tensor for its keys.
+        raise UserError(f"{path} is damaged: a tensor stands where a dict belongs") from error
 
 
 _OF_MACHINE = ("lr", "initial_lr", "fused", "foreach", "capturable", "differentiable")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     BackgroundWriter,
     backbone_state,
     check_fits,
+    check_values,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -89,6 +91,23 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objects other than tensors"):
         read_checkpoint(tmp_path / "step-00000001.pt")
     assert not (tmp_path / "harm").exists()
+
+
+class Plain(msgspec.Struct):
+    """Values of the types that checkpoints hold beside tensors."""
+
+    names: dict[str, str] = {}
+    rows: list[dict[str, Any]] | dict[str, Any] | None = None
+    number: float = 0.0
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(()), torch.zeros(2), torch.zeros(2, device="meta")])
+@pytest.mark.parametrize("field", ["names", "names of", "rows", "rows of", "number"])
+def test_a_tensor_in_place_of_a_plain_value_is_refused(tmp_path: Path, field: str, tensor: torch.Tensor) -> None:
+    inside = {"names of": {"a": tensor}, "rows of": [tensor]}
+    content = {field.removesuffix(" of"): inside.get(field, tensor)}
+    with pytest.raises(UserError, match=r"step-00000001.pt is damaged"):
+        check_values(tmp_path / "step-00000001.pt", content, Plain)
 
 
 def test_another_format_and_a_missing_file_are_refused(tmp_path: Path) -> None:
