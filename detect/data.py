@@ -34,7 +34,13 @@ from jigsaw_pretrain.formats.images.nodata import check_nodata
 from jigsaw_pretrain.formats.images.pixel_format import SAMPLE
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, Array, PixelFormat, missing_value
-from jigsaw_pretrain.train.data.loader import end_workers, leave_signals_to_rank, next_from_workers, start_workers
+from jigsaw_pretrain.train.data.loader import (
+    end_workers,
+    leave_signals_to_rank,
+    next_from_workers,
+    start_workers,
+    worker_context,
+)
 
 
 class Order:
@@ -477,6 +483,7 @@ class SampleLoader:
             prefetch_factor=READ_AHEAD if workers else None,
             collate_fn=list,
             worker_init_fn=_prepare_worker,
+            multiprocessing_context=worker_context() if workers else None,
             # Without one it would draw from the caller's global generator.
             generator=torch.Generator(),
         )

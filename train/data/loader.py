@@ -19,10 +19,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,17 @@ def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(1)
 
 
+def worker_context(start_method: str | None = None) -> BaseContext:
+    """How worker processes are started.
+
+    A fork shares the dataset's index and torch with its rank, begins at once, and asks no ``if __name__ ==
+    "__main__"`` of a script, so Linux has it under every Python; Python's own choice from 3.14 on is a forkserver.
+
+    start_method: ``fork``, ``spawn`` or ``forkserver``; None for a fork on Linux, elsewhere for the platform's.
+    """
+    return multiprocessing.get_context(start_method or ("fork" if sys.platform == "linux" else None))
+
+
 def start_workers(loader: "DataLoader[Any]") -> Iterator[Any]:
     """A DataLoader's iterator; where not all of its workers can be started, those that were are ended.
 
@@ -199,8 +212,8 @@ class JigsawLoader:
 
     options: a recipe's section ``data``, which decides what the batches hold. workers: processes, at most one a lane; 0
     assembles in this process. with_digests: compute digests as well. streams: of the GPU that batches are for, which
-    are then in page-locked memory, for copies that do not wait. start_method: "fork", "spawn" or "forkserver"; None for
-    Python's own default. access: how shards are read. rings: loaders of as large batches that will have workers at one
+    are then in page-locked memory, for copies that do not wait. start_method: of
+    ``worker_context``. access: how shards are read. rings: loaders of as large batches that will have workers at one
     time, for which /dev/shm must have room. ``notes`` says in plain words what is special about the dataset, ``shares``
     is the share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a
     cache or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
@@ -296,7 +309,6 @@ class JigsawLoader:
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
         shared = _shared_empty(shape, torch_dtype(pixels))
         lane_batches = _LaneBatches(self._dataset, self._options, self._lanes, self._steps, shared, self._more())
-        context = multiprocessing.get_context(self._start_method)
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -310,7 +322,7 @@ class JigsawLoader:
                     worker_init_fn=_prepare_worker,
                     # Without one it would draw from the caller's global generator.
                     generator=torch.Generator(),
-                    multiprocessing_context=context,
+                    multiprocessing_context=worker_context(self._start_method),
                 )
             )
         try:
@@ -411,7 +423,7 @@ def digest(
         first: step of the first line.
         world: ranks to simulate in this process; any number gives the same lines.
         workers: worker processes per rank; any number gives the same lines.
-        start_method: ``fork``, ``spawn`` or ``forkserver``; None for the platform's.
+        start_method: ``fork``, ``spawn`` or ``forkserver``; None for a fork on Linux, elsewhere for the platform's.
         access: how shards at a URL are read and cached.
 
     Returns:

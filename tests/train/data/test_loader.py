@@ -1,15 +1,21 @@
 """The loader: the same batches for any number of ranks and workers, and no hang and no silence when one dies."""
 
+import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from itertools import count, islice
+from multiprocessing.context import ForkProcess, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from jigsaw_pretrain.detect.data import SampleLoader
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
@@ -166,6 +172,30 @@ def in_shared_memory() -> set[str]:
     """What of this process lies in /dev/shm; what has no name there any more is marked as deleted."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return {line[line.index("/dev/shm/") :] for line in maps if "/dev/shm/" in line}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are Linux's")
+@pytest.mark.parametrize("stage", ["train", "detect"])
+def test_workers_are_forks_under_pythons_that_start_processes_otherwise(
+    dataset: Dataset, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*process: object) -> None:
+        raise AssertionError(f"{process[-1]} is no fork")
+
+    monkeypatch.setattr(ForkServerProcess, "_Popen", refused)
+    # Numbers in place of samples, which are nothing to the worker.
+    numbers: Any = [7]
+    loader = JigsawLoader(dataset, OPTIONS, workers=1) if stage == "train" else SampleLoader(numbers, [[0]], workers=1)
+    own = multiprocessing.get_start_method()
+    # As Python has it from 3.14 on: a script needs a guard for it, and each worker imports torch.
+    multiprocessing.set_start_method("forkserver", force=True)
+    before = set(multiprocessing.active_children())
+    try:
+        batches: Iterator[object] = iter(loader)
+        next(batches)
+        assert [type(one) for one in set(multiprocessing.active_children()) - before] == [ForkProcess]
+    finally:
+        multiprocessing.set_start_method(own, force=True)
 
 
 def test_a_kill_of_all_leaves_nothing_in_shared_memory(dataset: Dataset) -> None:
