@@ -147,9 +147,14 @@ def worker_context(start_method: str | None = None) -> BaseContext:
     A fork shares the dataset's index and torch with its rank, begins at once, and asks no ``if __name__ ==
     "__main__"`` of a script, so Linux has it under every Python; Python's own choice from 3.14 on is a forkserver.
 
-    start_method: ``fork``, ``spawn`` or ``forkserver``; None for a fork on Linux, elsewhere for the platform's.
+    start_method: ``fork``, ``spawn`` or ``forkserver``; None for what the program has set (``set_start_method``), and
+    where that is no other than Python's own choice for a fork on Linux.
     """
-    return multiprocessing.get_context(start_method or ("fork" if sys.platform == "linux" else None))
+    if start_method is None and sys.platform == "linux":
+        set_by_program = multiprocessing.get_start_method(allow_none=True)
+        if set_by_program in (None, multiprocessing.get_all_start_methods()[0]):
+            start_method = "fork"
+    return multiprocessing.get_context(start_method)
 
 
 def start_workers(loader: "DataLoader[Any]") -> Iterator[Any]:
@@ -423,7 +428,7 @@ def digest(
         first: step of the first line.
         world: ranks to simulate in this process; any number gives the same lines.
         workers: worker processes per rank; any number gives the same lines.
-        start_method: ``fork``, ``spawn`` or ``forkserver``; None for a fork on Linux, elsewhere for the platform's.
+        start_method: ``fork``, ``spawn`` or ``forkserver``; None for what the program has set, else a fork on Linux.
         access: how shards at a URL are read and cached.
 
     Returns:

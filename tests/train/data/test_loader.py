@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, islice
 from multiprocessing.context import ForkProcess, ForkServerProcess
 from pathlib import Path
@@ -20,7 +21,7 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train.data.lanes import GroupLanes, OpenUnit
-from jigsaw_pretrain.train.data.loader import IN_FLIGHT, JigsawLoader, digest
+from jigsaw_pretrain.train.data.loader import IN_FLIGHT, JigsawLoader, digest, worker_context
 from tests.helpers.sources import small_data
 from tests.helpers.tiny import all_crops, make_dataset, spoil
 
@@ -174,6 +175,23 @@ def in_shared_memory() -> set[str]:
     return {line[line.index("/dev/shm/") :] for line in maps if "/dev/shm/" in line}
 
 
+@contextmanager
+def started_by(method: str) -> Iterator[None]:
+    """What ``multiprocessing.set_start_method`` sets, for a while."""
+    own = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(own, force=True)
+
+
+def test_a_start_method_that_a_program_sets_is_kept() -> None:
+    with started_by("spawn"):
+        assert worker_context().get_start_method() == "spawn"
+        assert worker_context("fork").get_start_method() == "fork"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are Linux's")
 @pytest.mark.parametrize("stage", ["train", "detect"])
 def test_workers_are_forks_under_pythons_that_start_processes_otherwise(
@@ -186,16 +204,13 @@ def test_workers_are_forks_under_pythons_that_start_processes_otherwise(
     # Numbers in place of samples, which are nothing to the worker.
     numbers: Any = [7]
     loader = JigsawLoader(dataset, OPTIONS, workers=1) if stage == "train" else SampleLoader(numbers, [[0]], workers=1)
-    own = multiprocessing.get_start_method()
     # As Python has it from 3.14 on: a script needs a guard for it, and each worker imports torch.
-    multiprocessing.set_start_method("forkserver", force=True)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["forkserver", "fork", "spawn"])
     before = set(multiprocessing.active_children())
-    try:
+    with started_by("forkserver"):
         batches: Iterator[object] = iter(loader)
         next(batches)
         assert [type(one) for one in set(multiprocessing.active_children()) - before] == [ForkProcess]
-    finally:
-        multiprocessing.set_start_method(own, force=True)
 
 
 def test_a_kill_of_all_leaves_nothing_in_shared_memory(dataset: Dataset) -> None:
