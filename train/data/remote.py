@@ -31,6 +31,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -53,6 +54,10 @@ from jigsaw_pretrain.storage.store import Storage, open_store
 
 _FOLDER = "jigsaw-shards"
 _KEY = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = "jigsaw-shard-"
+_LEFTOVER_AGE = 60.0
+"""Seconds."""
+
 _PART = re.compile(r"\.[0-9a-f]{64}\.(\d{1,15})\.[0-9a-f]{8}\.part")
 
 BAD_SHARD = ("stop", "skip")
@@ -316,6 +321,8 @@ class RemoteShards:
         connections = THREADS_PER_GROUP * len(GROUPS) + 1
         self._fetcher = Fetcher(dataset.url, access.read_retries, access.read_timeout, connections)
         self._cache = None if access.cache is None else ShardCache(access.cache, access.cache_bytes)
+        if self._cache is None:
+            _remove_leftovers(Path(tempfile.gettempdir()))
         self._jobs: dict[int, _Request] = {}
         self._queues: dict[str, queue.PriorityQueue[tuple[int, int, _Request | None]]] = {}
         self._asked = 0
@@ -413,11 +420,24 @@ class RemoteShards:
     def _file(self, key: str, size: int | None, fill: Callable[[Path], None]) -> BufferedReader:
         if self._cache is not None:
             return self._cache.open(key, size, fill)
-        with tempfile.NamedTemporaryFile(prefix="jigsaw-shard-") as file:
+        with tempfile.NamedTemporaryFile(prefix=_TEMPORARY) as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
             path = Path(file.name)
             fill(path)
             # Without a name it goes when the last mapping of it does.
             return path.open("rb")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this user were filling."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        # Another process may remove or finish it at any moment.
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            # A younger one may be of a process that has yet to lock it.
+            if ours and time.time() - status.st_mtime > _LEFTOVER_AGE:
+                _remove_unused(path)
 
 
 def _close_file(file: "Future[BufferedReader]") -> None:

@@ -1,6 +1,9 @@
 """Shards in an object store: the same batches as from a folder, and no more requests than needed."""
 
+import multiprocessing
+import os
 import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -18,7 +21,7 @@ from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.rng import key_of_text
 from jigsaw_pretrain.train.data.lanes import GroupLanes
 from jigsaw_pretrain.train.data.loader import JigsawLoader, check_shared_memory
-from jigsaw_pretrain.train.data.remote import AHEAD, THREADS_PER_GROUP, ReadOptions
+from jigsaw_pretrain.train.data.remote import AHEAD, THREADS_PER_GROUP, ReadOptions, RemoteShards
 from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.servers import FaultyProxy, Store
 from tests.helpers.sources import small_data
@@ -135,6 +138,51 @@ def test_faults_change_no_batch(remote: Remote, tmp_path: Path, monkeypatch: pyt
     assert found == expected
     kinds = Counter(entry.fault for entry in remote.proxy.log[before:] if entry.fault)
     assert all(kinds[kind] >= 20 for kind in ("500", "reset", "short", "stall")), kinds
+
+
+def test_without_a_cache_the_next_process_removes_what_a_killed_one_was_fetching(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path))
+    access = ReadOptions(cache=None, read_timeout=30)
+    dataset = access.open_dataset(remote.url)
+
+    def fetch() -> None:
+        RemoteShards(dataset, access).open(dataset.shards[0])
+
+    def found() -> list[Path]:
+        return list(tmp_path.glob("jigsaw-shard-*"))
+
+    def aged() -> list[Path]:
+        for path in found():
+            os.utime(path, (time.time() - 3600,) * 2)
+        return found()
+
+    remote.proxy.faults, remote.proxy.stall = lambda number, method, path: "stall" if "/shards/" in path else None, 30
+    fetching = multiprocessing.get_context("fork").Process(target=fetch)
+    try:
+        fetching.start()
+        deadline = time.monotonic() + 20
+        while not found() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # In use, however old.
+        time.sleep(0.1)
+        used = aged()
+        RemoteShards(dataset, access).close()
+        assert found() == used != []
+    finally:
+        fetching.kill()
+        fetching.join()
+        remote.proxy.faults = None
+    other = tmp_path / "jigsaw-shard-pipe"
+    os.mkfifo(other)
+    # It may be a living process's that has not locked it yet.
+    os.utime(used[0])
+    RemoteShards(dataset, access).close()
+    assert set(found()) == {*used, other}
+    aged()
+    RemoteShards(dataset, access).close()
+    assert found() == [other]
 
 
 def test_a_store_that_stays_down_is_named(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
