@@ -466,24 +466,44 @@ def recut(
     progress: Progress,
 ) -> Summary:
     """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
+    plan, job, source = _planned_again(out, annotations, images)
+    with Storage(out).locked(exclusive=True):
+        return _cut_again(plan, job, source, parts, workers, scheduler, max_skipped, progress)
+
+
+def _planned_again(out: str, annotations: str, images: str) -> tuple[Plan, PrepJob, ImageSource]:
+    """What ``out`` was begun with, planned once more; raises UserError where these are not its annotations."""
     storage = Storage(out)
-    plan_record = require_plan(storage)
-    options = options_of(plan_record.options, storage.describe(layout.PLAN))
-    job = PrepJob(annotations, images, out, plan_record.seed, options)
-    check_means(options)
+    record = require_plan(storage)
+    job = PrepJob(annotations, images, out, record.seed, options_of(record.options, storage.describe(layout.PLAN)))
+    check_means(job.options)
     raw = read_annotations(job.annotations, job.images)
     begun_as(storage, job, raw.sha256)
     source = ImageSource(job.images)
     source.check()
-    plan = plan_job(job, raw, source)
     check_place(storage)
-    begin(plan, storage)
-    with storage.locked(exclusive=True), open_executor(workers, scheduler) as (executor, at_once):
-        storage.remove(layout.DATASET)
-        for number in parts:
-            storage.remove(layout.part_record(number))
+    return plan_job(job, raw, source), job, source
+
+
+def _cut_again(
+    plan: Plan,
+    job: PrepJob,
+    source: ImageSource,
+    parts: Iterable[int],
+    workers: int,
+    scheduler: str | None,
+    max_skipped: float,
+    progress: Progress,
+) -> Summary:
+    """Cut ``parts`` and those that are missing, and finish; the caller holds the lock."""
+    out = Storage(job.out)
+    begin(plan, out)
+    out.remove(layout.DATASET)
+    for number in parts:
+        out.remove(layout.part_record(number))
+    with open_executor(workers, scheduler) as (executor, at_once):
         cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped, progress)
-    return finish(out, max_skipped)
+    return finish(job.out, max_skipped)
 
 
 def repair(
@@ -519,12 +539,16 @@ def repair(
             f"{redacted(out)} can only be repaired by cutting parts again, and it does not hold where its annotations "
             "and images are: give --annotations and --images."
         )
-    storage.remove(layout.DATASET)
-    for damage in found:
-        if damage.part is None and damage.file.startswith(f"{layout.SHARDS}/"):
-            storage.remove(damage.file)
+    again = None
     if annotations is not None and images is not None and cutting:
-        # What was allowed to be skipped was decided when the parts were cut first.
-        recut(out, annotations, images, parts, workers or usable_cores(), None, 1.0, progress or Logged())
-    else:
-        finish(out)
+        again = _planned_again(out, annotations, images)
+    with storage.locked(exclusive=True):
+        storage.remove(layout.DATASET)
+        for damage in found:
+            if damage.part is None and damage.file.startswith(f"{layout.SHARDS}/"):
+                storage.remove(damage.file)
+        if again:
+            # What was allowed to be skipped was decided when the parts were cut first.
+            _cut_again(*again, parts, workers or usable_cores(), None, 1.0, progress or Logged())
+        else:
+            finish(out)

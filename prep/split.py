@@ -18,6 +18,7 @@ import numpy as np
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.coco import listed_name
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name
@@ -101,7 +102,7 @@ def split(
 
 def _name(entry: Document) -> str:
     """The image that an entry lists: its cleaned file name, by which repeated entries are one."""
-    written = str(entry["file_name"])
+    written = listed_name(entry.get("file_name"), entry.get("coco_url"))
     return clean_name(written)[0] or written
 
 

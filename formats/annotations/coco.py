@@ -256,10 +256,15 @@ def entry_index(images: list[CocoImage], source: str) -> dict[Key, int]:
 
 
 def file_name_of(image: CocoImage) -> str:
-    """The image's file name; for LVIS the last folder and name of its URL, as COCO's archives unpack."""
-    if image.file_name is None and image.coco_url:
-        return "/".join(image.coco_url.split("/")[-2:])
-    return image.file_name or ""
+    """The image's file name, as ``listed_name`` tells it."""
+    return listed_name(image.file_name, image.coco_url)
+
+
+def listed_name(file_name: str | None, coco_url: str | None) -> str:
+    """The file name of an image entry; for LVIS the last folder and name of its URL, as COCO's archives unpack."""
+    if file_name is None and coco_url:
+        return "/".join(coco_url.split("/")[-2:])
+    return file_name or ""
 
 
 def columns(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int], label_of: dict[Number, int]) -> BoxColumns:

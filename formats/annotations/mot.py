@@ -9,6 +9,7 @@ A module of its own, because each kind of annotations is.
 
 import configparser
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from jigsaw_pretrain.config import as_number
@@ -23,6 +24,21 @@ CLASSES = (
     *("distractor", "occluder", "occluder on the ground", "occluder full", "reflection", "crowd"),
 )
 """By number, from 1."""
+
+
+MOST_FRAMES = 5_000_000
+"""Images of all sequences, each of which takes some 200 bytes of memory; at 30 a second they last two days."""
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What a seqinfo.ini says of a sequence: where its images are, how many there are, and their size in pixels."""
+
+    folder: str
+    suffix: str
+    frames: int
+    width: int | None
+    height: int | None
 
 
 def is_truth(path: str) -> bool:
@@ -47,13 +63,16 @@ def read_mot(files: Mapping[str, bytes], source: str, keep_ignored: bool, detail
         where = f"{source}/{path}"
         frame_of = dict[int, int]()
         info = _info(files.get(f"{place}{INFO}", b""), f"{source}/{place}{INFO}")
-        pattern = f"{place}{info.get('imdir', 'img1')}/{{:06d}}{info.get('imext', '.jpg')}"
-        size = _size(info)
+        folder, suffix = f"{place}{info.folder}", info.suffix
         lines = list(_lines(files[path], where))
-        last = int(info.get("seqlength", "0")) if info.get("seqlength", "0").isdecimal() else 0
-        for frame in sorted({*range(1, last + 1), *(line[0] for line in lines)}):
+        if len(entries) + info.frames > MOST_FRAMES:
+            raise UserError(
+                f"{source}/{place}{INFO}: seqLength {info.frames:,} makes more than {MOST_FRAMES:,} images: correct it, "
+                "or name fewer sequences"
+            )
+        for frame in sorted({*range(1, info.frames + 1), *(line[0] for line in lines)}):
             frame_of[frame] = len(entries)
-            entries.append(ImageEntry(pattern.format(frame), *size))
+            entries.append(ImageEntry(f"{folder}/{frame:06d}{suffix}", info.width, info.height))
         found += [(frame_of[frame], box, number, ignored) for frame, box, number, ignored in lines]
     used = sorted({number for _, _, number, ignored in found if keep_ignored or not ignored})
     boxes = BoxList()
@@ -87,8 +106,8 @@ def _lines(raw: bytes, where: str) -> Iterator[tuple[int, tuple[float, float, fl
         try:
             values = [as_number(value) for value in text.split(",")]
         except ValueError:
-            raise UserError(f"{where}, line {number}: no numbers set apart by commas. {remedy}") from None
-        if len(values) < 7 or values[0] != int(values[0]) or values[0] < 1:
+            raise UserError(f"{where}, line {number}: not numbers separated by commas. {remedy}") from None
+        if len(values) < 7 or not values[0].is_integer() or values[0] < 1:
             raise UserError(f"{where}, line {number}: no frame with a box and a flag. {remedy}")
         if values[6] not in (0, 1):
             raise UserError(f"{where}, line {number}: the flag is {values[6]:g} (a score of detections?). {remedy}")
@@ -99,16 +118,25 @@ def _lines(raw: bytes, where: str) -> Iterator[tuple[int, tuple[float, float, fl
         yield int(values[0]), (values[2] - 1, values[3] - 1, values[4], values[5]), int(kind), values[6] == 0
 
 
-def _info(raw: bytes, where: str) -> Mapping[str, str]:
-    """The entries of a seqinfo.ini; none where there is no such file. Raises UserError."""
+def _info(raw: bytes, where: str) -> _Info:
+    """What a seqinfo.ini says, which may be empty; raises UserError."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(raw.decode("utf-8-sig", "replace"))
     except configparser.Error as error:
         raise UserError(f"{where} is no INI file ({str(error).splitlines()[0]}). Copy it again.") from error
-    return dict(parser["Sequence"]) if parser.has_section("Sequence") else {}
+    values = dict(parser["Sequence"]) if parser.has_section("Sequence") else {}
 
+    def whole(key: str) -> int | None:
+        text = values.get(key.lower(), "")
+        if text and not (text.isascii() and text.isdecimal() and len(text) < 16):
+            raise UserError(f"{where}: {key} {text[:40]!r} is not a whole number: correct it, or remove the line")
+        return int(text) if text else None
 
-def _size(info: Mapping[str, str]) -> tuple[float | None, float | None]:
-    width, height = (info.get(side, "") for side in ("imwidth", "imheight"))
-    return (float(width), float(height)) if width.isdecimal() and height.isdecimal() else (None, None)
+    return _Info(
+        values.get("imdir", "img1"),
+        values.get("imext", ".jpg"),
+        whole("seqLength") or 0,
+        whole("imWidth"),
+        whole("imHeight"),
+    )

@@ -162,7 +162,7 @@ def _lock_within(descriptor: int, kind: int, where: str) -> None:
                 return
             if last:
                 raise UserError(
-                    f"{where} is being written by another jigsaw-prep command. Wait for it, or end it, and run this "
+                    f"{where} is being written by another command of prep. Wait for it, or end it, and run this "
                     "command again."
                 ) from error
         time.sleep(0.1)

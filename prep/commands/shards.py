@@ -18,6 +18,7 @@ from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
 from jigsaw_pretrain.config import read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
+from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
@@ -192,5 +193,6 @@ def _tell_what_follows_the_plan(planned: Plan, annotations: str, images: str, sh
         )
         return
     split = ["jigsaw-prep", "split", "--annotations", annotations, "--images", images, "--out", "split"]
+    split += Reading(exif=shaping["exif"], voc_origin=shaping["voc_origin"]).words()
     aside = "first, unless validation images are set aside already: they must stay out of pre-training"
     tell_next(*([] if shaping.get("split") else [(aside, split)]), ("cut the crops", words))

@@ -28,6 +28,7 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 )
 @click.option(
     "--val-list",
+    metavar="FILE",
     type=click.Path(path_type=Path),
     help="Validate on the images that FILE names, one per line, and draw none.",
 )
@@ -57,6 +58,8 @@ def split(
     if made.left_out:
         click.echo(f"{made.left_out:,} boxes are in neither file: `jigsaw-prep doctor` says what is wrong with them")
     words = ["jigsaw-prep", "shards", "--annotations", str(made.train), "--images", images, "--out", f"{out}-crops"]
+    # The two files' boxes are counted from 0 whatever the original's were.
+    words += Reading(exif).words()
     tell_next((f"cut crops of the training images; {made.val} is for validation, with the same images", words))
 
 

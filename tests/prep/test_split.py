@@ -106,9 +106,27 @@ def test_the_command_takes_a_list_and_says_what_to_do_next(drawn: Drawn, tmp_pat
     result = run_command(main, *common, "--val-list", names)
     assert result.exit_code == 0, result.output
     assert [one["file_name"] for one in read(tmp_path / "out" / "val.json")["images"]] == ["clip0/0.jpg", "clip1/4.jpg"]
-    assert f"--annotations {tmp_path / 'out' / 'train.json'}" in result.output
+    assert f"--annotations {tmp_path / 'out' / 'train.json'}" in result.output and "--exif" not in result.output
+    turned = run_command(main, *common[:-1], tmp_path / "turned", "--exif", "apply")
+    assert "--exif apply" in turned.output.splitlines()[-1]
     again = run_command(main, *common)
     assert again.exit_code == 2 and "already there" in again.output
+
+
+def test_lvis_entries_are_named_by_their_urls(drawn: Drawn, tmp_path: Path) -> None:
+    file = folder_of_images(drawn)
+    document = read(file)
+    for entry in document["images"]:
+        entry["coco_url"] = f"http://images.example.org/{entry.pop('file_name')}"
+    lvis = tmp_path / "lvis.json"
+    lvis.write_text(json.dumps(document))
+    names = tmp_path / "val.txt"
+    names.write_text("clip1/4.jpg\n")
+    command = ("split", "--annotations", lvis, "--images", drawn.folder / "images", "--out", tmp_path / "out")
+    result = run_command(main, *command, "--val-list", names)
+    assert result.exit_code == 0, result.output
+    kept = read(tmp_path / "out" / "val.json")["images"]
+    assert [entry["coco_url"] for entry in kept] == ["http://images.example.org/clip1/4.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_one_sequence_may_be_named(tmp_path: Path) -> None:
         ("1,1,1_1,6,20,30,1,1,1", "numbers"),
         ("1,1,11,6", "flag"),
         ("0,1,11,6,20,30,1,1,1", "frame"),
+        ("nan,1,11,6,20,30,1,1,1", "frame"),
+        ("inf,1,11,6,20,30,1,1,1", "frame"),
         ("1,1,11,6,20,30,1,44,1", "44"),
     ],
 )
@@ -79,3 +81,24 @@ def test_other_lines_are_refused_with_file_and_line(tmp_path: Path, line: str, s
     with pytest.raises(UserError, match=said) as caught:
         read(tmp_path)
     assert "A/gt/gt.txt, line 6" in caught.value.message and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("seqLength=30000000", "30,000,000"),
+        (f"seqLength={'9' * 5000}", "seqLength"),
+        ("seqLength=three", "three"),
+        ("imWidth=1e400", "1e400"),
+    ],
+)
+def test_a_seqinfo_that_cannot_be_is_refused(tmp_path: Path, entry: str, said: str) -> None:
+    sequence(tmp_path, "A", TRUTH, f"[Sequence]\n{entry}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        read(tmp_path)
+    assert "A/seqinfo.ini" in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_sequence_may_be_called_anything(tmp_path: Path) -> None:
+    sequence(tmp_path, "seq{1}", TRUTH)
+    assert read(tmp_path).files[0] == "seq{1}/img1/000001.jpg"

@@ -45,6 +45,14 @@ def test_of_stated_splits_the_training_images_alone_are_cut_next(tmp_path: Path)
     assert "train (1)" in result.stderr
 
 
+def test_a_split_is_to_read_as_the_plan_did(drawn: Drawn) -> None:
+    drawn.add("a.jpg", (200, 100), [(10, 10, 80, 60)])
+    source = ["--annotations", str(drawn.write()), "--images", str(drawn.folder / "images")]
+    reading = ["--exif", "apply"]
+    told = lines(run_command(main, "shards", *source, "--out", "crops", *reading, "--dry-run").stderr)
+    assert told[0] == ["jigsaw-prep", "split", *source, "--out", "split", *reading]
+
+
 def test_a_finished_dataset_is_looked_at_and_trained_on(small: Small) -> None:
     out = str(small.annotations.parent / "out")
     told = lines(run_command(main, "finish", "--out", out).stderr)

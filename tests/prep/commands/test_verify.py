@@ -13,6 +13,7 @@ from jigsaw_pretrain.prep import verify as checks
 from jigsaw_pretrain.prep.commands.status import status
 from jigsaw_pretrain.prep.commands.verify import verify
 from jigsaw_pretrain.prep.manifests import finish
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.prepped import Drawn, Small, inputs, invoke, run_shards, tree
 
 
@@ -78,6 +79,22 @@ def test_repair_removes_dataset_json_first(small: Small, made: Path, monkeypatch
     named = inputs(small.annotations, small.images)
     result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
     assert result.exit_code == 2 and not (made / "manifests" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("cutting", [False, True])
+def test_repair_changes_nothing_while_another_command_writes(
+    small: Small, made: Path, monkeypatch: pytest.MonkeyPatch, cutting: bool
+) -> None:
+    monkeypatch.setattr("jigsaw_pretrain.storage.files.LOCK_SECONDS", 0.1)
+    (made / "shards" / "S-000099.tar").write_bytes(b"stray")
+    if cutting:
+        flip(next((made / "shards").glob("*-000001.tar")))
+    before = tree(made)
+    with Storage(made).locked(exclusive=False):
+        named = inputs(small.annotations, small.images) if cutting else ()
+        result = invoke(verify, "--out", str(made), "--workers", "1", "--repair", *named)
+    assert result.exit_code == 2 and "another command" in result.output, result.output
+    assert tree(made) == before
 
 
 def test_random_bits(small: Small, tmp_path: Path, made: Path) -> None:
