@@ -7,6 +7,7 @@ step.
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -127,15 +128,18 @@ def train(
     if recipe.data.batch % ranks.world:
         raise UserError(f"a batch of {recipe.data.batch} is not divisible by {ranks.world} ranks: --set data.batch=...")
     folder = ranks.run_on_all(lambda: open_run_folder(run, CONFIG))
-    if folder.remote:
-        ranks.run_on_rank_zero(folder.remote.pull)
-    data = (str(annotations), str(images), val_annotations, val_images)
-    job = DetectorJob(*data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title, val_split)
-    with (
-        arithmetic(ranks.device, tf32=recipe.run.tf32, one_shape=False),
-        torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
-    ):
-        _run(job, recipe, stop_after, write_page)
+    with closing(folder):
+        if folder.remote:
+            ranks.run_on_rank_zero(folder.remote.pull)
+        data = (str(annotations), str(images), val_annotations, val_images)
+        job = DetectorJob(
+            *data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title, val_split
+        )
+        with (
+            arithmetic(ranks.device, tf32=recipe.run.tf32, one_shape=False),
+            torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+        ):
+            _run(job, recipe, stop_after, write_page)
     return folder
 
 

@@ -6,6 +6,7 @@ switches, thread counts and logging are afterwards as they were; under torchrun 
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,19 +156,22 @@ def pretrain(
     ranks = start(device)
     read_options = access or ReadOptions(default_cache())
     folder = ranks.run_on_all(lambda: open_run_folder(run))
-    if folder.remote:
-        ranks.run_on_rank_zero(folder.remote.pull)
-    chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, tuple(settings), resume, dataset))
-    options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
-    origin = origin_of(dataset, chosen.data)
-    callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
-    commonest = commonest_label(dataset)
-    job = TrainingJob(chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title, commonest=commonest)
-    if held_out is not None:
-        check_classes(folder, job.origin.classes, tuple(held_out.classes))
-        check_pixels(folder, job.origin.pixels, held_out.pixels)
-        validate = evaluation.validation(job, held_out, workers, read_options)
-        job = replace(job, validate=validate, val_every=val_every or max(1, chosen.optim.steps // 20))
-    source = loader_source(job, dataset, workers, log_digest, read_options)
-    execute(job, source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
+    with closing(folder):
+        if folder.remote:
+            ranks.run_on_rank_zero(folder.remote.pull)
+        chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, tuple(settings), resume, dataset))
+        options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
+        origin = origin_of(dataset, chosen.data)
+        callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
+        commonest = commonest_label(dataset)
+        job = TrainingJob(
+            chosen, origin, folder, ranks, callbacks, logs, options, keep, title=title, commonest=commonest
+        )
+        if held_out is not None:
+            check_classes(folder, job.origin.classes, tuple(held_out.classes))
+            check_pixels(folder, job.origin.pixels, held_out.pixels)
+            validate = evaluation.validation(job, held_out, workers, read_options)
+            job = replace(job, validate=validate, val_every=val_every or max(1, chosen.optim.steps // 20))
+        source = loader_source(job, dataset, workers, log_digest, read_options)
+        execute(job, source, stop_after=stop_after, digest_line=digest_lines(job) if log_digest else None)
     return Run(run)

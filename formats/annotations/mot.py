@@ -67,8 +67,8 @@ def read_mot(files: Mapping[str, bytes], source: str, keep_ignored: bool, detail
         lines = list(_lines(files[path], where))
         if len(entries) + info.frames > MOST_FRAMES:
             raise UserError(
-                f"{source}/{place}{INFO}: seqLength {info.frames:,} makes more than {MOST_FRAMES:,} images: correct it, "
-                "or name fewer sequences"
+                f"{source}/{place}{INFO}: with its seqLength of {info.frames:,} there are more than {MOST_FRAMES:,} "
+                "images: correct it, or name fewer sequences"
             )
         for frame in sorted({*range(1, info.frames + 1), *(line[0] for line in lines)}):
             frame_of[frame] = len(entries)

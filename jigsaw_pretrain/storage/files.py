@@ -7,6 +7,7 @@ per file, which a disk takes milliseconds for; for what may be lost use plain fi
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from jigsaw_pretrain.errors import UserError, redacted
 
@@ -29,7 +32,12 @@ STALE_SECONDS = 3600.0
 """Age of a temporary file that a dead process left, where the file system knows no locks."""
 
 LOCK_SECONDS = 3.0
-"""How long another's lock on a folder is waited for."""
+"""How long another's lock on a dataset's folder is waited for."""
+
+RUN_LOCK_SECONDS = 10.0
+"""How long the end of another process that writes to the same run is waited for: it may be saving its last step."""
+
+logger = logging.getLogger(__name__)
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
@@ -149,6 +157,28 @@ def locked_folder(folder: Path, exclusive: bool, where: str) -> Iterator[Callabl
         yield lambda: _lock_within(descriptor, fcntl.LOCK_SH, where)
     finally:
         os.close(descriptor)
+
+
+def lock_file(path: Path, busy: str) -> FileLock | None:
+    """An exclusive lock on an empty file, which stays: until ``release()`` or the end of this process.
+
+    None where the file system knows no locks. Raises UserError, ``busy``, where another process keeps it for
+    RUN_LOCK_SECONDS, and OSError.
+    """
+    lock = FileLock(path, mode=0o644)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s: waiting up to %g s for its end", busy, RUN_LOCK_SECONDS)
+            lock.acquire(timeout=RUN_LOCK_SECONDS)
+    except Timeout as error:
+        raise UserError(f"{busy}: wait for it, or end it") from error
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            return None
+        raise
+    return lock
 
 
 def _lock_within(descriptor: int, kind: int, where: str) -> None:

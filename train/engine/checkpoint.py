@@ -265,13 +265,6 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left."""
-    if folder.is_dir():
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
-
 def trained_state(content: dict[str, Any]) -> dict[str, Tensor]:
     """The model's weights that a checkpoint is used by: their average over steps where the run keeps one."""
     state: dict[str, Tensor] = content.get("average") or content["model"]

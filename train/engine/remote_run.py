@@ -14,12 +14,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from jigsaw_pretrain.errors import UserError, name_copies, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES
 from jigsaw_pretrain.storage.fetcher import Fetcher
-from jigsaw_pretrain.storage.files import atomic_write, inside
+from jigsaw_pretrain.storage.files import atomic_write, inside, lock_file
 from jigsaw_pretrain.storage.retries import TooLong, fetch_with_retries
 from jigsaw_pretrain.storage.store import ANSWER_SECONDS, MOST_LINES_BYTES, MOST_WHOLE_BYTES, open_store
 from jigsaw_pretrain.train.data.remote import default_cache
@@ -47,9 +47,6 @@ _KNOWN = re.compile(
     r"|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}|checkpoints/(newest|step-\d{8,15}\.pt)"
 )
 """The names of the files that a run has, of a backbone or of a detector."""
-
-_LOCKS: dict[Path, FileLock] = {}
-"""The locks of the staged folders that this process trains in."""
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +80,7 @@ class RemoteRunFolder:
         self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]
         self._connect(RETRIES, TIMEOUT)
         self._apart: tempfile.TemporaryDirectory[str] | None = None
+        self._lock: FileLock | None = None
         self._pushed: dict[str, tuple[int, int]] = {}
 
     def _connect(self, retries: int, timeout: float) -> None:
@@ -111,8 +109,7 @@ class RemoteRunFolder:
 
         try:
             if self._apart is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock()
+                self.lock()
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,16 +133,18 @@ class RemoteRunFolder:
                 continue
         self._pushed = {name: self._state(name) for name in self._staged()}
 
-    def _lock(self) -> None:
-        """Keep other processes of this machine out of the staged folder, as long as this one lives."""
-        lock = _LOCKS.setdefault(self.path, FileLock(f"{self.path}.lock"))
-        try:
-            if not lock.is_locked:
-                lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{redacted(self.url)} is being trained by another process of this machine: wait for it, or end it"
-            ) from error
+    def lock(self) -> None:
+        """Keep other processes of this machine out of the staged folder; raises UserError, OSError."""
+        if self._lock is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            busy = f"{redacted(self.url)} is being trained by another process of this machine"
+            self._lock = lock_file(Path(f"{self.path}.lock"), busy)
+
+    def close(self) -> None:
+        """Let other processes have the staged folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def fetch_checkpoint(self, name: str) -> None:
         """Stage a checkpoint, unless it is (another rank of this host, or its first one, may have)."""

@@ -4,6 +4,7 @@
     RUN/recipe.toml      the recipe in full, for the next run
     RUN/checkpoints/     step-NNNNNNNN.pt, the newest few
     RUN/metrics.jsonl    one row per step; RUN/digest.txt, one line per step, with --log-digest
+    RUN/.lock            empty; locked while a process trains here
     RUN/backbone.pth     at the end of the schedule: the backbone under its library's names
     RUN/backbone-fpn.pth with a neck, backbone and neck under the names of torchvision's BackboneWithFPN
 
@@ -19,6 +20,7 @@ Prefer a local folder with a copying job beside it where the store is slow; a mo
 Importing this module imports no torch, which takes seconds: what a user named wrongly is told before.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -28,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock
 from msgspec.structs import replace
 
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
-from jigsaw_pretrain.storage.files import check_own_folders
+from jigsaw_pretrain.storage.files import check_own_folders, lock_file, sweep
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.engine.remote_run import CHECKPOINT_NAME, RemoteRunFolder
@@ -44,6 +47,9 @@ FORMAT_VERSION = 1
 PACKAGES = ("jigsaw-pretrain", "torch", "torchvision", "numpy")
 
 DESCRIPTION = "run.json"
+
+LOCK = ".lock"
+"""The empty file that is locked while a process trains in the folder."""
 
 RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
 """What a run is continued with, beside its description and its newest checkpoint."""
@@ -93,6 +99,7 @@ class RunFolder:
     def __init__(self, path: Path, remote: RemoteRunFolder | None = None, description: str = DESCRIPTION) -> None:
         """description: the file's name."""
         self.remote, self._described = remote, description
+        self._lock: FileLock | None = None
         self._place(path)
 
     def _place(self, path: Path) -> None:
@@ -125,6 +132,34 @@ class RunFolder:
         """Have a checkpoint of that name here, where the folder is at a URL."""
         if self.remote:
             self.remote.fetch_checkpoint(checkpoint)
+
+    def lock(self) -> None:
+        """Keep other processes out, and remove what killed ones left; of a remote one, ``pull`` has locked it.
+
+        Raises UserError where another process trains in it.
+        """
+        if self.remote is None and self._lock is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = lock_file(self.path / LOCK, f"{self} is being trained by another process")
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename or self.path}: {error.strerror or error}. Name another folder with --run"
+                ) from error
+        for name in ("", *WRITTEN_FOLDERS):
+            sweep(self.path / name)
+
+    def close(self) -> None:
+        """Let other processes train in it; one in which nothing was begun goes."""
+        if self._lock is not None:
+            if [path.name for path in self.path.iterdir()] == [LOCK]:
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
+            self._lock.release()
+            self._lock = None
+        if self.remote:
+            self.remote.close()
 
     def push(self) -> None:
         """Publish what has changed, where the folder is at a URL."""
@@ -270,13 +305,13 @@ def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: di
         description["pixels"] = origin.pixels.to_dict()
     storage = Storage(folder.path)
     storage.publish("recipe.toml", recipe.to_toml().encode())
-    storage.publish("run.json", (json.dumps(description, indent=2) + "\n").encode())
+    storage.publish(DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def read_description(folder: RunFolder) -> dict[str, Any]:
     """The contents of run.json; UserError where it is missing, damaged or newer than this program."""
     try:
-        raw = Storage(folder.path).read("run.json", MOST_BYTES)
+        raw = Storage(folder.path).read(DESCRIPTION, MOST_BYTES)
         description = msgspec.json.decode(raw, type=dict[str, Any])
         version = description.get("format")
         if version != FORMAT_VERSION:
@@ -287,7 +322,7 @@ def read_description(folder: RunFolder) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} holds no run (no run.json): name the folder that was given as --run") from error
     except PermissionError as error:
-        raise UserError(f"{folder.description} cannot be read ({error.strerror}): mend its permissions") from error
+        raise UserError(f"{folder.description} cannot be read ({error.strerror}): correct its permissions") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder.description} is damaged ({str(error)[:200]}): restore it, or begin another run"

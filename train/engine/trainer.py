@@ -28,7 +28,6 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     BackgroundWriter,
     newest_checkpoint,
     read_checkpoint,
-    remove_leftovers,
     save_checkpoint,
     snapshot,
 )
@@ -170,14 +169,14 @@ class Trainer(Generic[TaskT]):
         self._metrics = metrics_file(options.folder.metrics)
 
     def resume(self) -> bool:
-        """Restore the newest checkpoint; False where there is none.
+        """Lock the run's folder and restore the newest checkpoint; False where there is none.
 
-        Raises UserError where none can be read, or it is of another model.
+        Raises UserError where another process trains in it, no checkpoint can be read, or it is of another model.
         """
         folder, ranks = self.options.folder, self.ranks
 
         def find() -> Path | None:
-            remove_leftovers(folder.checkpoints)
+            folder.lock()
             newest = newest_checkpoint(folder.checkpoints, self.task.check_checkpoint)
             return newest and newest[0]
 

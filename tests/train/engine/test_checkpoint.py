@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.storage.files import sweep
 from jigsaw_pretrain.train.engine.checkpoint import (
     BackgroundWriter,
     backbone_state,
@@ -22,7 +23,6 @@ from jigsaw_pretrain.train.engine.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
-    remove_leftovers,
     save_checkpoint,
     snapshot,
 )
@@ -54,7 +54,7 @@ def test_a_kill_between_writing_and_renaming_leaves_the_former_one_the_newest(tm
     assert len(list(tmp_path.iterdir())) == 2
     found = newest_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 1
-    remove_leftovers(tmp_path)
+    sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 

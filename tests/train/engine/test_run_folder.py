@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -34,7 +36,9 @@ from jigsaw_pretrain.train.report.page import page
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
 from tests.helpers.jobs import small_job, synthetic
+from tests.helpers.prepped import tree
 from tests.helpers.servers import FaultyProxy, file_server
+from tests.helpers.settings import REPOSITORY
 from tests.helpers.tiny import make_dataset
 
 PLAIN = "tests.helpers.own:plain"
@@ -53,6 +57,53 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy to harm."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from jigsaw_pretrain.train.engine.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.lock()
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jigsaw_pretrain.storage.files.RUN_LOCK_SECONDS", 0.2)
+    settings = (f"model.backbone={PLAIN}", "optim.steps=4", "run.checkpoint_every=2")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], env=environment, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        unfinished = run / "checkpoints" / ".step-00000009.pt.1-0123abcd.tmp"
+        unfinished.write_bytes(b"half")
+        before = tree(run)
+        with pytest.raises(UserError, match=f"{run} is being trained by another process"):
+            job = small_job(run, *settings)
+            execute(job, synthetic(job))
+        assert tree(run) == before
+    finally:
+        holder.kill()
+        holder.wait()
+    # A lock goes with its process.
+    job = small_job(run, *settings)
+    execute(job, synthetic(job))
+    assert not unfinished.exists()
+
+
+def test_a_folder_in_which_nothing_was_begun_goes_with_the_lock(tmp_path: Path) -> None:
+    folder = open_run_folder(tmp_path / "run")
+    folder.lock()
+    assert folder.path.exists() and not folder.begun
+    folder.close()
+    assert not folder.path.exists()
+    folder.lock()
+    (folder.path / "recipe.toml").touch()
+    folder.close()
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "recipe.toml"]
 
 
 names = st.text("./\\\\:abrunjson0123456789-pt", max_size=30) | st.sampled_from(

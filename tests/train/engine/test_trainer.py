@@ -48,7 +48,7 @@ def test_four_and_four_steps_are_eight_bit_for_bit(tmp_path: Path) -> None:
     # What a killed process may have left behind its last checkpoint.
     with halves.folder.metrics.open("a") as file:
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
-    (halves.folder.checkpoints / ".step-00000005.pt.1-abc.tmp").write_bytes(b"half")
+    (halves.folder.checkpoints / ".step-00000005.pt.1-0123abcd.tmp").write_bytes(b"half")
     torch.manual_seed(123)
     execute(halves, synthetic(halves))
     assert same(newest(whole.folder.path), newest(halves.folder.path))
