@@ -37,7 +37,7 @@ from jigsaw_pretrain.train.report.page import RunPage
 TOY = ("model.backbone=resnet18", "data.template_size=128", "data.template_split=32", "data.batch=16")
 
 BLOCKED = Goal(0.02)
-"""Share of the wall time (issue: one training engine)."""
+"""Share of the wall time."""
 
 
 class Stopwatch:

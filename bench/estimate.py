@@ -1,6 +1,6 @@
 """`train estimate`'s forecast against the run it forecasts: a run of 300 steps, its wall time and the forecast's.
 
-    python bench/estimate.py [--data OUT] [--steps 300] [--set KEY=VALUE ...] [--workers 2] [--device auto]
+    python bench/estimate.py [--data OUT] [--steps 300] [--set KEY=VALUE ...] [--workers 1] [--device auto]
 
 OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). Goal: within 25 % on CPU cores,
 15 % on a GPU. All are processes of their own; interpreter start and imports are left out of the run's time by the

@@ -72,7 +72,7 @@ BUDGET = 585.0
 """Seconds for everything, on a machine whose card costs by the minute."""
 
 PREPARATION = 20.0
-"""Of these, what drawing and prepping the sample takes at most."""
+"""What drawing and prepping the sample takes of these at most."""
 
 GOALS = {
     "real / synthetic": Goal(0.98, True),

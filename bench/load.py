@@ -1,13 +1,12 @@
 """Crops to assembled jigsaws against decoding alone: CPU time a jigsaw in one process, where decoding its crops is 1.
 
-    python bench/load.py [--data OUT] [--jigsaws 256] [--repeats 5]
+    python bench/load.py [--data OUT] [--jigsaws 1024] [--repeats 5]
 
 OUT is a prepped dataset (the sample dataset is drawn and prepped where none is given). Two minutes on one core.
 The peers are bench/peers.py's, one of them asking Pillow for the window alone (resize(box)).
 """
 
 import itertools
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 import simplejpeg
 
 from bench import peers
+from bench.sample import prepped
 from bench.timing import Goal, interleaved, judged, show, write
 from jigsaw_pretrain.cli import Command
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
@@ -99,12 +99,7 @@ def main(data: str | None, jigsaws: int, repeats: int, batch: int, lanes: int) -
     """Print the table and write bench/results/load.json."""
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
-            data, source = f"{scratch}/out", f"{scratch}/sample"
-            root = Path(__file__).parents[1]
-            python = [sys.executable, "-m", "jigsaw_pretrain.prep"]
-            subprocess.run([*python, "sample-data", "--out", source, "--images", "120"], check=True, cwd=root)
-            named = ["--annotations", f"{source}/annotations.json", "--images", f"{source}/images", "--out", data]
-            subprocess.run([*python, "shards", *named], check=True, cwd=root, stdout=subprocess.DEVNULL)
+            data = prepped(Path(scratch), 120)
         dataset, template = open_dataset(data), Template()
         options, steps = DataOptions(batch=batch, lanes=lanes), max(1, jigsaws // batch)
         crops = record(dataset, options, steps)

@@ -79,7 +79,7 @@ TOY = {
 
 
 def shrunk(source: Path, target: Path, images: int) -> Path:
-    """The first images of a dataset, with links to its files."""
+    """The first images of a dataset, with copies of its files."""
     for part in ("train", "val"):
         document = restricted(source / part / "annotations.json", slice(images))
         (target / part / "images").mkdir(parents=True, exist_ok=True)

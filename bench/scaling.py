@@ -4,8 +4,8 @@
 
 Datasets of tiny crops are drawn for it; --data adds the start on one that is there. Every figure is of a fresh process.
 "Opening" is open_dataset of formats/dataset/dataset.py; "first batch" is from there to the loader's first batch, the
-workers' start included. A worker's own memory is what only it has; the shards it has mapped are pages of files, one
-copy for all workers of the host, and the kernel's to take back. Prints two tables, writes bench/results/scaling.json
+workers' start included. A worker's own memory is what only it has; the pages of the shards that it reads are
+the kernel's, one copy for all workers of the host. Prints two tables, writes bench/results/scaling.json
 and scaling.svg. Three minutes, most of them for drawing 10,000 shards.
 """
 
@@ -34,7 +34,7 @@ from jigsaw_pretrain.train.recipe import DataOptions
 from tests.helpers.tiny import make_dataset
 
 OPENING = Goal(3.0)
-"""Seconds for 10,000 shards (issue 7)."""
+"""Seconds for 10,000 shards."""
 
 WORKERS = 2
 
@@ -81,7 +81,7 @@ def memory(data: str, lanes: int) -> Row:
     largest = max(shard.bytes for shard in dataset.shards)
     row = {"lanes": lanes, "shard_mb": largest / 1e6, "batch_mb": out.nbytes / 1e6}
     assembler.close()
-    return row | {"own_mb": after["RssAnon"] - before["RssAnon"], "mapped_mb": after["RssFile"] - before["RssFile"]}
+    return row | {"own_mb": after["RssAnon"] - before["RssAnon"]}
 
 
 def _resident() -> dict[str, float]:
@@ -188,7 +188,6 @@ def main(
             "lanes": "lanes|.0f",
             "batch_mb": "batch, MB|.1f",
             "own_mb": "own memory, MB|.0f",
-            "mapped_mb": "shards mapped, MB|.0f",
         }
         table("a worker's memory", heads, held)
     picture = RESULTS / "scaling.svg"

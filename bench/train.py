@@ -11,7 +11,7 @@ table costs spread over 5,000 steps, and the peak of memory. Several --workers a
 needed are the jigsaws a second of (2) over one worker's, measured with the device idle; on a GPU, (1) is then timed
 once more with that many. On a CPU the loader takes the cores that the model computes on, so (1) stays below (2) by what
 the jigsaws cost, whatever the number of workers; the output says so. Six minutes on a GPU, compiling included. Real
-crops are larger than the sample's: `python -m prep shards` a dataset first and name it with --data.
+crops are larger than the sample's: `jigsaw-prep shards` a dataset first and name it with --data.
 """
 
 import contextlib

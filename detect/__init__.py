@@ -4,7 +4,7 @@ Imports ``train`` for backbones and checkpoints, ``formats`` for what all stages
 here is public: ``jigsaw_pretrain.detect.train`` and so on, each imported when it is first used.
 """
 
-# Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder
+# Nothing is imported here: `python -m jigsaw_pretrain.detect` imports this module before it takes the working folder
 # from the front of sys.path, where a user's typing.py would be taken for Python's.
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -43,6 +43,10 @@ STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 RESULTS_FILE = "results.json"
 AP_FILE = "ap.json"
+
+STRATA_KEY = "by_training_annotations"
+"""The key in AP_FILE of AP by how often a class was annotated for training."""
+
 Detection = dict[str, Any]
 
 
@@ -290,7 +294,7 @@ def ap_document(evaluation: Evaluation, boxes: Sequence[int] = ()) -> dict[str, 
     return {
         "bbox": asdict(evaluation.boxes),
         "segm": evaluation.masks and asdict(evaluation.masks),
-        **({"by_training_annotations": strata} if strata else {}),
+        **({STRATA_KEY: strata} if strata else {}),
     }
 
 
@@ -316,8 +320,8 @@ def read_results(path: Path) -> list[Detection]:
     good = finite(np.array([one.bbox for one in typed]).reshape(-1, 4)) & np.isfinite([one.score for one in typed])
     if not good.all():
         raise UserError(
-            f"{path}: detection {int(np.argmin(good))} has a score that is not finite, or a box that is not or lies "
-            "beyond any image: correct or remove it"
+            f"{path}: detection {int(np.argmin(good))} has a score or a box that is not finite, or a box far "
+            "outside of any image: correct or remove it"
         )
     return found
 

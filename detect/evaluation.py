@@ -140,8 +140,10 @@ def _validation(
     config: DetectorConfig, run: Path, annotations: str | None, images: str | None, reading: Reading
 ) -> tuple[GroundTruth, str]:
     """The validation set given, or the run's own."""
+    if annotations and not images:
+        raise UserError("--annotations needs --images DIR: give both, or neither for the run's own validation set")
     chosen = annotations or config.data["val_annotations"]
-    folder = images or (None if annotations else config.data["val_images"])
+    folder = images or config.data["val_images"]
     if annotations is None:
         own = replace(config.reading or Reading(), split=config.data.get("val_split"))
         reading = replace(own, **reading.differences())

@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 
 from jigsaw_pretrain.config import Number
 from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
-from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, Detection, read_results
+from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, STRATA_KEY, Detection, read_results
 from jigsaw_pretrain.detect.data import ImageReader
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.run import CONFIG, METRICS, SUMMARY, DetectorConfig, Stratum, read_file
@@ -36,7 +36,6 @@ from jigsaw_pretrain.words import hundredths, setting
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-STRATA_KEY = "by_training_annotations"
 PICTURES = 8
 SHOWN_ABOVE = 0.3
 """Scores from which detections are drawn; where an image has none, its best three are."""

@@ -35,7 +35,7 @@ DETECTOR = "detector.pth"
 KIND = "detector run"
 
 MOST_FLOPS = 1e18
-"""Of a training step per image."""
+"""The most that a training step may cost per image."""
 
 Content = TypeVar("Content")
 

@@ -207,8 +207,8 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
     trained = {record.file_name for record in training.images} if job.val_images == job.images else set()
     if shared := sum(record.file_name in trained for record in found.images):
         job.ranks.log_rank_zero(
-            f"{shared:,} of {len(found.images):,} validation images are trained on: AP says little of images that it "
-            "has not seen",
+            f"{shared:,} of {len(found.images):,} validation images are trained on: AP says little about images that "
+            "the detector has not seen",
             logging.WARNING,
         )
     return found
@@ -268,7 +268,7 @@ def _config_of_run(job: DetectorJob, recipe: DetectorRecipe, training: GroundTru
     if config.categories != training.categories:
         raise UserError(f"{folder} was begun with other categories than {job.annotations} has: name its own file")
     if config.init != job.init:
-        raise UserError(f"{folder} was begun with --init {config.init}, not {job.init}: name that, or another folder")
+        raise UserError(f"{folder} was begun with --init {config.init}, not {job.init}: give that, or another --run")
     if config.reading is not None and config.reading.differences() != job.reading.differences():
         told = ", ".join(f"--{name.replace('_', '-')} {one}" for name, one in config.reading.differences().items())
         raise UserError(f"{folder} was begun with {told or 'no --exif, --nodata or the like'}: give the same")

@@ -16,11 +16,11 @@ Flags = npt.NDArray[np.bool_]
 Sizes = npt.NDArray[np.int64]
 
 MEAN_SHIFT = 0.5
-"""Of shifts that are uniform in [0, 1): with it a box has the context that it has on average."""
+"""The mean of shifts uniform in [0, 1): with it a box has its average context."""
 
 
 FARTHEST = float(1 << 31)
-"""Pixels from which on a coordinate is no number of a box: no dataset holds such a row."""
+"""A coordinate of this many pixels or more is not valid; no dataset holds such a row."""
 
 
 def finite(xywh: Floats) -> Flags:

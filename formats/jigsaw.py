@@ -132,7 +132,7 @@ class Template:
 
 @dataclass(frozen=True)
 class SlotSource:
-    """How one group's stream feeds its slots.
+    """How one group's stream fills its slots.
 
     regions: the regions it fills, in the order in which it is drawn from. share: the part of these slots that its own
     stream fills; a substitute from the group ``topped_up_from`` fills the others.
@@ -155,23 +155,23 @@ class SlotSource:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The feeds of a dataset, one per group that is drawn from, and the counts of crops by group they follow from."""
+    """The sources of a dataset, one per group that is drawn from, and the counts of crops by group they follow from."""
 
-    feeds: tuple[SlotSource, ...]
+    sources: tuple[SlotSource, ...]
     counts: Mapping[str, int]
     max_repeat: int
 
-    def feed(self, group: str) -> SlotSource:
-        """The feed of a group that has one."""
-        return next(feed for feed in self.feeds if feed.group == group)
+    def source(self, group: str) -> SlotSource:
+        """The source of a group that has one."""
+        return next(source for source in self.sources if source.group == group)
 
     def shares(self) -> dict[str, float]:
         """The expected share of each group in all crops drawn: they sum to 1."""
         drawn = {group: Fraction(0) for group in GROUPS}
-        for feed in self.feeds:
-            drawn[feed.group] += feed.share * len(feed.regions)
-            if feed.topped_up_from:
-                drawn[feed.topped_up_from] += (1 - feed.share) * len(feed.regions)
+        for source in self.sources:
+            drawn[source.group] += source.share * len(source.regions)
+            if source.topped_up_from:
+                drawn[source.topped_up_from] += (1 - source.share) * len(source.regions)
         return {group: float(value / len(REGION_GROUPS)) for group, value in drawn.items()}
 
     def notes(self) -> list[str]:
@@ -181,12 +181,12 @@ class SlotPlan:
             if not self.counts.get(group):
                 other = stand_in(group, self.counts)
                 lines.append(f"no crops are {SHAPES[group]}: {SHAPES[other]} ones fill their region of each jigsaw")
-        for feed in self.feeds:
-            if feed.topped_up_from:
+        for source in self.sources:
+            if source.topped_up_from:
                 lines.append(
-                    f"few crops are {SHAPES[feed.group]} ({self.counts[feed.group]:,}): they fill "
-                    f"{float(feed.share):.1%} of their regions and {SHAPES[feed.topped_up_from]} crops the others, so "
-                    f"that none is drawn more than {self.max_repeat} times as often as one of the commonest shape"
+                    f"few crops are {SHAPES[source.group]} ({self.counts[source.group]:,}): they fill "
+                    f"{float(source.share):.1%} of their regions and {SHAPES[source.topped_up_from]} crops the others, "
+                    f"so that none is drawn more than {self.max_repeat} times as often as one of the commonest shape"
                 )
         if lines:
             shares = ", ".join(f"{SHAPES[group]} {share:.1%}" for group, share in self.shares().items())
@@ -207,7 +207,7 @@ def stand_in(group: str, counts: Mapping[str, int]) -> str:
 
 
 def fill_slots(counts: Mapping[str, int], max_repeat: int = MAX_REPEAT) -> SlotPlan:
-    """Decide the feeds from the number of crops in each group; raises UserError where all are empty."""
+    """Decide the sources from the number of crops in each group; raises UserError where all are empty."""
     if not any(counts.get(group, 0) > 0 for group in GROUPS):
         raise UserError("the dataset has no crops at all: prep it again from annotations with valid boxes")
     regions: dict[str, list[int]] = {}
@@ -218,10 +218,10 @@ def fill_slots(counts: Mapping[str, int], max_repeat: int = MAX_REPEAT) -> SlotP
     # Every non-empty group is drawn from: its own slots are never remapped.
     limit = max_repeat * min(rate.values())
     thin = [group for group in regions if rate[group] > limit]
-    feeds = []
+    sources = []
     for group, filled in regions.items():
         if group not in thin:
-            feeds.append(SlotSource(group, tuple(filled), Fraction(1)))
+            sources.append(SlotSource(group, tuple(filled), Fraction(1)))
             continue
         share = limit / rate[group]
         others = [other for other in by_aspect(group, counts) if other in regions and other not in thin]
@@ -230,5 +230,5 @@ def fill_slots(counts: Mapping[str, int], max_repeat: int = MAX_REPEAT) -> SlotP
         chosen = next((other for other in others if rate[other] + extra[other] <= limit), None)
         chosen = chosen or min(others, key=lambda other: rate[other])
         rate[chosen] += extra[chosen]
-        feeds.append(SlotSource(group, tuple(filled), share, chosen))
-    return SlotPlan(tuple(feeds), dict(counts), max_repeat)
+        sources.append(SlotSource(group, tuple(filled), share, chosen))
+    return SlotPlan(tuple(sources), dict(counts), max_repeat)

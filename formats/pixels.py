@@ -89,7 +89,7 @@ class PixelFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RGB8 = PixelFormat(member="jpg", channels=3, dtype="uint8")
-"""What a dataset has that does not say: format version 1."""
+"""The format of a dataset that states none: format version 1."""
 
 
 NO_NODATA = "none"
@@ -155,7 +155,7 @@ def encode_member(pixels: Array, form: PixelFormat) -> bytes:
 
 
 def decode_member(raw: Buffer, form: PixelFormat, width: int, height: int) -> Array | None:
-    """Pixels [height, width, channels] of a member; None where it is none of that size and format."""
+    """Pixels [height, width, channels] of a member; None where its size or format is another."""
     if form.member == "jpg":
         return _jpeg(raw, width, height)
     return _png(raw, form, width, height) if form.member == "png" else _npy(raw, form, width, height)

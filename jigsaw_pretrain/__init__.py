@@ -1,7 +1,7 @@
 """Pre-train a detector's backbone from the detection dataset itself (Jigsaw pre-training).
 
 What stands here is the public API; everything else may move. A name is imported when it is first used, so importing
-the package costs neither torch nor numpy. Functions have the names of the commands that call them.
+the package costs neither torch nor numpy. Most commands are functions of the same name.
 """
 
 # Nothing is imported here: `python -m jigsaw_pretrain.train` imports this module before it takes the working folder

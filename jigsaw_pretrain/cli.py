@@ -100,7 +100,7 @@ NEXT = "JIGSAW_NEXT"
 """The environment variable by which the Makefile keeps to itself what can be typed next."""
 
 HELD_OUT = "-validation"
-"""What the crops that a run has not seen are called after the run: runs/mine-validation."""
+"""Ends the name of the folder of crops that a run has not seen: runs/mine-validation."""
 
 
 def run_named(data: str) -> str:
@@ -231,7 +231,7 @@ def _check_working_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError as error:
-        raise UserError("the working folder was removed: change to one that is there (cd) and run it again") from error
+        raise UserError("the working folder was removed: change to one that exists (cd) and run it again") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

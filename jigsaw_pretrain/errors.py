@@ -1,4 +1,4 @@
-"""The exceptions for what is no defect, a user's mistake and a signal that ended a run, and what a message may show.
+"""The exceptions for a user's mistake and for a signal that ended a run, neither a defect; and what a message may show.
 
 Raise UserError wherever the cause lies outside the program: a file, an option, a machine. Commands print its message
 and no traceback (jigsaw_pretrain/cli.py). Anything else that is raised is a defect of this project and keeps its

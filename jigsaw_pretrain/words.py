@@ -1,6 +1,6 @@
 """Numbers as people read them: measured ones to three digits, settings as given, counts with their noun, AP.
 
-A module of its own, because every stage says numbers and none of them the same ones.
+A module of its own, because every stage prints numbers, each its own.
 """
 
 import math

@@ -10,11 +10,11 @@ main = LazyGroup(
         "report": ("commands.report:report", "Write one HTML page that shows whether the crops are right."),
         "finish": ("commands.finish:finish_command", "Make the manifests after an array job's tasks."),
         "split": ("commands.split:split", "Split annotations to validate on a part, by image or group."),
-        "doctor": ("commands.doctor:doctor", "Say what is wrong with a dataset before any work."),
-        "status": ("commands.status:status", "Show how far a run is, from its output alone."),
+        "doctor": ("commands.doctor:doctor", "Check a dataset before any work."),
+        "status": ("commands.status:status", "Show how far a run has got."),
         "verify": (
             "commands.verify:verify",
-            "Hash and read all again; --repair cuts bad parts anew.",
+            "Check every shard and crop; --repair cuts bad parts again.",
         ),
         "retry-skipped": ("commands.retry_skipped:retry_skipped", "Try images again that could not be used."),
         "sample-data": (

@@ -177,7 +177,9 @@ def array_task(index: int | None, count: int | None, environment: Mapping[str, s
         source, index = _scheduled(environment)
         if index is None:
             if count is not None:
-                raise UserError("--task-count is given and no --task-index, nor does a scheduler tell it. Give both.")
+                raise UserError(
+                    "--task-count is given without --task-index, and no scheduler says the index. Give both."
+                )
             return None
     if count is None:
         known = {_SLURM: "SLURM_ARRAY_TASK_COUNT", _AWS: "AWS_BATCH_JOB_ARRAY_SIZE"}.get(source)

@@ -180,7 +180,7 @@ def read_records(out: Storage, plan: PlanRecord) -> list[PartRecord]:
     if missing:
         listed = ", ".join(str(number) for number in missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise UserError(
-            f"{out.url}: {len(missing):,} of {plan.parts:,} parts are not done ({listed}). "
+            f"{out.describe('')}: {len(missing):,} of {plan.parts:,} parts are not done ({listed}). "
             "Run the same `jigsaw-prep shards` command again; it cuts what is missing."
         )
     return records

@@ -63,7 +63,7 @@ def run_part(task: PartTask, tell: Callable[[], None] | None = None) -> PartReco
     out = Storage(task.out)
     expected = {"plan": task.plan, "versions": task.versions}
     here = {"plan": task.plan, "versions": shaping_versions()}
-    check_agreement(f"The plan of {task.out}", expected, here)
+    check_agreement(f"The plan of {out.describe('')}", expected, here)
     done = read_part(out, task.number)
     if done is not None:
         check_agreement(

@@ -82,7 +82,7 @@ class Shaping(TypedDict, total=False):
 
 
 class Progress(Protocol):
-    """What a caller can be told of a run while it goes on."""
+    """What a run reports to its caller while it goes on."""
 
     def cutting(self, cut: Iterable[tuple[int, int]], images: int, done: int) -> None:
         """Take in images and crops of each part as it gets done, all of them; ``done`` of the images were before."""
@@ -110,7 +110,7 @@ class Logged:
                 logger.info("cut %d of %d images", done, images)
 
     def image(self) -> None:
-        """Log nothing: parts are told."""
+        """Log nothing: whole parts are logged."""
 
     def finished(self, summary: Summary) -> None:
         """Log the counts and the warnings."""
@@ -180,7 +180,7 @@ def shards(
         scheduler: Address of a Dask cluster that cuts in place of processes, ``tcp://host:port``.
         max_skipped: The largest share of the images, and of the boxes, that may be unusable, 0 to 1.
         overwrite: Remove what prep wrote to ``out`` before, and start anew.
-        progress: What is told of the run; the log by default.
+        progress: Receives what the run reports; the log by default.
         **shaping: The fields of PlanOptions (context, negatives_per_positive, jpeg_quality, ...).
 
     Returns:
@@ -249,7 +249,7 @@ def _cut_job(
     source.check()
     made = plan_job(job, raw, source)
     del raw
-    check_means(job.options)
+    check_turbojpeg(job.options)
     mine = task.mine(made.part_count) if task else range(made.part_count)
     count = min(workers or usable_cores(), len(mine)) or 1
     check_place(out)
@@ -352,7 +352,7 @@ def begun_as(out: Storage, job: PrepJob, sha256: str) -> PlanRecord | None:
     return record
 
 
-def check_means(options: PlanOptions) -> None:
+def check_turbojpeg(options: PlanOptions) -> None:
     """Raise UserError where this machine lacks what the options need, before anything is written."""
     if options.encode == "lossless":
         crops.load_turbojpeg()
@@ -476,7 +476,7 @@ def _planned_again(out: str, annotations: str, images: str) -> tuple[Plan, PrepJ
     storage = Storage(out)
     record = require_plan(storage)
     job = PrepJob(annotations, images, out, record.seed, options_of(record.options, storage.describe(layout.PLAN)))
-    check_means(job.options)
+    check_turbojpeg(job.options)
     raw = read_annotations(job.annotations, job.images)
     begun_as(storage, job, raw.sha256)
     source = ImageSource(job.images)
@@ -523,7 +523,7 @@ def repair(
         annotations: The annotations, where parts are to be cut again; manifests alone are made without them.
         images: The images, likewise.
         workers: Processes; all usable cores by default.
-        progress: What is told of the run; the log by default.
+        progress: Receives what the run reports; the log by default.
 
     Raises:
         UserError: The annotations or images are not those of the dataset.

@@ -16,7 +16,6 @@ recorded: it may be another one when the run goes on.
 """
 
 import contextlib
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -65,10 +64,8 @@ PAUSE_SECONDS = 1800.0
 LOST_SECONDS = 900.0
 """A part that was begun longer ago is most likely that of a killed task."""
 
-_OF_PART = re.compile(r"\d{6,}\.(json|parquet|running|failed)")
-
 LEFT_OUT = (BoxReason.CROWD, BoxReason.IGNORED, BoxReason.REPEATED)
-"""Boxes that are rightly no objects, and so not lost."""
+"""Boxes that are rightly left out, so not counted as lost."""
 
 MOST_WITHOUT = 50
 """The largest percentage of unusable images or boxes that going on without them is suggested for."""
@@ -134,7 +131,7 @@ def shaping_versions() -> dict[str, str]:
 
 
 _version = cache(metadata.version)
-"""Of an installed package; looking it up takes 2 ms."""
+"""The version of an installed package; looking it up takes 2 ms."""
 
 
 def plan_record(plan: Plan) -> PlanRecord:
@@ -269,7 +266,7 @@ def check_agreement(where: str, found: dict[str, Any], expected: dict[str, Any])
     told = differences(found, expected)
     if told:
         raise UserError(
-            f"{where} was made otherwise: {'; '.join(told)}. Give the same options, annotations and package versions "
+            f"{where} was made differently: {'; '.join(told)}. Give the same options, annotations and package versions "
             "(requirements.lock) to go on with it, or start anew with --overwrite or another --out."
         )
 
@@ -310,26 +307,26 @@ class Failure(msgspec.Struct, frozen=True):
 
 def mark_begun(out: Storage, part: int) -> None:
     """Say that a part is being cut."""
-    _quietly(lambda: out.publish(_marker(part, RUNNING), b"{}\n"))
+    _quietly(lambda: out.publish(layout.part_file(part, RUNNING), b"{}\n"))
 
 
 def mark_ended(out: Storage, part: int) -> None:
     """Take back what was said of a part."""
     for kind in (RUNNING, FAILED):
-        _quietly(partial(out.remove, _marker(part, kind)))
+        _quietly(partial(out.remove, layout.part_file(part, kind)))
 
 
 def mark_failed(out: Storage, part: int, error: Exception) -> None:
     """Say that a part's task failed."""
     words = getattr(error, "strerror", None) or ""
     failure = Failure(f"{type(error).__name__} {words}".strip())
-    _quietly(lambda: out.publish(_marker(part, FAILED), msgspec.json.encode(failure) + b"\n"))
-    _quietly(lambda: out.remove(_marker(part, RUNNING)))
+    _quietly(lambda: out.publish(layout.part_file(part, FAILED), msgspec.json.encode(failure) + b"\n"))
+    _quietly(lambda: out.remove(layout.part_file(part, RUNNING)))
 
 
 def clear_markers(out: Storage, parts: Collection[int] | None = None) -> None:
     """Remove the markers that killed tasks left, of these parts or of all."""
-    mine = None if parts is None else {_marker(part, kind) for part in parts for kind in (RUNNING, FAILED)}
+    mine = None if parts is None else {layout.part_file(part, kind) for part in parts for kind in (RUNNING, FAILED)}
     for name in out.list(layout.PARTS):
         if name.endswith((RUNNING, FAILED)) and (mine is None or f"{layout.PARTS}/{name}" in mine):
             _quietly(partial(out.remove, f"{layout.PARTS}/{name}"))
@@ -338,13 +335,9 @@ def clear_markers(out: Storage, parts: Collection[int] | None = None) -> None:
 def failure_reason(out: Storage, part: int) -> str:
     """Why a part failed."""
     try:
-        return msgspec.json.decode(out.read(_marker(part, FAILED), MOST_BYTES), type=Failure).reason
+        return msgspec.json.decode(out.read(layout.part_file(part, FAILED), MOST_BYTES), type=Failure).reason
     except (OSError, msgspec.MsgspecError):
         return "unknown"
-
-
-def _marker(part: int, kind: str) -> str:
-    return f"{layout.PARTS}/{part:06d}{kind}"
 
 
 def _quietly(action: Callable[[], None]) -> None:
@@ -355,7 +348,7 @@ def _quietly(action: Callable[[], None]) -> None:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Of ``parts`` with ``crops``: those done, begun (and of these the ones begun long ago), failed with reasons.
+    """How far a run has got: ``parts`` with ``crops``, those done, running, lost (begun long ago) and failed (why).
 
     parts_per_second: None where too few are done to tell. missing: images of which there was no file, where all parts
     are done.
@@ -384,12 +377,15 @@ def status(url: str, now: float | None = None) -> RunStatus:
     """
     out = Storage(url)
     plan, now = require_plan(out), time.time() if now is None else now
-    entries = {entry.name: entry for entry in out.entries(layout.PARTS)}
-    done = {number for number in range(plan.parts) if f"{number:06d}.json" in entries}
-    begun = _marked(entries, RUNNING, done)
-    failed = _marked(entries, FAILED, done)
+    entries = list(out.entries(layout.PARTS))
+    records = _suffixed(entries, ".json")
+    done = records.keys() & set(range(plan.parts))
+    begun, failed = (
+        {part: entry for part, entry in sorted(_suffixed(entries, kind).items()) if part not in done}
+        for kind in (RUNNING, FAILED)
+    )
     lost = [entry for entry in begun.values() if entry.written is not None and now - entry.written > LOST_SECONDS]
-    written = (entries[f"{number:06d}.json"].written for number in done)
+    written = (records[number].written for number in done)
     finished = finished_dataset(out, plan)
     missing = 0
     if finished is not None:
@@ -419,10 +415,10 @@ def missing_files_of(record: PartRecord) -> list[str]:
     return [row.image_file for row in record.skipped if row.image_file and row.reason.startswith(MISSING)]
 
 
-def _marked(entries: dict[str, Entry], kind: str, done: set[int]) -> dict[int, Entry]:
-    numbers = {name.removesuffix(kind): entry for name, entry in entries.items() if name.endswith(kind)}
-    found = {int(number): entry for number, entry in numbers.items() if number.isdigit()}
-    return {number: found[number] for number in sorted(found.keys() - done)}
+def _suffixed(entries: Iterable[Entry], suffix: str) -> dict[int, Entry]:
+    """Those of the files of parts that have a suffix, by part."""
+    named = ((layout.split_part_name(entry.name), entry) for entry in entries)
+    return {found[0]: entry for found, entry in named if found is not None and found[1] == suffix}
 
 
 def _speed(moments: list[float]) -> float | None:
@@ -460,7 +456,7 @@ def remove_dataset(out: Storage) -> None:
     records = {layout.part_record(part) for part in known}
     rows = {layout.part_rows(part) for part in known}
     for name in listed[0]:
-        if _OF_PART.fullmatch(name):
+        if layout.split_part_name(name):
             (records if name.endswith(".json") else rows).add(f"{layout.PARTS}/{name}")
     shards = {f"{layout.SHARDS}/{layout.shard_name(group, part)}" for part in known for group in GROUPS}
     shards |= {f"{layout.SHARDS}/{name}" for name in listed[1] if _is_shard_file(name)}

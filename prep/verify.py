@@ -1,6 +1,6 @@
 """Checks that every byte of a dataset is what its records say, and that every crop can be read; says what is not.
 
-Reads all of it: shards are hashed, their members compared with the rows, every JPEG decoded and measured, and the
+Reads all of it: shards are hashed, their members compared with the rows, every crop decoded and measured, and the
 manifests made again in memory and compared. About 1 ms per crop on one core. ``repair`` of prep/pipeline.py
 makes good what was found.
 """

@@ -32,3 +32,15 @@ def test_help_texts_are_whole_sentences(stage: LazyGroup) -> None:
     sentence = re.compile(r"(?:[A-Z]|ignore takes|pixels decodes).*[.?](?: \[default: .*\])?", re.DOTALL)
     bad = [(name, text) for name, text in texts.items() if not sentence.fullmatch(text.strip())]
     assert bad == [], "a help text is a sentence, from its capital to its full stop"
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    named = []
+    for page in ("architecture.md", "experiments.md", "extending.md", "lab-notebook.md"):
+        text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+        named += re.findall(r"(tests/[\w/]+\.py): ((?:test_\w+(?:, )?)+)", text)
+        assert [path for path in re.findall(r"tests/[\w/]+\.py", text) if not (REPOSITORY / path).is_file()] == [], page
+    assert len(named) > 20
+    for path, tests in named:
+        there = set(re.findall(r"^def (test_\w+)", (REPOSITORY / path).read_text(encoding="utf-8"), re.MULTILINE))
+        assert set(tests.rstrip(", ").split(", ")) <= there, path

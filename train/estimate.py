@@ -36,8 +36,8 @@ SLOW = 0.1
 class Costs:
     """Seconds on this machine.
 
-    start: compiling included. step: of which the device waits for data for so long. copy: of a batch to the device,
-    which is hidden where it computes meanwhile. refresh: of the ERF table. save: of a checkpoint.
+    start: compiling included. step: one step. wait: how long of it the device waits for data. copy: of a batch to the
+    device, which is hidden where it computes meanwhile. refresh: of the ERF table. save: of a checkpoint.
     """
 
     start: float

@@ -73,8 +73,7 @@ def evaluate(
 
     Returns:
         ``step``, ``backbone``, ``trained_on`` (whether these are the crops of the run's training), ``jigsaws``, and
-        scores (count, accuracy 0 to 1, majority share) under ``overall``,
-        ``regions``, ``groups`` and ``classes``.
+        scores (count, accuracy 0 to 1, majority share) under ``overall``, ``regions``, ``groups`` and ``classes``.
 
     Raises:
         UserError: for a run without a checkpoint, and for a dataset of other classes or pixels.

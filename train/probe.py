@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
@@ -40,6 +39,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
+from jigsaw_pretrain.train.models.layers import measure_batch_norms
 from jigsaw_pretrain.train.models.weights import load_weights
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -140,7 +140,7 @@ def gather_statistics(model: DenseClassifier, crops: ProbeCrops, device: torch.d
     # Batch norm takes no batch of one crop.
     starts = range(0, len(fitting) - 1, BATCH)
     batches = (torch.from_numpy(fitting[start : start + BATCH]).to(device) for start in starts)
-    update_bn((model.normalise(images) for images in batches), model.backbone)
+    measure_batch_norms(model.backbone, (model.normalise(images) for images in batches))
 
 
 def fitted(values: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:

@@ -44,8 +44,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
 
 Device = Literal["auto", "cpu", "cuda"]
-"""Of a process; like Compile no key of a recipe, but stated without torch, which command lines wait for as late as can
-be."""
+"""The device of a process. Like Compile it is no key of a recipe; it stands here so that command lines need not import
+torch for it."""
 
 Compile = Literal["auto", "on", "off"]
 """When torch.compile is used; auto: on GPUs."""
@@ -60,7 +60,7 @@ MICRO_BATCH = 64
 """Jigsaws on each of the paper's 8 GPUs (section 4.1), of which its batch statistics are."""
 
 MEAN = (0.485, 0.456, 0.406)
-"""Of pixels in 0..1, red, green, blue (section 4.1)."""
+"""The mean of pixels in 0..1, red, green, blue (section 4.1)."""
 
 STD = (0.229, 0.224, 0.225)
 

@@ -1,7 +1,7 @@
 """A pre-training run from Python: `pretrain` begins or continues one, `open_run` opens one that is there.
 
-`pretrain` is what the command of that name calls, alone or in every process under torchrun. What a run needs beside its
-dataset and recipe costs nothing: the same seed gives the same run with any number of workers. torch's random state and
+`pretrain` is what the command of that name calls, alone or in every process under torchrun. Dataset and recipe alone
+decide a run: the same seed gives the same run with any number of workers. torch's random state and
 switches, thread counts and logging are afterwards as they were; under torchrun the group of ranks stays joined.
 """
 

@@ -89,7 +89,7 @@ _ArmFile = dict[Annotated[str, msgspec.Meta(pattern=_NAME)], _ArmTable]
 
 
 def read_arms(file: str) -> list[Arm]:
-    """The arms of a TOML file, in its order; where there is none of that name, of the program's own (recipes/arms/).
+    """The arms of a TOML file, in its order; where there is no such file, of the program's own (recipes/arms/).
 
     Raises UserError that names what is wrong with it.
     """
@@ -154,7 +154,7 @@ ARMS = {
 def choose(names: str, imagenet: Path | None) -> list[Arm]:
     """The arms of a comma-separated list of names and TOML files, scratch first; ``imagenet`` adds its arm.
 
-    Raises UserError for a name that is none, for one given twice, and for imagenet without a file.
+    Raises UserError for an unknown name, for one given twice, and for imagenet without a file.
     """
     wanted = [one.strip() for one in names.split(",") if one.strip()]
     if imagenet is not None and "imagenet" not in wanted:

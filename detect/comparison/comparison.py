@@ -188,10 +188,7 @@ class Comparison:
             if not isinstance(known, dict):
                 raise UserError(f"{path} is damaged: its definitions are no object. Remove it, or name another folder")
             for key, value in values.items():
-                if (
-                    key not in ("arms", "definitions", "seeds", "workers", "device", "gpus")
-                    and before.get(key) != value
-                ):
+                if key not in ("arms", "seeds", "workers", "device", "gpus") and before.get(key) != value:
                     raise UserError(
                         f"{self.folder} holds a comparison with {key} = {before.get(key)!r}, not {value!r}: continue "
                         "it with its own settings, or name another folder"

@@ -55,7 +55,7 @@ class Task:
 class TaskRunner:
     """Runs tasks until ``budget`` seconds are spent (None for no limit), telling which it is of ``total``.
 
-    What a training logs of its progress is told too: a moving line on a terminal, elsewhere a line now and then.
+    A training's own progress is shown too: a moving line on a terminal, elsewhere a line now and then.
     """
 
     def __init__(self, budget: float | None, gpus: int, total: int | None = None) -> None:

@@ -61,7 +61,7 @@ def build_backbone(
         deform: whether 3 x 3 convolutions of the stages from stride 8 on are deformable.
 
     Raises:
-        UserError: for a name that is none, for a network that cannot be cut so, and for a batch norm that cannot be
+        UserError: for an unknown name, for a network that cannot be cut so, and for a batch norm that cannot be
             replaced.
     """
     found = backbones.build(name, "bn", not c4, in_channels, split=c4)
@@ -132,9 +132,11 @@ def _outputs(module: nn.Module, channels: int, side: int, most: int) -> list[str
         return convolution.register_forward_hook(note)
 
     handles = [watch(name, one) for name, one in module.named_modules() if isinstance(one, nn.Conv2d)]
-    run_on_meta(module, meta_state(module), channels, side)
-    for handle in handles:
-        handle.remove()
+    try:
+        run_on_meta(module, meta_state(module), channels, side)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 
@@ -231,7 +233,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[n, C, h, w] -> the same shape; statistics of all ranks' values in train mode."""
-        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        alone = not _several_ranks()
         if not self.training or (alone and input.numel()):
             return super().forward(input)
         if alone:

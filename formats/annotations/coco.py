@@ -95,10 +95,11 @@ def read_coco(raw: bytes, source: str, detailed: bool = False) -> ReadTable:
     """
     coco: CocoFile | CocoDetails = decode(raw, source, CocoDetails) if detailed else decode(raw, source)
     if any(map(_has_no_box, coco.annotations)):
-        coco = decode(raw, source, CocoDetails)
-        for one in coco.annotations:
+        details = coco if isinstance(coco, CocoDetails) else decode(raw, source, CocoDetails)
+        for one in details.annotations:
             if one.segmentation and _has_no_box(one):
                 one.bbox = bounds(one.segmentation)
+        coco = details
     label_of, classes = labels(coco.categories, source)
     entry_of = entry_index(coco.images, source)
     entries = [ImageEntry(file_name_of(image), image.width, image.height, id=image.id) for image in coco.images]
@@ -169,7 +170,7 @@ def _other_types(annotations: Sequence[CocoAnnotation], entry_of: dict[Key, int]
 
 
 def _ignored_regions(annotations: Sequence[CocoAnnotation], label_of: dict[Number, int]) -> list[Note]:
-    """That -1 is read as no category."""
+    """The note that category -1 was read as no category."""
     regions = tuple(f"annotation {a.id}" for a in annotations if a.category_id == NO_CATEGORY)
     if not regions or NO_CATEGORY in label_of:
         return []

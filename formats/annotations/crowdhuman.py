@@ -49,8 +49,9 @@ def read_crowdhuman(raw: bytes, source: str, detailed: bool = False) -> ReadTabl
             images.append(msgspec.json.decode(line, type=OdgtLine))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(
-                f"{source}, line {number}: no image of CrowdHuman ({str(error)[:160]}). A line is a JSON object with "
-                "ID and gtboxes, each of these with tag and fbox (x, y, width, height). Download or export it again."
+                f"{source}, line {number}: not a record of CrowdHuman ({str(error)[:160]}). A line is a JSON object "
+                "with ID and gtboxes, each of these with tag and fbox (x, y, width, height). Download or export it "
+                "again."
             ) from error
     classes = sorted({box.tag for image in images for box in image.gtboxes} - {MASK})
     boxes = BoxList()

@@ -1,8 +1,8 @@
-"""Finds what belongs together in people's folders of YOLO labels: class names, label files, splits; and says the rest.
+"""Finds what belongs together in people's folders of YOLO labels: class names, label files, splits.
 
 Class names stand in a data.yaml, or one to a line in classes.txt or obj.names (labelImg, Label Studio, CVAT). Labels
 lie where YOLO's trainers look: where the image's path says ``images``, the label's says ``labels``, by real paths; else
-beside the images, else in the folder that was named. Every file that is not looked at is told in a Note. One listing of
+beside the images, else in the folder that was named. A Note names every file that is not looked at. One listing of
 each folder; names files are read, labels are not.
 """
 

@@ -37,8 +37,8 @@ ignored = click.option(
     default="skip",
     show_default=True,
     help="Say what becomes of objects that are marked as ignored (COCO's and CrowdHuman's `ignore`, VOC's "
-    "`difficult`, MOT's flag 0). skip makes them no object, cuts no background over them, and takes "
-    "them in AP as COCO's crowd. use takes them as any other object.",
+    "`difficult`, MOT's flag 0). skip does not use them as objects, cuts no background over them, and "
+    "treats them in AP as COCO's crowd regions. use treats them as any other object.",
 )
 split = click.option(
     "--split",
@@ -48,7 +48,7 @@ split = click.option(
 voc_origin = click.option(
     "--voc-origin",
     type=click.IntRange(0, 1),
-    help="Count the pixels of Pascal VOC files from this number. By default it is found out and told.",
+    help="Count the pixels of Pascal VOC files from this number. By default prep works it out and reports it.",
 )
 nodata = click.option(
     "--nodata",

@@ -2,7 +2,7 @@
 
 The content decides which kind it is, never the name. The files are read and hashed once;
 ``listed`` then turns them into Annotations, opening images only for sizes that the annotations do not tell (YOLO never
-does). What is not looked at is told in notes.
+does). Notes name what is not looked at.
 """
 
 import hashlib

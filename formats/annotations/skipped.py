@@ -72,7 +72,7 @@ class Skipped:
 
 
 EXAMPLES = 3
-"""How many of the things that are told are named, where not all of them are asked for."""
+"""How many of the things that a note is about are named, unless all are asked for."""
 
 
 SEVERAL_SPLITS = "splits"

@@ -39,7 +39,7 @@ Key = int | float | str
 """An id as a file gives it."""
 
 NOWHERE = (float("nan"),) * 4
-"""What stands for a box that is none."""
+"""Stands in place of a box that cannot be used."""
 
 
 @dataclass(frozen=True)

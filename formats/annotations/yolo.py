@@ -232,7 +232,7 @@ class LineForm:
     notes: tuple[Note, ...] = ()
 
     def box(self, line: Line, size: Size) -> tuple[Box, list[float] | None]:
-        """The box of a line in pixels, and its polygon; a damaged line is a box that is none."""
+        """The box of a line in pixels, and its polygon; for a damaged line a box without numbers."""
         values = line.values
         width, height = size
         if len(values) < 5:

@@ -30,10 +30,10 @@ from jigsaw_pretrain.storage.retries import TRIES
 from jigsaw_pretrain.storage.store import Storage
 
 FORMAT_VERSION = 1
-"""Of a dataset of 8-bit RGB JPEG crops as section 3.1 has them: what every version of this program reads."""
+"""The version of datasets of 8-bit RGB JPEG crops as section 3.1 has them: all versions of this program read it."""
 
 EXTENDED = 2
-"""Of a dataset that a program of version 1 would misread: crops.parquet has the columns of schema.MARGINS."""
+"""The version of datasets that a program of version 1 would misread: crops.parquet has schema.MARGINS."""
 
 READABLE = (FORMAT_VERSION, EXTENDED)
 

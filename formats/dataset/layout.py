@@ -20,6 +20,8 @@ PLAN_SKIPPED = f"{PARTS}/plan-skipped.parquet"
 
 _SHARD = re.compile(rf"([{''.join(GROUPS)}])-(\d{{6,}})\.tar")
 
+_PART = re.compile(r"(\d{6,15})(\.(?:json|parquet|running|failed))")
+
 
 MOST_PARTS = 1_000_000
 """The most parts of a dataset."""
@@ -40,14 +42,25 @@ def parse_shard_name(name: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+def part_file(part: int, suffix: str) -> str:
+    """Where a part's file of that suffix lies, such as ``manifests/parts/000017.running``."""
+    return f"{PARTS}/{part:06d}{suffix}"
+
+
+def split_part_name(name: str) -> tuple[int, str] | None:
+    """Part and suffix of a file's name in PARTS; None for any other."""
+    match = _PART.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
 def part_rows(part: int) -> str:
     """Where the manifest rows of a part lie: ``manifests/parts/000017.parquet``."""
-    return f"{PARTS}/{part:06d}.parquet"
+    return part_file(part, ".parquet")
 
 
 def part_record(part: int) -> str:
     """Where the done record of a part lies: ``manifests/parts/000017.json``. A part without one does not exist."""
-    return f"{PARTS}/{part:06d}.json"
+    return part_file(part, ".json")
 
 
 def image_id(file_name: str) -> str:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.dataset.pages import page_sizes
+from jigsaw_pretrain.formats.pixels import MAX_PIXELS
 
 CROPS = pa.schema(
     [
@@ -119,10 +120,7 @@ MOST_TEXT = 1 << 28
 """The most bytes of text that the rows of a column may hold when they are read at once."""
 
 LONGEST_SIDE = 65_500
-"""The longest side of a member in pixels: JPEG's."""
-
-MOST_PIXELS = 250_000_000
-"""The most pixels of a member, as of an image that prep reads."""
+"""The longest side of a member in pixels: libjpeg's limit."""
 
 PIXELS_PER_BYTE = 1100
 """The most pixels that a byte of a member may stand for; zlib's best is 1,032."""
@@ -252,10 +250,10 @@ Columns = Mapping[str, npt.NDArray[Any]]
 
 
 def check_crops(rows: Columns, shard_bytes: int, background: int) -> None:
-    """Raise DamagedTable where a row of a shard is none that prep writes.
+    """Raise DamagedTable where a shard has a row that prep cannot have written.
 
-    Labels are 0 to ``background``, sides 1 to LONGEST_SIDE pixels, members lie within the shard. Checked is what is
-    there of the columns label, offset, size, EDGES, MARGINS and BOX.
+    Labels are 0 to ``background``, sides 1 to LONGEST_SIDE pixels, members lie within the shard. The columns label,
+    offset, size and EDGES are required; MARGINS and BOX are checked where they are there.
     """
     offset, size = rows["offset"].astype(np.int64), rows["size"].astype(np.int64)
     _require(offset, (offset >= 0) & (size >= 1) & (size <= shard_bytes) & (offset <= shard_bytes - size), "offset")
@@ -269,7 +267,7 @@ def check_crops(rows: Columns, shard_bytes: int, background: int) -> None:
     _require(left, (outer[0] >= 0) & (right > left) & (outer[2] - outer[0] <= LONGEST_SIDE), "left")
     _require(top, (outer[1] >= 0) & (bottom > top) & (outer[3] - outer[1] <= LONGEST_SIDE), "top")
     pixels = (outer[2] - outer[0]) * (outer[3] - outer[1])
-    _require(pixels, (pixels <= MOST_PIXELS) & (pixels <= PIXELS_PER_BYTE * size), "number of pixels")
+    _require(pixels, (pixels <= MAX_PIXELS) & (pixels <= PIXELS_PER_BYTE * size), "number of pixels")
     if BOX[0] in rows:
         x, y, width, height = (rows[name] for name in BOX)
         unknown = np.isnan(x) & np.isnan(y) & np.isnan(width) & np.isnan(height) & (rows["label"] == background)

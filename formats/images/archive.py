@@ -56,7 +56,7 @@ def read_index(storage: Storage, name: str) -> dict[str, Member]:
     index = _zip_index if name.lower().endswith(".zip") else _tar_index
 
     def read() -> dict[str, Member]:
-        path = f"{storage.root.rstrip('/')}/{name}"
+        path = storage.full_path(name)
         if storage.is_local:
             storage.regular_file(name)
         options = {} if storage.is_local else {"block_size": _BLOCK, "cache_type": "readahead"}

@@ -51,7 +51,7 @@ _DAMAGE = ("premature end", "bad huffman code")
 """libjpeg's words for pixels that are not in the file, which Pillow lets pass where an end marker follows."""
 
 MOST_BYTES = 16 * MAX_PIXELS
-"""Of an image's pixels: what one worker may be made to allocate by a compressed file."""
+"""The most bytes of an image's pixels: what a compressed file may make one worker allocate."""
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE, _BLACK, _RGB = 0, 1, 2
@@ -165,14 +165,14 @@ def jpeg_frame(raw: bytes) -> JpegFrame | None:
 
 
 def _unread(raw: bytes) -> str:
-    """Why a file is none of the kinds that Pillow knows."""
+    """Why Pillow does not know a file."""
     frame = jpeg_frame(raw)
     if frame is not None and frame.precision != 8:
         return f"JPEG of {frame.precision} bits is not supported (save it as 16-bit PNG or TIFF, or as 8-bit JPEG)"
     return "not an image that can be read"
 
 
-def header(raw: bytes) -> tuple[int, int, int]:
+def pillow_header(raw: bytes) -> tuple[int, int, int]:
     """Width, height and EXIF orientation (1: upright) in an image file's header; raises ImageError."""
     if not raw:
         raise ImageError("image file is empty")
@@ -291,7 +291,7 @@ def size_and_orientation(raw: bytes) -> tuple[int, int, int]:
     """Width, height and EXIF orientation (1: upright) in an image file's header; raises ImageError."""
     if not raw.startswith(NPY_MAGIC):
         try:
-            return header(raw)
+            return pillow_header(raw)
         except ImageError:
             # Pillow knows no TIFF of five channels.
             if not is_tiff(raw):
@@ -424,8 +424,8 @@ def _npy_raster(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RasterHe
 
 
 def _picture_header(raw: bytes) -> RasterHeader:
-    """Of what Pillow reads."""
-    width, height, orientation = header(raw)
+    """The header of an image that Pillow reads."""
+    width, height, orientation = pillow_header(raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(raw)) as image:
@@ -444,7 +444,7 @@ def _picture_header(raw: bytes) -> RasterHeader:
 
 
 def _tiff_header(raw: bytes) -> RasterHeader | None:
-    """Of a TIFF by tifffile; None where it is better left to Pillow (ordinary pictures, and what tifffile refuses)."""
+    """The header of a TIFF, by tifffile; None where Pillow is to read it (ordinary pictures, what tifffile refuses)."""
     try:
         with _open_tiff(raw) as tiff:
             page = tiff.pages[0]
@@ -475,7 +475,7 @@ def _tiff_header(raw: bytes) -> RasterHeader | None:
 def _open_tiff(raw: bytes) -> Any:
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by skipped.parquet
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is reported in skipped.parquet
     return tifffile.TiffFile(io.BytesIO(raw))
 
 

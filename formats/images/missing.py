@@ -26,14 +26,14 @@ def missing_files(files: Sequence[str], source: ImageSource, option: str = "--im
     missing = tuple(file for file, there in zip(files, _are_there(files, source), strict=True) if not there)
     if not missing:
         return (), ""
-    said = f"{source.describe().rstrip('/')}/{missing[0]} is not there{_instead(missing[0], source)}"
+    said = f"{source.describe().rstrip('/')}/{missing[0]} is not there{_instead(missing[0], source, option)}"
     if len(missing) == len(files):
         raise UserError(f"no image that has boxes is there: {said}. Check {option}.")
     return missing, f"{len(missing)} of {len(files)} images asked for: {said}"
 
 
 def any_there(files: Sequence[str], source: ImageSource) -> bool:
-    """Whether there is any of these files, which were missing once; the first ASKED of them are asked for."""
+    """Whether there is any of these files, which were missing before; the first ASKED of them are asked for."""
     return any(_are_there(files[:ASKED], source))
 
 
@@ -48,7 +48,7 @@ def _are_there(files: Sequence[str], source: ImageSource) -> list[bool]:
     return list(map_ahead(is_there, files, source.threads))
 
 
-def _instead(file: str, source: ImageSource) -> str:
+def _instead(file: str, source: ImageSource, option: str) -> str:
     """What is there under nearly that name, and what to do about it."""
     if not source.can_list:
         return ""
@@ -58,7 +58,7 @@ def _instead(file: str, source: ImageSource) -> str:
         return " and no file of nearly that name"
     folder = near.removesuffix(file).rstrip("/")
     if near.endswith(f"/{file}"):
-        return f", but {near} is: name {source.describe().rstrip('/')}/{folder} as --images"
+        return f", but {near} is: name {source.describe().rstrip('/')}/{folder} as {option}"
     if file.endswith(f"/{near}"):
         return f", but {near} is: take {file.removesuffix(near)} from the file names, or name the folder that holds it"
     return f", but {near} is ({_difference(near, file)}): correct the file names"

@@ -56,8 +56,8 @@ def pixels_of_images(files: Sequence[str], source: ImageSource, option: str) -> 
     if set(forms) - {chosen} - ({(chosen[0], "uint8")} if chosen[1] == "uint16" else set()):
         counted = ", ".join(f"{_said([form])} ({count:,})" for form, count in forms.most_common(4))
         raise UserError(
-            f"the images are of several forms: {counted}, of {forms.total():,} looked at. A dataset has one: name it "
-            f"with {option}=1xuint16 or the like; images of another are then skipped"
+            f"the images are of several forms: {counted}, of {forms.total():,} looked at. A dataset has only one: "
+            f"name it with {option}=1xuint16 or the like; images of other forms are then skipped"
         )
     pixels = lossless(*chosen)
     note = f"pixels are kept as the images have them: {pixels}, as {pixels.member}"

@@ -131,7 +131,7 @@ class ImageSource:
             raise ImageError(f"image file cannot be read: {type(error).__name__} {error.strerror or ''}") from error
 
     def _read_local(self, file: str) -> bytes:
-        path = f"{self._storage.root.rstrip('/')}/{file}"
+        path = self._storage.full_path(file)
         real = os.path.realpath(path)
         if os.path.commonpath([self._real, real]) != self._real:
             raise ImageError("image file is a link that leaves the image folder")

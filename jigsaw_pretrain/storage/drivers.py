@@ -1,6 +1,6 @@
 """What the drivers of object stores and web servers are told, so that all keep to the same timeouts and none retries.
 
-Retries are those of retries.py alone: a driver's own come on top of these, and a store that is down would be told of
+Retries are those of retries.py alone: a driver's own come on top of these, and a store that is down would be reported
 after minutes. What a driver does not take as an option is set on it once it is made; a version of it that has no such
 thing keeps its own way, which costs time and no more (tests/jigsaw_pretrain/test_drivers.py tries each on a closed
 port).
@@ -34,7 +34,7 @@ MOST_ANSWER = 64 << 20
 _PIECE = 1 << 20
 
 CONNECTIONS = 16
-"""Of one driver at the same time."""
+"""Connections of one driver at the same time."""
 
 _WEB = ("http", "https")
 _GOOGLE = ("gs", "gcs")

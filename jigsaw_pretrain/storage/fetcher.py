@@ -1,4 +1,4 @@
-"""Fetches files of a store whole into files of this machine, for training, which a bad night must not end.
+"""Fetches files of a store whole into files of this machine, for training, which a store's bad minutes must not end.
 
 Each is watched for growth rather than for its end, checked by its reader before it counts, and asked for again as
 retries.py says, of a new driver where one hung. Costs nothing beside the driver's own fetch. Prefer Storage.read for
@@ -72,7 +72,7 @@ class Fetcher:
             before.call_soon_threadsafe(before.stop)
 
     def _get(self, storage: Storage, name: str, path: Path, most: int) -> None:
-        fs, remote = storage.fs, f"{storage.root.rstrip('/')}/{name}"
+        fs, remote = storage.fs, storage.full_path(name)
         if not isinstance(fs, AsyncFileSystem):
             # Such drivers have their own timeouts.
             if storage.is_local:

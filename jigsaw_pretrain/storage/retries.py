@@ -1,8 +1,8 @@
-"""Requests that are made again: which failures pass and which do not, how long is waited, and how they are told.
+"""Requests that are made again: which failures pass and which do not, how long to wait, and how they are reported.
 
 Most failures of a store pass. Waits grow and are drawn at random, so that a thousand workers that failed together do
 not come back together. This costs nothing where the first try succeeds; a store that is down costs about half a minute
-before that is reported. What is told has no credentials in it (``redacted``).
+before that is reported. Messages hold no credentials (``redacted``).
 """
 
 import errno
@@ -16,7 +16,7 @@ from jigsaw_pretrain.errors import UserError, redacted
 Answer = TypeVar("Answer")
 
 PATIENCE_SECONDS = 12.0
-"""After so long a failed request of a Storage is not made again: a store that is silent is told of within 30 s."""
+"""A failed request of a Storage is not repeated after this many seconds, so a silent store is reported within 30 s."""
 
 TRIES = 8
 """How often a request of a Storage is made before its failure is raised."""
@@ -123,12 +123,12 @@ _MEANINGS = {
 }
 """What a store's or a web server's refusal means, by its code or its exception's name."""
 
-_LOCAL = (errno.EMFILE, errno.ENFILE)
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def in_words(error: Exception, what: str) -> UserError | None:
     """A failure that no further try will change and whose cause is known, in words."""
-    if isinstance(error, OSError) and error.errno in _LOCAL:
+    if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
         return UserError(
             f"{redacted(what)}: too many files are open: raise the limit (ulimit -n), or use fewer --workers"
         )
@@ -184,7 +184,7 @@ def fetch_with_retries(action: Callable[[], Answer], retries: int, what: str, ve
             return UserError(
                 f"{redacted(what)} cannot be {verb} after {retries + 1} attempts ({redacted(first_line(error))}): "
                 "check the store and the network, then run the command again (pretrain: with --resume); --read-retries "
-                "and --read-timeout allow for a worse one"
+                "and --read-timeout allow for a slower or less reliable store"
             )
         return None
 

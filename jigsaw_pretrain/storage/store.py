@@ -50,7 +50,7 @@ from jigsaw_pretrain.storage.drivers import (
 )
 from jigsaw_pretrain.storage.files import locked_folder, publish_locally, sweep
 from jigsaw_pretrain.storage.retries import (
-    _LOCAL,
+    OUT_OF_FILES,
     TRIES,
     Answer,
     StoreError,
@@ -121,7 +121,8 @@ class Storage:
             _watch_forks()
         leave_retries(self.fs)
 
-    def _path(self, name: str) -> str:
+    def full_path(self, name: str) -> str:
+        """The driver's own path of a file."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _ask(self, action: Callable[[], Answer], name: str) -> Answer:
@@ -131,7 +132,7 @@ class Storage:
             return action()
         except OSError as error:
             # Of the process, not of the file: nobody may call that damaged.
-            if error.errno in _LOCAL and (known := in_words(error, self.describe(name))) is not None:
+            if error.errno in OUT_OF_FILES and (known := in_words(error, self.describe(name))) is not None:
                 raise known from error
             raise
 
@@ -152,7 +153,7 @@ class Storage:
         """The path of a file of a local root."""
         if not self.is_local:
             raise ValueError(f"{self.describe(name)} is not a local file")
-        return Path(self._path(name))
+        return Path(self.full_path(name))
 
     def regular_file(self, name: str, most: int | None = None) -> Path:
         """The path of a local file that can be read to its end: no folder, FIFO or device, and at most ``most`` bytes.
@@ -180,7 +181,7 @@ class Storage:
                 # The driver takes any failure of a web server's for a missing file, except when it reads.
                 self.read_range(name, 0, 1)
             else:
-                self._ask(lambda: self._call("info", self._path(name)), name)
+                self._ask(lambda: self._call("info", self.full_path(name)), name)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -204,7 +205,7 @@ class Storage:
 
     def _range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes of a file in a store, none behind its end."""
-        path = self._path(name)
+        path = self.full_path(name)
         try:
             if is_web(self.url) or is_s3(self.url):
                 part = part_of_web_file if is_web(self.url) else part_of_s3_file
@@ -228,7 +229,7 @@ class Storage:
     def entries(self, folder: str) -> tuple[Entry, ...]:
         """The files and folders directly in ``folder``, sorted by name; a hint, as ``list`` is."""
         try:
-            found = self._ask(lambda: self._call("ls", self._path(folder), detail=True), folder)
+            found = self._ask(lambda: self._call("ls", self.full_path(folder), detail=True), folder)
         except (FileNotFoundError, NotADirectoryError):
             return ()
         entries = (
@@ -278,19 +279,19 @@ class Storage:
         if self.is_local:
             publish_locally(self.local_path(name), data)
         else:
-            self._ask(lambda: self._call("pipe_file", self._path(name), data, seconds=CONTENT_SECONDS), name)
+            self._ask(lambda: self._call("pipe_file", self.full_path(name), data, seconds=CONTENT_SECONDS), name)
 
     def size(self, name: str) -> int | None:
         """The bytes of a file; None where there is none."""
         try:
-            return int(self._ask(lambda: self._call("info", self._path(name)), name)["size"])
+            return int(self._ask(lambda: self._call("info", self.full_path(name)), name)["size"])
         except (FileNotFoundError, NotADirectoryError, TypeError):
             return None
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self._call("rm_file", self._path(name)), name)
+            self._ask(lambda: self._call("rm_file", self.full_path(name)), name)
 
     @contextlib.contextmanager
     def locked(self, exclusive: bool) -> Iterator[Callable[[], None]]:
@@ -363,7 +364,7 @@ def _written(info: Mapping[str, Any]) -> float | None:
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Map a function over items with threads; results in order, at most twice ``threads`` computed ahead.
 
-    Raises what the function raises for an item, and begins no further one: of a silent store each costs its patience.
+    Raises what the function raises for an item, and begins no further one: each would wait for a silent store in vain.
     """
     coming, failed = iter(items), threading.Event()
 

@@ -78,7 +78,7 @@ class Finding:
 def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as_json: bool, **shaping: Any) -> None:
     """Say what is wrong with a dataset before any work.
 
-    The exit status is 0 of a clean dataset, 1 of one with warnings, and 2 of one that cannot be prepped.
+    The exit status is 0 for a clean dataset, 1 for one with warnings, and 2 for one that cannot be prepped.
     """
     findings: list[Finding] = []
     summary: Summary | None = None

@@ -1,6 +1,6 @@
 """``prep status`` tells how far a run is, from its output alone, on any machine that can read it.
 
-Parts done are their records; running and failed ones are told by small markers (prep/records.py) and are hints. Speed
+Parts done are their records; running and failed ones have small markers (prep/records.py), which are hints. Speed
 is that of the last hundred parts, by the store's own times of writing. One listing and a few small reads.
 """
 

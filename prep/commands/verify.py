@@ -27,7 +27,7 @@ from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain
 def verify(out: str, repair: bool, annotations: str | None, images: str | None, workers: int | None) -> None:
     """Hash every shard, decode every crop, and compare the manifests.
 
-    The exit status is 0 of a whole dataset, and 1 of a damaged one.
+    The exit status is 0 for a whole dataset, and 1 for a damaged one.
     """
     console = Console()
     shown = plain(redacted(out))

@@ -17,7 +17,7 @@ Number = int | float
 
 
 class PixelSums(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of some crops: how many pixels, and by channel the sums of their values and of these values' squares.
+    """Pixels of some crops: how many, and by channel the sums of their values and of these values' squares.
 
     Written as text: sums of large images' squares may pass 64 bits. missing: pixels without data, which are not among
     those counted.

@@ -22,10 +22,10 @@ SECONDS_PER_DECODED_PIXEL = 5e-9
 SECONDS_PER_CROP = 0.0003
 SECONDS_PER_ENCODED_PIXEL = 6.5e-9
 LOSSLESS_SHARE = 0.6
-"""Of the time per pixel, where blocks are copied and not decoded."""
+"""The share of the time per pixel where blocks are copied and not decoded."""
 
 PNG_SHARE = 0.85
-"""Of the bytes of a sensor's pixels that a PNG of them takes: their noise does not compress."""
+"""The share of the bytes of a sensor's pixels that a PNG of them takes: their noise does not compress."""
 
 NPY_HEADER = 128
 

@@ -122,7 +122,7 @@ COCO_FILL = 0.69
 """The fill of the paper's large slot by COCO's crops: measured, 0.69 over some of train2017 and 0.70 of val2017."""
 
 NEAR = 0.09
-"""As near to that the paper's ratios stay."""
+"""How near to COCO_FILL the fill must be for the paper's ratios to be kept."""
 
 _SMALLEST, _LARGEST = 1 / 64, 2.0
 """Factors of the paper's ratios. Enlarging further adds no pixel that could be learnt from."""
@@ -142,7 +142,7 @@ class CropSizes:
 
     @classmethod
     def of(cls, boxes: npt.NDArray[Any], xywh: npt.NDArray[Any], groups: npt.NDArray[Any]) -> "CropSizes":
-        """Of crops' edges [n, 4] and ground-truth boxes [n, 4], NaN for background."""
+        """The sizes of crops with edges [n, 4] and ground-truth boxes [n, 4], NaN for background."""
         sizes = boxes[:, 2:] - boxes[:, :2]
         ends = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) - boxes[:, [0, 1, 0, 1]]
         return cls(sizes[:, 0], sizes[:, 1], groups, np.clip(ends, 0, sizes[:, [0, 1, 0, 1]]).astype(np.float32))
@@ -366,7 +366,7 @@ class Summary:
 
     def totals(self) -> dict[str, Any]:
         """The totals of dataset.json (manifests/README.md)."""
-        # What is of lossless datasets alone is told of them alone: others keep their bytes.
+        # Keys of lossless datasets alone are written for these alone: others keep their bytes.
         encoded = {} if self.encoded is None else {"encoded": dict(sorted(self.encoded.items()))}
         filled = {"filled_pixels": self.filled} if self.filled else {}
         return {

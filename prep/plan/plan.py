@@ -106,7 +106,7 @@ class PlanOptions:
 
     @property
     def format_version(self) -> int:
-        """Of the dataset: 1 where it has nothing that came later."""
+        """The dataset's format version: 1 where it has nothing that came later."""
         return FORMAT_VERSION if self.to_dict().keys() - _READ == _FIRST else EXTENDED
 
     @property

@@ -14,11 +14,9 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.formats import boxes
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason, Skipped
 from jigsaw_pretrain.formats.annotations.table import Annotations
+from jigsaw_pretrain.formats.dataset.schema import LONGEST_SIDE
 from jigsaw_pretrain.formats.jigsaw import aspect_groups
 from jigsaw_pretrain.prep.plan.negatives import Flags, Ints
-
-LONGEST_SIDE = 65_500
-"""libjpeg's limit in pixels."""
 
 
 @dataclass(frozen=True)

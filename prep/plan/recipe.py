@@ -53,7 +53,7 @@ BYTES_PER_IMAGE = 8 << 30
 """What an image of 1333 x 800 takes of memory in a detector's training step, at most."""
 
 MEMORY_SHARE = 0.75
-"""Of a GPU's memory that a step may take."""
+"""The share of a GPU's memory that a step may take."""
 
 SMALL_TEMPLATE = Template(128, 32)
 

@@ -179,7 +179,7 @@ def _skipped(storage: Storage) -> Section:
         return Section("Skipped", missing=f"{layout.SKIPPED} is not there.")
     rows = read_skipped(storage, layout.SKIPPED)
     if not rows.num_rows:
-        return Section("Skipped", "Nothing: every annotation that is no crowd region became a crop.")
+        return Section("Skipped", "Nothing: every annotation became a crop.")
     stages, reasons = (rows.column(name).to_pylist() for name in ("stage", "reason"))
     by_reason: dict[tuple[str, str], list[int]] = {}
     for place, (stage, reason) in enumerate(zip(stages, reasons, strict=True)):
@@ -220,7 +220,7 @@ def page(url: str) -> str:
     try:
         dataset = open_dataset(url)
     except UserError as error:
-        done = sum(1 for name in storage.list(f"{layout.MANIFESTS}/parts") if name.endswith(".json"))
+        done = sum(1 for name in storage.list(layout.PARTS) if name.endswith(".json"))
         text = f"{error.message} Parts finished so far: {done}."
         return render("Crops of an unfinished dataset", "Not finished.", [Section("What is missing", missing=text)])
     crops = read_crops(dataset)

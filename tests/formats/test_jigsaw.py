@@ -1,4 +1,4 @@
-"""Section 3.2: aspect groups, and which group feeds which slot where groups are missing or thin."""
+"""Section 3.2: aspect groups, and which group fills which slot where groups are missing or thin."""
 
 from fractions import Fraction
 
@@ -11,14 +11,14 @@ from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.jigsaw import GROUPS, SHAPES, SlotPlan, aspect_group, aspect_groups, fill_slots
 
 
-def feeds(slots: SlotPlan) -> dict[str, tuple[int, ...]]:
-    return {feed.group: tuple(sorted(feed.regions)) for feed in slots.feeds}
+def regions_of(slots: SlotPlan) -> dict[str, tuple[int, ...]]:
+    return {source.group: tuple(sorted(source.regions)) for source in slots.sources}
 
 
 def test_all_groups_feed_their_own_slots() -> None:
     slots = fill_slots({"S": 500, "T": 200, "W": 300})
-    assert feeds(slots) == {"S": (0, 3), "W": (1,), "T": (2,)}
-    assert all(feed.share == 1 for feed in slots.feeds)
+    assert regions_of(slots) == {"S": (0, 3), "W": (1,), "T": (2,)}
+    assert all(source.share == 1 for source in slots.sources)
     assert slots.notes() == []
     assert slots.shares() == {"S": 0.5, "T": 0.25, "W": 0.25}
 
@@ -39,7 +39,7 @@ def test_empty_groups_are_fed_by_the_next_by_aspect(
     counts: dict[str, int], expected: dict[str, tuple[int, ...]]
 ) -> None:
     slots = fill_slots(counts)
-    assert feeds(slots) == expected
+    assert regions_of(slots) == expected
     for group in "STW":
         if not counts.get(group):
             assert any(SHAPES[group] in line and "no crops" in line for line in slots.notes())
@@ -63,19 +63,19 @@ def test_no_crop_is_expected_too_often(counts: dict[str, int], max_repeat: int) 
     assert sum(shares.values()) == pytest.approx(1)
     rates = {group: shares[group] / counts[group] for group in "STW" if counts[group]}
     assert max(rates.values()) <= max_repeat * min(rates.values()) * (1 + 1e-9)
-    assert sorted(region for feed in slots.feeds for region in feed.regions) == [0, 1, 2, 3]
+    assert sorted(region for source in slots.sources for region in source.regions) == [0, 1, 2, 3]
 
 
 def test_the_pattern_of_a_thin_group_is_even_in_every_lane() -> None:
     slots = fill_slots({"S": 4000, "T": 4, "W": 1500})
-    feed = slots.feed("T")
-    assert feed.topped_up_from == "S" and float(feed.share) == pytest.approx(20 * 4 / 2000)
+    source = slots.source("T")
+    assert source.topped_up_from == "S" and float(source.share) == pytest.approx(20 * 4 / 2000)
     for lane in (0, 3, 7):
-        own = [feed.drawn_before(slot, lane, 8) for slot in range(1001)]
+        own = [source.drawn_before(slot, lane, 8) for slot in range(1001)]
         steps = [slot for slot in range(1000) if own[slot] < own[slot + 1]]
         assert own[0] == 0 and len(steps) == 40
         assert {later - earlier for earlier, later in zip(steps, steps[1:], strict=False)} == {25}
-    first = {next(s for s in range(1000) if feed.drawn_before(s + 1, lane, 8)) for lane in range(8)}
+    first = {next(s for s in range(1000) if source.drawn_before(s + 1, lane, 8)) for lane in range(8)}
     assert len(first) == 8
     assert any(SHAPES["T"] in line and "4.0%" in line for line in slots.notes())
 

@@ -55,7 +55,7 @@ def positions(region_map: Ints, region: int) -> list[tuple[int, int]]:
 
 
 def cross_entropy_by_hand(scores: Array, soft: Array, smoothing: float) -> float:
-    """Of one position's scores with a soft label, of which a share is spread over all classes."""
+    """The loss of one position's scores with a soft label, of which a share is spread over all classes."""
     spread = (1 - smoothing) * soft + smoothing / len(soft)
     return -math.fsum(share * one for share, one in zip(spread, log_softmax_by_hand(scores), strict=True))
 

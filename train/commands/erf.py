@@ -68,7 +68,7 @@ def erf(
         numbers[name] = {"sides": sides, "rms_radius": one.numbers.rms_radius}
         told = ", ".join(f"{share} of the gradient in {side} x {side} px" for share, side in sides.items())
         radius = f"{one.numbers.rms_radius:.3g}"
-        click.echo(f"{name}, of the middle position: {told} around it; root mean square distance from it {radius} px")
+        click.echo(f"{name}, at the middle position: {told} around it; root-mean-square distance {radius} px")
     publish_locally(out, fields.erf_page(found, chosen, count).encode())
     click.echo(str(out))
     if json_file is not None:

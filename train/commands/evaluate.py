@@ -54,7 +54,7 @@ def evaluate(
     device: str,
     **access_settings: Any,
 ) -> None:
-    """Print accuracy by region, shape and class on a dataset's jigsaws, beside the majority class's share."""
+    """Print accuracy by region, group and class on a dataset's jigsaws, beside the majority class's share."""
     access = read_options_from(**access_settings)
     check_run(run)
     dataset = access.open_dataset(data)

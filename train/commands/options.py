@@ -86,7 +86,8 @@ def read_options(command: F) -> F:
         click.option(
             "--cache-bytes",
             type=ByteCount(),
-            help="Let the cache grow to this size, such as 200G. [default: half the free disk]",
+            help="Let the cache grow to this size, such as 200G. [default: half of what the disk has free and the "
+            "cache holds]",
         ),
         click.option("--no-cache", is_flag=True, help="Fetch each shard to a temporary file instead of the cache."),
         click.option(

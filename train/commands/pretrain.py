@@ -102,7 +102,7 @@ def pretrain(
     val_every: int,
     **access_settings: Any,
 ) -> None:
-    """Pre-train a backbone, also under `torchrun --nproc-per-node N -m train -- pretrain ...`.
+    """Pre-train a backbone, also under `torchrun --nproc-per-node N --no-python jigsaw-train -- pretrain ...`.
 
     The two dashes keep torchrun from taking --run for an option of its own.
     Ctrl-C and SIGTERM save a checkpoint and end with status 3, --stop-after with 0. Continue with --resume.

@@ -29,8 +29,8 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting
     "--weights",
     multiple=True,
     metavar="FILE",
-    help="Also probe these weights of the same backbone, as another method's or ImageNet's. The option may be given "
-    "several times.",
+    help="Also probe these weights of the same backbone, such as another method's or ImageNet's. The option may be "
+    "given several times.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file."
@@ -48,7 +48,8 @@ from jigsaw_pretrain.train.commands.options import DEVICES, check_run, exporting
     default="warp",
     show_default=True,
     type=click.Choice(choices(Fit)),
-    help="Show the crops as the recipe's data.fit says: whole and warped, at their own size, or whole and padded.",
+    help="Show the crops as the recipe's data.fit does: crop at their own size, warp whole and warped, resize whole "
+    "and padded.",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Run on this device.")
 def probe(

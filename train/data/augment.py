@@ -30,7 +30,7 @@ from jigsaw_pretrain.train.recipe import DataOptions
 
 I64 = npt.NDArray[np.int64]
 Pixels = npt.NDArray[Any]
-"""Of an image: uint8 [height, width, 3], or as another sensor has them (formats/pixels.py)."""
+"""An image's pixels: uint8 [height, width, 3], or as another sensor has them (formats/pixels.py)."""
 
 AREA_BELOW = 0.5
 """Below this scale bilinear samples skip pixels altogether, so ``crop`` averages areas as well."""

@@ -88,7 +88,7 @@ class Assembler:
         self._reader = CropReader(
             dataset,
             shard_files(dataset, access),
-            capacity=len(slots.feeds) * len(self._lanes) + len(GROUPS),
+            capacity=len(slots.sources) * len(self._lanes) + len(GROUPS),
             with_keys=with_digests,
             skip_bad=access.on_bad_shard == "skip",
             left_out=left_out,

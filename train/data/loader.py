@@ -217,9 +217,9 @@ class JigsawLoader:
 
     options: a recipe's section ``data``, which decides what the batches hold. workers: processes, at most one a lane; 0
     assembles in this process. with_digests: compute digests as well. streams: of the GPU that batches are for, which
-    are then in page-locked memory, for copies that do not wait. start_method: of
-    ``worker_context``. access: how shards are read. rings: loaders of as large batches that will have workers at one
-    time, for which /dev/shm must have room. ``notes`` says in plain words what is special about the dataset, ``shares``
+    are then in page-locked memory, for copies that do not wait. start_method: as in ``worker_context``. access: how
+    shards are read. rings: loaders of as large batches that will have workers at one time, for which /dev/shm must have
+    room. ``notes`` says in plain words what is special about the dataset, ``shares``
     is the share of each group in all crops drawn. Raises UserError for lanes that the ranks cannot share equally, for a
     cache or a /dev/shm too small, and while iterating for damaged or missing shards and for a worker that ended.
     """

@@ -255,7 +255,8 @@ def _lock(path: Path) -> FileLock:
 class ReadOptions:
     """Options of reading shards.
 
-    cache: the cache's folder; None for none. cache_bytes: the most it may hold; None for half of the free disk.
+    cache: the cache's folder; None for none. cache_bytes: the most it may hold; None for half of what the disk has free
+    and it holds.
     read_retries: further attempts at a file. read_timeout: seconds of silence that end an attempt. on_bad_shard:
     ``stop``, or ``skip`` to go on without a shard whose bytes are wrong.
     """
@@ -296,7 +297,7 @@ def check_cache(dataset: Dataset, access: ReadOptions, lanes_of_rank: int) -> No
     lanes = lanes_of_rank * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed, limit = working_set(dataset, lanes), ShardCache(access.cache, access.cache_bytes).limit
     if limit < needed:
-        reason = "--cache-bytes" if access.cache_bytes else "half of the free disk"
+        reason = "--cache-bytes" if access.cache_bytes else "half of what the disk has free and it holds"
         raise UserError(
             f"cache {access.cache} may hold {limit:,} bytes ({reason}), but the {lanes} lanes of this host keep up to "
             f"{needed:,} bytes of shards open or on their way: give it --cache-bytes {needed} on a disk with that much "

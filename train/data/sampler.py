@@ -20,7 +20,7 @@ from jigsaw_pretrain.train.recipe import DataOptions
 
 
 def slots_of(dataset: Dataset, options: DataOptions) -> SlotPlan:
-    """How a dataset's groups feed the slots; raises UserError for a dataset without crops."""
+    """How a dataset's groups fill the slots; raises UserError for a dataset without crops."""
     counts = {group: sum(shard.crops for shard in dataset.of_group(group)) for group in GROUPS}
     return fill_slots(counts, options.max_repeat)
 
@@ -83,21 +83,21 @@ class CropSampler:
         self._shards: dict[str, list[int]] = {}
         self._streams: dict[tuple[int, str], _Stream] = {}
         weights = weights_of(dataset, options)
-        for feed in slots.feeds:
-            balance = (key_of_text(options.seed, f"balance {feed.group}"), weights)
-            of_group = dataset.of_group(feed.group)
-            shards = self._shards[feed.group] = [shard.index for shard in of_group]
-            group = self._groups[feed.group] = GroupLanes(
-                [shard.crops for shard in of_group], self._count, key_of_text(options.seed, f"group {feed.group}")
+        for source in slots.sources:
+            balance = (key_of_text(options.seed, f"balance {source.group}"), weights)
+            of_group = dataset.of_group(source.group)
+            shards = self._shards[source.group] = [shard.index for shard in of_group]
+            group = self._groups[source.group] = GroupLanes(
+                [shard.crops for shard in of_group], self._count, key_of_text(options.seed, f"group {source.group}")
             )
             for lane in lanes:
-                self._streams[lane, feed.group] = _Stream(group, lane, shards, reader, balance)
+                self._streams[lane, source.group] = _Stream(group, lane, shards, reader, balance)
 
     def begin(self, first: int) -> None:
         """Fetch the shards that all lanes read for their jigsaw ``first`` at once, before any lane waits for one."""
         for (lane, group), stream in self._streams.items():
-            feed = self._slots.feed(group)
-            stream.ask(feed.drawn_before(first * len(feed.regions), lane, self._count), FIRST)
+            source = self._slots.source(group)
+            stream.ask(source.drawn_before(first * len(source.regions), lane, self._count), FIRST)
 
     def chunk(self, lane: int, first: int, count: int, substitute: U64) -> CropArray:
         """The crops of a lane's jigsaws ``first`` to ``first + count`` exclusive: CROP [count, 4] by slot.
@@ -105,31 +105,31 @@ class CropSampler:
         substitute: words [count, 4], one per slot. The two S slots are in drawing order, not yet in order of area.
         """
         out = np.empty((count, len(REGIONS)), dtype=self._reader.dtype)
-        for feed in self._slots.feeds:
-            width = len(feed.regions)
-            if feed.share == 1:
-                taken = self._streams[lane, feed.group].take(first * width, count * width)
-                out[:, feed.regions] = taken.reshape(count, width)
+        for source in self._slots.sources:
+            width = len(source.regions)
+            if source.share == 1:
+                taken = self._streams[lane, source.group].take(first * width, count * width)
+                out[:, source.regions] = taken.reshape(count, width)
             else:
-                self._chunk_of_thin(lane, first, feed, substitute, out)
+                self._chunk_of_thin(lane, first, source, substitute, out)
         return out
 
-    def _chunk_of_thin(self, lane: int, first: int, feed: SlotSource, substitute: U64, out: CropArray) -> None:
-        width = len(feed.regions)
+    def _chunk_of_thin(self, lane: int, first: int, source: SlotSource, substitute: U64, out: CropArray) -> None:
+        width = len(source.regions)
         for nth in range(len(out)):
-            for ordinal, region in enumerate(feed.regions):
+            for ordinal, region in enumerate(source.regions):
                 slot = (first + nth) * width + ordinal
-                own = feed.drawn_before(slot, lane, self._count)
-                if own < feed.drawn_before(slot + 1, lane, self._count):
-                    out[nth, region] = self._streams[lane, feed.group].take(own, 1)[0]
+                own = source.drawn_before(slot, lane, self._count)
+                if own < source.drawn_before(slot + 1, lane, self._count):
+                    out[nth, region] = self._streams[lane, source.group].take(own, 1)[0]
                 else:
-                    crops = self._opened(lane, str(feed.topped_up_from), first + nth)
+                    crops = self._opened(lane, str(source.topped_up_from), first + nth)
                     out[nth, region] = crops[int(randint(substitute[nth, region], len(crops))[0])]
 
     def _opened(self, lane: int, group: str, position: int) -> CropArray:
         """The crops of the unit that a lane has open in a group as its jigsaw ``position`` begins."""
-        feed = self._slots.feed(group)
-        at = feed.drawn_before(position * len(feed.regions), lane, self._count)
+        source = self._slots.source(group)
+        at = source.drawn_before(position * len(source.regions), lane, self._count)
         return self._streams[lane, group].opened(at)[1]
 
     def replacements(self, lane: int, position: int, slot: int, crop: CropArray) -> Iterator[CropArray]:

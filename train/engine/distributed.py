@@ -72,7 +72,7 @@ class Ranks:
         if self.first:
             log.log(level, "%s", text)
 
-    def alone(self, text: str) -> None:
+    def log_alone(self, text: str) -> None:
         """Log an error that the other ranks may never hear of, from a rank other than 0; rank 0's own is reported."""
         if not self.first:
             log.error("rank %d: %s", self.rank, text)

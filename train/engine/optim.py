@@ -49,22 +49,22 @@ class OptimSettings(Protocol):
 
     @property
     def momentum(self) -> float:
-        """Of SGD."""
+        """The momentum of SGD."""
         ...
 
     @property
     def beta1(self) -> float:
-        """Of AdamW."""
+        """A coefficient of AdamW."""
         ...
 
     @property
     def beta2(self) -> float:
-        """Of AdamW."""
+        """A coefficient of AdamW."""
         ...
 
     @property
     def weight_decay(self) -> float:
-        """Of what has none of its own."""
+        """The weight decay of parameters without a key of their own."""
         ...
 
     @property
@@ -116,7 +116,8 @@ def parameter_groups(
     Args:
         model: the model.
         settings: the section ``optim`` of the recipe.
-        own_name: a parameter's name within the backbone, from that in the model; None for what is none of the backbone.
+        own_name: a parameter's name within the backbone, from that in the model; None for those of
+            other parts.
         backbone_rate: factor of the rate of the whole backbone.
 
     Returns:

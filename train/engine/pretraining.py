@@ -143,7 +143,7 @@ class PretrainingTask:
 
     @property
     def steps(self) -> int:
-        """Of the recipe."""
+        """The recipe's steps."""
         return self._recipe.optim.steps
 
     @property
@@ -312,7 +312,7 @@ class PretrainingTask:
         found = content["erf"]
         tables = [found] if isinstance(found, dict) else found or []
         if tables and len(tables) != len(self._region_maps):
-            raise UserError(f"{path} is damaged: it has not a table of label weights for each map")
+            raise UserError(f"{path} is damaged: it does not have a table of label weights for each map")
         for table, region_map in zip(tables, self._region_maps, strict=False):
             check_values(path, table, _TableValues)
             # Masses may be infinite (train/erf.py), weights never are.
@@ -423,9 +423,9 @@ def _execute(
     if state.step >= recipe.optim.steps:
         ranks.run_on_rank_zero(lambda: _publish_backbone(job, state))
         ranks.log_rank_zero(f"done: {folder}/{folder.backbone.name} holds the backbone under its own names")
-        ranks.run_on_rank_zero(lambda: _judge(job))
         if recipe.model.neck != "none":
             ranks.log_rank_zero(f"      {folder}/{folder.pyramid.name} has the neck too, for a BackboneWithFPN")
+        ranks.run_on_rank_zero(lambda: _judge(job))
     else:
         where = f"after step {state.step} of {recipe.optim.steps}: continue with --resume"
         if ending is not None:
@@ -438,7 +438,8 @@ COMMON = 0.5
 """From this share of one label on the start says how much accuracy is no learning."""
 
 NO_BETTER = 0.01
-"""Accuracy above the commonest label's share up to which a network is no better than naming that label always."""
+"""A network whose accuracy is at most this much above the commonest label's share is no better than naming that label
+always."""
 
 
 def _judge(job: TrainingJob) -> None:
@@ -492,7 +493,7 @@ def announce(job: TrainingJob, state: State, until: int) -> None:
     if job.commonest is not None and job.commonest[1] >= COMMON and recipe.data.balance == "none":
         name, part = job.commonest
         ranks.log_rank_zero(
-            f"{part:.1%} of the crops are {name}: accuracy of that much is no learning", logging.WARNING
+            f"{part:.1%} of the crops are {name}: an accuracy of that much shows no learning", logging.WARNING
         )
     if recipe.run.precision != "fp32" or micro_batch < share:
         ranks.log_rank_zero(

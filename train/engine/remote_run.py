@@ -31,13 +31,13 @@ MOST_WEIGHTS = 1 << 38
 """The most that a checkpoint or a weights file may have, in bytes."""
 
 RETRIES, TIMEOUT = 5, 60.0
-"""Of a request of a run that trains to the store of its URL: a bad night must not end it."""
+"""Retries and silent seconds of a training run's requests: some bad minutes of the store must not end it."""
 
 MOST_NAMES = 100_000
 """The most files that lie at a run's URL."""
 
 READER_RETRIES, READER_TIMEOUT = 1, 10.0
-"""Of a command that reads a run at a URL, where somebody waits for the answer."""
+"""The same for a command that reads a run at a URL, where somebody waits for the answer."""
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8,15}\.pt")
 
@@ -67,14 +67,14 @@ def _is_known(name: str) -> bool:
 class RemoteRunFolder:
     """A run folder at ``url`` and the folder of this machine, ``path``, where its files are staged.
 
-    Files go up whole, in one put each, what has changed only: checkpoints first, then the rest, last a small pointer to
-    the newest checkpoint, so that a run is never continued from a half-written one and needs no listing to be found.
+    Only files that have changed go up, whole and in one put each: checkpoints first, then the rest, last a small
+    pointer to the newest checkpoint, so that a run is never continued from a half-written one and needs no listing.
     The staged folder is made anew at every start. The process that trains locks it; a process that only reads stages in
-    a folder of its own. Names at the URL are a stranger's: only those that a run itself has are fetched.
+    a folder of its own. Names at the URL are not trusted: only those that a run itself has are fetched.
     """
 
     def __init__(self, url: str, files: tuple[str, ...]) -> None:
-        """files: that a run is continued with, whether a listing shows them or not."""
+        """files: those that continuing a run needs, fetched whether a listing shows them or not."""
         self._files = files
         self.url = url.rstrip("/")
         self.path = default_cache().parent / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:20]

@@ -17,7 +17,7 @@ training goes on. A lost machine then loses the steps since the last checkpoint 
 run.checkpoint_every by it.
 Prefer a local folder with a copying job beside it where the store is slow; a mounted network folder needs none of this.
 
-Importing this module imports no torch, which takes seconds: what a user named wrongly is told before.
+Importing this module imports no torch, which takes seconds: a user's mistake is reported before.
 """
 
 import contextlib

@@ -37,7 +37,7 @@ from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.recipe import MICRO_BATCH, Recipe
 
 BACKEND: Any = "inductor"
-"""Of torch.compile."""
+"""The backend of torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def micro_batch_of(recipe: Recipe, world: int) -> int:
     """Jigsaws that each of ``world`` processes takes at once; UserError where those asked for do not divide its share.
 
     Where the recipe does not say, it is the divisor of the share that is nearest to the paper's MICRO_BATCH, as a
-    ratio: batch statistics are then nearly of as many as there, whatever the batch and the number of processes. The
-    largest divisor not above it would be 2 for a share of 134.
+    ratio, so that batch statistics cover nearly as many jigsaws as the paper's, whatever the batch and the number of
+    processes. The largest divisor not above it would be 2 for a share of 134.
     """
     share = recipe.data.batch // world
     divisors = [n for n in range(1, share + 1) if share % n == 0]
@@ -132,7 +132,7 @@ class Stepper:
         # Outside of the handler, so that what the failed step held is free for the tries.
         del failure
         refusal = out_of_memory(self._state.model, self._recipe, self.micro_batch, len(images))
-        self._ranks.alone(refusal.message)
+        self._ranks.log_alone(refusal.message)
         raise refusal
 
     def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

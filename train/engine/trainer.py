@@ -283,7 +283,7 @@ class Trainer(Generic[TaskT]):
         for row in rows:
             if not row.get("skipped") and not math.isfinite(row["loss"]):
                 raise UserError(
-                    f"{self.options.folder.path}: the loss of step {row['step']} is {row['loss']} at a learning rate "
+                    f"{self.options.folder}: the loss of step {row['step']} is {row['loss']} at a learning rate "
                     f"of {row['lr']:.4g}: {self.task.remedy} (the last checkpoint is from before)"
                 )
         self.task.check()
@@ -337,7 +337,7 @@ class Trainer(Generic[TaskT]):
             save_checkpoint(folder.checkpoints, step, content, self.options.keep)
         except OSError as error:
             raise UserError(
-                f"{folder.checkpoints}: the checkpoint of step {step} cannot be written ({error.strerror}): "
+                f"{folder}: the checkpoint of step {step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
         for callback in self._callbacks:

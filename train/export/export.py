@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import Tensor
 
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.storage.files import publish_locally
-from jigsaw_pretrain.train.data.batch import BatchSource
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
 from jigsaw_pretrain.train.engine.distributed import start
@@ -40,9 +39,8 @@ from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, ExportInfo, readme
 from jigsaw_pretrain.train.export.targets import TARGETS, check_own, normalisation_of_timm, stem
+from jigsaw_pretrain.train.models.layers import measure_batch_norms
 from jigsaw_pretrain.train.recipe import Recipe
-
-NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -150,29 +148,6 @@ def export(
     )
 
 
-def remeasure(model: nn.Module, source: BatchSource) -> int:
-    """Give every batch norm of the model the plain mean of its statistics over the source's batches; returns them.
-
-    Returns how many layers that were; the model's mode is left as it was, its gradients are not touched.
-    """
-    norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
-    modes = [(part, part.training) for part in model.modules()]
-    kept = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # the cumulative mean, not the moving one
-    with torch.no_grad():
-        for batch in source:
-            model(batch.images.to(next(model.parameters()).device))
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-    for part, mode in modes:
-        part.train(mode)
-    return len(norms)
-
-
 def recalibrated(
     folder: RunFolder,
     classes: list[str],
@@ -196,7 +171,8 @@ def recalibrated(
     stream = replace(recipe.data, batch=batch, lanes=None)
     source = JigsawLoader(dataset, stream, workers=workers, stop_step=-(-jigsaws // batch))
     try:
-        found = remeasure(model, source)
+        place = next(model.parameters()).device
+        found = measure_batch_norms(model, (batch.images.to(place) for batch in source))
     finally:
         source.close()
     if not found:

@@ -31,7 +31,7 @@ _LAYERS = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 StateDict = Mapping[str, Tensor]
 
 TOLERANCE = 1e-5
-"""Of a feature map, relative to its largest value."""
+"""The largest difference of a feature map, relative to its largest value."""
 
 
 @dataclass(frozen=True)

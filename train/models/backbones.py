@@ -75,7 +75,7 @@ def names() -> list[str]:
 def build(
     name: str, norm: str = "bn", multi_level: bool = False, in_channels: int = 3, *, split: bool = False
 ) -> Backbone:
-    """The backbone of that name under ``norm`` (models.layers.NORMS), randomly initialised as its library does it.
+    """The backbone of that name under ``norm`` (bn or gn), randomly initialised as its library does it.
 
     Drawn from torch's global generator.
 
@@ -134,7 +134,7 @@ def least_bytes(name: str) -> int:
         with torch.device("meta"):
             model = makers[library]()
     except (UserError, NotImplementedError, RuntimeError):
-        # RegNets read values while they are made; what is wrong with a name is told where its network is built.
+        # RegNets read values while they are made; what is wrong with a name is reported where its network is built.
         known = torchvision.models.get_model_weights(name) if name in names() and name not in OWN else ()
         return min((4 * one.meta["num_params"] for one in known), default=0)
     weights = (one for key, one in model.named_parameters() if key.split(".")[0] not in _CLASSIFIERS)

@@ -36,7 +36,7 @@ STAGED = (
     "densenet121",
     "mobilenet_v3_large",
 )
-"""Of each family that shows the stages of a pyramid, one: what a refusal names. resnext101_32x4d is Table 4's."""
+"""One of each family that shows the stages of a pyramid: what a refusal names. resnext101_32x4d is Table 4's."""
 
 NO_STAGES = (
     "does not show the stages of strides 4, 8, 16 and 32 that a pyramid stands on: choose a network that has them "
@@ -71,9 +71,9 @@ class Stage:
 class Backbone:
     """A module that maps [n, ``in_channels``, H, W] to [n, ``channels``, H / ``stride``, W / ``stride``].
 
-    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: one of
-    models.layers.NORMS. stages: where the module gives a tuple of several maps instead (for a pyramid), what they are,
-    finest first; the last is the map above. rest: where the module ends before the network's last stage, that stage,
+    head: the names in the whole model's state dict that lie behind the map: the classifier's. norm: bn
+    or gn. stages: where the module gives a tuple of several maps instead (for a pyramid), what they are, finest first;
+    the last is the map above. rest: where the module ends before the network's last stage, that stage,
     from the module's map of ``stride`` to one of ``channels``; the module's own channels are then those of stages[0].
     """
 

@@ -21,12 +21,13 @@ timm's do, and so may one's own (models/backbones.py).
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 
 from jigsaw_pretrain.errors import UserError
@@ -170,3 +171,22 @@ def set_input_channels(name: str, module: nn.Module, in_channels: int) -> None:
         weight = torch.empty(old.shape[0], in_channels, *old.shape[2:], dtype=old.dtype)
         convolution.in_channels = in_channels
         convolution.weight = nn.Parameter(weight.normal_(0, float(old.detach().std())))
+
+
+def measure_batch_norms(module: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give every batch norm of a module the plain mean of its statistics over batches; returns how many these are.
+
+    All else is in eval mode meanwhile, and the module's mode is left as it was.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    kept = [norm.momentum for norm in norms]
+    with eval_mode(module), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # the cumulative mean, not the moving one
+        for images in batches:
+            module(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    return len(norms)

@@ -41,7 +41,7 @@ class YoloBackbone(nn.Module):
 
 
 def reads_a_file(name: str) -> bool:
-    """Whether a network of PREFIXES is built by a file of the user's: Ultralytics runs words of its as code."""
+    """Whether a network of PREFIXES is built from a user's file: Ultralytics runs words in such a file as code."""
     short = name.partition(":")[2]
     return bool(set(short) & {"/", "\\"}) or Path(short).exists()
 

@@ -172,7 +172,9 @@ def _check_pickle(content: IO[bytes], file: str) -> None:
     memo: dict[int, int] = {}
     for operation, argument, place in pickletools.genops(content):
         if (place or 0) > MOST_PICKLE:
-            raise UserError(f"{file} cannot be read safely: what names its tensors has over {MOST_PICKLE:,} bytes")
+            raise UserError(
+                f"{file} cannot be read safely: the part that names its tensors has more than {MOST_PICKLE:,} bytes"
+            )
         name, before, after = operation.name, operation.stack_before, operation.stack_after
         if name == "MARK":
             marks.append(len(stack))
@@ -220,7 +222,7 @@ def read_about(file: str) -> dict[str, str]:
             with safe_open(file, "pt") as opened:
                 stated: object = opened.metadata()
         except Exception:
-            return {}  # what is wrong with it is told where its weights are read
+            return {}  # what is wrong with it is reported where its weights are read
     else:
         try:
             metadata = getattr(load_tensors(file), "_metadata", None)
@@ -233,7 +235,7 @@ def read_about(file: str) -> dict[str, str]:
 
 
 def check_tensors(state: object, where: str, finite: bool = True) -> dict[str, Tensor]:
-    """The state dict; raises UserError for one that is none, or holds tensors that are no weights.
+    """The state dict; raises UserError for a file that holds none, or tensors that are no weights.
 
     finite: whether infinite values and NaN are none.
     """

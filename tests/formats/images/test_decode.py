@@ -18,8 +18,8 @@ from jigsaw_pretrain.formats.images.decode import (
     JpegFrame,
     decode,
     decode_raster,
-    header,
     jpeg_frame,
+    pillow_header,
     raster_header,
     size_and_orientation,
 )
@@ -336,7 +336,7 @@ def test_a_jpeg_of_unusual_subsampling_is_read(factors: tuple[tuple[int, int], .
 
 def test_a_jpeg_of_12_bits_is_told_as_such() -> None:
     raw = flat_blocks(64, 48, ((1, 1),) * 3, precision=12)
-    for read in (lambda: decode(raw, 64, 48), lambda: header(raw)):
+    for read in (lambda: decode(raw, 64, 48), lambda: pillow_header(raw)):
         with pytest.raises(ImageError, match="12 bits"):
             read()
     for cut in range(0, 200, 7):

@@ -42,7 +42,7 @@ junk = st.recursive(st.none() | st.booleans() | number | text, lambda inner: st.
 
 
 def record(wild: bool, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Of the right types; where ``wild``, now and then a field is junk or absent."""
+    """Records of the right types; where ``wild``, now and then a field is junk or absent."""
     if not wild:
         return st.fixed_dictionaries(fields)
     mixed = {name: st.one_of(value, value, value, value, value, junk) for name, value in fields.items()}

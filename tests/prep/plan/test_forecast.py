@@ -58,10 +58,10 @@ def test_each_slot_is_forecast_of_the_group_that_training_fills_it_from(counts: 
     assume(sum(counts))
     codes = np.repeat(np.arange(3), counts)
     slots = slot_fill(10 * codes + 10, np.full(len(codes), 20), codes)
-    for feed in fill_slots(dict(zip(GROUPS, counts, strict=True))).feeds:
-        alone = codes[codes == GROUPS.index(feed.group)]
+    for source in fill_slots(dict(zip(GROUPS, counts, strict=True))).sources:
+        alone = codes[codes == GROUPS.index(source.group)]
         expected = slot_fill(10 * alone + 10, np.full(len(alone), 20), alone)
-        for region in feed.regions:
+        for region in source.regions:
             assert slots[region].fill == pytest.approx(expected[region].fill)
 
 
@@ -73,7 +73,7 @@ def test_what_prep_says_of_stand_ins_and_top_ups_is_what_training_does(counts: t
     trained = fill_slots(dict(zip(GROUPS, counts, strict=True)))
     said = warnings(counts, slot_fill([250, 400, 900], [250, 900, 400], [0, 1, 2]))
     empty = {group for group, count in zip(GROUPS, counts, strict=True) if not count}
-    thin = {feed.group for feed in trained.feeds if feed.topped_up_from}
+    thin = {source.group for source in trained.sources if source.topped_up_from}
     assert [text for _, text in said] == trained.notes() and len(said) == len(empty) + len(thin) + bool(empty or thin)
 
 

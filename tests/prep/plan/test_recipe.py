@@ -24,7 +24,7 @@ GPU, CPU = MachineMemory(64 << 30, 16 << 30), MachineMemory(8 << 30)
 
 
 def summary_of(sides: np.ndarray, classes: int = 2, times: int = 1) -> Summary:
-    """Of crops of these sides: squares, tall and wide ones, of all classes and background alike; counts ``times``."""
+    """The summary of crops of these sides: square, tall and wide, all classes and background alike."""
     wide = np.concatenate([sides, sides, 3 * sides])
     high = np.concatenate([sides, 3 * sides, sides])
     groups = aspect_groups(wide, high)

@@ -10,7 +10,7 @@ from torch import nn
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.state import build_state
-from jigsaw_pretrain.train.export.export import remeasure
+from jigsaw_pretrain.train.models.layers import measure_batch_norms
 from tests.helpers.commands import call
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import same, small_job, synthetic
@@ -25,7 +25,7 @@ def test_statistics_are_measured_anew(tmp_path: Path) -> None:
     first.running_mean.fill_(9)
     batches = [batch.images.clone() for batch in synthetic(job)(0, 3)]
     norms = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
-    assert remeasure(model, synthetic(job)(0, 3)) == norms > 0
+    assert measure_batch_norms(model, (batch.images for batch in synthetic(job)(0, 3))) == norms > 0
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     model.eval()

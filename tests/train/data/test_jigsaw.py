@@ -100,22 +100,22 @@ def test_every_pass_draws_every_key_once(
     options = small_data(batch=lanes, lanes=lanes)
     reader = CropReader(dataset, LocalShards(dataset), capacity=3, with_keys=True)
     slots = slots_of(dataset, options)
-    picks = CropSampler(dataset, slots, options, range(lanes), reader)
+    sampler = CropSampler(dataset, slots, options, range(lanes), reader)
     passes: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     totals = {group: sum(counts) for group, counts in shards.items() if counts}
-    for feed in (feed for feed in slots.feeds if feed.share == 1):
-        total, counts = totals[feed.group], [shard.crops for shard in dataset.of_group(feed.group)]
-        group = GroupLanes(counts, lanes, key_of_text(options.seed, f"group {feed.group}"))
+    for source in (source for source in slots.sources if source.share == 1):
+        total, counts = totals[source.group], [shard.crops for shard in dataset.of_group(source.group)]
+        group = GroupLanes(counts, lanes, key_of_text(options.seed, f"group {source.group}"))
         # A lane's share of a cycle of L passes is the group's size: its last jigsaw may begin the next cycle.
-        jigsaws = -(-total // len(feed.regions))
+        jigsaws = -(-total // len(source.regions))
         for lane in range(lanes):
             substitute = draw(options, np.full(jigsaws, lane), np.arange(jigsaws)).substitute
-            crops = picks.chunk(lane, 0, jigsaws, substitute)[:, list(feed.regions)]
+            crops = sampler.chunk(lane, 0, jigsaws, substitute)[:, list(source.regions)]
             for position, key in enumerate(reader.keys(crops.reshape(-1))[:total]):
-                passes[feed.group, group.locate(lane, position).epoch][key] += 1
-        keys = [key for key, row in all_crops(dataset).items() if row["group"] == feed.group]
+                passes[source.group, group.locate(lane, position).epoch][key] += 1
+        keys = [key for key, row in all_crops(dataset).items() if row["group"] == source.group]
         for turn in range(lanes):
-            assert passes[feed.group, turn] == Counter(keys)
+            assert passes[source.group, turn] == Counter(keys)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_without_augmentation_the_pixels_are_the_crops_own_centred(tmp_path: Pat
     dataset = make_dataset(tmp_path, {"S": [5], "T": [3], "W": [3]}, low=20, high=90)
     options = small_data(batch=4, lanes=2, augment=False)
     assembler_keys = CropReader(dataset, LocalShards(dataset), capacity=9, with_keys=True)
-    picks = CropSampler(dataset, slots_of(dataset, options), options, range(2), assembler_keys)
+    sampler = CropSampler(dataset, slots_of(dataset, options), options, range(2), assembler_keys)
     rows = all_crops(dataset)
     images = batches(dataset, options, 1)[0].images.numpy()
     for lane in range(2):
-        drawn = picks.chunk(lane, 0, 2, np.zeros((2, 4), dtype=np.uint64))
+        drawn = sampler.chunk(lane, 0, 2, np.zeros((2, 4), dtype=np.uint64))
         for nth in range(2):
             wanted = np.zeros((96, 96, 3), dtype=np.uint8)
             chosen = [rows[key] for key in assembler_keys.keys(drawn[nth])]
