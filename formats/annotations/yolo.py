@@ -300,7 +300,8 @@ def _found_form(lines: Sequence[Line], counts: Counter[int], names: Names) -> Li
             "Write class, x, y, width and height only; oriented boxes as four corners.",
         )
     length = len(long[0].values)
-    one_count = set(counts) <= {length} | set(range(5))
+    # Plain boxes among them say nothing of what the longer ones are.
+    one_count = set(counts) <= {length} | set(range(6))
     polygons = (names.task in ("segment", "obb")) or not one_count
     if not polygons and _is_pose(long, length, 3):
         return _pose_note(length, 3)

@@ -33,7 +33,8 @@ _BLOCK = 8 << 20
 class Member:
     """Where an image lies: its bytes from ``start`` on; of a zip with its local header, ``method`` and checksum.
 
-    stored: bytes to read. size: bytes of the image. method: zip's compression (0 or 8), -1 in a tar, -2: encrypted.
+    stored: bytes to read. size: bytes of the image. method: zip's compression (0 or 8), -1 in a tar; -2: encrypted, -3:
+    with holes left out.
     """
 
     start: int
@@ -93,6 +94,8 @@ def read_member(storage: Storage, name: str, member: Member) -> bytes:
     """The bytes of one image of an archive; raises ImageError, StoreError, OSError."""
     if member.method == -2:
         raise ImageError("image is encrypted in its archive")
+    if member.method == -3:
+        raise ImageError("image is stored as a sparse file in its archive: pack it again without --sparse")
     if member.method not in (-1, 0, 8):
         raise ImageError(f"image is compressed in a way that is not read: method {member.method}")
     if max(member.size, member.stored) > MOST_BYTES:
@@ -140,7 +143,8 @@ def _tar_index(file: IO[bytes]) -> dict[str, Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := next_member(archive)) is not None:
             if info.isreg():
-                found[_one_form(info.name)] = Member(info.offset_data, info.size, info.size, -1, 0)
+                method = -1 if info.sparse is None else -3
+                found[_one_form(info.name)] = Member(info.offset_data, info.size, info.size, method, 0)
             # tarfile keeps every header it has seen: a gigabyte for a million images.
             archive.members = []  # type: ignore[attr-defined]
     return found

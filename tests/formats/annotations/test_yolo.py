@@ -58,17 +58,22 @@ BOX = "0 0.5 0.5 0.4 0.2"
 POINTS = ((0.4, 0.45), (0.6, 0.45), (0.5, 0.55), (0.45, 0.5))
 
 
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("stated", [True, False])
 @pytest.mark.parametrize(("count", "numbers"), [(4, 3), (4, 2), (3, 3), (8, 2), (17, 3), (5, 2)])
-def test_pose_lines_are_their_boxes(drawn: Drawn, count: int, numbers: int, stated: bool) -> None:
+def test_pose_lines_are_their_boxes(drawn: Drawn, count: int, numbers: int, stated: bool, plain: bool) -> None:
     texts = []
     for shift in (-0.2, 0.0, 0.29):
         box = f"0 {0.5 + shift} 0.5 0.4 0.2"
         points = [(x + shift, y) for x, y in (POINTS * 5)[:count]]
         tail = " 2" if numbers == 3 else ""
         texts.append(box + "".join(f" {x} {y}{tail}" for x, y in points))
+    boxes = [[10, 40, 40, 20], [30, 40, 40, 20], [59, 40, 40, 20]]
+    if plain:
+        texts.append("0 0.5 0.5 0.2 0.2")
+        boxes.append([40, 40, 20, 20])
     found = lines(drawn, texts, "names: [a, b]" + (f"\nkpt_shape: [{count}, {numbers}]" if stated else ""))
-    assert found.xywh.tolist() == [[10, 40, 40, 20], [30, 40, 40, 20], [59, 40, 40, 20]]
+    assert found.xywh.tolist() == boxes
 
 
 @pytest.mark.parametrize("task", ["", "\ntask: obb"])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -117,6 +118,25 @@ def test_a_tar_without_the_blocks_that_end_it_is_whole(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(raw[:2048])
     source = ImageSource(str(tmp_path / "x.tar"))
     assert [source.read(name) for name in ("a.jpg", "b.jpg")] == [bytes(512)] * 2
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_an_image_whose_holes_a_tar_leaves_out_is_not_read_as_another(tmp_path: Path, form: str) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.write(b"begin")
+        file.seek(1 << 20)
+        file.write(b"end")
+    (tmp_path / "b.npy").write_bytes(b"whole" * 1000)
+    packed = subprocess.run(
+        ["tar", "--sparse", f"--format={form}", "--create", "--file=x.tar", "a.npy", "b.npy"],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    if packed.returncode or (tmp_path / "x.tar").stat().st_size > 1 << 19:
+        pytest.skip("this machine's tar or file system knows no holes")
+    source = ImageSource(str(tmp_path / "x.tar"))
+    with pytest.raises(ImageError, match="sparse"):
+        source.read("a.npy")
+    assert source.read("b.npy") == b"whole" * 1000
 
 
 @pytest.mark.parametrize("place", [0, 1])
