@@ -192,8 +192,9 @@ class DetectorTask:
         """Nothing but the loss keeps a detector from going on."""
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Model, optimizer and seconds."""
+        """Model, optimizer and seconds, and what they belong to."""
         return {
+            **self._run(),
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "seconds": self.seconds,
@@ -201,9 +202,15 @@ class DetectorTask:
             "flops": self.flops,
         }
 
+    def _run(self) -> dict[str, Any]:
+        """What the run is of."""
+        config = self.config
+        categories = [list(one) for one in config.categories]
+        return {"recipe": config.recipe.to_dict(), "categories": categories, "init": config.init}
+
     def check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
         """Raise UserError for one that is not of this run, or damaged."""
-        check_fits(path, content, self.model.state_dict(), self.steps, self._optimizer)
+        check_fits(path, content, self.model.state_dict(), self.steps, self._run(), self._optimizer)
         check_values(path, content, _Spent)
 
     def restore(self, content: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ five times slower, the same records.
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -189,12 +191,33 @@ def _is_ignored(one: CocoAnnotation) -> bool:
     return one.mot_conf is not None and one.mot_conf in (0, "0")
 
 
+def _refuse_repeated(raw: bytes, source: str) -> None:
+    """Raise UserError where a list stands there twice, of which JSON's readers take the last in silence."""
+    counts = Counter(_LISTS.findall(raw))
+    if max(counts.values(), default=0) < 2:
+        return
+    try:
+        pairs = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return  # what is wrong with it the typed reader says
+    found = Counter(pair[0] for pair in pairs if isinstance(pair, tuple)) if isinstance(pairs, list) else Counter[str]()
+    repeated = [name for name in ("images", "annotations", "categories") if found[name] > 1]
+    if repeated:
+        raise UserError(
+            f"{source}: {repeated[0]!r} stands there {found[repeated[0]]} times, and either could be meant. Join them."
+        )
+
+
+_LISTS = re.compile(rb'"(images|annotations|categories)"\s*:')
+
+
 def decode(raw: bytes, source: str, form: type[Form] = CocoFile) -> Form:  # type: ignore[assignment]
     """The typed records; falls back to the standard library for numbers that JSON does not have."""
     shape = (
         "COCO JSON is an object with the lists images, annotations and categories, numbers not in quotes, boxes as "
         "[x, y, width, height]"
     )
+    _refuse_repeated(raw, source)
     try:
         return msgspec.json.decode(raw, type=form)
     except RecursionError as error:

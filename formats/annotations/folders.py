@@ -6,7 +6,9 @@ beside the images, else in the folder that was named. A Note names every file th
 each folder; names files are read, labels are not.
 """
 
+import contextlib
 import os
+import posixpath
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,7 @@ _SAME = {"valid": "val", "validation": "val"}
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 _LABELS_OF = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 """The folder of labels that stands beside a folder of images."""
-_NO_LABELS = ("readme.txt", "requirements.txt", "license.txt")
+_NO_LABELS = ("readme.txt", "requirements.txt", "license.txt", "readme.roboflow.txt", "readme.dataset.txt")
 
 
 @dataclass(frozen=True)
@@ -176,16 +178,17 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
     names = dict(enumerate(written)) if isinstance(written, list) else written
     repeated = _repeated(raw)
     if repeated is not None:
-        raise UserError(f"{where}: {repeated!r} stands there twice, and the names could be either. Remove one of them.")
+        raise UserError(f"{where}: {repeated!r} stands there twice, and either could be meant. Remove one of them.")
     if not names or not all(str(key).isdecimal() and int(key) < 10**6 for key in names):
         raise UserError(f"{where}: `names` must give each class, numbered from 0, a name.")
     if not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise UserError(f"{where}: `names` holds something that is no name. Give each class a name.")
     numbered = {int(key): name.strip() for key, name in names.items()}
     classes = tuple(numbered.get(label, f"class {label}") for label in range(max(numbered) + 1))
-    if isinstance(found.get("nc"), int) and found["nc"] != len(classes):
+    count = found.get("nc")
+    if count is not None and str(count) != str(len(classes)):
         raise UserError(
-            f"{where}: `nc` says {found['nc']} classes and `names` gives {len(classes)}: labels could mean others. "
+            f"{where}: `nc` says {str(count)[:40]} classes and `names` gives {len(classes)}: labels could mean others. "
             "Correct the one that is wrong."
         )
     shape = found.get("kpt_shape")
@@ -201,7 +204,9 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
     for key, value in found.items():
         key = _SAME.get(str(key), str(key))
         values = value if isinstance(value, list) else [value]
-        if key in SPLITS and value and all(isinstance(one, str) for one in values):
+        if key in SPLITS and value:
+            if not all(isinstance(one, str) for one in values):
+                raise UserError(f"{where}: `{key}` must be a path, or a list of paths. Correct it, or remove it.")
             splits[key] = tuple(values)
     base = found.get("path") if isinstance(found.get("path"), str) else None
     task = found.get("task") if isinstance(found.get("task"), str) else None
@@ -209,13 +214,16 @@ def names_of_yaml(raw: bytes, path: str, where: str) -> Names | None:
 
 
 def _repeated(raw: bytes) -> str | None:
-    """What stands twice in a data.yaml: `names`, or the number of a class; YAML readers take the last in silence."""
+    """What stands twice in a data.yaml, a key or the number of a class; YAML readers take the last in silence."""
     root = yaml.compose(raw, Loader=yaml.BaseLoader)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    named = [(key, value) for key, value in pairs if key.value == "names"]
-    classes = [pair for _, value in named[:1] if isinstance(value, yaml.MappingNode) for pair in value.value]
-    counts = Counter(str(key.value) for key, _ in [*named, *classes])
-    return next((key for key, count in counts.items() if count > 1), None)
+    named = [value for key, value in pairs if key.value == "names"]
+    classes = [pair for value in named[:1] if isinstance(value, yaml.MappingNode) for pair in value.value]
+    counts = (
+        Counter(_SAME.get(str(key.value), str(key.value)) for key, _ in pairs),
+        Counter(str(key.value) for key, _ in classes),
+    )
+    return next((key for one in counts for key, count in one.items() if count > 1), None)
 
 
 def is_label(path: str) -> bool:
@@ -294,7 +302,15 @@ def image_stem(label: str, labels: Labels) -> str:
     return "/".join(parts)
 
 
-def split_members(names: Names, folder: Storage, split: str, root: str, files: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class SplitMembers:
+    """The images of a split, and what its lists name that is no image below the image root."""
+
+    files: list[str]
+    absent: tuple[str, ...]
+
+
+def split_members(names: Names, folder: Storage, split: str, root: str, files: Sequence[str]) -> SplitMembers:
     """The images of a split, of the ``files`` below the real path ``root``; raises UserError where it is not there."""
     entries = names.splits.get(_SAME.get(split, split))
     where = folder.describe(names.file)
@@ -302,41 +318,78 @@ def split_members(names: Names, folder: Storage, split: str, root: str, files: S
         there = ", ".join(names.splits) or "none"
         raise UserError(f"{where} states no split {split!r} (it states: {there}). Name one of these with --split.")
     chosen: set[str] = set()
+    absent: list[str] = []
     for entry in entries:
-        chosen |= _of_entry(names, folder, entry, root, files)
-    return [file for file in files if file in chosen]
+        found = _list_lines(names, folder, entry)
+        if found is None:
+            chosen |= _of_folder(names, folder, entry, root, files)
+            continue
+        mine, others = _of_list(found, files)
+        chosen |= mine
+        absent += others
+    return SplitMembers([file for file in files if file in chosen], tuple(absent))
 
 
-def _of_entry(names: Names, folder: Storage, entry: str, root: str, files: Sequence[str]) -> set[str]:
-    """The files that one entry of a split means: a folder's, or those of a list."""
+def _ways(names: Names, entry: str) -> list[str]:
+    """Where an entry of a split may lie, relative to the names file's folder."""
+    plain = entry.replace("\\", "/")
+    bases = [names.base, ""] if names.base else [""]
+    ways = [posixpath.join(base, way) for base in bases for way in (plain, plain.removeprefix("../"))]
+    # CVAT writes paths that begin with the folder ``data``, in which the files used to lie.
+    return [*ways, plain.partition("/")[2]] if "/" in plain else ways
+
+
+def _list_lines(names: Names, folder: Storage, entry: str) -> list[str] | None:
+    """The lines of a list of images; None where the entry is a folder. Raises UserError where it is not there."""
+    ways, text = _ways(names, entry), None
+    looked_for = ways[0]
+    if folder.is_local:
+        here = (Path(real_root(folder)) / names.file).parent
+        looked_for = os.path.normpath(here / ways[0])
+        found = next((here / way for way in ways if (here / way).exists()), None)
+        if found is not None and found.is_dir():
+            return None
+        text = found.read_text(encoding="utf-8", errors="replace") if found is not None else None
+    else:
+        if not entry.lower().endswith(".txt"):
+            return None
+        here_name = posixpath.dirname(names.file)
+        for name in (posixpath.normpath(posixpath.join(here_name, way)) for way in ways):
+            if text is None and not name.startswith(("/", "..")):
+                with contextlib.suppress(FileNotFoundError):
+                    text = folder.read(name, MOST_BYTES).decode("utf-8", "replace")
+    if text is None:
+        raise UserError(
+            f"{folder.describe(names.file)} states {entry!r} as a split, which is not there (looked for {looked_for}). "
+            "Correct the path, or leave --split out to use every image."
+        )
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _of_folder(names: Names, folder: Storage, entry: str, root: str, files: Sequence[str]) -> set[str]:
+    """The files that lie in a folder of a split, which is there."""
     if not folder.is_local:
         within = f"{root}/"
         tail = entry.replace("\\", "/").lstrip("./").rstrip("/")
         return {file for file in files if f"/{tail}/" in f"{within}{file}"}
     here = (Path(real_root(folder)) / names.file).parent
-    bases = [here / names.base, here] if names.base else [here]
-    plain = entry.replace("\\", "/")
-    ways = [base / way for base in bases for way in (plain, plain.removeprefix("../"))]
-    # CVAT writes paths that begin with the folder ``data``, in which the files used to lie.
-    ways += [here / plain.partition("/")[2]] if "/" in plain else []
-    found = next((way.resolve() for way in ways if way.exists()), None)
-    if found is None:
-        raise UserError(
-            f"{folder.describe(names.file)} states {entry!r} as a split, which is not there (looked for "
-            f"{os.path.normpath(ways[0])}). Correct the path, or leave --split out to use every image."
-        )
-    if found.is_dir():
-        return {file for file in files if f"{root}/{file}".startswith(f"{found}/")}
-    known, members = set(files), set()
-    with found.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            # Lists come from other machines: the end of a path tells the image.
-            steps = line.strip().replace("\\", "/").split("/")
-            tails = ("/".join(steps[nth:]) for nth in range(len(steps)))
-            file = next((tail for tail in tails if tail in known), None)
-            if file is not None:
-                members.add(file)
-    return members
+    found = next((here / way).resolve() for way in _ways(names, entry) if (here / way).exists())
+    return {file for file in files if f"{root}/{file}".startswith(f"{found}/")}
+
+
+def _of_list(lines: Sequence[str], files: Sequence[str]) -> tuple[set[str], list[str]]:
+    """The files that the lines of a list name, and the lines that name none."""
+    known, members, absent = set(files), set(), []
+    for line in lines:
+        # Lists come from other machines: the end of a path tells the image.
+        steps = line.replace("\\", "/").split("/")
+        tails = ("/".join(steps[nth:]) for nth in range(len(steps)))
+        file = next((tail for tail in tails if tail in known), None)
+        if file is None:
+            absent.append(line)
+        else:
+            members.add(file)
+    return members, absent
 
 
 def split_note(names: Names, folder: Storage, root: str, files: Sequence[str]) -> Note | None:
@@ -344,7 +397,7 @@ def split_note(names: Names, folder: Storage, root: str, files: Sequence[str]) -
     used = {}
     for split in names.splits:
         try:
-            count = len(split_members(names, folder, split, root, files))
+            count = len(split_members(names, folder, split, root, files).files)
         except UserError:
             continue
         if count:

@@ -238,7 +238,8 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
         labels[stem] = where, data
     pictures = [file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES]
     if reading.split is not None:
-        chosen = folders.split_members(yolo.names, yolo.folder, reading.split, root, pictures)
+        members = folders.split_members(yolo.names, yolo.folder, reading.split, root, pictures)
+        chosen = members.files
         if not chosen:
             raise UserError(
                 f"{redacted(images.url)} holds no image of the split {reading.split!r} that "
@@ -250,6 +251,9 @@ def _yolo_table(raw: RawAnnotations, images: ImageSource, reading: Reading) -> R
         lost = tuple(where for stem, (where, data) in labels.items() if stem not in known and is_numeric(data))
         if lost:
             notes.append(Note("labels without an image", "of this split or another: not used", lost))
+        if members.absent:
+            text = f"the list of the split {reading.split!r} names them, and they are not below --images"
+            notes.append(Note("images of the split that are not there", text, members.absent))
         labels = {stem: label for stem, label in labels.items() if stem in stems}
         files = chosen
         if others:

@@ -182,13 +182,23 @@ def _read(path: str, raw: bytes, where: str) -> _File:
         _Object(
             (thing.findtext("name") or "").strip(),
             _corners(thing.find("bndbox")),
-            (thing.findtext("difficult") or "").strip().lower() in ("1", "true", "yes"),
+            _is_difficult(thing.findtext("difficult") or "", where),
         )
         for thing in root.iter("object")
     ]
     database = (root.findtext("source/database") or "").upper()
     writer = "voc" if "VOC" in database else "labelimg" if root.find("path") is not None else ""
     return _File(path, ImageEntry(name, width, height), objects, writer, capitals)
+
+
+def _is_difficult(text: str, where: str) -> bool:
+    """Whether an object is marked as difficult; raises UserError for a mark of no known meaning."""
+    word = text.strip().lower()
+    if word in ("1", "1.0", "true", "yes"):
+        return True
+    if word in ("", "0", "0.0", "false", "no", "unspecified"):
+        return False
+    raise UserError(f"{where}: <difficult> is {text.strip()[:40]!r}, and 0 or 1 is needed. Correct it.")
 
 
 def _corners(box: ElementTree.Element | None) -> Corners | None:

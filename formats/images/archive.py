@@ -86,7 +86,8 @@ def find(index: Mapping[str, Member], file: str, top: str | None) -> Member | No
 
 def top_folder(index: Mapping[str, Member]) -> str | None:
     """The one folder in which all members lie, if there is one."""
-    tops = {name.partition("/")[0] if "/" in name else "" for name in index}
+    # What macOS adds is nobody's data.
+    tops = {name.partition("/")[0] if "/" in name else "" for name in index if not name.startswith("__MACOSX/")}
     return tops.pop() or None if len(tops) == 1 else None
 
 

@@ -57,6 +57,8 @@ def _instead(file: str, source: ImageSource, option: str) -> str:
     if near is None:
         return " and no file of nearly that name"
     folder = near.removesuffix(file).rstrip("/")
+    if near.endswith(f"/{file}") and source.archive:
+        return f", but {near} is: write {folder}/ before the file names, or unpack the archive"
     if near.endswith(f"/{file}"):
         return f", but {near} is: name {source.describe().rstrip('/')}/{folder} as {option}"
     if file.endswith(f"/{near}"):

@@ -48,7 +48,7 @@ class ImageSource:
     def __init__(self, url: str, member_offsets: Mapping[str, Member] | None = None) -> None:
         self.archive = ""
         folder = url
-        if is_archive(url):
+        if is_archive(url) and not Path(url).is_dir():
             folder, _, self.archive = url.replace("\\", "/").rpartition("/")
             folder = folder or ("/" if url.startswith("/") else ".")
         self.url = url

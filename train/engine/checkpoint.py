@@ -197,12 +197,19 @@ def check_fits(
     content: dict[str, Any],
     own: Mapping[str, Tensor],
     steps: int,
+    run: Mapping[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Raise UserError for a checkpoint that is not of a run of so many steps whose model has the state ``own``.
 
-    optimizer: the run's, where it goes on with it.
+    run: what the run is of (its recipe, its classes), which its checkpoints hold. optimizer: the run's, where it goes
+    on with it.
     """
+    for name, value in run.items():
+        if name in content and not _agrees(content[name], value):
+            raise UserError(
+                f"{path} is of another run, whose {name} is not this one's: remove it, or name its own folder"
+            )
     if content["step"] > steps:
         raise UserError(f"{path} is of step {content['step']:,}, and the run has {steps:,}: it is not this run's")
     for state in (content.get("model"), *([content["average"]] if content.get("average") is not None else [])):
@@ -210,6 +217,15 @@ def check_fits(
     if optimizer is not None:
         _check_optimizer(content.get("optimizer"), optimizer, str(path))
     check_values(path, content, _Versions)
+
+
+def _agrees(found: Any, own: Any) -> bool:
+    """Whether plain values are equal; of tables the keys that both have, as programs of other versions know others."""
+    if isinstance(found, dict) and isinstance(own, Mapping):
+        return all(_agrees(found[key], own[key]) for key in found.keys() & own.keys())
+    if isinstance(found, list | tuple) and isinstance(own, list | tuple):
+        return len(found) == len(own) and all(map(_agrees, found, own))
+    return not isinstance(found, Tensor) and bool(found == own)
 
 
 class _Versions(msgspec.Struct):

@@ -297,17 +297,16 @@ class PretrainingTask:
 
     def to_checkpoint(self) -> dict[str, Any]:
         """The state, and what it belongs to."""
+        return {**self.state.to_checkpoint(), **self._run()}
+
+    def _run(self) -> dict[str, Any]:
+        """What the run is of."""
         origin = self._job.origin
-        return {
-            **self.state.to_checkpoint(),
-            "recipe": self._recipe.to_dict(),
-            "classes": list(origin.classes),
-            "dataset": origin.fingerprint,
-        }
+        return {"recipe": self._recipe.to_dict(), "classes": list(origin.classes), "dataset": origin.fingerprint}
 
     def check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
         """Raise UserError for one that is not of this run, or damaged."""
-        check_fits(path, content, self.state.model.state_dict(), self.steps, self.state.optimizer)
+        check_fits(path, content, self.state.model.state_dict(), self.steps, self._run(), self.state.optimizer)
         check_values(path, content, _Values)
         found = content["erf"]
         tables = [found] if isinstance(found, dict) else found or []

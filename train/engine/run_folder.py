@@ -350,8 +350,9 @@ def open_trained(folder: RunFolder) -> tuple[dict[str, Any], Recipe, dict[str, A
     check_size(recipe.model.backbone, largest, str(folder.description))
     _, model = build_model(recipe, len(description["classes"]) + 1, pixels_of(folder, description))
     own = model.state_dict()
+    run = {name: description[name] for name in ("recipe", "classes", "dataset")}
     newest = newest_checkpoint(
-        folder.checkpoints, lambda path, content: check_fits(path, content, own, recipe.optim.steps)
+        folder.checkpoints, lambda path, content: check_fits(path, content, own, recipe.optim.steps, run)
     )
     assert newest is not None
     return description, recipe, newest[1]

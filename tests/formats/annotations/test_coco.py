@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.coco import parse
+from jigsaw_pretrain.formats.annotations.coco import parse, read_coco
 from jigsaw_pretrain.formats.annotations.table import Annotations
 
 
@@ -102,6 +102,14 @@ def test_ids_that_belong_to_two_things_are_refused() -> None:
         read([image(1, "a.jpg"), image(1, "b.jpg")], [])
     with pytest.raises(UserError, match="category id 1"):
         read([image(1, "a.jpg")], [], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}])
+
+
+def test_a_list_that_stands_there_twice_is_refused() -> None:
+    whole = b'{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}], "annotations": []}'
+    with pytest.raises(UserError, match=r"x.json: 'annotations' stands there 2 times"):
+        read_coco(whole, "x.json")
+    nested = b'{"info": {"images": 3, "annotations": "none"}, "images": [], "annotations": [], "categories": []}'
+    assert read_coco(nested, "x.json").entries == []
 
 
 def test_lvis_names_come_from_the_url() -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -185,6 +186,37 @@ def test_a_split_is_used_alone_where_it_is_named(tmp_path: Path, form: str) -> N
         assert len(told(found)["images of other splits"]) == 2
     with pytest.raises(UserError, match="test"):
         table(tmp_path, tmp_path / "images", Reading(split="test"))
+
+
+def test_what_a_list_of_a_split_names_and_is_not_there_is_told(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path / "images" / f"{number}.jpg")
+        label(tmp_path / "labels" / f"{number}.txt")
+    put(tmp_path / "data.yaml", "train: list.txt\nnames: [red]\n")
+    put(tmp_path / "list.txt", "images/0.jpg\n\n./images/1.png\nelsewhere.jpg\n")
+    found = table(tmp_path, tmp_path / "images", Reading(split="train"))
+    assert found.files == ("0.jpg",)
+    assert told(found)["images of the split that are not there"] == ("./images/1.png", "elsewhere.jpg")
+
+
+@pytest.mark.parametrize("base", ["", "path: sets\n"])
+def test_lists_of_splits_are_read_in_a_store_too(tmp_path: Path, base: str) -> None:
+    for number in range(4):
+        picture(tmp_path / "images" / f"{number}.jpg")
+        label(tmp_path / "labels" / f"{number}.txt")
+    put(tmp_path / "data.yaml", f"{base}train: a.txt\nval: ./b.txt\nnames: [red]\n")
+    put(tmp_path / ("sets" if base else ".") / "a.txt", "./images/0.jpg\n./images/1.jpg\n./images/9.jpg\n")
+    put(tmp_path / ("sets" if base else ".") / "b.txt", "images/2.jpg\n")
+    store, root = fsspec.filesystem("memory"), f"/{tmp_path.name}-{len(base)}"
+    store.put(str(tmp_path), root, recursive=True)
+    url = f"memory:/{root}"
+    assert "splits" in told(table(url, f"{url}/images", Reading()))
+    found = table(url, f"{url}/images", Reading(split="train"))
+    assert found.files == ("0.jpg", "1.jpg")
+    assert told(found)["images of the split that are not there"] == ("./images/9.jpg",)
+    store.rm(f"{root}/{'sets/' if base else ''}a.txt")
+    with pytest.raises(UserError, match=r"states 'a\.txt' as a split, which is not there"):
+        table(url, f"{url}/images", Reading(split="train"))
 
 
 def test_splits_of_voc_are_those_of_imagesets(tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_difficult_objects_are_ignored_and_truncated_ones_are_not() -> None:
         assert read.boxes.ignored.tolist() == [ignored]
 
 
+@pytest.mark.parametrize(("mark", "ignored"), [("1.0", True), ("True", True), ("0.0", False), ("Unspecified", False)])
+def test_a_mark_of_difficulty_is_read_in_any_writing(mark: str, ignored: bool) -> None:
+    read = read_voc({"a.xml": xml("a.jpg", (5, 6, 20, 30), tag=f"<difficult> {mark}</difficult>")}, "f")
+    assert read.boxes.ignored.tolist() == [ignored]
+
+
+@pytest.mark.parametrize("mark", ["2", "Y", "-1", "easy"])
+def test_a_mark_of_difficulty_that_means_nothing_is_refused(mark: str) -> None:
+    with pytest.raises(UserError, match=f"f/a.xml: <difficult> is '{mark}'"):
+        read_voc({"a.xml": xml("a.jpg", (5, 6, 20, 30), tag=f"<difficult>{mark}</difficult>")}, "f")
+
+
 def test_tags_in_capitals_are_read_and_told() -> None:
     box = (5, 6, 20, 30)
     small, capitals = xml("a.jpg", box), xml("b.jpg", box).replace(b"object", b"Object").replace(b"xmin", b"XMin")

@@ -72,6 +72,22 @@ def test_a_member_that_is_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         ImageSource(str(tmp_path / "x.zip")).read("bomb.jpg")
 
 
+def test_what_macos_adds_hides_no_top_folder(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("images/a.jpg", b"picture")
+        archive.writestr("__MACOSX/images/._a.jpg", b"resource")
+        archive.writestr("__MACOSX/._images", b"resource")
+    assert ImageSource(str(tmp_path / "x.zip")).read("a.jpg") == b"picture"
+
+
+def test_a_folder_may_be_called_as_an_archive_is(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").mkdir()
+    (tmp_path / "x.zip" / "a.jpg").write_bytes(b"picture")
+    source = ImageSource(str(tmp_path / "x.zip"))
+    source.check()
+    assert source.read("a.jpg") == b"picture"
+
+
 @pytest.mark.parametrize(
     ("name", "data"), [("x.zip", b"PK"), ("x.tar", b"no tar" * 200), ("x.tar.gz", b""), ("y.zip", None)]
 )

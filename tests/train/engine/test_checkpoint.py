@@ -186,8 +186,8 @@ def test_a_foreign_optimizer_is_refused(kind: str | None) -> None:
         "optimizer": copy.deepcopy(optimizer.state_dict()),
     }
     if kind is None:
-        check_fits(Path("x.pt"), content, model.state_dict(), 4, optimizer)
+        check_fits(Path("x.pt"), content, model.state_dict(), 4, {}, optimizer)
         return
     FOREIGN[kind](content["optimizer"])
     with pytest.raises(UserError, match="x.pt"):
-        check_fits(Path("x.pt"), content, model.state_dict(), 4, optimizer)
+        check_fits(Path("x.pt"), content, model.state_dict(), 4, {}, optimizer)

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,31 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(run: Path, monke
     job = small_job(run, *settings)
     execute(job, synthetic(job))
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("other", ["seed", "classes", "dataset"])
+def test_a_checkpoint_of_another_run_is_not_taken(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str
+) -> None:
+    settings = [f"model.backbone={PLAIN}", "optim.steps=4", "run.checkpoint_every=2"]
+    stranger = small_job(tmp_path / "other", *settings, *(["data.seed=7"] if other == "seed" else []))
+    if other == "classes":
+        stranger = replace(stranger, origin=replace(stranger.origin, classes=stranger.origin.classes[::-1]))
+    if other == "dataset":
+        stranger = replace(stranger, origin=replace(stranger.origin, fingerprint="another"))
+    execute(stranger, synthetic(stranger), stop_after=3)
+    (newest,) = (tmp_path / "other" / "checkpoints").glob("*3.pt")
+    for path in (run / "checkpoints").glob("*4.pt"):
+        path.unlink()
+    shutil.copy(newest, run / "checkpoints")
+    assert open_trained(open_run_folder(run))[2]["step"] == 2
+    job = small_job(run, *settings)
+    state = execute(job, synthetic(job))
+    assert state.step == 4 and "of another run" in caplog.text
+    (run / "checkpoints" / "step-00000002.pt").unlink(missing_ok=True)
+    (run / "checkpoints" / "step-00000004.pt").unlink()
+    with pytest.raises(UserError, match="of another run"):
+        open_trained(open_run_folder(run))
 
 
 def test_a_folder_in_which_nothing_was_begun_goes_with_the_lock(tmp_path: Path) -> None:
