@@ -52,7 +52,7 @@ def tables(plan: Plan, rows: Mapping[str, Row]) -> str:
         if not any(found.values()):
             parts.append(f"### {name}\n\n{question.about} Open: nothing has been measured.\n")
             continue
-        told = _probes(plan, found) if not question.detect_steps else _detectors(plan, found, rows, scratch)
+        told = _probes(found) if not question.detect_steps else _detectors(plan, found, rows, scratch)
         parts.append(f"### {name}\n\n{question.about}\n\n{told}\n{_sources(found)}\n")
     return "\n".join(parts)
 
@@ -182,7 +182,7 @@ def _detectors(
     return "\n".join(parts)
 
 
-def _probes(plan: Plan, found: Mapping[Arm, Mapping[int, Row]]) -> str:
+def _probes(found: Mapping[Arm, Mapping[int, Row]]) -> str:
     body = []
     for arm, mine in found.items():
         if not mine:

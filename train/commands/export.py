@@ -17,7 +17,12 @@ from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, TARGET_NAMES
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Write the weights to this file."
 )
-@click.option("--backbone", help="Refuse the run unless its backbone has this name.")
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    help="Refuse the run unless this is its backbone. One of your own (module:callable) runs only where it is named "
+    "here.",
+)
 @click.option(
     "--recalibrate-bn", "jigsaws", type=click.IntRange(min=1), metavar="N", help="Measure batch norm anew on N jigsaws."
 )
