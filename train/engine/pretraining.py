@@ -6,7 +6,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -388,11 +388,12 @@ def execute(
     """Begin or continue a job's run, on every rank; returns the state it ended with.
 
     Writes RUN/backbone.pth, and with a neck RUN/backbone-fpn.pth, where the schedule ends. torch's global random state
-    and switches are afterwards as they were. Raises UserError for whatever the user can mend, and Interrupted where a
-    signal ended it, after a checkpoint.
+    and switches are afterwards as they were, and the folder is open to other processes. Raises UserError for whatever
+    the user can mend, and Interrupted where a signal ended it, after a checkpoint.
     """
     ranks = job.ranks
     with (
+        closing(job.folder),
         arithmetic(ranks.device, tf32=job.recipe.run.tf32, deterministic=job.machine_options.deterministic),
         torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
     ):

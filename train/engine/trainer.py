@@ -337,7 +337,7 @@ class Trainer(Generic[TaskT]):
             save_checkpoint(folder.checkpoints, step, content, self.options.keep)
         except OSError as error:
             raise UserError(
-                f"{folder}: the checkpoint of step {step} cannot be written ({error.strerror}): "
+                f"{folder}/checkpoints: the checkpoint of step {step} cannot be written ({error.strerror}): "
                 "make room, then --resume from the one before"
             ) from error
         for callback in self._callbacks:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_check
 from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.loggers import figures
 from jigsaw_pretrain.train.engine.metrics import Row
-from jigsaw_pretrain.train.engine.pretraining import PretrainingTask, TrainingJob, _judge, execute, trainer_of
+from jigsaw_pretrain.train.engine.pretraining import TrainingJob, _judge, execute, trainer_of
 from jigsaw_pretrain.train.engine.run_folder import Origin, choose_recipe
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions
-from jigsaw_pretrain.train.engine.trainer import Stopped, Trainer
+from jigsaw_pretrain.train.engine.trainer import Stopped
 from jigsaw_pretrain.train.recipe import Recipe
 from tests.helpers.jobs import ORIGIN, rows, same, small_job, synthetic, untimed
 from tests.helpers.settings import REPOSITORY
@@ -294,18 +295,19 @@ class Counting:
 @pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize("key", ["validation", None])
 def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_goes_on(tmp_path: Path, key: str | None) -> None:
-    def begun(folder: Path, interrupted: bool) -> Trainer[PretrainingTask]:
+    def run(folder: Path, interrupted: bool) -> str | None:
         job = small_job(folder, "optim.steps=3", "optim.warmup_steps=1", "run.log_every=3")
         trainer = trainer_of(job, build_state(job.recipe, len(ORIGIN.classes) + 1, Ranks()), synthetic(job))
         trainer.options = replace(trainer.options, evaluation=Counting(key, interrupted))
-        trainer.resume()
-        return trainer
+        with closing(job.folder):
+            trainer.resume()
+            return trainer.run(3)
 
-    assert begun(tmp_path / "whole", False).run(3) is None
-    assert begun(tmp_path / "cut", True).run(3) == "SIGTERM"
+    assert run(tmp_path / "whole", False) is None
+    assert run(tmp_path / "cut", True) == "SIGTERM"
     assert [step for step, _ in list_checkpoints(tmp_path / "cut" / "checkpoints")] == [2]
     assert [row["step"] for row in rows(tmp_path / "cut")] == [0, 1]
-    assert begun(tmp_path / "cut", False).run(3) is None
+    assert run(tmp_path / "cut", False) is None
     assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
     steps = [row["step"] for row in rows(tmp_path / "cut") if "figure" in str(row)]
     assert steps == [1] and [row["step"] for row in rows(tmp_path / "cut")] == ([0, 1, 2] if key else [0, 1, 1, 2])
