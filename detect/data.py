@@ -81,7 +81,10 @@ class Order:
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """width, height: of the resized image; left, top: the window's corner in it; out_width, out_height: the window."""
+    """A window of a resized image.
+
+    width, height: of the resized image; left, top: the window's corner in it; out_width, out_height: the window.
+    """
 
     width: int
     height: int
@@ -175,8 +178,9 @@ def transform_boxes(
 
 @dataclass(frozen=True)
 class Sample:
-    """image: [channels, h, w], of the pixel format's type. boxes: float32 [n, 4]; labels: int64 [n], 0..C-1.
+    """An image with its objects, as the detector takes them.
 
+    image: [channels, h, w], of the pixel format's type. boxes: float32 [n, 4]; labels: int64 [n], 0..C-1.
     masks: uint8 [n, h, w] or None. index: the image's place in the annotations.
     """
 
@@ -333,8 +337,9 @@ def pasted(base: Sample, other: Sample, chosen: Tensor) -> Sample:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """flip: probability; jitter: range of large-scale jitter, (0, 0) for none; key: of the stream of draws.
+    """How images are changed for training.
 
+    flip: probability; jitter: range of large-scale jitter, (0, 0) for none; key: of the stream of draws.
     copy_paste: probability that objects of another image are pasted.
     """
 

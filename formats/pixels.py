@@ -58,7 +58,10 @@ SPREAD = 2.0
 
 
 class PixelFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """member: the suffix of a crop's member, jpg, png or npy. dtype: a name in FULL_SCALE."""
+    """What the pixels of a dataset's crops are, and how a crop is kept.
+
+    member: the suffix of a crop's member, jpg, png or npy. dtype: a name in FULL_SCALE.
+    """
 
     member: str
     channels: int

@@ -39,10 +39,11 @@ IMAGES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Grid:
-    """lines: the rows, and likewise the columns, of the positions measured.
+    """Which positions of a map are measured, and how the others follow from them.
 
-    Row (or column) j has the masses of the line ``before[j]`` by 1 - ``share[j]`` and of ``after[j]`` by ``share[j]``:
-    indices into lines, int64 [side], and float64 [side] from 0 to below 1.
+    lines: the rows, and likewise the columns, of the positions measured. Row (or column) j has the masses of the line
+    ``before[j]`` by 1 - ``share[j]`` and of ``after[j]`` by ``share[j]``: indices into lines, int64 [side], and float64
+    [side] from 0 to below 1.
     """
 
     lines: tuple[int, ...]

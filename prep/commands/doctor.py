@@ -213,8 +213,9 @@ def box_findings(annotations: Annotations, plan: Plan) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """trouble: what is wrong with each image that cannot be used, by file. rotated: files that EXIF turns.
+    """What a look at every image has found.
 
+    trouble: what is wrong with each image that cannot be used, by file. rotated: files that EXIF turns.
     same: by file, the first one that has the same bytes.
     """
 

@@ -38,7 +38,7 @@ EDGES = ("left", "top", "width", "height")
 
 
 @dataclass(frozen=True)
-class LaneBatch:
+class WorkerBatch:
     """What a worker adds to the pixels of its jigsaws, in its lanes' order and each lane's order of positions.
 
     labels: int64 [n, 4] and groups: uint8 [n, 4] by region. replaced: crops that stand in for undecodable ones.
@@ -96,7 +96,7 @@ class Assembler:
         self._sampler = CropSampler(dataset, slots, options, self._lanes, self._reader)
         self._with_digests = with_digests
 
-    def step(self, step: int, out: Sequence[Pixels] | Pixels) -> LaneBatch:
+    def step(self, step: int, out: Sequence[Pixels] | Pixels) -> WorkerBatch:
         """Write the lanes' jigsaws of batch ``step`` over all of ``out``: lanes * k of [size, size, channels].
 
         Raises UserError where a group has no crop left that can be read.
@@ -122,7 +122,7 @@ class Assembler:
             if broken:
                 crops, windows = self._arrange(drawn, draws)
                 self._render(broken, crops, draws, windows, out)
-        return LaneBatch(
+        return WorkerBatch(
             labels=crops["label"].astype(np.int64),
             groups=crops["group"].astype(np.uint8),
             replaced=replaced,

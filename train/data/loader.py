@@ -40,7 +40,7 @@ from jigsaw_pretrain.formats.jigsaw import REGIONS
 from jigsaw_pretrain.train.data.batch import Batch, torch_dtype
 from jigsaw_pretrain.train.data.device import DeviceStreams
 from jigsaw_pretrain.train.data.digest import digest_lines
-from jigsaw_pretrain.train.data.jigsaw import Assembler, LaneBatch
+from jigsaw_pretrain.train.data.jigsaw import Assembler, WorkerBatch
 from jigsaw_pretrain.train.data.remote import ReadOptions, check_cache
 from jigsaw_pretrain.train.data.sampler import slots_of
 from jigsaw_pretrain.train.recipe import DataOptions
@@ -83,11 +83,11 @@ def lanes_of_rank(options: DataOptions, rank: int, world: int) -> list[int]:
 class _Sent:
     """What a worker sends for a step (its jigsaws are already in shared memory), or why it stopped."""
 
-    lane_batch: LaneBatch | None = None
+    worker_batch: WorkerBatch | None = None
     error: str | None = None
 
 
-class _LaneBatches(IterableDataset[_Sent]):
+class _WorkerBatches(IterableDataset[_Sent]):
     """In each worker, the batches of its lanes from a step on.
 
     ring: the rank's batches in shared memory, [IN_FLIGHT, lanes, k, size, size, channels]; step s is in s % IN_FLIGHT.
@@ -303,8 +303,8 @@ class JigsawLoader:
         try:
             for step in self._steps:
                 images = ring[step % len(ring)]
-                lane_batch = assembler.step(step, images.numpy())
-                yield self._batch(step, images, [lane_batch])
+                worker_batch = assembler.step(step, images.numpy())
+                yield self._batch(step, images, [worker_batch])
         finally:
             assembler.close()
 
@@ -313,13 +313,13 @@ class JigsawLoader:
         size, k, pixels = self._options.template_size, self._options.chunk, self._dataset.pixels
         shape = (IN_FLIGHT, self.lanes_per_rank, k, size, size, pixels.channels)
         shared = _shared_empty(shape, torch_dtype(pixels))
-        lane_batches = _LaneBatches(self._dataset, self._options, self._lanes, self._steps, shared, self._more())
+        worker_batches = _WorkerBatches(self._dataset, self._options, self._lanes, self._steps, shared, self._more())
         with warnings.catch_warnings():
             # Its guess of the right number of workers knows neither what else runs here nor what they do.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             received = self._received = start_workers(
                 DataLoader(
-                    lane_batches,
+                    worker_batches,
                     batch_size=None,
                     num_workers=self._workers,
                     prefetch_factor=BATCHES_AHEAD,
@@ -344,8 +344,8 @@ class JigsawLoader:
                 parts = []
                 for worker in range(self._workers):
                     sent = self._receive(received)
-                    assert sent.lane_batch is not None
-                    parts.append(sent.lane_batch)
+                    assert sent.worker_batch is not None
+                    parts.append(sent.worker_batch)
                     if ring:
                         mine = slice(worker, None, self._workers)
                         # By one thread: torch would take several, from the workers.
@@ -361,7 +361,7 @@ class JigsawLoader:
             raise UserError(sent.error)
         return sent
 
-    def _batch(self, step: int, images: torch.Tensor, parts: list[LaneBatch]) -> Batch:
+    def _batch(self, step: int, images: torch.Tensor, parts: list[WorkerBatch]) -> Batch:
         """Put labels, groups and digests, which the workers sent, into lane order."""
         k = self._options.chunk
         shape = (self.lanes_per_rank, k, len(REGIONS))
