@@ -11,6 +11,7 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_check
 from tests.helpers.commands import call
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import BASE, SMALL, rows, same, untimed
+from tests.helpers.prepped import tree
 from tests.helpers.settings import FIRST_VERSION
 from tests.helpers.tiny import CLASSES
 
@@ -87,6 +88,10 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
     assert missing.exit_code == 2 and "dataset.json is missing" in missing.output
     taken = call("pretrain", "--data", data, "--run", finished, *BASE)
     assert taken.exit_code == 2 and "already holds a run: add --resume" in taken.output
+    before = tree(data)
+    dataset = call("pretrain", "--data", data, "--run", data, *BASE)
+    assert dataset.exit_code == 2 and "holds a dataset (manifests/dataset.json)" in dataset.output
+    assert tree(data) == before
     none = call("export", "--run", tmp_path, "--to", "torchvision", "--out", tmp_path / "x")
     assert none.exit_code == 2 and "holds no run" in none.output
 
