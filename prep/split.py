@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Share, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import listed_name
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 TRAIN, VAL = "train.json", "val.json"
 
@@ -49,8 +50,8 @@ class Split:
 
 
 def split(
-    annotations: str,
-    images: str,
+    annotations: str | Path,
+    images: str | Path,
     out: str | Path,
     *,
     share: float = 0.1,
@@ -77,7 +78,13 @@ def split(
         UserError: For annotations that cannot be read, a group that some image lacks, an unknown image in ``held_out``,
             and where one of the files would be empty, both are there, or one is that holds something else.
     """
-    folder = Path(out)
+    annotations, images = location(annotations, "annotations"), location(images, "images")
+    folder = Path(location(out, "out"))
+    checked(share, Share, "share")
+    checked(seed, int, "seed")
+    checked(group, str | None, "group")
+    if isinstance(held_out, str):
+        raise UserError(f"held_out must be a list of names, not {held_out}")
     there = [name for name in (VAL, TRAIN) if (folder / name).exists() or (folder / name).is_symlink()]
     if len(there) == 2:
         raise _already_there(folder / TRAIN)

@@ -15,17 +15,18 @@ import click
 from rich.console import Console
 
 from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
-from jigsaw_pretrain.config import read_toml
+from jigsaw_pretrain.config import choices, read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS
+from jigsaw_pretrain.formats.dataset.dataset import ContextAt, Encoding
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
-from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan
+from jigsaw_pretrain.prep.plan.plan import Plan
 from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--context-at",
-    type=click.Choice(CONTEXT_AT),
+    type=click.Choice(choices(ContextAt)),
     default="prep",
     show_default=True,
     help="Say who draws how far each box is enlarged. prep draws it once, for all, as in the paper. train "
@@ -83,7 +84,7 @@ logger = logging.getLogger(__name__)
 @reads.each
 @click.option(
     "--encode",
-    type=click.Choice(ENCODINGS),
+    type=click.Choice(choices(Encoding)),
     default="pixels",
     show_default=True,
     help="pixels decodes the image and encodes the crops. lossless cuts JPEGs along their own blocks; it "
