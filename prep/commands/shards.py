@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
+from jigsaw_pretrain.cli import Command, FiniteRange, one_line_errors, tell_next
 from jigsaw_pretrain.config import choices, read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 @click.option("--seed", default=0, show_default=True, help="Draw every random choice from this seed.")
 @click.option(
     "--negatives-per-positive",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=0.1,
     show_default=True,
     help="Cut this many background crops for each object crop. 0 cuts none, as federated labels such as "
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--context",
-    type=click.FloatRange(1, 10),
+    type=FiniteRange(1, 10),
     default=2.0,
     show_default=True,
     help="Enlarge boxes to at most this many times their width and height.",

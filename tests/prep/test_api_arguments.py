@@ -11,6 +11,8 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.prep.plan.plan import PlanOptions, options_of
 from tests.helpers.prepped import Drawn, tree
 
+UNTYPED: Any = jp
+
 WRONG = [
     ("exif", "Apply", "one of ignore, apply, not Apply"),
     ("ignored", "Use", "one of skip, use, not Use"),
@@ -52,7 +54,7 @@ def test_a_wrong_option_of_a_plan_is_named_with_what_is_allowed(
     given: tuple[str, str], name: str, value: Any, said: str
 ) -> None:
     with pytest.raises(jp.UserError) as caught:
-        jp.plan(*given, **{name: value})
+        UNTYPED.plan(*given, **{name: value})
     assert name in caught.value.message and caught.value.message.endswith(said)
 
 
@@ -62,7 +64,7 @@ def test_nothing_is_written_for_a_wrong_option(
 ) -> None:
     before = tree(tmp_path)
     with pytest.raises(jp.UserError) as caught:
-        jp.shards(*given, tmp_path / "out", **{"workers": 1, name: value})
+        UNTYPED.shards(*given, tmp_path / "out", **{"workers": 1, name: value})
     assert name in caught.value.message and caught.value.message.endswith(said)
     assert tree(tmp_path) == before and not (tmp_path / "out").exists()
 
@@ -84,21 +86,27 @@ def test_options_are_recorded_as_they_were_given() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda given, out: jp.split(*given, out, share=math.nan), "share must be a number from 0 to 1, not nan"),
-        (lambda given, out: jp.split(*given, out, seed="a"), "seed must be a whole number, not a"),
-        (lambda given, out: jp.split(*given, out, held_out="a.jpg"), "held_out must be a list of names, not a.jpg"),
-        (lambda given, out: jp.split(*given, 5), "out must be a path or a URL, not 5"),
-        (lambda given, out: jp.finish(out, math.nan), "max_skipped must be a number from 0 to 1, not nan"),
-        (lambda given, out: jp.verify(out, workers=0), "workers must be a whole number"),
-        (lambda given, out: jp.repair(out, [], workers=-1), "workers must be a whole number"),
-        (lambda given, out: jp.sample_data(out, images=math.inf), "images must be a whole number"),
-        (lambda given, out: jp.sample_data(out, images=0), "images must be a whole number"),
-        (lambda given, out: jp.plan(None, given[1]), "annotations must be a path or a URL, not None"),
-        (lambda given, out: jp.plan(given[0], 5), "images must be a path or a URL, not 5"),
-        (lambda given, out: jp.shards(*given, b"out"), "out must be a path or a URL, not b'out'"),
-        (lambda given, out: jp.status(None), "url must be a path or a URL, not None"),
-        (lambda given, out: jp.open_dataset(None), "url must be a path or a URL, not None"),
-        (lambda given, out: jp.open_dataset(Path("s3://bucket/crops")), "pathlib has made s3:/bucket/crops of a URL"),
+        (lambda given, out: UNTYPED.split(*given, out, share=math.nan), "share must be a number from 0 to 1, not nan"),
+        (lambda given, out: UNTYPED.split(*given, out, seed="a"), "seed must be a whole number, not a"),
+        (
+            lambda given, out: UNTYPED.split(*given, out, held_out="a.jpg"),
+            "held_out must be a list of names, not a.jpg",
+        ),
+        (lambda given, out: UNTYPED.split(*given, 5), "out must be a path or a URL, not 5"),
+        (lambda given, out: UNTYPED.finish(out, math.nan), "max_skipped must be a number from 0 to 1, not nan"),
+        (lambda given, out: UNTYPED.verify(out, workers=0), "workers must be a whole number"),
+        (lambda given, out: UNTYPED.repair(out, [], workers=-1), "workers must be a whole number"),
+        (lambda given, out: UNTYPED.sample_data(out, images=math.inf), "images must be a whole number"),
+        (lambda given, out: UNTYPED.sample_data(out, images=0), "images must be a whole number"),
+        (lambda given, out: UNTYPED.plan(None, given[1]), "annotations must be a path or a URL, not None"),
+        (lambda given, out: UNTYPED.plan(given[0], 5), "images must be a path or a URL, not 5"),
+        (lambda given, out: UNTYPED.shards(*given, b"out"), "out must be a path or a URL, not b'out'"),
+        (lambda given, out: UNTYPED.status(None), "url must be a path or a URL, not None"),
+        (lambda given, out: UNTYPED.open_dataset(None), "url must be a path or a URL, not None"),
+        (
+            lambda given, out: UNTYPED.open_dataset(Path("s3://bucket/crops")),
+            "pathlib has made s3:/bucket/crops of a URL",
+        ),
     ],
 )
 def test_arguments_of_other_functions_are_checked(given: tuple[str, str], tmp_path: Path, call: Any, said: str) -> None:
