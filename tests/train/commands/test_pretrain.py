@@ -58,6 +58,7 @@ def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) 
         (["--set", "optim.micro_batch=3"], "optim.micro_batch = 3 does not divide the 4 jigsaws"),
         (["--set", "run.precision=fp8"], "fp32, bf16, fp16"),
         (["--set", "model.init=nowhere.pth"], "nowhere.pth is missing"),
+        (["--val-every", "2"], "--val-every 2 has nothing to validate on: name a dataset with --val-data"),
         (["--set", "model.backbone=nowhere:build"], "nowhere.build() fails (ModuleNotFoundError"),
     ],
 )
