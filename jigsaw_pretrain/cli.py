@@ -82,6 +82,16 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: " " if found[0] in "\r\n\t" else ascii(found[0])[1:-1], text)
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A name from a file as rich prints it as it is: no control characters, and brackets that are no markup."""
+    from rich.markup import escape
+
+    return escape(_CONTROL.sub("?", text))
+
+
 def _shortened(line: str) -> str:
     half = MOST_CHARACTERS // 2
     return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"

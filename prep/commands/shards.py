@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, FiniteRange, one_line_errors, tell_next
+from jigsaw_pretrain.cli import Command, FiniteRange, one_line_errors, plain, tell_next
 from jigsaw_pretrain.config import choices, read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
@@ -27,7 +27,7 @@ from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
 from jigsaw_pretrain.prep.plan.plan import Plan
-from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, print_recipe, print_summary
 
 logger = logging.getLogger(__name__)
 
