@@ -93,7 +93,7 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
-    compiling: str,
+    compiling: Compile,
     deterministic: bool,
     page: bool,
     log: tuple[str, ...],

@@ -19,6 +19,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Dataset
 from jigsaw_pretrain.storage.files import publish_locally
@@ -41,7 +42,7 @@ from jigsaw_pretrain.train.engine.weights_info import info_of
 from jigsaw_pretrain.train.export.readme import MARK, PYRAMID_TARGET, ExportInfo, readme
 from jigsaw_pretrain.train.export.targets import TARGETS, check_own, normalisation_of_timm, stem
 from jigsaw_pretrain.train.models.layers import measure_batch_norms
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Device, Recipe
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def export(
         UserError: for a run without a checkpoint, a backbone that the library does not have or computes otherwise, and
             a file that is the run's own, or there already and of no export: its README tells that.
     """
+    if to not in TARGETS:
+        raise UserError(f"to must be one of {', '.join(TARGETS)}, not {to}")
+    checked(recalibrate_bn, Count | None, "recalibrate_bn")
+    checked(device, Device, "device")
     folder, target, out = open_run_folder(run), TARGETS[to], Path(out)
     if os.path.realpath(out) in {os.path.realpath(one) for one in (folder.backbone, folder.pyramid)}:
         raise UserError(f"--out {out} is the run's own file: name another one")
