@@ -176,9 +176,10 @@ def compiled(place: Place) -> dict[str, Any]:
 
     # As TORCH_LOGS does: the reasons are in the output.
     torch._logging.set_logs(graph_breaks=True, recompiles=True)
-    steps, backend = (3, "off") if place.toy else (30, "on")
+    steps = 3 if place.toy else 30
     counters.clear()
-    job = place.job("compiled", f"optim.steps={steps}", machine=MachineOptions(backend), base="sample")
+    machine = MachineOptions("off" if place.toy else "on")
+    job = place.job("compiled", f"optim.steps={steps}", machine=machine, base="sample")
     with place.task(job, steps) as (task, batches):
         for nth, batch in enumerate(batches):
             task.take(batch)

@@ -198,7 +198,7 @@ def main(
     settings: tuple[str, ...],
     given_workers: tuple[int, ...],
     device: str,
-    compiling: str,
+    compiling: Compile,
     repeats: int,
     block: int,
     brief: bool,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Count, CountOrZero, checked
 from jigsaw_pretrain.detect.annotations import (
     GroundTruth,
     check_images,
@@ -52,9 +53,10 @@ from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.images.pixel_format import pixels_of_images
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, named
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, save_file
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
+from jigsaw_pretrain.train.engine.loggers import known
 from jigsaw_pretrain.train.engine.optim import arithmetic
 from jigsaw_pretrain.train.engine.run_folder import RunFolder, check_same_recipe, continues, open_run_folder
 from jigsaw_pretrain.train.engine.trainer import Trainer, TrainerOptions
@@ -72,15 +74,15 @@ STATISTICS_OF = 64
 
 
 def train(
-    annotations: str,
-    images: str,
+    annotations: str | Path,
+    images: str | Path,
     run: str | Path,
     recipe: DetectorRecipe | None = None,
     *,
-    val_annotations: str | None = None,
-    val_images: str | None = None,
+    val_annotations: str | Path | None = None,
+    val_images: str | Path | None = None,
     val_split: str | None = None,
-    init: str = "scratch",
+    init: str | Path = "scratch",
     reading: Reading | None = None,
     resume: bool = False,
     stop_after: int | None = None,
@@ -117,10 +119,18 @@ def train(
         UserError: for what the user can put right.
         Interrupted: a signal ended it, after a checkpoint.
     """
-    recipe = recipe or DetectorRecipe()
+    recipe = DetectorRecipe() if recipe is None else recipe
+    if not isinstance(recipe, DetectorRecipe):
+        raise UserError(f"recipe must be a DetectorRecipe: give DetectorRecipe.load({str(recipe)!r})")
+    annotations, images = location(annotations, "annotations"), location(images, "images")
+    val_annotations = None if val_annotations is None else location(val_annotations, "val_annotations")
+    val_images = None if val_images is None else location(val_images, "val_images")
+    init = location(init, "init")
+    checked(stop_after, Count | None, "stop_after")
+    checked(workers, CountOrZero, "workers")
     if (val_annotations is None) != (val_images is None):
         raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
-    if reading and reading.split and val_split is None and val_annotations == str(annotations):
+    if reading and reading.split and val_split is None and val_annotations == annotations:
         raise UserError(
             f"--val-annotations are those of --split {reading.split} too: name their split with --val-split"
         )
@@ -131,9 +141,9 @@ def train(
     with closing(folder):
         if folder.remote:
             ranks.run_on_rank_zero(folder.remote.pull)
-        data = (str(annotations), str(images), val_annotations, val_images)
+        data = (annotations, images, val_annotations, val_images)
         job = DetectorJob(
-            *data, folder, init, workers, resume, ranks, reading or Reading(), tuple(log), title, val_split
+            *data, folder, init, workers, resume, ranks, reading or Reading(), known(log), title, val_split
         )
         with (
             arithmetic(ranks.device, tf32=recipe.run.tf32, one_shape=False),

@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -79,6 +80,16 @@ MOST_CHARACTERS = 1200
 def printable(text: str) -> str:
     """A text as one line that a terminal shows as it is written: a file's names may hold what moves the cursor."""
     return _UNPRINTABLE.sub(lambda found: " " if found[0] in "\r\n\t" else ascii(found[0])[1:-1], text)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A name from a file as rich prints it as it is: no control characters, and brackets that are no markup."""
+    from rich.markup import escape
+
+    return escape(_CONTROL.sub("?", text))
 
 
 def _shortened(line: str) -> str:
@@ -370,6 +381,17 @@ def one_line_errors(out: str) -> Iterator[None]:
         ) from error
 
 
+class FiniteRange(click.FloatRange):
+    """A number on the command line, within bounds; nan, which lies within any, and infinity are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number that this option takes: write a finite one.", param, ctx)
+        return float(number)
+
+
 class Share(click.ParamType):
     """A share on the command line: ``1%`` or ``0.01``."""
 
@@ -399,9 +421,9 @@ class ByteCount(click.ParamType):
         text = str(value).upper().removesuffix("B")
         power = "KMGT".find(text[-1:]) + 1 if text else 0
         try:
-            count = float(text[:-1] if power else text)
+            count = float(text[:-1] if power else text) * 1024**power
         except ValueError:
             self.fail(f"{value!r} is not a number of bytes such as 500M or 200G", param, ctx)
-        if not count > 0:
-            self.fail(f"{value} must be more than nothing", param, ctx)
-        return int(count * 1024**power)
+        if not 1 <= count < math.inf:
+            self.fail(f"{value} is not a number of bytes of at least 1: write one such as 500M or 200G", param, ctx)
+        return int(count)

@@ -21,7 +21,7 @@ from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -65,8 +65,17 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Check every field."""
         for field in msgspec.structs.fields(self):
-            value = _checked(getattr(self, field.name), field.type, f"{type(self).__name__}.{field.name}")
+            value = checked(getattr(self, field.name), field.type, f"{type(self).__name__}.{field.name}")
             msgspec.structs.force_setattr(self, field.name, value)
+
+
+def check_fields(record: Any) -> None:
+    """Check every field of a dataclass as a Record does, but leave each value as it was given.
+
+    What a dataset records of an option is part of its digest, and 2 is recorded as another text than 2.0.
+    """
+    for name, kind in get_type_hints(type(record), include_extras=True).items():
+        checked(getattr(record, name), kind, f"{type(record).__name__}.{name}")
 
 
 def _own_recipes() -> dict[str, Traversable]:
@@ -184,14 +193,14 @@ class Config(Record, frozen=True):
             for key, value in table.items():
                 if (path := f"{section}.{key}") not in kinds:
                     raise _unknown(path, kinds, sources[0])
-                found[path] = _checked(value, kinds[path], f"{sources[0]}: {path}")
+                found[path] = checked(value, kinds[path], f"{sources[0]}: {path}")
         for setting in settings:
             path, equals, text = (part.strip() for part in setting.partition("="))
             if not equals:
                 raise UserError(f"--set {setting}: write it as section.key=value, such as --set optim.steps=200")
             if path not in kinds:
                 raise _unknown(path, kinds, f"--set {setting}")
-            found[path] = _checked(_value(text, kinds[path]), kinds[path], f"--set {setting}: {path}")
+            found[path] = checked(_value(text, kinds[path]), kinds[path], f"--set {setting}: {path}")
             sources = (*sources, f"--set {setting}")
         tables: dict[str, dict[str, Any]] = {}
         for path, value in found.items():
@@ -297,8 +306,8 @@ def _value(text: str, kind: Any) -> Any:
         return text
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    """The value as a field of this type holds it."""
+def checked(value: Any, kind: Any, where: str) -> Any:
+    """The value as a field of this type holds it; raises UserError, which calls it ``where``."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -27,12 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.dataset.dataset import Subsampling
 from jigsaw_pretrain.formats.images.decode import ImageError, Pixels, fill_missing, jpeg_frame, pillow_header
 from jigsaw_pretrain.formats.pixels import Array, PixelFormat, encode_member
 from jigsaw_pretrain.prep.images.statistics import ChannelStatistics
 
-SUBSAMPLINGS = ("444", "422", "420", "440", "411")
+SUBSAMPLINGS = choices(Subsampling)
 
 CropBoxes = npt.NDArray[np.int32]
 

@@ -9,11 +9,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jigsaw_pretrain.config import Share, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.skipped import count_reasons, skipped_table
 from jigsaw_pretrain.formats.dataset import layout, schema
@@ -49,7 +51,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.storage.store import REMOTE_THREADS, Storage, map_ahead
+from jigsaw_pretrain.storage.store import REMOTE_THREADS, Storage, location, map_ahead
 
 CHECKED = ("label", "offset", "size", *EDGES, *MARGINS, *BOX)
 """The columns that ``check_crops`` looks at."""
@@ -59,7 +61,7 @@ logger = logging.getLogger(__name__)
 _WHOLE, _FLOAT = re.compile(r"\d{1,60}"), re.compile(r"-?\d(\.\d{1,20})?(e[+-]\d{2})?|-?\d{1,20}(\.\d{1,20})?")
 
 
-def finish(url: str, max_skipped: float = 1.0) -> Summary:
+def finish(url: str | Path, max_skipped: float = 1.0) -> Summary:
     """Write crops.parquet, shards.parquet, skipped.parquet and dataset.json; the same bytes each time.
 
     Before them OUT/recipe.toml and OUT/detect.toml, which fit the crops and this machine's memory; one that was
@@ -76,7 +78,8 @@ def finish(url: str, max_skipped: float = 1.0) -> Summary:
         UserError: No plan or not every part is there, a record is of another plan or other versions, or too many images
             could not be used.
     """
-    out = Storage(url)
+    out = Storage(location(url, "url"))
+    checked(max_skipped, Share, "max_skipped")
     check_place(out)
     plan = require_plan(out)
     check_agreement(out.describe(layout.PLAN), {"versions": plan.versions}, {"versions": shaping_versions()})

@@ -9,19 +9,22 @@ parts' done records, so that a run that is cut short leaves parts to be cut, whi
 does.
 """
 
+import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
+from jigsaw_pretrain.config import Count, Share, checked
 from jigsaw_pretrain.errors import Interrupted, UserError, redacted
-from jigsaw_pretrain.formats.annotations.read import RawAnnotations, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import Exif, Ignored, RawAnnotations, listed, read_annotations
 from jigsaw_pretrain.formats.dataset import layout
-from jigsaw_pretrain.formats.dataset.dataset import Dataset, open_dataset
+from jigsaw_pretrain.formats.dataset.dataset import ContextAt, Dataset, Encoding, Subsampling, open_dataset
 from jigsaw_pretrain.formats.images.missing import any_there
 from jigsaw_pretrain.formats.images.nodata import check_nodata
 from jigsaw_pretrain.formats.images.source import MISSING, ImageSource
@@ -57,7 +60,7 @@ from jigsaw_pretrain.prep.records import (
     shaping_versions,
     skip_limit,
 )
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +70,15 @@ class Shaping(TypedDict, total=False):
 
     negatives_per_positive: float
     context: float
-    context_at: str
+    context_at: ContextAt
     crops_per_part: int
     jpeg_quality: int
-    subsampling: str
-    exif: str
-    ignored: str
+    subsampling: Subsampling
+    exif: Exif
+    ignored: Ignored
     split: str | None
     voc_origin: int | None
-    encode: str
+    encode: Encoding
     pixels: str
     """``auto`` (the images decide), ``rgb8``, or channels and type such as ``6xuint16``."""
     nodata: str | None
@@ -130,7 +133,7 @@ class PrepJob:
     options: PlanOptions
 
 
-def plan(annotations: str, images: str, *, seed: int = 0, **shaping: Unpack[Shaping]) -> Plan:
+def plan(annotations: str | Path, images: str | Path, *, seed: int = 0, **shaping: Unpack[Shaping]) -> Plan:
     """Plan every crop of a dataset, before a pixel is decoded; nothing is written.
 
     A million boxes take some seconds and about 1 GB.
@@ -147,16 +150,16 @@ def plan(annotations: str, images: str, *, seed: int = 0, **shaping: Unpack[Shap
     Raises:
         UserError: The annotations or images cannot be used.
     """
-    job = PrepJob(annotations, images, "", seed, _options(shaping))
-    source = ImageSource(images)
+    job = _job(annotations, images, "", seed, shaping)
+    source = ImageSource(job.images)
     source.check()
-    return plan_job(job, read_annotations(annotations, images), source)
+    return plan_job(job, read_annotations(job.annotations, job.images), source)
 
 
 def shards(
-    annotations: str,
-    images: str,
-    out: str,
+    annotations: str | Path,
+    images: str | Path,
+    out: str | Path,
     *,
     seed: int = 0,
     workers: int | None = None,
@@ -191,15 +194,15 @@ def shards(
         OSError: A disk or store that fails.
         Interrupted: A signal ended it; finished parts are kept.
     """
-    job = PrepJob(annotations, images, out, seed, _options(shaping))
+    job = _job(annotations, images, out, seed, shaping)
     _cut_job(job, None, workers, scheduler, max_skipped, overwrite, progress or Logged())
-    return open_dataset(out)
+    return open_dataset(job.out)
 
 
 def shards_task(
-    annotations: str,
-    images: str,
-    out: str,
+    annotations: str | Path,
+    images: str | Path,
+    out: str | Path,
     task: ArrayTask,
     *,
     seed: int = 0,
@@ -217,12 +220,24 @@ def shards_task(
     Returns:
         The plan of the whole job; None where the dataset is finished already.
     """
-    job = PrepJob(annotations, images, out, seed, _options(shaping))
+    job = _job(annotations, images, out, seed, shaping)
     return _cut_job(job, task, workers, scheduler, max_skipped, overwrite, progress or Logged())
 
 
+def _job(annotations: str | Path, images: str | Path, out: str | Path, seed: int, shaping: Shaping) -> PrepJob:
+    """What a caller asks for, checked before anything is read; raises UserError."""
+    places = location(annotations, "annotations"), location(images, "images"), location(out, "out")
+    return PrepJob(*places, checked(seed, int, "seed"), _options(shaping))
+
+
 def _options(shaping: Shaping) -> PlanOptions:
-    return PlanOptions(**{**shaping, "pixels": wanted(shaping.get("pixels", AUTO))})  # type: ignore[arg-type]
+    names = Shaping.__annotations__
+    for strange in shaping.keys() - names.keys():
+        near = difflib.get_close_matches(strange, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(names)}"
+        raise UserError(f"there is no option {strange}; {hint}")
+    pixels = wanted(checked(shaping.get("pixels", AUTO), str, "pixels"))
+    return PlanOptions(**{**shaping, "pixels": pixels})  # type: ignore[arg-type]
 
 
 def _cut_job(
@@ -235,6 +250,9 @@ def _cut_job(
     progress: Progress,
 ) -> Plan | None:
     """Cut what is missing and finish, or cut a task's share of it; None where the dataset is finished already."""
+    checked(max_skipped, Share, "max_skipped")
+    checked(workers, Count | None, "workers")
+    checked(scheduler, str | None, "scheduler")
     raw = read_annotations(job.annotations, job.images)
     out, again = Storage(job.out), False
     if not overwrite:
@@ -507,11 +525,11 @@ def _cut_again(
 
 
 def repair(
-    out: str,
+    out: str | Path,
     found: Iterable[Damage],
     *,
-    annotations: str | None = None,
-    images: str | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -529,6 +547,8 @@ def repair(
         UserError: The annotations or images are not those of the dataset.
         OSError: A disk or store that fails.
     """
+    out = location(out, "out")
+    checked(workers, Count | None, "workers")
     storage, found = Storage(out), list(found)
     check_place(storage)
     parts = sorted({damage.part for damage in found if damage.part is not None})
@@ -541,7 +561,7 @@ def repair(
         )
     again = None
     if annotations is not None and images is not None and cutting:
-        again = _planned_again(out, annotations, images)
+        again = _planned_again(out, location(annotations, "annotations"), location(images, "images"))
     with storage.locked(exclusive=True):
         storage.remove(layout.DATASET)
         for damage in found:

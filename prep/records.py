@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -50,7 +51,7 @@ from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.prep.images.statistics import PixelSums
 from jigsaw_pretrain.prep.plan.plan import PLAN_VERSION, Plan
 from jigsaw_pretrain.storage.files import check_own_folders
-from jigsaw_pretrain.storage.store import REMOTE_THREADS, Entry, Storage, map_ahead
+from jigsaw_pretrain.storage.store import REMOTE_THREADS, Entry, Storage, location, map_ahead
 
 SHAPING = ("numpy", "pillow", "pyarrow", "simplejpeg")
 """The packages whose versions shape the bytes of shards and manifests."""
@@ -370,12 +371,12 @@ class RunStatus:
         return (self.parts - self.done) / self.parts_per_second if self.parts_per_second else None
 
 
-def status(url: str, now: float | None = None) -> RunStatus:
+def status(url: str | Path, now: float | None = None) -> RunStatus:
     """How far the run of an output is at a Unix time (None: now); raises UserError where none was begun.
 
     Costs one listing and a few small reads.
     """
-    out = Storage(url)
+    out = Storage(location(url, "url"))
     plan, now = require_plan(out), time.time() if now is None else now
     entries = list(out.entries(layout.PARTS))
     records = _suffixed(entries, ".json")

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Share, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.coco import listed_name
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name
 from jigsaw_pretrain.formats.images.source import ImageSource
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 TRAIN, VAL = "train.json", "val.json"
 
@@ -49,8 +50,8 @@ class Split:
 
 
 def split(
-    annotations: str,
-    images: str,
+    annotations: str | Path,
+    images: str | Path,
     out: str | Path,
     *,
     share: float = 0.1,
@@ -59,12 +60,14 @@ def split(
     held_out: Sequence[str] | None = None,
     reading: Reading | None = None,
 ) -> Split:
-    """Write OUT/train.json and OUT/val.json.
+    """Write OUT/train.json and OUT/val.json; where one of them is there as it would be written, the other one.
+
+    So the same call goes on where it was cut short between the two.
 
     Args:
         annotations: COCO JSON, CrowdHuman odgt, or a folder of Pascal VOC XML, YOLO txt or MOT files; path or URL.
         images: What the file names are relative to: a folder, zip or tar; a path or a URL.
-        out: The folder of the two files; neither may be there.
+        out: The folder of the two files; they may not both be there.
         share: The share of the images that is validated on, 0 to 1; whole groups, so it is met or passed.
         seed: Another seed draws other images.
         group: What stays together beside an image: ``folder``, or a key of COCO's image entries.
@@ -73,11 +76,18 @@ def split(
 
     Raises:
         UserError: For annotations that cannot be read, a group that some image lacks, an unknown image in ``held_out``,
-            and where one of the files would be empty or is there already.
+            and where one of the files would be empty, both are there, or one is that holds something else.
     """
-    folder = Path(out)
-    if there := [name for name in (TRAIN, VAL) if (folder / name).exists()]:
-        raise UserError(f"{folder / there[0]} is already there: name another folder with --out")
+    annotations, images = location(annotations, "annotations"), location(images, "images")
+    folder = Path(location(out, "out"))
+    checked(share, Share, "share")
+    checked(seed, int, "seed")
+    checked(group, str | None, "group")
+    if isinstance(held_out, str):
+        raise UserError(f"held_out must be a list of names, not {held_out}")
+    there = [name for name in (VAL, TRAIN) if (folder / name).exists() or (folder / name).is_symlink()]
+    if len(there) == 2:
+        raise _already_there(folder / TRAIN)
     source = ImageSource(images)
     source.check()
     raw = read_annotations(annotations, images)
@@ -92,12 +102,29 @@ def split(
             "Choose another share, other groups, or other images."
         )
     parts = _part(document, chosen, inside=False), _part(document, chosen, inside=True)
-    for name, part in zip((TRAIN, VAL), parts, strict=True):
-        Storage(folder).publish(name, json.dumps(part).encode())
     train, val = parts
+    storage = Storage(folder)
+    # Each file is whole or not there; what is there of another split, or of somebody else, stays what it is.
+    contents = {VAL: json.dumps(val).encode(), TRAIN: json.dumps(train).encode()}
+    for name in there:
+        if not _holds(folder / name, contents[name]):
+            raise _already_there(folder / name)
+    storage.sweep("")
+    for name, content in contents.items():
+        if name not in there:
+            storage.publish(name, content)
     boxes = len(train["annotations"]), len(val["annotations"])
     left_out = 0 if raw.kind == "coco" else len(found.label) - sum(boxes)
     return Split(folder / TRAIN, folder / VAL, (len(train["images"]), len(val["images"])), boxes, left_out)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    """Whether a file holds exactly these bytes."""
+    return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
+
+
+def _already_there(file: Path) -> UserError:
+    return UserError(f"{file} is already there: name another folder with --out")
 
 
 def _name(entry: Document) -> str:

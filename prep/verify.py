@@ -9,10 +9,12 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import pyarrow as pa
 from msgspec import UNSET
 
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, open_dataset
@@ -23,12 +25,13 @@ from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.executors import local_executor, run_tasks, usable_cores
 from jigsaw_pretrain.prep.manifests import check_sums, manifests, part_rows, read_records
 from jigsaw_pretrain.prep.records import Damage, PlanRecord, ShardRecord, read_part, require_plan, shaping_versions
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 
-def verify(url: str, *, workers: int | None = None) -> list[Damage]:
+def verify(url: str | Path, *, workers: int | None = None) -> list[Damage]:
     """All damage of the dataset below ``url``, by part; raises UserError where none was begun."""
-    out = Storage(url)
+    out = Storage(location(url, "url"))
+    checked(workers, Count | None, "workers")
     plan, workers = require_plan(out), workers or usable_cores()
     tasks = ((out.url, number, plan) for number in range(plan.parts))
     found: list[Damage] = []

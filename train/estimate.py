@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from jigsaw_pretrain.config import Count, CountOrZero, checked
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.remote import ReadOptions
@@ -22,7 +23,7 @@ from jigsaw_pretrain.train.engine.pretraining import OpenSource, TrainingJob, lo
 from jigsaw_pretrain.train.engine.run_folder import Origin, RunFolder, given_recipe
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Compile, Recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
 WARM = 5
@@ -149,7 +150,7 @@ def estimate(
     steps: int = 30,
     workers: int = 2,
     device: str = "auto",
-    compiling: str = "auto",
+    compiling: Compile = "auto",
     access: ReadOptions | None = None,
 ) -> Estimate:
     """Time some steps of a recipe on this machine, and forecast what the whole run costs; on every rank.
@@ -170,6 +171,8 @@ def estimate(
     Raises:
         UserError: for whatever the user can put right, on all ranks.
     """
+    checked(steps, Count, "steps")
+    checked(workers, CountOrZero, "workers")
     ranks = start(device)
     chosen = ranks.run_on_all(lambda: given_recipe(recipe, tuple(settings)).resolved(dataset))
     # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from msgspec.structs import replace
 
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_GROUPS, REGIONS
 from jigsaw_pretrain.train import losses
@@ -39,6 +40,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.engine.state import State, build_model, region_maps
 from jigsaw_pretrain.train.engine.trainer import Stopped
+from jigsaw_pretrain.train.recipe import Device
 
 MOST_JIGSAWS = 4096
 """The default limit: enough for one percent of standard error on each region."""
@@ -78,6 +80,9 @@ def evaluate(
     Raises:
         UserError: for a run without a checkpoint, and for a dataset of other classes or pixels.
     """
+    checked(jigsaws, Count | None, "jigsaws")
+    checked(batch, Count, "batch")
+    checked(device, Device, "device")
     folder = open_run_folder(run)
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.formats.jigsaw import Fit
@@ -41,6 +42,7 @@ from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
 from jigsaw_pretrain.train.models.layers import measure_batch_norms
 from jigsaw_pretrain.train.models.weights import load_weights
+from jigsaw_pretrain.train.recipe import Device
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried, on a quarter of the crops to fit."""
@@ -210,6 +212,10 @@ def probe(
         UserError: for a run without a checkpoint, another dataset's classes or pixels, too few images, and weights of
             another backbone.
     """
+    checked(crops, Count, "crops")
+    checked(side, Count | None, "side")
+    checked(fit, Fit, "fit")
+    checked(device, Device, "device")
     folder = open_run_folder(run)
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))

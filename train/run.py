@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from jigsaw_pretrain.config import Count, CountOrZero, checked
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import Dataset
 from jigsaw_pretrain.train import evaluate as evaluation
 from jigsaw_pretrain.train import probe as probing
@@ -35,7 +37,7 @@ from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.engine.step import MachineOptions
 from jigsaw_pretrain.train.export import export as exporting
 from jigsaw_pretrain.train.export.export import Exported
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Compile, Recipe
 from jigsaw_pretrain.train.report.page import RunPage
 
 
@@ -113,7 +115,7 @@ def pretrain(
     stop_after: int | None = None,
     workers: int = 2,
     device: str = "auto",
-    compiling: str = "auto",
+    compiling: Compile = "auto",
     deterministic: bool = False,
     page: bool = True,
     log: Sequence[str] = ("none",),
@@ -153,6 +155,15 @@ def pretrain(
         UserError: for whatever the user can put right, on all ranks.
         Interrupted: a signal ended it, after a checkpoint.
     """
+    for value, kind, name in (
+        (stop_after, Count | None, "stop_after"),
+        (workers, CountOrZero, "workers"),
+        (keep, Count | None, "keep"),
+        (val_every, CountOrZero, "val_every"),
+    ):
+        checked(value, kind, name)
+    if val_every and held_out is None:
+        raise UserError(f"val_every = {val_every} has nothing to validate on: give held_out, or leave it out")
     ranks = start(device)
     read_options = access or ReadOptions(default_cache())
     folder = ranks.run_on_all(lambda: open_run_folder(run))
@@ -160,7 +171,7 @@ def pretrain(
         if folder.remote:
             ranks.run_on_rank_zero(folder.remote.pull)
         chosen = ranks.run_on_rank_zero(lambda: choose_recipe(folder, recipe, tuple(settings), resume, dataset))
-        options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(tuple(log)))
+        options, logs = MachineOptions(compiling, deterministic), ranks.run_on_rank_zero(lambda: wanted(log))
         origin = origin_of(dataset, chosen.data)
         callbacks = (RunPage(folder.path, chosen, origin),) if page else ()
         commonest = commonest_label(dataset)

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.formats.annotations.read import Exif, Ignored, Reading
 
 annotations = click.option(
     "--annotations",
@@ -26,14 +27,14 @@ images = click.option(
 )
 exif = click.option(
     "--exif",
-    type=click.Choice(("ignore", "apply")),
+    type=click.Choice(choices(Exif)),
     default="ignore",
     show_default=True,
     help="ignore takes the boxes as drawn on the stored pixels (COCO), apply as drawn on upright pictures.",
 )
 ignored = click.option(
     "--ignored",
-    type=click.Choice(("skip", "use")),
+    type=click.Choice(choices(Ignored)),
     default="skip",
     show_default=True,
     help="Say what becomes of objects that are marked as ignored (COCO's and CrowdHuman's `ignore`, VOC's "
@@ -71,8 +72,8 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_reading(
         *words: Any,
-        exif: str,
-        ignored: str,
+        exif: Exif,
+        ignored: Ignored,
         split: str | None,
         voc_origin: int | None,
         nodata: str | None,

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
+from jigsaw_pretrain.config import check_fields
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.annotations import folders
 from jigsaw_pretrain.formats.annotations.coco import read_coco
@@ -63,6 +65,13 @@ class RawAnnotations:
     notes: tuple[Note, ...] = ()
 
 
+Exif = Literal["ignore", "apply"]
+
+Ignored = Literal["skip", "use"]
+
+VocOrigin = Annotated[int, msgspec.Meta(ge=0, le=1)]
+
+
 @dataclass(frozen=True)
 class Reading:
     """How annotations and their images are to be understood.
@@ -75,15 +84,16 @@ class Reading:
     ``nan``), ``none`` where all are measurements; None to look for one (formats/images/nodata.py).
     """
 
-    exif: str = "ignore"
-    ignored: str = "skip"
+    exif: Exif = "ignore"
+    ignored: Ignored = "skip"
     split: str | None = None
-    voc_origin: int | None = None
+    voc_origin: VocOrigin | None = None
     detailed: bool = False
     nodata: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a nodata that is no number."""
+        """Refuse words and numbers that are none of these, and a nodata that is no number."""
+        check_fields(self)
         missing_value(self.nodata)
 
     def words(self) -> list[str]:

@@ -11,6 +11,7 @@ else is refused with a UserError that names the file.
 import contextlib
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -27,7 +28,7 @@ from jigsaw_pretrain.formats.dataset.schema import DamagedTable, check_crops, op
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage.retries import TRIES
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 FORMAT_VERSION = 1
 """The version of datasets of 8-bit RGB JPEG crops as section 3.1 has them: all versions of this program read it."""
@@ -81,17 +82,32 @@ def json_bytes(record: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
 
 
+Subsampling = Literal["444", "422", "420", "440", "411"]
+
+Encoding = Literal["pixels", "lossless"]
+
+ContextAt = Literal["prep", "train"]
+
+Context = Annotated[float, Meta(ge=1, le=10)]
+
+JpegQuality = Annotated[int, Meta(ge=1, le=100)]
+
+CropsPerPart = Annotated[int, Meta(ge=1)]
+
+NegativesPerPositive = Annotated[float, Meta(ge=0, le=100)]
+
+
 class _Options(msgspec.Struct):
     """What readers of dataset.json and plan.json rely on among the options."""
 
-    context: Annotated[float, Meta(ge=1, le=10)] | UnsetType = UNSET
-    context_at: Literal["prep", "train"] | UnsetType = UNSET
-    encode: Literal["pixels", "lossless"] | UnsetType = UNSET
+    context: Context | UnsetType = UNSET
+    context_at: ContextAt | UnsetType = UNSET
+    encode: Encoding | UnsetType = UNSET
     exif: Literal["ignore", "apply"] | UnsetType = UNSET
-    subsampling: Literal["444", "422", "420", "440", "411"] | UnsetType = UNSET
-    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
-    crops_per_part: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
-    negatives_per_positive: Annotated[float, Meta(ge=0, le=100)] | UnsetType = UNSET
+    subsampling: Subsampling | UnsetType = UNSET
+    jpeg_quality: JpegQuality | UnsetType = UNSET
+    crops_per_part: CropsPerPart | UnsetType = UNSET
+    negatives_per_positive: NegativesPerPositive | UnsetType = UNSET
     annotations_sha256: Sha256 | UnsetType = UNSET
     split: Annotated[str, Meta(max_length=10_000)] | None | UnsetType = UNSET
 
@@ -211,7 +227,7 @@ def drawn_context(options: Mapping[str, Any]) -> float | None:
     return float(options["context"]) if options.get("context_at") == "train" else None
 
 
-def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
+def open_dataset(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
     """Open the finished dataset below ``url``; reads dataset.json and shards.parquet.
 
     Args:
@@ -226,6 +242,7 @@ def open_dataset(url: str, options: Mapping[str, Any] | None = None, tries: int 
         UserError: There is none, prep has not finished, files are damaged, or the format is newer than this program.
         StoreError: The store fails.
     """
+    url = location(url, "url")
     storage = Storage(url, options, tries)
     with _named_errors(storage):
         try:

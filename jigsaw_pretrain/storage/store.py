@@ -88,6 +88,22 @@ class Entry:
     written: float | None
 
 
+def location(where: str | os.PathLike[str], name: str) -> str:
+    """A path or URL that a caller gave, as text; raises UserError, which calls it ``name``."""
+    if isinstance(where, str):
+        return where
+    text = os.fspath(where) if isinstance(where, os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(f"{name} must be a path or a URL, not {where!r}")
+    if _URL_AS_PATH.match(text):
+        raise UserError(f"{name}: pathlib has made {text} of a URL: give it as a string")
+    return text
+
+
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
+"""What is left of a URL in a path, which knows no two slashes in a row."""
+
+
 class Storage:
     """A root folder or prefix; ``name`` arguments are paths relative to it, with forward slashes.
 

@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
+from jigsaw_pretrain.cli import Command, one_line_errors, plain, tell_next
 from jigsaw_pretrain.errors import COMMAND_LINE, UserError, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
@@ -37,7 +37,7 @@ from jigsaw_pretrain.formats.pixels import PixelFormat
 from jigsaw_pretrain.prep.images.pixel_format import choose_pixels, missing_images, sample
 from jigsaw_pretrain.prep.plan.forecast import Summary
 from jigsaw_pretrain.prep.plan.plan import Plan, PlanOptions, make_plan
-from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.prep.report.console import print_summary
 from jigsaw_pretrain.storage.retries import StoreError
 from jigsaw_pretrain.storage.store import map_ahead
 

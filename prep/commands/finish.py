@@ -5,11 +5,11 @@ import time
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.manifests import finish
-from jigsaw_pretrain.prep.report.console import plain, print_summary
+from jigsaw_pretrain.prep.report.console import print_summary
 
 
 @click.command("finish", cls=Command)

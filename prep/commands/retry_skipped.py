@@ -8,7 +8,7 @@ import time
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.dataset import layout
@@ -16,7 +16,7 @@ from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.executors import usable_cores
 from jigsaw_pretrain.prep.pipeline import done_records, recut
 from jigsaw_pretrain.prep.records import require_plan
-from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_summary
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, print_summary
 from jigsaw_pretrain.storage.store import Storage
 
 

@@ -14,19 +14,20 @@ from typing import Any
 import click
 from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors, tell_next
-from jigsaw_pretrain.config import read_toml
+from jigsaw_pretrain.cli import Command, FiniteRange, one_line_errors, plain, tell_next
+from jigsaw_pretrain.config import choices, read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.formats.annotations.skipped import SEVERAL_SPLITS
+from jigsaw_pretrain.formats.dataset.dataset import ContextAt, Encoding
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.crops import SUBSAMPLINGS
 from jigsaw_pretrain.prep.executors import array_task, usable_cores
 from jigsaw_pretrain.prep.images.pixel_format import AUTO
-from jigsaw_pretrain.prep.plan.plan import CONTEXT_AT, ENCODINGS, Plan
-from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain, print_recipe, print_summary
+from jigsaw_pretrain.prep.plan.plan import Plan
+from jigsaw_pretrain.prep.report.console import ConsoleProgress, print_recipe, print_summary
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 @click.option("--seed", default=0, show_default=True, help="Draw every random choice from this seed.")
 @click.option(
     "--negatives-per-positive",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=0.1,
     show_default=True,
     help="Cut this many background crops for each object crop. 0 cuts none, as federated labels such as "
@@ -46,14 +47,14 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--context",
-    type=click.FloatRange(1, 10),
+    type=FiniteRange(1, 10),
     default=2.0,
     show_default=True,
     help="Enlarge boxes to at most this many times their width and height.",
 )
 @click.option(
     "--context-at",
-    type=click.Choice(CONTEXT_AT),
+    type=click.Choice(choices(ContextAt)),
     default="prep",
     show_default=True,
     help="Say who draws how far each box is enlarged. prep draws it once, for all, as in the paper. train "
@@ -83,7 +84,7 @@ logger = logging.getLogger(__name__)
 @reads.each
 @click.option(
     "--encode",
-    type=click.Choice(ENCODINGS),
+    type=click.Choice(choices(Encoding)),
     default="pixels",
     show_default=True,
     help="pixels decodes the image and encodes the crops. lossless cuts JPEGs along their own blocks; it "

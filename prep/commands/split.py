@@ -8,7 +8,7 @@ import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import Command, Share, tell_next
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options
-from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.formats.annotations.read import Exif, Reading
 
 
 @click.command(cls=Command)
@@ -42,7 +42,7 @@ def split(
     seed: int,
     group: str | None,
     val_list: Path | None,
-    exif: str,
+    exif: Exif,
     voc_origin: int | None,
 ) -> None:
     """Split annotations into a training and a validation file, by image or by group.

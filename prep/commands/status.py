@@ -8,11 +8,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.records import LOST_SECONDS, RunStatus
-from jigsaw_pretrain.prep.report.console import plain, readable_time
+from jigsaw_pretrain.prep.report.console import readable_time
 
 
 @click.command(cls=Command)

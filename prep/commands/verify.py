@@ -9,13 +9,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors
+from jigsaw_pretrain.cli import Command, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep import verify as checks
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.records import Damage
-from jigsaw_pretrain.prep.report.console import ConsoleProgress, plain
+from jigsaw_pretrain.prep.report.console import ConsoleProgress
 
 
 @click.command(cls=Command)

@@ -13,12 +13,24 @@ import msgspec
 import numpy as np
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import check_fields
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats import boxes
-from jigsaw_pretrain.formats.annotations.read import Reading
+from jigsaw_pretrain.formats.annotations.read import Exif, Ignored, Reading, VocOrigin
 from jigsaw_pretrain.formats.annotations.skipped import Note, Skipped, count_reasons, most_common
 from jigsaw_pretrain.formats.annotations.table import Annotations
-from jigsaw_pretrain.formats.dataset.dataset import EXTENDED, FORMAT_VERSION, drawn_context
+from jigsaw_pretrain.formats.dataset.dataset import (
+    EXTENDED,
+    FORMAT_VERSION,
+    Context,
+    ContextAt,
+    CropsPerPart,
+    Encoding,
+    JpegQuality,
+    NegativesPerPositive,
+    Subsampling,
+    drawn_context,
+)
 from jigsaw_pretrain.formats.jigsaw import GROUPS
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, missing_value, pixel_format
 from jigsaw_pretrain.prep.plan import negatives, positives
@@ -36,12 +48,6 @@ files say, and no background is cut where an object's place is unknown.
 """
 
 BYTES_PER_PART = 64 << 20
-
-ENCODINGS = ("pixels", "lossless")
-"""How crops become JPEGs: see PlanOptions."""
-
-CONTEXT_AT = ("prep", "train")
-"""Who draws how far each box is enlarged."""
 
 # What a draw is for, so that no two uses share words.
 _ORDER, _ENLARGE, _NEGATIVE, _MEMBER = 1, 2, 3, 4
@@ -61,22 +67,23 @@ class PlanOptions:
     None to look for one (formats/images/nodata.py).
     """
 
-    negatives_per_positive: float = 0.1
-    context: float = 2.0
-    crops_per_part: int = 4000
-    jpeg_quality: int = 95
-    subsampling: str = "444"
-    exif: str = "ignore"
-    encode: str = "pixels"
-    context_at: str = "prep"
+    negatives_per_positive: NegativesPerPositive = 0.1
+    context: Context = 2.0
+    crops_per_part: CropsPerPart = 4000
+    jpeg_quality: JpegQuality = 95
+    subsampling: Subsampling = "444"
+    exif: Exif = "ignore"
+    encode: Encoding = "pixels"
+    context_at: ContextAt = "prep"
     pixels: PixelFormat | None = RGB8
-    ignored: str = "skip"
+    ignored: Ignored = "skip"
     split: str | None = None
-    voc_origin: int | None = None
+    voc_origin: VocOrigin | None = None
     nodata: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a nodata that is no number."""
+        """Refuse words and numbers that are none of these, and a nodata that is no number."""
+        check_fields(self)
         missing_value(self.nodata)
 
     @property
@@ -125,9 +132,13 @@ _DEFAULTS = {field.name: field.default for field in fields(PlanOptions)}
 
 
 def options_of(recorded: Mapping[str, Any], where: str) -> PlanOptions:
-    """The options that plan.json records; raises UserError for pixels that this program does not know."""
+    """The options that plan.json records; raises UserError for what this program does not know."""
     known = {name: value for name, value in recorded.items() if name in _DEFAULTS}
-    return PlanOptions(**known | {"pixels": pixel_format(recorded.get("pixels"), where)})
+    pixels = pixel_format(recorded.get("pixels"), where)
+    try:
+        return PlanOptions(**known | {"pixels": pixels})
+    except UserError as error:
+        raise UserError(f"{where} is damaged ({error.message}). Prep the dataset again.") from error
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Tables for the terminal: a plan's, a finished dataset's; and the progress of cutting. Nothing here is stored."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jigsaw_pretrain.cli import plain
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, SHAPES
 from jigsaw_pretrain.formats.pixels import RGB8
@@ -17,12 +16,6 @@ from jigsaw_pretrain.prep.plan.recipe import fitted_jigsaw, fitted_recipe, jigsa
 
 MOST_CLASSES = 100
 ENCODED = "crops not cut losslessly (decoded and encoded)"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def plain(text: str) -> str:
-    """A name from a file, safe to print: no control characters, no markup."""
-    return escape(_CONTROL.sub("?", text))
 
 
 def print_summary(

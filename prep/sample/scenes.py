@@ -17,9 +17,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from jigsaw_pretrain import rng
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.prep.sample.sprites import SPRITES, Dice, Sprite, render
-from jigsaw_pretrain.storage.store import Storage
+from jigsaw_pretrain.storage.store import Storage, location
 
 SIZES = ((480, 360), (360, 480), (420, 420), (512, 320))
 VISIBLE_AT_LEAST = 0.5
@@ -136,7 +137,9 @@ def sample_data(
     Raises:
         UserError: where annotations are there already, or the folder cannot be made.
     """
-    place = Path(out)
+    place = Path(location(out, "out"))
+    checked(images, Count, "images")
+    checked(seed, int, "seed")
     folder = place / "images"
     if (place / "annotations.json").exists():
         raise UserError(f"{place / 'annotations.json'} is already there: remove {place}, or name another folder")

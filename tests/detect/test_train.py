@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.detect import training
 from jigsaw_pretrain.detect.annotations import read_ground_truth
 from jigsaw_pretrain.detect.data import Order
@@ -125,3 +126,25 @@ def test_a_caller_keeps_its_random_state_and_switches_and_reads_the_log(
     assert not (tmp_path / "refused" / CONFIG).exists()
     with pytest.raises(UserError, match="--shm-size"):
         evaluate(folder.path, workers=4, device="cpu", out=tmp_path)
+
+
+@pytest.mark.slow(seconds=2)
+def test_places_may_be_paths_and_arguments_are_checked(tiny_data: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    both = [tiny_data / side / name for side in ("train", "val") for name in ("annotations.json", "images")]
+    given: dict[str, Any] = {"val_annotations": both[2], "val_images": both[3], "workers": 0, "device": "cpu"}
+    untyped: Any = jp.detect
+    wrong: list[tuple[str, Any, str]] = [
+        ("recipe", "detect-sample", "recipe must be a DetectorRecipe: give DetectorRecipe.load('detect-sample')"),
+        ("stop_after", 0, "stop_after must be a whole number"),
+        ("device", "gpu", "device must be one of auto, cpu, cuda, not gpu"),
+        ("log", ["x"], "log must be a list of names"),
+        ("val_images", 5, "val_images must be a path or a URL, not 5"),
+    ]
+    for name, value, said in wrong:
+        with pytest.raises(jp.UserError) as caught:
+            untyped.train(*both[:2], tmp_path / "run", **{**given, name: value})
+        assert caught.value.message.startswith(said) and not (tmp_path / "run").exists()
+    settings = {**SETTINGS, "model.name": "retinanet", "model.norm": "gn", "model.backbone": TINY, "partial": True}
+    recipe = DetectorRecipe.load(None, set_options(**settings)[1::2])
+    untyped.train(*both[:2], tmp_path / "run", recipe, init=tiny_weights, **given)
+    assert jp.detect.evaluate(tmp_path / "run", device="cpu", workers=0).boxes.stats["AP"] >= 0

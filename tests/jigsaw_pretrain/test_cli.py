@@ -14,7 +14,19 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from jigsaw_pretrain.cli import DEBUG, NEXT, UNFORESEEN, Command, LazyGroup, as_typed, run_named, tell_next
+from jigsaw_pretrain.cli import (
+    DEBUG,
+    NEXT,
+    UNFORESEEN,
+    ByteCount,
+    Command,
+    FiniteRange,
+    LazyGroup,
+    Share,
+    as_typed,
+    run_named,
+    tell_next,
+)
 from jigsaw_pretrain.errors import Interrupted, UserError
 
 
@@ -253,3 +265,28 @@ def test_what_comes_next_can_be_typed_and_is_told_by_the_first_rank(
 )
 def test_a_run_is_named_after_its_dataset(data: str, run: str) -> None:
     assert run_named(data) == f"runs/{run}"
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("kind", [FiniteRange(0, 100), FiniteRange(min=0.1), ByteCount(), Share()])
+def test_a_number_that_is_none_is_a_mistake_of_usage(kind: click.ParamType, text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("500M", 500 << 20), ("1.5kb", 1536), ("200G", 200 << 30)])
+def test_bytes_are_counted_in_powers_of_1024(text: str, count: int) -> None:
+    assert ByteCount().convert(text, None, None) == count
+    for wrong in ("0", "0.5", "-1", "1e305T", "M", ""):
+        with pytest.raises(click.BadParameter):
+            ByteCount().convert(wrong, None, None)
+
+
+@pytest.mark.parametrize("stage", ["prep", "train"])
+def test_no_command_takes_a_float_that_is_not_finite(stage: str) -> None:
+    main = importlib.import_module(f"jigsaw_pretrain.{stage}.cli").main
+    context, floats = click.Context(main), []
+    for name in main.list_commands(context):
+        found = main.get_command(context, name).params
+        floats += [option.type for option in found if isinstance(option.type, type(click.FLOAT))]
+    assert floats and all(isinstance(one, FiniteRange) for one in floats)

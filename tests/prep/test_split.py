@@ -1,5 +1,6 @@
 """Splitting annotations: whole groups, nothing lost, and the same images as the dataset grows."""
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.prep.cli import main
 from jigsaw_pretrain.prep.split import _drawn
+from jigsaw_pretrain.storage.store import Storage
 from tests.helpers.commands import run_command
-from tests.helpers.prepped import Drawn
+from tests.helpers.prepped import Drawn, tree
 from tests.helpers.writers import write_voc, write_yolo
 
 
@@ -153,3 +155,38 @@ def test_an_unknown_name_in_the_list_is_named(drawn: Drawn, tmp_path: Path) -> N
     file = folder_of_images(drawn)
     with pytest.raises(jp.UserError, match="clip9/1.jpg"):
         jp.split(str(file), str(drawn.folder / "images"), tmp_path / "out", held_out=["clip9/1.jpg"])
+
+
+@pytest.mark.parametrize("gone", ["train.json", "val.json"])
+def test_a_split_that_was_cut_short_between_its_files_goes_on(drawn: Drawn, tmp_path: Path, gone: str) -> None:
+    given = (str(folder_of_images(drawn)), str(drawn.folder / "images"), tmp_path)
+    jp.split(*given)
+    made = tree(tmp_path)
+    (tmp_path / gone).unlink()
+    jp.split(*given)
+    assert tree(tmp_path) == made
+    (tmp_path / gone).unlink()
+    with pytest.raises(jp.UserError, match="json is already there: name another folder"):
+        jp.split(*given, seed=1)
+    assert tree(tmp_path) == {name: data for name, data in made.items() if name != gone}
+
+
+def test_a_split_that_cannot_be_written_whole_leaves_nothing_that_stops_it(
+    drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (str(folder_of_images(drawn)), str(drawn.folder / "images"), tmp_path)
+    written: list[str] = []
+
+    def publish(self: Storage, name: str, data: bytes) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        written.append(name)
+        original(self, name, data)
+
+    original = Storage.publish
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "publish", publish)
+        with pytest.raises(OSError, match="No space"):
+            jp.split(*given)
+    made = jp.split(*given)
+    assert len(written) == 1 and len(read(made.train)["images"]) + len(read(made.val)["images"]) == 12

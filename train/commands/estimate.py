@@ -61,7 +61,7 @@ def estimate(
     steps: int,
     workers: int,
     device: str,
-    compiling: str,
+    compiling: Compile,
     json_file: Path | None,
     **access_settings: Any,
 ) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, tell_next
+from jigsaw_pretrain.cli import Command, plain, tell_next
 from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, SHAPES
 from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import (
@@ -72,13 +72,14 @@ def evaluate(
 def show(report: dict[str, Any]) -> None:
     """Print a report as a table."""
     seen = " that it was trained on" if report["trained_on"] else ""
-    table = Table(title=f"{report['backbone']} after {report['step']} steps, {report['jigsaws']} jigsaws{seen}")
+    told = f"{report['backbone']} after {report['step']} steps, {report['jigsaws']} jigsaws{seen}"
+    table = Table(title=plain(told))
     for column in ("where", "count", "accuracy", "majority share"):
         table.add_column(column, justify="left" if column == "where" else "right")
 
     def add(name: str, found: dict[str, Any], majority: float | None) -> None:
         shares = ("-" if value is None else f"{value:.1%}" for value in (found["accuracy"], majority))
-        table.add_row(name, str(found["count"]), *shares)
+        table.add_row(plain(name), str(found["count"]), *shares)
 
     overall = report["overall"]
     add("all regions", overall, overall["majority_share"])
@@ -90,7 +91,8 @@ def show(report: dict[str, Any]) -> None:
     table.add_section()
     for found in report["classes"]:
         add(f"class {found['class']}", found, None)
-    Console().print(table)
+    # Without emoji: a class may be called :car:.
+    Console(emoji=False).print(table)
     click.echo(verdict(report))
 
 

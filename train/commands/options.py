@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from jigsaw_pretrain.cli import ByteCount, run_named, tell_next
+from jigsaw_pretrain.cli import ByteCount, FiniteRange, run_named, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.train.data.remote import BAD_SHARD, ReadOptions, default_cache
@@ -76,7 +76,7 @@ def exporting(run: str, purpose: str) -> tuple[str, Sequence[str]]:
 
 def read_options(command: F) -> F:
     """Add the options of ReadOptions to a click command, as the keyword arguments that ``read_options_from`` takes."""
-    retries, timeout, bad = click.IntRange(min=0), click.FloatRange(min=0.1), click.Choice(BAD_SHARD)
+    retries, timeout, bad = click.IntRange(min=0), FiniteRange(min=0.1), click.Choice(BAD_SHARD)
     options = (
         click.option(
             "--cache",

@@ -11,6 +11,7 @@ import click
 import jigsaw_pretrain as jp
 from jigsaw_pretrain.cli import HELD_OUT, Command, is_first_rank, is_restarted, tell_next
 from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.commands.options import (
@@ -92,7 +93,7 @@ def pretrain(
     stop_after: int | None,
     workers: int,
     device: str,
-    compiling: str,
+    compiling: Compile,
     deterministic: bool,
     page: bool,
     log: tuple[str, ...],
@@ -111,6 +112,10 @@ def pretrain(
     settings += (f"data.balance={balance}",) if balance else ()
     settings += (f"model.neck={neck}",) if neck else ()
     resume = resume or is_restarted()
+    if val_every and not val_data:
+        raise UserError(
+            f"--val-every {val_every} has nothing to validate on: name a dataset with --val-data, or leave it out"
+        )
     given = validation = None
     if is_first_rank():
         wanted(log)

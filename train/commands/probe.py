@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, tell_next
+from jigsaw_pretrain.cli import Command, plain, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.storage.files import publish_locally
@@ -74,19 +74,21 @@ def probe(
 
 def show(report: dict[str, Any]) -> None:
     """Print a report as a table."""
-    table = Table(
-        title=f"{report['backbone']} after {report['step']} steps: probe on {report['crops_to_judge']} crops of "
+    told = (
+        f"{report['backbone']} after {report['step']} steps: probe on {report['crops_to_judge']} crops of "
         f"{report['classes_judged']} classes (majority {report['majority_share']:.1%})"
     )
+    table = Table(title=plain(told))
     for column in ("features", "accuracy", "mean over classes"):
         table.add_column(column, justify="left" if column == "features" else "right")
     rows = {"this run": report["run"], "random initialisation": report["random"], **report["weights"]}
     for label, shares in rows.items():
-        table.add_row(label, f"{shares['top1']:.1%}", f"{shares['class_mean']:.1%}")
+        table.add_row(plain(label), f"{shares['top1']:.1%}", f"{shares['class_mean']:.1%}")
     table.add_section()
     ratio = f"{report['class_mean_ratio']:.2f}"
     table.add_row("this run, times random", _ratio(report["run"]["top1"], report["random"]["top1"]), ratio)
-    Console().print(table)
+    # Without emoji: a file may be called :car:.
+    Console(emoji=False).print(table)
 
 
 def _ratio(value: float, base: float) -> str:

@@ -37,11 +37,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow.parquet as pq
 from filelock import FileLock
-from msgspec import UNSET
+from msgspec import UNSET, Meta
 
+from jigsaw_pretrain.config import CountOrZero, Positive, checked
 from jigsaw_pretrain.errors import UserError, redacted
 from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import Dataset, ShardRow, open_dataset
@@ -251,6 +253,9 @@ def _lock(path: Path) -> FileLock:
     return FileLock(path, poll_interval=0.005, mode=0o644)
 
 
+_Bytes = Annotated[int, Meta(ge=1)]
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """Options of reading shards.
@@ -268,7 +273,10 @@ class ReadOptions:
     on_bad_shard: str = "stop"
 
     def __post_init__(self) -> None:
-        """Refuse what is neither stop nor skip."""
+        """Refuse what is neither stop nor skip, and numbers that are no counts and no seconds."""
+        checked(self.cache_bytes, _Bytes | None, "cache_bytes")
+        checked(self.read_retries, CountOrZero, "read_retries")
+        checked(self.read_timeout, Positive, "read_timeout")
         if self.on_bad_shard not in BAD_SHARD:
             raise UserError(f"on-bad-shard {self.on_bad_shard!r} is not one of {', '.join(BAD_SHARD)}")
 

@@ -32,8 +32,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jigsaw_pretrain.config import checked
 from jigsaw_pretrain.errors import Interrupted, UserError
 from jigsaw_pretrain.train.data.device import CudaStreams, DeviceStreams
+from jigsaw_pretrain.train.recipe import Device
 
 T = TypeVar("T")
 
@@ -148,8 +150,10 @@ class Ranks:
 def start(device: str = "auto") -> Ranks:
     """Join the other ranks as torchrun's environment says; alone without it.
 
-    device: auto takes this process's GPU where there is one. Raises UserError for cuda without a GPU for this rank.
+    device: auto takes this process's GPU where there is one. Raises UserError for cuda without a GPU for this rank, and
+    for another word.
     """
+    checked(device, Device, "device")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     gpus = 0 if device == "cpu" else torch.cuda.device_count()

@@ -116,12 +116,19 @@ _MAKERS: dict[str, Callable[[Path, int, dict[str, Any]], Logger]] = {
 }
 
 
+def known(asked: Sequence[str]) -> tuple[str, ...]:
+    """The names of loggers that were asked for; raises UserError for one that there is not."""
+    if isinstance(asked, str) or any(name not in (*NAMES, "none") for name in asked):
+        raise UserError(f"log must be a list of names ({', '.join(NAMES)}, none), not {asked}")
+    return tuple(asked)
+
+
 def wanted(asked: Sequence[str]) -> tuple[str, ...]:
     """The loggers to use: those asked for (``none`` for none), or TensorBoard where it is installed.
 
     Raises UserError for one that is not installed, naming the remedy.
     """
-    if not asked:
+    if not known(asked):
         return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
     for name in asked:
         if name != "none" and importlib.util.find_spec(name) is None:

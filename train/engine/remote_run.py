@@ -151,6 +151,10 @@ class RemoteRunFolder:
         if not (self.path / "checkpoints" / name).exists():
             self._fetch(f"checkpoints/{name}")
 
+    def holds(self, name: str) -> bool:
+        """Whether a file of that name lies at the URL; raises StoreError."""
+        return fetch_with_retries(lambda: self._storage.exists(name), self._retries, self._storage.describe(name))
+
     def push(self) -> None:
         """Publish what has changed, then the pointer; remove checkpoints older than the staged ones."""
         staged = self._staged()

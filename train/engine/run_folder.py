@@ -34,6 +34,7 @@ from filelock import FileLock
 from msgspec.structs import replace
 
 from jigsaw_pretrain.errors import UserError, redacted
+from jigsaw_pretrain.formats.dataset import layout
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Classes, Dataset
 from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage.files import check_own_folders, lock_file, sweep
@@ -51,11 +52,28 @@ DESCRIPTION = "run.json"
 LOCK = ".lock"
 """The empty file that is locked while a process trains in the folder."""
 
-RUN_FILES = ("recipe.toml", "metrics.jsonl", "digest.txt")
-"""What a run is continued with, beside its description and its newest checkpoint."""
-
 WRITTEN_FOLDERS = ("checkpoints", "looks", "tensorboard")
 """The folders in a run's that are written to."""
+
+RECIPE = "recipe.toml"
+
+RUN_FILES = (RECIPE, "metrics.jsonl", "digest.txt")
+"""What a run is continued with, beside its description and its newest checkpoint."""
+
+WRITTEN_LATER = (
+    "run.json",
+    "config.json",
+    "metrics.jsonl",
+    "digest.txt",
+    "report.html",
+    "backbone.pth",
+    "backbone-fpn.pth",
+    "detector.pth",
+    "summary.json",
+    "results.json",
+    "ap.json",
+)
+"""The files that a run, of a backbone or of a detector, has from its first step on: no run has them before that."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +146,11 @@ class RunFolder:
             self._place(self.remote.path)
             self.remote.pull()
 
+    def holds(self, name: str) -> bool:
+        """Whether anything of that name lies in the folder, or at its URL."""
+        path = self.path / name
+        return path.exists() or path.is_symlink() or (self.remote is not None and self.remote.holds(name))
+
     def stage(self, checkpoint: str) -> None:
         """Have a checkpoint of that name here, where the folder is at a URL."""
         if self.remote:
@@ -197,11 +220,13 @@ def choose_recipe(
 
     A new run takes the recipe (None for the paper's) and the settings, a resumed one its own recipe.
 
-    Raises UserError for a folder that holds a run (without resume), and for a recipe that is not the run's (with it),
-    naming what differs.
+    Raises UserError for a folder that holds a run (without resume), a dataset or files that are not the run's, and for
+    a recipe that is not the run's (with it), naming what differs.
     """
     if not continues(folder, resume):
-        return given_recipe(recipe, settings).resolved(dataset)
+        chosen_anew = given_recipe(recipe, settings).resolved(dataset)
+        _check_recipe_file(folder, chosen_anew)
+        return chosen_anew
     own = Recipe.from_dict(read_description(folder)["recipe"], str(folder.description))
     wanted = own.updated(*settings) if recipe is None else given_recipe(recipe, settings)
     chosen = wanted.data
@@ -211,13 +236,47 @@ def choose_recipe(
 
 
 def continues(folder: RunFolder, resume: bool) -> bool:
-    """Whether this is a run that goes on; UserError for a folder that holds a run (without resume), and for a file."""
+    """Whether this is a run that goes on; nothing is written.
+
+    Raises UserError for a folder that holds a run (without resume), for one that holds no run and a dataset or files
+    that a run would write over, and for a file.
+    """
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"--run {folder} is a file: name a folder")
     check_own_folders(folder.path, WRITTEN_FOLDERS)
     if folder.begun and not resume:
         raise UserError(f"{folder} already holds a run: add --resume to continue it, or name another folder with --run")
+    if not folder.begun:
+        _check_unused(folder)
     return folder.begun
+
+
+def _check_unused(folder: RunFolder) -> None:
+    """Refuse to begin a run where a dataset lies, or a file that the run would write over."""
+    for name in (layout.DATASET, layout.PLAN):
+        if folder.holds(name):
+            raise UserError(f"--run {folder} holds a dataset ({name}), which no run may lie in: name another folder")
+    for name in WRITTEN_LATER:
+        if folder.holds(name):
+            raise _foreign(folder, name)
+
+
+def _check_recipe_file(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to write over a recipe.toml, unless it is the very one: a run may have been killed before run.json."""
+    try:
+        there = Storage(folder.path).read(RECIPE, MOST_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _foreign(folder, RECIPE) from error
+    if there != recipe.to_toml().encode():
+        raise _foreign(folder, RECIPE)
+
+
+def _foreign(folder: RunFolder, name: str) -> UserError:
+    return UserError(
+        f"--run {folder} holds {name} and no run, which would write over it: move the file away, or name another folder"
+    )
 
 
 def check_same_recipe(folder: RunFolder, changed: list[str]) -> None:
@@ -304,7 +363,7 @@ def describe_run(folder: RunFolder, recipe: Recipe, origin: Origin, backbone: di
     if origin.pixels != RGB8:
         description["pixels"] = origin.pixels.to_dict()
     storage = Storage(folder.path)
-    storage.publish("recipe.toml", recipe.to_toml().encode())
+    storage.publish(RECIPE, recipe.to_toml().encode())
     storage.publish(DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 

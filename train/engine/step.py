@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jigsaw_pretrain.config import check_fields
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.rng import derive_key
 from jigsaw_pretrain.train import losses
@@ -34,7 +35,7 @@ from jigsaw_pretrain.train.engine.distributed import Ranks
 from jigsaw_pretrain.train.engine.optim import autocast, learning_rate, set_rate
 from jigsaw_pretrain.train.engine.state import State
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import MICRO_BATCH, Recipe
+from jigsaw_pretrain.train.recipe import MICRO_BATCH, Compile, Recipe
 
 BACKEND: Any = "inductor"
 """The backend of torch.compile."""
@@ -47,8 +48,12 @@ class MachineOptions:
     compile: a recipe.Compile. deterministic: the same bits each time, or an error.
     """
 
-    compile: str = "auto"
+    compile: Compile = "auto"
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse another word."""
+        check_fields(self)
 
     def compiles(self, device: torch.device) -> bool:
         """Whether the model is to be compiled on that device."""

@@ -19,9 +19,11 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Dataset
 from jigsaw_pretrain.storage.files import publish_locally
+from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
 from jigsaw_pretrain.train.engine.distributed import start
@@ -37,10 +39,10 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.engine.state import build_model
 from jigsaw_pretrain.train.engine.weights_info import info_of
-from jigsaw_pretrain.train.export.readme import PYRAMID_TARGET, ExportInfo, readme
+from jigsaw_pretrain.train.export.readme import MARK, PYRAMID_TARGET, ExportInfo, readme
 from jigsaw_pretrain.train.export.targets import TARGETS, check_own, normalisation_of_timm, stem
 from jigsaw_pretrain.train.models.layers import measure_batch_norms
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Device, Recipe
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,18 @@ def export(
 
     Raises:
         UserError: for a run without a checkpoint, a backbone that the library does not have or computes otherwise, and
-            a file that is the run's own.
+            a file that is the run's own, or there already and of no export: its README tells that.
     """
+    if to not in TARGETS:
+        raise UserError(f"to must be one of {', '.join(TARGETS)}, not {to}")
+    checked(recalibrate_bn, Count | None, "recalibrate_bn")
+    checked(device, Device, "device")
     folder, target, out = open_run_folder(run), TARGETS[to], Path(out)
     if os.path.realpath(out) in {os.path.realpath(one) for one in (folder.backbone, folder.pyramid)}:
         raise UserError(f"--out {out} is the run's own file: name another one")
+    # The whole name, as backbone.pth and backbone.pkl are two exports.
+    note = out.with_name(f"{out.name}.README.md")
+    _check_replaceable(out, note)
     description, recipe, content = open_trained(folder)
     if backbone is not None and backbone != recipe.model.backbone:
         raise UserError(f"{run} is of {recipe.model.backbone}, not of {backbone}: name another --run or --backbone")
@@ -128,13 +137,13 @@ def export(
     )
     averaged = ", weights averaged over steps" if content.get("average") else ""
     origin = (
-        f"Pre-trained on jigsaws by jigsaw-pretrain: {content['step']} of {recipe.optim.steps} steps, "
+        f"{MARK}{content['step']} of {recipe.optim.steps} steps, "
         f"batch {recipe.data.batch}, {len(description['classes'])} classes{averaged}."
     )
-    publish_locally(out, target.pack(converted, info_of(recipe, pixels).to_about()))
-    # The whole name, as backbone.pth and backbone.pkl are two exports.
-    note = out.with_name(f"{out.name}.README.md")
+    packed = target.pack(converted, info_of(recipe, pixels).to_about())
+    # The README first: the same export goes on where it was cut short, as weights without one are taken for another's.
     publish_locally(note, readme(info, to, origin).encode())
+    publish_locally(out, packed)
     size = sum(value.numel() * value.element_size() for value in converted.values())
     return Exported(
         out,
@@ -146,6 +155,21 @@ def export(
         size,
         bool(pyramid) and to != PYRAMID_TARGET,
     )
+
+
+def _check_replaceable(out: Path, note: Path) -> None:
+    """Refuse to write over what is no export: a README that is not ours, or a file that has none of ours beside it."""
+    try:
+        is_ours = MARK.encode() in Storage(note.parent).read(note.name, MOST_BYTES)
+    except FileNotFoundError:
+        is_ours = False
+    except OSError as error:
+        raise UserError(
+            f"{note} cannot be read ({error.strerror or error}): move it away, or name another --out"
+        ) from error
+    for file in (note, out):
+        if not is_ours and (file.exists() or file.is_symlink()):
+            raise UserError(f"{file} is already there and no export's: move it away, or name another --out")
 
 
 def recalibrated(

@@ -31,6 +31,9 @@ TARGET_NAMES = (
 )
 """What a backbone is exported to, each with a template; known without torch, which targets.py imports."""
 
+MARK = "Pre-trained on jigsaws by jigsaw-pretrain: "
+"""What the sentence on where the weights come from begins with: a README without it is no export's."""
+
 
 @dataclass(frozen=True)
 class ExportInfo:
@@ -63,7 +66,7 @@ class ExportInfo:
 
 
 def readme(info: ExportInfo, to: str, origin: str) -> str:
-    """The README of an export to the target ``to``; ``origin`` is a sentence on where the weights come from."""
+    """The README of an export to the target ``to``; ``origin``, after MARK, says where the weights come from."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jigsaw_pretrain.train.export", "templates"),
         autoescape=False,

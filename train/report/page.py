@@ -470,6 +470,9 @@ class RunPage(Callback):
             self._drawing.communicate()
             self._drawing = None
         self._wait()
+        if not RunFolder(self._run).begun:
+            # Without a step there is nothing to show, and a page alone would be taken for somebody's own.
+            return
         try:
             Storage(self._run).sweep("")
             write_report(self._run, finished=step >= self._steps)

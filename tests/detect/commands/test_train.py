@@ -16,6 +16,7 @@ from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.recipe import DetectorName, DetectorNorm, Freeze
 from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
 from tests.helpers.browser import check_page
+from tests.helpers.prepped import tree
 from tests.helpers.settings import SOAK
 
 Run = Callable[..., Any]
@@ -86,6 +87,15 @@ def test_large_scale_jitter_and_bf16_train(tmp_path: Path, detect: Run, plain_ru
         tmp_path / "run", norm="gn", model="faster-rcnn-fpn", jitter_low=0.1, jitter_high=2.0, precision="bf16", seed=3
     )
     assert len(rows(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("name", ["detector.pth", "manifests/dataset.json"])
+def test_a_folder_with_files_that_are_not_the_runs_is_left_as_it_is(tmp_path: Path, detect: Run, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    said = detect(tmp_path, "--resume", expect=2).output
+    assert f"Error: --run {tmp_path} holds " in said and name in said and "name another folder" in said
+    assert tree(tmp_path) == {name: b"mine"}
 
 
 def test_bottleneck_networks_fit_every_model(tmp_path: Path, detect: Run, plain_runs: None) -> None:

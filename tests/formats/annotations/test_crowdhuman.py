@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import Ignored, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.prep.plan.plan import PlanOptions, make_plan
 
@@ -22,7 +22,7 @@ BOXES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("name", ["annotation_train.odgt", "annotations.json"])
 @pytest.mark.parametrize(("ignored", "objects"), [("skip", 2), ("use", 3)])
-def test_people_are_objects_and_masks_never(tmp_path: Path, name: str, ignored: str, objects: int) -> None:
+def test_people_are_objects_and_masks_never(tmp_path: Path, name: str, ignored: Ignored, objects: int) -> None:
     Image.new("RGB", (100, 50)).save(tmp_path / "273271,1a0d6000b9e1f5b7.jpg")
     line = json.dumps({"ID": "273271,1a0d6000b9e1f5b7", "gtboxes": BOXES})
     (tmp_path / name).write_bytes(f"\ufeff{line}\r\n\r\n".encode())

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import Ignored, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.images.source import ImageSource
@@ -273,7 +273,7 @@ def test_coco_with_text_for_numbers_is_refused_with_its_place(tmp_path: Path, li
 )
 @pytest.mark.parametrize("ignored", ["skip", "use"])
 def test_what_exports_mark_as_ignored_is_no_object_and_no_background(
-    tmp_path: Path, mark: dict[str, Any], ignored: str
+    tmp_path: Path, mark: dict[str, Any], ignored: Ignored
 ) -> None:
     lists = coco(annotations={"bbox": [0, 0, 20, 20]})
     lists["annotations"].append({"id": 2, "image_id": 1, "category_id": 7, "bbox": [20, 0, 80, 50], **mark})

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.read import Ignored, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.table import Annotations
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.prep.plan.plan import PlanOptions, make_plan
@@ -27,7 +27,7 @@ def sequence(folder: Path, name: str, truth: str, info: str = INFO) -> None:
         Image.new("RGB", (100, 50)).save(folder / name / "img1" / f"{frame:06d}.jpg")
 
 
-def read(folder: Path, ignored: str = "skip") -> Annotations:
+def read(folder: Path, ignored: Ignored = "skip") -> Annotations:
     return listed(read_annotations(str(folder), str(folder)), ImageSource(str(folder)), Reading(ignored=ignored))
 
 

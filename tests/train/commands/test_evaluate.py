@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jigsaw_pretrain.storage.store import Storage
-from jigsaw_pretrain.train.commands.evaluate import verdict
+from jigsaw_pretrain.train.commands.evaluate import show, verdict
 from jigsaw_pretrain.train.engine.pretraining import NO_BETTER
 from tests.helpers.commands import call
 from tests.helpers.tiny import CLASSES, make_dataset
@@ -32,6 +32,25 @@ def test_evaluate_reports_by_region_group_and_class(data: Path, finished: Path, 
     again = tmp_path / "again.json"
     call("evaluate", "--run", finished, "--data", data, "--workers", 2, "--json", again, "--batch", 4)
     assert json.loads(again.read_text()) == report
+
+
+def test_names_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["screw [/M3]", "lego [red]", "lego [blue]", ":car:", "a\x1b[2J"]
+    share = {"count": 1, "accuracy": 0.5, "majority_share": 0.5}
+    show(
+        {
+            "backbone": "own:[red]net",
+            "step": 1,
+            "jigsaws": 4,
+            "trained_on": False,
+            "overall": {**share, "balanced_accuracy": 0.5},
+            "regions": {},
+            "groups": {},
+            "classes": [{"class": name, "count": 1, "accuracy": 0.5} for name in names],
+        }
+    )
+    shown = capsys.readouterr().out
+    assert all(f"class {name} " in shown for name in names[:-1]) and "class a?[2J" in shown and "own:[red]net" in shown
 
 
 def test_the_verdict_compares_with_always_naming_the_commonest_class() -> None:

@@ -14,6 +14,7 @@ from jigsaw_pretrain.train.models.layers import measure_batch_norms
 from tests.helpers.commands import call
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import same, small_job, synthetic
+from tests.helpers.prepped import tree
 
 
 def test_statistics_are_measured_anew(tmp_path: Path) -> None:
@@ -56,6 +57,22 @@ def test_two_exports_have_a_readme_each(finished: Path, tmp_path: Path) -> None:
         assert call("export", "--run", finished, "--to", target, "--out", tmp_path / name).exit_code == 0
         notes[target] = (tmp_path / f"{name}.README.md").read_text()
     assert len(list(tmp_path.glob("*.md"))) == 2 and all(target in text for target, text in notes.items())
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pth.README.md"])
+def test_an_export_replaces_nothing_but_an_export(finished: Path, tmp_path: Path, name: str) -> None:
+    command = ("export", "--run", finished, "--to", "torchvision", "--out", tmp_path / "x.pth")
+    (tmp_path / name).write_text("# Mine")
+    refused = call(*command)
+    assert refused.exit_code == 2 and f"{tmp_path / name} is already there and no export's: move it" in refused.output
+    assert tree(tmp_path) == {name: b"# Mine"}
+    (tmp_path / name).unlink()
+    assert call(*command).exit_code == 0
+    made = tree(tmp_path)
+    assert call(*command).exit_code == 0 and tree(tmp_path) == made
+    # Cut short between its two files.
+    (tmp_path / "x.pth").unlink()
+    assert call(*command).exit_code == 0 and tree(tmp_path) == made
 
 
 def test_export_refuses_another_backbones_weights(finished: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, read_check
 from tests.helpers.commands import call
 from tests.helpers.detection import TINY
 from tests.helpers.jobs import BASE, SMALL, rows, same, untimed
+from tests.helpers.prepped import tree
 from tests.helpers.settings import FIRST_VERSION
 from tests.helpers.tiny import CLASSES
 
@@ -57,6 +58,7 @@ def test_the_digest_of_a_run_is_that_of_the_command(data: Path, finished: Path) 
         (["--set", "optim.micro_batch=3"], "optim.micro_batch = 3 does not divide the 4 jigsaws"),
         (["--set", "run.precision=fp8"], "fp32, bf16, fp16"),
         (["--set", "model.init=nowhere.pth"], "nowhere.pth is missing"),
+        (["--val-every", "2"], "--val-every 2 has nothing to validate on: name a dataset with --val-data"),
         (["--set", "model.backbone=nowhere:build"], "nowhere.build() fails (ModuleNotFoundError"),
     ],
 )
@@ -87,6 +89,10 @@ def test_a_folder_without_data_or_run_is_named(data: Path, finished: Path, tmp_p
     assert missing.exit_code == 2 and "dataset.json is missing" in missing.output
     taken = call("pretrain", "--data", data, "--run", finished, *BASE)
     assert taken.exit_code == 2 and "already holds a run: add --resume" in taken.output
+    before = tree(data)
+    dataset = call("pretrain", "--data", data, "--run", data, *BASE)
+    assert dataset.exit_code == 2 and "holds a dataset (manifests/dataset.json)" in dataset.output
+    assert tree(data) == before
     none = call("export", "--run", tmp_path, "--to", "torchvision", "--out", tmp_path / "x")
     assert none.exit_code == 2 and "holds no run" in none.output
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.train.cli import main
+from jigsaw_pretrain.train.commands.probe import show
 from jigsaw_pretrain.train.probe import judged, read_crops, shown
 from tests.helpers.detection import TINY
 from tests.helpers.tiny import make_dataset
@@ -121,3 +122,12 @@ def test_separable_features_are_told_apart_and_noise_is_not() -> None:
     clear = judged(noise + 6 * torch.nn.functional.one_hot(labels, 8), labels, fold, 3)
     assert clear.top1 > 0.97 and clear.class_mean > 0.97
     assert judged(noise, labels, fold, 3).top1 == pytest.approx(1 / 3, abs=0.15)
+
+
+def test_files_are_shown_as_they_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+    share = {"top1": 0.5, "class_mean": 0.5}
+    report = {"backbone": "resnet18", "step": 1, "crops_to_judge": 4, "classes_judged": 2, "majority_share": 0.5}
+    names = ["w [/M3].pth", "lego [red].pth", ":car:"]
+    show({**report, "run": share, "random": share, "weights": dict.fromkeys(names, share), "class_mean_ratio": 1.0})
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)

@@ -25,6 +25,9 @@ from jigsaw_pretrain.train.engine.checkpoint import list_checkpoints, newest_che
 from jigsaw_pretrain.train.engine.metrics import metrics_file, read_rows
 from jigsaw_pretrain.train.engine.pretraining import execute
 from jigsaw_pretrain.train.engine.run_folder import (
+    WRITTEN_FOLDERS,
+    WRITTEN_LATER,
+    choose_recipe,
     open_run_folder,
     open_trained,
     origin_of,
@@ -33,7 +36,7 @@ from jigsaw_pretrain.train.engine.run_folder import (
 )
 from jigsaw_pretrain.train.models import backbones
 from jigsaw_pretrain.train.recipe import Recipe
-from jigsaw_pretrain.train.report.page import page
+from jigsaw_pretrain.train.report.page import RunPage, page
 from tests.helpers.attacks import attack_json
 from tests.helpers.commands import call
 from tests.helpers.jobs import small_job, synthetic
@@ -333,3 +336,56 @@ def test_a_dataset_of_the_same_annotations_is_that_of_training_however_it_was_pr
     for other in ({"annotations_sha256": "2" * 64, "split": "train"}, {"annotations_sha256": "1" * 64, "split": "val"}):
         assert not was_trained_on(run, of("b", **other))
     assert not was_trained_on({"dataset": "a"}, of("b", context=2.0))
+
+
+@pytest.mark.parametrize("kind", ["{}", "file://{}"])
+@pytest.mark.parametrize("name", [*(name for name in WRITTEN_LATER if name != "run.json"), "recipe.toml"])
+def test_no_run_begins_where_its_files_would_replace_others(
+    kind: str, name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    (tmp_path / name).write_text("mine")
+    folder = open_run_folder(kind.format(tmp_path))
+    if folder.remote:
+        folder.remote.pull()
+    with pytest.raises(UserError) as caught:
+        choose_recipe(folder, None, (), resume=True)
+    folder.close()
+    said = caught.value.message
+    assert f"{tmp_path} holds {name} and no run" in said and "\n" not in said
+    assert tree(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["{}", "file://{}"])
+@pytest.mark.parametrize("name", ["manifests/dataset.json", "manifests/plan.json"])
+def test_no_run_begins_in_a_dataset(
+    kind: str, name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / name).write_text("{}")
+    folder = open_run_folder(kind.format(tmp_path))
+    if folder.remote:
+        folder.remote.pull()
+    with pytest.raises(UserError, match=rf"holds a dataset \({name}\).*name another folder"):
+        choose_recipe(folder, None, (), resume=True)
+    folder.close()
+
+
+def test_what_a_run_leaves_that_only_began_is_its_own(tmp_path: Path) -> None:
+    job = small_job(tmp_path, f"model.backbone={PLAIN}", "optim.steps=4")
+    (tmp_path / ".lock").touch()
+    for name in WRITTEN_FOLDERS:
+        (tmp_path / name).mkdir()
+    (tmp_path / "recipe.toml").write_text(job.recipe.to_toml())
+    assert choose_recipe(job.folder, job.recipe, (), resume=False) == job.recipe
+    with pytest.raises(UserError, match=r"holds recipe\.toml and no run"):
+        choose_recipe(job.folder, job.recipe, ("optim.steps=5",), resume=False)
+    execute(job, synthetic(job))
+    assert choose_recipe(job.folder, None, (), resume=True) == job.recipe
+
+
+def test_a_run_that_took_no_step_leaves_no_page(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    RunPage(tmp_path, job.recipe, job.origin).on_end(0)
+    assert not tree(tmp_path)

@@ -23,7 +23,7 @@ from jigsaw_pretrain.train.engine.pretraining import TrainingJob, announce, exec
 from jigsaw_pretrain.train.engine.state import build_state
 from jigsaw_pretrain.train.engine.step import MachineOptions, micro_batch_of
 from jigsaw_pretrain.train.models.classifier import DenseClassifier
-from jigsaw_pretrain.train.recipe import Recipe
+from jigsaw_pretrain.train.recipe import Compile, Recipe
 from tests.helpers.jobs import crowded_forward, rows, same, small_job, synthetic
 
 MACHINE = MachineOptions()
@@ -118,7 +118,7 @@ def test_a_failing_compiler_is_said_and_done_without(
 
 
 @pytest.mark.parametrize("compiling", ["on", "off"])
-def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str) -> None:
+def test_too_little_memory_names_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: Compile) -> None:
     monkeypatch.setattr(step, "BACKEND", "eager")
     monkeypatch.setattr(DenseClassifier, "forward", crowded_forward(1))
     with pytest.raises(UserError) as refusal:
