@@ -136,7 +136,7 @@ def test_where_the_index_comes_from(
 @pytest.mark.parametrize(
     ("index", "count", "environment", "said"),
     [
-        (None, 3, {}, "no --task-index"),
+        (None, 3, {}, "without --task-index"),
         (3, None, {}, "--task-count"),
         (3, 3, {}, "no task 3 of 3"),
         (None, None, {"JOB_COMPLETION_INDEX": "1"}, "unset JOB_COMPLETION_INDEX"),
