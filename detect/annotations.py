@@ -10,6 +10,7 @@ detection that lies on one counts neither for nor against the detector.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -69,14 +70,23 @@ class GroundTruth:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in label order."""
-        return [name for _, name in self.categories]
+        """What to call the classes, in label order."""
+        return class_names(self.categories)
 
     @property
     def segmented(self) -> float:
         """The share of the trainable boxes that come with a segmentation, 0 to 1 (1 where there is no box)."""
         given = [one is not None for record in self.images for one in record.segmentations]
         return sum(given) / len(given) if given else 1.0
+
+
+def class_names(categories: Sequence[tuple[int, str]]) -> list[str]:
+    """What to call each of some categories, all by other names: its name, with its id where others have that name."""
+    often = Counter(name for _, name in categories)
+    shown = [name if often[name] == 1 else f"{name} (category {number})" for number, name in categories]
+    if len(set(shown)) == len(shown):
+        return shown
+    return [f"{name} (category {number})" for number, name in categories]
 
 
 def check_places(annotations: str, images: str | None, option: str = "--annotations") -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import batched_nms
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
+from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord, class_names
 from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, validation_batches
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
@@ -52,7 +52,9 @@ Detection = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class name.
+    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class, in label order.
+
+    Classes are called as annotations.class_names calls them, for several may have one name.
 
     curves: mean precision over classes at recall 0, 0.01, ... 1 by IoU threshold.
     """
@@ -198,7 +200,8 @@ def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox"
     Without any detection AP is 0. Raises UserError for detections of images or categories the truth does not have.
     """
     images = {image["id"] for image in truth["images"]}
-    categories = {one["id"]: one["name"] for one in truth["categories"]}
+    listed = [(one["id"], one["name"]) for one in truth["categories"]]
+    categories = dict(zip((number for number, _ in listed), class_names(listed), strict=True))
     for one in detections:
         if one["image_id"] not in images or one["category_id"] not in categories:
             raise UserError(

@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jigsaw_pretrain.detect.annotations import read_ground_truth
+from jigsaw_pretrain.detect.annotations import class_names, read_ground_truth
 from jigsaw_pretrain.detect.coco_eval import STATS, Score, by_stratum, merged, score
 from jigsaw_pretrain.errors import UserError
 from tests.helpers.detection import as_predictions, write_annotations
@@ -42,6 +42,20 @@ def test_no_detection_is_an_ap_of_zero_and_foreign_ones_are_refused(tmp_path: Pa
     assert score(read.truth, as_predictions(read.truth)).stats["AP"] == 1
     with pytest.raises(UserError, match="another dataset"):
         score(read.truth, [{"image_id": 2, "category_id": 4, "bbox": [0, 0, 1, 1], "score": 1.0}])
+
+
+def test_classes_of_one_name_are_each_scored(tmp_path: Path) -> None:
+    boxes = [
+        {"id": number, "image_id": 1, "category_id": number, "bbox": [30 * number, 1, 20, 20]} for number in (0, 1, 2)
+    ]
+    names = ["ball", "ball", "ball (category 1)"]
+    named = [{"id": number, "name": name} for number, name in enumerate(names)]
+    read = read_ground_truth(str(write_annotations(tmp_path / "a.json", boxes, categories=named)), None)
+    found = score(read.truth, as_predictions(read.truth)[1:])
+    assert [one["AP"] for one in found.classes.values()] == [0, pytest.approx(1), pytest.approx(1)]
+    assert list(found.classes) == read.classes
+    assert by_stratum(found, (1, 20, 1))["1-10"] == {"classes": 2, "AP": pytest.approx(0.5)}
+    assert class_names([(4, "a"), (9, "b"), (11, "b")]) == ["a", "b (category 9)", "b (category 11)"]
 
 
 def test_detections_of_several_sizes_are_merged_by_class_and_image() -> None:
