@@ -6,7 +6,8 @@ category that nobody defines) is left out of training and counted; ground truth 
 stands. A million boxes take seconds.
 
 Crowd regions and what the annotations mark as ignored are no objects to learn. For AP both are COCO's crowd regions: a
-detection that lies on one counts neither for nor against the detector.
+detection that lies on one counts neither for nor against the detector. Regions of no category (COCO's ``category_id``
+-1) are crowd regions of every class.
 """
 
 import logging
@@ -29,14 +30,17 @@ from jigsaw_pretrain.formats.images.source import ImageSource
 
 logger = logging.getLogger(__name__)
 
+NO_LABEL = -1
+"""The label of regions of no category."""
+
 
 @dataclass(frozen=True)
 class ImageRecord:
     """One image and what can be trained on in it.
 
-    boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1.
-    crowd: bool [n], regions that are no single object, or that the annotations mark as ignored. segmentations: one
-    polygon list or RLE per box, None where there is none.
+    boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1, or NO_LABEL
+    of a region of no category. crowd: bool [n], regions that are no single object, or that the annotations mark as
+    ignored. segmentations: one polygon list or RLE per box, None where there is none.
     """
 
     id: Key
@@ -55,8 +59,9 @@ class GroundTruth:
 
     source: what to call them in messages. categories: (id, name) in label order; the label is the id where the
     annotations number no categories. truth: the ground truth as pycocotools wants it, with ids made unique from 1
-    (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild). unusable: boxes left out of training.
-    other_ids: ids of entries that list an image again, and the image's. exif, nodata: as of Reading.
+    (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild); beside it, under ``regions``, those of no
+    category, which coco_eval.score makes crowd regions of the classes that are detected. unusable: boxes left out of
+    training. other_ids: ids of entries that list an image again, and the image's. exif, nodata: as of Reading.
     """
 
     source: str
@@ -75,8 +80,13 @@ class GroundTruth:
 
     @property
     def segmented(self) -> float:
-        """The share of the trainable boxes that come with a segmentation, 0 to 1 (1 where there is no box)."""
-        given = [one is not None for record in self.images for one in record.segmentations]
+        """The share of the objects to learn that come with a segmentation, 0 to 1 (1 where there is none)."""
+        given = [
+            one is not None
+            for record in self.images
+            for one, crowd in zip(record.segmentations, record.crowd.tolist(), strict=True)
+            if not crowd
+        ]
         return sum(given) / len(given) if given else 1.0
 
 
@@ -148,7 +158,8 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     if any(number != int(number) for number in found.category_ids):
         raise UserError(f"{raw.source} has a category id that is no whole number: give each category a whole number")
     boxes, crowd = _boxes(found), found.crowd | found.ignored
-    usable = (found.reason == BoxReason.USABLE) & (found.label >= 0) & _with_area(boxes)
+    regions = _regions(found)
+    usable = (found.reason == BoxReason.USABLE) & ((found.label >= 0) | regions) & _with_area(boxes)
     order = np.argsort(found.image, kind="stable")
     starts = np.searchsorted(found.image[order], np.arange(len(found.files) + 1))
     details = found.details
@@ -174,6 +185,11 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     return GroundTruth(
         raw.source, tuple(records), categories, truth, unusable, found.other_ids, reading.exif, reading.nodata
     )
+
+
+def _regions(found: Annotations) -> npt.NDArray[np.bool_]:
+    """Which boxes are crowd regions of no category: bool [n]."""
+    return (found.label < 0) & found.crowd & (found.reason == BoxReason.USABLE)
 
 
 def _boxes(found: Annotations) -> npt.NDArray[np.float64]:
@@ -221,28 +237,36 @@ def _truth(
     records: Sequence[ImageRecord],
     categories: Sequence[tuple[int, str]],
 ) -> dict[str, Any]:
-    """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none."""
+    """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none.
+
+    Beside it the finite regions of no category.
+    """
     assert found.details is not None
-    kept = np.flatnonzero(np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
+    in_numbers, of_none = np.isfinite(found.xywh).all(axis=1), _regions(found)
+    kept = np.flatnonzero(in_numbers & ((found.label >= 0) | of_none))
     areas = _areas(found, kept)
     annotations: list[dict[str, Any]] = []
+    regions: list[dict[str, Any]] = []
     for row in kept.tolist():
         record = {
-            "id": len(annotations) + 1,
             "image_id": records[found.image[row]].id,
-            "category_id": categories[found.label[row]][0],
             "bbox": found.xywh[row].tolist(),
             "area": float(areas[row]),
             "iscrowd": int(crowd[row]),
         }
         if found.details.segmentations[row]:
             record["segmentation"] = found.details.segmentations[row]
-        annotations.append(record)
+        if of_none[row]:
+            regions.append(record)
+        else:
+            of_class = {"id": len(annotations) + 1, "category_id": categories[found.label[row]][0]}
+            annotations.append(of_class | record)
     return {
         "images": [
             {"id": one.id, "file_name": one.file_name, "width": one.width, "height": one.height} for one in records
         ],
         "annotations": annotations,
+        "regions": regions,
         "categories": [{"id": number, "name": name} for number, name in categories],
     }
 

@@ -211,7 +211,7 @@ def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox"
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO()
         # A copy, for COCOeval writes into the records.
-        ground.dataset = {key: [dict(one) for one in value] for key, value in truth.items()}
+        ground.dataset = {key: [dict(one) for one in value] for key, value in _with_regions(truth, detections).items()}
         ground.createIndex()
         found = _loaded(ground, detections)
         evaluation = COCOeval(ground, found, kind)
@@ -234,6 +234,24 @@ def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox"
         for index, threshold in enumerate(evaluation.params.iouThrs)
     }
     return Score(stats, classes, curves)
+
+
+def _with_regions(truth: dict[str, Any], detections: list[Detection]) -> dict[str, Any]:
+    """The truth with its regions of no category as crowd regions of every class that is detected in their images.
+
+    Those of other classes would change nothing. Where a region has no mask, its box is one.
+    """
+    detected: dict[Any, set[int]] = {}
+    for one in detections:
+        detected.setdefault(one["image_id"], set()).add(one["category_id"])
+    annotations = list(truth["annotations"])
+    for region in truth.get("regions", ()):
+        left, top, width, height = region["bbox"]
+        right, bottom = left + width, top + height
+        mask = {"segmentation": [[left, top, right, top, right, bottom, left, bottom]]}
+        for category in sorted(detected.get(region["image_id"], ())):
+            annotations.append({**mask, **region, "id": len(annotations) + 1, "category_id": category})
+    return {"images": truth["images"], "annotations": annotations, "categories": truth["categories"]}
 
 
 def _loaded(ground: COCO, detections: list[Detection]) -> COCO:

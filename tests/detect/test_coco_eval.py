@@ -58,6 +58,46 @@ def test_classes_of_one_name_are_each_scored(tmp_path: Path) -> None:
     assert class_names([(4, "a"), (9, "b"), (11, "b")]) == ["a", "b (category 9)", "b (category 11)"]
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_regions_of_no_category_count_neither_for_nor_against(tmp_path: Path, kind: str) -> None:
+    def annotation(number: int, category: int, box: list[int], **more: int) -> dict[str, Any]:
+        x, y, w, h = box
+        polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        mask = {} if category < 0 else {"segmentation": polygon}
+        return {
+            "id": number,
+            "image_id": 1,
+            "category_id": category,
+            "bbox": box,
+            "area": w * h,
+            "iscrowd": 0,
+            **mask,
+            **more,
+        }
+
+    images = [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}]
+    objects = [annotation(1, 4, [0, 0, 20, 20])]
+    region = annotation(2, -1, [50, 50, 50, 50], iscrowd=1)
+    found = [
+        {**annotation(0, 4, box), "score": score} for box, score in (([60, 60, 20, 20], 0.9), ([0, 0, 20, 20], 0.8))
+    ]
+    read = read_ground_truth(str(write_annotations(tmp_path / "a.json", [*objects, region], images=images)), None)
+    ours = score(read.truth, found, kind)
+    # What pycocotools makes of a crowd region of the class.
+    path = write_annotations(
+        tmp_path / "b.json", [*objects, annotation(2, 4, region["bbox"], iscrowd=1)], images=images
+    )
+    truth = COCO(str(path))
+    truth.anns[2]["segmentation"] = annotation(2, 4, region["bbox"])["segmentation"]
+    by_hand = COCOeval(truth, truth.loadRes([dict(one) for one in found]), kind)
+    by_hand.evaluate()
+    by_hand.accumulate()
+    by_hand.summarize()
+    assert [ours.stats[name] for name in STATS] == by_hand.stats.tolist()
+    assert ours.stats["AP"] == pytest.approx(1) and ours.classes["a"]["boxes"] == 1
+    assert read.unusable == 0 and read.images[0].crowd.tolist() == [False, True]
+
+
 def test_detections_of_several_sizes_are_merged_by_class_and_image() -> None:
     def one(image: int, category: int, left: float, score: float) -> dict[str, Any]:
         return {"image_id": image, "category_id": category, "bbox": [left, 0.0, 10.0, 10.0], "score": score}
