@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import KINDS, Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.document import coco_document, part
+from jigsaw_pretrain.formats.annotations.read import KINDS, RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
 from jigsaw_pretrain.formats.images.missing import ASKED, missing_files
@@ -141,6 +142,13 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     Raises:
         UserError: They cannot be read, list no image or no category, or hold a box of an unknown image or category.
     """
+    return _ground_truth(*_listed(annotations, images, reading))
+
+
+def _listed(
+    annotations: str, images: str | None, reading: Reading | None
+) -> tuple[RawAnnotations, Annotations, Reading]:
+    """What was read, the same as a table with details, and how it was read."""
     reading = replace(reading or Reading(), detailed=True)
     source = ImageSource(images or ".")
     if images is not None:
@@ -148,7 +156,10 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     raw = read_annotations(annotations, images or ".")
     if raw.kind in ("yolo", "crowdhuman") and images is None:
         raise UserError(f"{raw.source} does not give the sizes of its images, which are needed: give --images")
-    found = listed(raw, source, reading)
+    return raw, listed(raw, source, reading), reading
+
+
+def _ground_truth(raw: RawAnnotations, found: Annotations, reading: Reading) -> GroundTruth:
     for note in found.notes:
         logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
     if not found.files:
@@ -281,6 +292,36 @@ def subset(truth: GroundTruth, count: int | None, seed: int) -> GroundTruth:
     keys = rng.keys_of_texts(seed, [PurePosixPath(one.file_name).with_suffix("").as_posix() for one in truth.images])
     places = np.sort(np.argsort(keys, kind="stable")[:count])
     return replace(truth, images=tuple(truth.images[int(place)] for place in places))
+
+
+@dataclass(frozen=True)
+class SubsetDocument:
+    """Some of the images as COCO JSON.
+
+    images_left_out: those that cannot be used, which are not drawn. left_out: boxes of these, or of no listed image.
+    """
+
+    document: Mapping[str, Any]
+    images_left_out: int
+    left_out: int
+
+
+def subset_document(annotations: str, images: str, reading: Reading | None, count: int, seed: int) -> SubsetDocument:
+    """The images that ``subset`` takes of these annotations, with all that is said of them.
+
+    Raises UserError as read_ground_truth does.
+    """
+    raw, found, reading = _listed(annotations, images, reading)
+    files = {record.file_name for record in subset(_ground_truth(raw, found, reading), count, seed).images}
+    # Categories are numbered as read_ground_truth numbers them.
+    document = coco_document(raw, found, first=0)
+    if raw.kind == "coco":
+        own = {one for one, file in zip(found.image_ids, found.files, strict=True) if file in files}
+        ids = own | {other for other, first in found.other_ids.items() if first in own}
+    else:
+        ids = {entry["id"] for entry in document["images"] if entry["file_name"] in files}
+    unusable = sum(row.is_image for row in found.skipped)
+    return SubsetDocument(part(document, ids), unusable, len(found.skipped) - unusable)
 
 
 def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:
