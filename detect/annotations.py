@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.formats.annotations.coco import rle_runs
 from jigsaw_pretrain.formats.annotations.document import coco_document, part
 from jigsaw_pretrain.formats.annotations.read import KINDS, RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
+from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.images.missing import ASKED, missing_files
 from jigsaw_pretrain.formats.images.source import ImageSource
 
@@ -128,6 +130,55 @@ def check_images(annotations: GroundTruth, images: str, option: str = "--images"
                 f"{source.describe().rstrip('/')}/{record.file_name} cannot be used ({why}): replace it, or take it "
                 "out of the annotations"
             )
+
+
+POLYGONS = "polygons [[x, y, x, y, x, y, ...]], or a run-length encoding {size: [height, width], counts} of the image"
+"""What a segmentation may be."""
+
+
+def mask_trouble(segmentation: Any, height: int, width: int) -> str | None:
+    """Why a segmentation is no mask of an image of that size; None where it is one."""
+    if segmentation is None:
+        return "has no segmentation"
+    if isinstance(segmentation, list):
+        return None if _are_polygons(segmentation) else "has a segmentation that is no list of polygons"
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return "has a segmentation that is neither polygons nor a run-length encoding"
+    if segmentation["size"] != [height, width]:
+        return f"has a mask of size {segmentation['size']}, and its image is of [{height}, {width}] (height, width)"
+    try:
+        runs = rle_runs(segmentation["counts"])
+        whole = sum(runs) == height * width and min(runs) >= 0
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        whole = False
+    return None if whole else "has a run-length encoding that does not cover its image"
+
+
+def _are_polygons(segmentation: list[Any]) -> bool:
+    """Whether pycocotools reads a list as polygons: it takes a first one of two points for a box."""
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) % 2:
+            return False
+        if not all(type(one) in (int, float) and abs(one) < FARTHEST for one in polygon):
+            return False
+    return bool(segmentation) and len(segmentation[0]) >= 6
+
+
+def check_masks(truth: GroundTruth, needed: bool) -> None:
+    """Raise UserError where a segmentation is no mask, or where ``needed`` and a box has none."""
+    sizes = {record.id: record for record in truth.images}
+    wrong: list[str] = []
+    for one in (*truth.truth["annotations"], *truth.truth["regions"]):
+        segmentation, record = one.get("segmentation"), sizes.get(one["image_id"])
+        # The box of a region of no category is its mask. Of a subset the other images are not looked at.
+        if record is None or (segmentation is None and not (needed and "category_id" in one)):
+            continue
+        if (trouble := mask_trouble(segmentation, record.height, record.width)) is not None:
+            wrong.append(f"the box {one['bbox']} of {record.file_name} {trouble}")
+    if wrong:
+        others = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+        remedy = "annotate masks, or leave --kind segm out" if needed else f"write {POLYGONS}"
+        raise UserError(f"{truth.source}: {wrong[0]}{others}: {remedy}")
 
 
 def read_ground_truth(annotations: str, images: str | None, reading: Reading | None = None) -> GroundTruth:

@@ -19,6 +19,7 @@ from jigsaw_pretrain import rng
 from jigsaw_pretrain.detect.annotations import (
     GroundTruth,
     check_images,
+    check_masks,
     read_ground_truth,
     require_same_classes,
     subset,
@@ -148,6 +149,11 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     every = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     training = subset(every, recipe.data.images_limit, recipe.data.subset_seed)
     validation = ranks.run_on_all(lambda: _validation(training, job))
+    with_masks = recipe.model.name == "mask-rcnn-fpn"
+    if with_masks or recipe.data.copy_paste:
+        ranks.run_on_all(lambda: check_masks(training, needed=False))
+    if validation is not None and with_masks:
+        ranks.run_on_all(lambda: check_masks(validation, needed=False))
     ranks.run_on_rank_zero(lambda: check_images(training, job.images))
     if validation is not None and (held_out := job.val_images) is not None:
         ranks.run_on_rank_zero(lambda: check_images(validation, held_out, "--val-images"))
