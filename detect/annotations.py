@@ -82,6 +82,16 @@ class GroundTruth:
         return class_names(self.categories)
 
     @property
+    def objects(self) -> int:
+        """How many boxes there are to learn."""
+        return sum(int(np.count_nonzero(~record.crowd)) for record in self.images)
+
+    @property
+    def regions(self) -> int:
+        """How many boxes are crowd regions, or marked as ignored: no objects to learn."""
+        return sum(int(np.count_nonzero(record.crowd)) for record in self.images)
+
+    @property
     def segmented(self) -> float:
         """The share of the objects to learn that come with a segmentation, 0 to 1 (1 where there is none)."""
         given = [
