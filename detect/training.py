@@ -123,6 +123,8 @@ def train(
     recipe = recipe or DetectorRecipe()
     if (val_annotations is None) != (val_images is None):
         raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
+    if val_split is not None and val_annotations is None:
+        raise UserError(f"--val-split {val_split} is a split of --val-annotations: give these too, or leave it out")
     if reading and reading.split and val_split is None and val_annotations == str(annotations):
         raise UserError(
             f"--val-annotations are those of --split {reading.split} too: name their split with --val-split"

@@ -93,3 +93,15 @@ def test_ground_truth_without_masks_is_refused_in_one_line(tmp_path: Path, wrong
 def test_masks_without_boxes_are_no_boxes(tmp_path: Path) -> None:
     result = scored(tmp_path, [{"image_id": 1, "category_id": 4, "score": 0.5, "segmentation": SQUARE}], kind="bbox")
     assert result.exit_code == 2 and "--kind segm" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--run", "run", "--kind", "segm"), "--kind"),
+        (("--results", "r.json", "--annotations", "a.json", "--backbone", "resnet50"), "--backbone"),
+    ],
+)
+def test_options_without_effect_are_refused(options: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(main, ["eval", *options])
+    assert result.exit_code == 2 and f"Error: {told} " in result.output and "leave it out" in result.output

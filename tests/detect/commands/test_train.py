@@ -310,3 +310,9 @@ def test_a_frozen_backbone_under_nas_fpn_trains_with_pasted_objects(
     state = torch.load(tmp_path / "run" / "detector.pth", weights_only=True)
     assert len([name for name in state if "fpn.stacks." in name and state[name].dim() == 4]) == 7 * 7
     assert "needs large-scale jitter" in detect(tmp_path / "b", expect=2, **options, copy_paste=0.5).output
+
+
+def test_a_split_of_no_validation_set_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    given = ["--annotations", str(tiny_data / "train" / "annotations.json"), "--images", str(tiny_data / "train")]
+    result = CliRunner().invoke(main, ["train", *given, "--run", str(tmp_path / "run"), "--val-split", "val"])
+    assert result.exit_code == 2 and "--val-annotations" in result.output and not (tmp_path / "run").exists()
