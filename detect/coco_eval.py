@@ -343,10 +343,13 @@ def read_results(path: Path, kind: str = "bbox") -> list[Detection]:
     form, place = (_MaskResult, "segmentation") if kind == "segm" else (_Result, "bbox")
     keys = ("image_id", "category_id", place, "score")
     for index, one in enumerate(found):
-        if not isinstance(one, dict) or not set(keys) <= one.keys():
-            other = kind == "bbox" and isinstance(one, dict) and "segmentation" in one
-            remedy = ". Of masks say --kind segm" if other else ""
-            raise UserError(f"{path}: detection {index} lacks one of {', '.join(keys)}{remedy}")
+        lacking = [key for key in keys if not isinstance(one, dict) or key not in one]
+        if lacking:
+            others = {"bbox": ("segmentation", "masks", "say"), "segm": ("bbox", "boxes", "do not say")}
+            other, of, say = others[kind]
+            is_other = lacking == [place] and other in one
+            remedy = f"of {of} {say} --kind segm" if is_other else "write it for every detection"
+            raise UserError(f"{path}: detection {index} lacks {', '.join(lacking)}: {remedy}")
     try:
         typed: Sequence[_Result | _MaskResult] = msgspec.convert(found, list[form])  # type: ignore[valid-type]
     except msgspec.ValidationError as error:
@@ -355,8 +358,8 @@ def read_results(path: Path, kind: str = "bbox") -> list[Detection]:
         ) from error
     boxes = [one.bbox for one in typed if one.bbox is not None]
     if 0 < len(boxes) < len(typed):
-        lacking = next(index for index, one in enumerate(typed) if one.bbox is None)
-        raise UserError(f"{path}: detection {lacking} has no bbox, and others have: give all of them one, or none")
+        first = next(index for index, one in enumerate(typed) if one.bbox is None)
+        raise UserError(f"{path}: detection {first} has no bbox, and others have: give all of them one, or none")
     good = np.isfinite([one.score for one in typed])
     good &= finite(np.array(boxes).reshape(-1, 4)) if boxes else True
     if not good.all():
