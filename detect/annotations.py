@@ -6,10 +6,12 @@ category that nobody defines) is left out of training and counted; ground truth 
 stands. A million boxes take seconds.
 
 Crowd regions and what the annotations mark as ignored are no objects to learn. For AP both are COCO's crowd regions: a
-detection that lies on one counts neither for nor against the detector.
+detection that lies on one counts neither for nor against the detector. Regions of no category (COCO's ``category_id``
+-1) are crowd regions of every class.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -20,22 +22,28 @@ import numpy.typing as npt
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.read import KINDS, Reading, listed, read_annotations
+from jigsaw_pretrain.formats.annotations.coco import rle_runs
+from jigsaw_pretrain.formats.annotations.document import coco_document, part
+from jigsaw_pretrain.formats.annotations.read import KINDS, RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.skipped import BoxReason
 from jigsaw_pretrain.formats.annotations.table import Annotations, Key
+from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.images.missing import ASKED, missing_files
 from jigsaw_pretrain.formats.images.source import ImageSource
 
 logger = logging.getLogger(__name__)
+
+NO_LABEL = -1
+"""The label of regions of no category."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
     """One image and what can be trained on in it.
 
-    boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1.
-    crowd: bool [n], regions that are no single object, or that the annotations mark as ignored. segmentations: one
-    polygon list or RLE per box, None where there is none.
+    boxes: float64 [n, 4], left, top, right, bottom in pixels, cut to the image. labels: int64 [n], 0..C-1, or NO_LABEL
+    of a region of no category. crowd: bool [n], regions that are no single object, or that the annotations mark as
+    ignored. segmentations: one polygon list or RLE per box, None where there is none.
     """
 
     id: Key
@@ -54,8 +62,9 @@ class GroundTruth:
 
     source: what to call them in messages. categories: (id, name) in label order; the label is the id where the
     annotations number no categories. truth: the ground truth as pycocotools wants it, with ids made unique from 1
-    (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild). unusable: boxes left out of training.
-    other_ids: ids of entries that list an image again, and the image's. exif, nodata: as of Reading.
+    (COCOeval takes an id of 0 for "unmatched", and ids repeat in the wild); beside it, under ``regions``, those of no
+    category, which coco_eval.score makes crowd regions of the classes that are detected. unusable: boxes left out of
+    training. other_ids: ids of entries that list an image again, and the image's. exif, nodata: as of Reading.
     """
 
     source: str
@@ -69,14 +78,38 @@ class GroundTruth:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in label order."""
-        return [name for _, name in self.categories]
+        """What to call the classes, in label order."""
+        return class_names(self.categories)
+
+    @property
+    def objects(self) -> int:
+        """How many boxes there are to learn."""
+        return sum(int(np.count_nonzero(~record.crowd)) for record in self.images)
+
+    @property
+    def regions(self) -> int:
+        """How many boxes are crowd regions, or marked as ignored: no objects to learn."""
+        return sum(int(np.count_nonzero(record.crowd)) for record in self.images)
 
     @property
     def segmented(self) -> float:
-        """The share of the trainable boxes that come with a segmentation, 0 to 1 (1 where there is no box)."""
-        given = [one is not None for record in self.images for one in record.segmentations]
+        """The share of the objects to learn that come with a segmentation, 0 to 1 (1 where there is none)."""
+        given = [
+            one is not None
+            for record in self.images
+            for one, crowd in zip(record.segmentations, record.crowd.tolist(), strict=True)
+            if not crowd
+        ]
         return sum(given) / len(given) if given else 1.0
+
+
+def class_names(categories: Sequence[tuple[int, str]]) -> list[str]:
+    """What to call each of some categories, all by other names: its name, with its id where others have that name."""
+    often = Counter(name for _, name in categories)
+    shown = [name if often[name] == 1 else f"{name} (category {number})" for number, name in categories]
+    if len(set(shown)) == len(shown):
+        return shown
+    return [f"{name} (category {number})" for number, name in categories]
 
 
 def check_places(annotations: str, images: str | None, option: str = "--annotations") -> None:
@@ -109,6 +142,55 @@ def check_images(annotations: GroundTruth, images: str, option: str = "--images"
             )
 
 
+POLYGONS = "polygons [[x, y, x, y, x, y, ...]], or a run-length encoding {size: [height, width], counts} of the image"
+"""What a segmentation may be."""
+
+
+def mask_trouble(segmentation: Any, height: int, width: int) -> str | None:
+    """Why a segmentation is no mask of an image of that size; None where it is one."""
+    if segmentation is None:
+        return "has no segmentation"
+    if isinstance(segmentation, list):
+        return None if _are_polygons(segmentation) else "has a segmentation that is no list of polygons"
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return "has a segmentation that is neither polygons nor a run-length encoding"
+    if segmentation["size"] != [height, width]:
+        return f"has a mask of size {segmentation['size']}, and its image is of [{height}, {width}] (height, width)"
+    try:
+        runs = rle_runs(segmentation["counts"])
+        whole = sum(runs) == height * width and min(runs) >= 0
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        whole = False
+    return None if whole else "has a run-length encoding that does not cover its image"
+
+
+def _are_polygons(segmentation: list[Any]) -> bool:
+    """Whether pycocotools reads a list as polygons: it takes a first one of two points for a box."""
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) % 2:
+            return False
+        if not all(type(one) in (int, float) and abs(one) < FARTHEST for one in polygon):
+            return False
+    return bool(segmentation) and len(segmentation[0]) >= 6
+
+
+def check_masks(truth: GroundTruth, needed: bool) -> None:
+    """Raise UserError where a segmentation is no mask, or where ``needed`` and a box has none."""
+    sizes = {record.id: record for record in truth.images}
+    wrong: list[str] = []
+    for one in (*truth.truth["annotations"], *truth.truth["regions"]):
+        segmentation, record = one.get("segmentation"), sizes.get(one["image_id"])
+        # The box of a region of no category is its mask. Of a subset the other images are not looked at.
+        if record is None or (segmentation is None and not (needed and "category_id" in one)):
+            continue
+        if (trouble := mask_trouble(segmentation, record.height, record.width)) is not None:
+            wrong.append(f"the box {one['bbox']} of {record.file_name} {trouble}")
+    if wrong:
+        others = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+        remedy = "annotate masks, or leave --kind segm out" if needed else f"write {POLYGONS}"
+        raise UserError(f"{truth.source}: {wrong[0]}{others}: {remedy}")
+
+
 def read_ground_truth(annotations: str, images: str | None, reading: Reading | None = None) -> GroundTruth:
     """Read annotations of any kind.
 
@@ -121,6 +203,13 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     Raises:
         UserError: They cannot be read, list no image or no category, or hold a box of an unknown image or category.
     """
+    return _ground_truth(*_listed(annotations, images, reading))
+
+
+def _listed(
+    annotations: str, images: str | None, reading: Reading | None
+) -> tuple[RawAnnotations, Annotations, Reading]:
+    """What was read, the same as a table with details, and how it was read."""
     reading = replace(reading or Reading(), detailed=True)
     source = ImageSource(images or ".")
     if images is not None:
@@ -128,7 +217,10 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     raw = read_annotations(annotations, images or ".")
     if raw.kind in ("yolo", "crowdhuman") and images is None:
         raise UserError(f"{raw.source} does not give the sizes of its images, which are needed: give --images")
-    found = listed(raw, source, reading)
+    return raw, listed(raw, source, reading), reading
+
+
+def _ground_truth(raw: RawAnnotations, found: Annotations, reading: Reading) -> GroundTruth:
     for note in found.notes:
         logger.log(logging.WARNING if note.grave else logging.INFO, note.line())
     if not found.files:
@@ -138,7 +230,8 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     if any(number != int(number) for number in found.category_ids):
         raise UserError(f"{raw.source} has a category id that is no whole number: give each category a whole number")
     boxes, crowd = _boxes(found), found.crowd | found.ignored
-    usable = (found.reason == BoxReason.USABLE) & (found.label >= 0) & _with_area(boxes)
+    regions = _regions(found)
+    usable = (found.reason == BoxReason.USABLE) & ((found.label >= 0) | regions) & _with_area(boxes)
     order = np.argsort(found.image, kind="stable")
     starts = np.searchsorted(found.image[order], np.arange(len(found.files) + 1))
     details = found.details
@@ -164,6 +257,11 @@ def read_ground_truth(annotations: str, images: str | None, reading: Reading | N
     return GroundTruth(
         raw.source, tuple(records), categories, truth, unusable, found.other_ids, reading.exif, reading.nodata
     )
+
+
+def _regions(found: Annotations) -> npt.NDArray[np.bool_]:
+    """Which boxes are crowd regions of no category: bool [n]."""
+    return (found.label < 0) & found.crowd & (found.reason == BoxReason.USABLE)
 
 
 def _boxes(found: Annotations) -> npt.NDArray[np.float64]:
@@ -211,28 +309,36 @@ def _truth(
     records: Sequence[ImageRecord],
     categories: Sequence[tuple[int, str]],
 ) -> dict[str, Any]:
-    """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none."""
+    """The ground truth for COCOeval: every finite box of a known category, areas filled in where the file has none.
+
+    Beside it the finite regions of no category.
+    """
     assert found.details is not None
-    kept = np.flatnonzero(np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
+    in_numbers, of_none = np.isfinite(found.xywh).all(axis=1), _regions(found)
+    kept = np.flatnonzero(in_numbers & ((found.label >= 0) | of_none))
     areas = _areas(found, kept)
     annotations: list[dict[str, Any]] = []
+    regions: list[dict[str, Any]] = []
     for row in kept.tolist():
         record = {
-            "id": len(annotations) + 1,
             "image_id": records[found.image[row]].id,
-            "category_id": categories[found.label[row]][0],
             "bbox": found.xywh[row].tolist(),
             "area": float(areas[row]),
             "iscrowd": int(crowd[row]),
         }
         if found.details.segmentations[row]:
             record["segmentation"] = found.details.segmentations[row]
-        annotations.append(record)
+        if of_none[row]:
+            regions.append(record)
+        else:
+            of_class = {"id": len(annotations) + 1, "category_id": categories[found.label[row]][0]}
+            annotations.append(of_class | record)
     return {
         "images": [
             {"id": one.id, "file_name": one.file_name, "width": one.width, "height": one.height} for one in records
         ],
         "annotations": annotations,
+        "regions": regions,
         "categories": [{"id": number, "name": name} for number, name in categories],
     }
 
@@ -247,6 +353,36 @@ def subset(truth: GroundTruth, count: int | None, seed: int) -> GroundTruth:
     keys = rng.keys_of_texts(seed, [PurePosixPath(one.file_name).with_suffix("").as_posix() for one in truth.images])
     places = np.sort(np.argsort(keys, kind="stable")[:count])
     return replace(truth, images=tuple(truth.images[int(place)] for place in places))
+
+
+@dataclass(frozen=True)
+class SubsetDocument:
+    """Some of the images as COCO JSON.
+
+    images_left_out: those that cannot be used, which are not drawn. left_out: boxes of these, or of no listed image.
+    """
+
+    document: Mapping[str, Any]
+    images_left_out: int
+    left_out: int
+
+
+def subset_document(annotations: str, images: str, reading: Reading | None, count: int, seed: int) -> SubsetDocument:
+    """The images that ``subset`` takes of these annotations, with all that is said of them.
+
+    Raises UserError as read_ground_truth does.
+    """
+    raw, found, reading = _listed(annotations, images, reading)
+    files = {record.file_name for record in subset(_ground_truth(raw, found, reading), count, seed).images}
+    # Categories are numbered as read_ground_truth numbers them.
+    document = coco_document(raw, found, first=0)
+    if raw.kind == "coco":
+        own = {one for one, file in zip(found.image_ids, found.files, strict=True) if file in files}
+        ids = own | {other for other, first in found.other_ids.items() if first in own}
+    else:
+        ids = {entry["id"] for entry in document["images"] if entry["file_name"] in files}
+    unusable = sum(row.is_image for row in found.skipped)
+    return SubsetDocument(part(document, ids), unusable, len(found.skipped) - unusable)
 
 
 def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:

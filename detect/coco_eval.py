@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import batched_nms
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
-from jigsaw_pretrain.detect.data import DetectionDataset, Sample, to_device, validation_batches
+from jigsaw_pretrain.detect.annotations import POLYGONS, GroundTruth, ImageRecord, class_names, mask_trouble
+from jigsaw_pretrain.detect.data import DetectionDataset, Sample, encoded_mask, to_device, validation_batches
 from jigsaw_pretrain.detect.models.detectors import label_offset
 from jigsaw_pretrain.detect.recipe import DetectorRecipe, ScaledRecipe
 from jigsaw_pretrain.errors import UserError
@@ -52,7 +52,9 @@ Detection = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class name.
+    """stats: by STATS. classes: AP, AP50 and the count of ground-truth boxes (no crowds) by class, in label order.
+
+    Classes are called as annotations.class_names calls them, for several may have one name.
 
     curves: mean precision over classes at recall 0, 0.01, ... 1 by IoU threshold.
     """
@@ -103,7 +105,8 @@ def evaluate_model(
     found = [one for part in ranks.gather(ranks.run_on_all(predict)) for one in part]
     if ranks.all_reduce_max(int(stopped())):
         return None
-    masks_too = recipe.model.name == "mask-rcnn-fpn" and annotations.segmented == 1
+    has_masks = all("segmentation" in one for one in annotations.truth["annotations"])
+    masks_too = recipe.model.name == "mask-rcnn-fpn" and has_masks
 
     def scored() -> tuple[Score, Score | None]:
         boxes = score(annotations.truth, [{k: v for k, v in one.items() if k != "segmentation"} for one in found])
@@ -193,22 +196,29 @@ def _encoded(mask: Any) -> dict[str, Any]:
 
 
 def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox") -> Score:
-    """AP of detections against ``truth`` (GroundTruth.truth); ``kind`` "bbox" or "segm".
+    """AP of detections against ``truth`` (GroundTruth.truth); ``kind`` "bbox" or "segm", where all have masks.
 
     Without any detection AP is 0. Raises UserError for detections of images or categories the truth does not have.
     """
-    images = {image["id"] for image in truth["images"]}
-    categories = {one["id"]: one["name"] for one in truth["categories"]}
+    images = {image["id"]: image for image in truth["images"]}
+    listed = [(one["id"], one["name"]) for one in truth["categories"]]
+    categories = dict(zip((number for number, _ in listed), class_names(listed), strict=True))
     for one in detections:
         if one["image_id"] not in images or one["category_id"] not in categories:
             raise UserError(
                 f"a detection is of image {one['image_id']!r} and category {one['category_id']!r}, which the "
                 "annotations do not have: the results are of another dataset"
             )
+    if kind == "segm":
+        detections = [
+            {**one, "segmentation": encoded_mask(one["segmentation"], image["height"], image["width"])}
+            for one in detections
+            for image in [images[one["image_id"]]]
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO()
         # A copy, for COCOeval writes into the records.
-        ground.dataset = {key: [dict(one) for one in value] for key, value in truth.items()}
+        ground.dataset = {key: [dict(one) for one in value] for key, value in _with_regions(truth, detections).items()}
         ground.createIndex()
         found = _loaded(ground, detections)
         evaluation = COCOeval(ground, found, kind)
@@ -231,6 +241,25 @@ def score(truth: dict[str, Any], detections: list[Detection], kind: str = "bbox"
         for index, threshold in enumerate(evaluation.params.iouThrs)
     }
     return Score(stats, classes, curves)
+
+
+def _with_regions(truth: dict[str, Any], detections: list[Detection]) -> dict[str, Any]:
+    """The truth with its regions of no category as crowd regions of every class that is detected in their images.
+
+    Those of other classes would change nothing. Where a region has no mask, its box is one.
+    """
+    detected: dict[Any, set[int]] = {}
+    for one in detections:
+        detected.setdefault(one["image_id"], set()).add(one["category_id"])
+    sizes = {one["id"]: (one["width"], one["height"]) for one in truth["images"]}
+    annotations = list(truth["annotations"])
+    for region in truth.get("regions", ()):
+        corners = np.array(region["bbox"]).reshape(2, 2).cumsum(axis=0)
+        (left, top), (right, bottom) = np.clip(corners, 0, sizes[region["image_id"]]).tolist()
+        mask = {"segmentation": [[left, top, right, top, right, bottom, left, bottom]]}
+        for category in sorted(detected.get(region["image_id"], ())):
+            annotations.append({**mask, **region, "id": len(annotations) + 1, "category_id": category})
+    return {"images": truth["images"], "annotations": annotations, "categories": truth["categories"]}
 
 
 def _loaded(ground: COCO, detections: list[Detection]) -> COCO:
@@ -298,8 +327,11 @@ def ap_document(evaluation: Evaluation, boxes: Sequence[int] = ()) -> dict[str, 
     }
 
 
-def read_results(path: Path) -> list[Detection]:
-    """A COCO results file: [{image_id, category_id, bbox [x, y, w, h], score}]; raises UserError for anything else."""
+def read_results(path: Path, kind: str = "bbox") -> list[Detection]:
+    """A COCO results file: [{image_id, category_id, score, bbox [x, y, w, h]}]; raises UserError for anything else.
+
+    Of ``kind`` "segm" each has a segmentation, and a bbox is left to the file: all have one, or none.
+    """
     try:
         found = json.loads(Storage(path.parent).read(path.name))
     except OSError as error:
@@ -308,22 +340,43 @@ def read_results(path: Path) -> list[Detection]:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(found, list):
         raise UserError(f"{path} is not a COCO results file: it holds no list of detections")
+    form, place = (_MaskResult, "segmentation") if kind == "segm" else (_Result, "bbox")
+    keys = ("image_id", "category_id", place, "score")
     for index, one in enumerate(found):
-        if not isinstance(one, dict) or not {"image_id", "category_id", "bbox", "score"} <= one.keys():
-            raise UserError(f"{path}: detection {index} lacks one of image_id, category_id, bbox, score")
+        lacking = [key for key in keys if not isinstance(one, dict) or key not in one]
+        if lacking:
+            others = {"bbox": ("segmentation", "masks", "say"), "segm": ("bbox", "boxes", "do not say")}
+            other, of, say = others[kind]
+            is_other = lacking == [place] and other in one
+            remedy = f"of {of} {say} --kind segm" if is_other else "write it for every detection"
+            raise UserError(f"{path}: detection {index} lacks {', '.join(lacking)}: {remedy}")
     try:
-        typed = msgspec.convert(found, list[_Result])
+        typed: Sequence[_Result | _MaskResult] = msgspec.convert(found, list[form])  # type: ignore[valid-type]
     except msgspec.ValidationError as error:
         raise UserError(
             f"{path} is not a COCO results file ({error}): write numbers, and boxes as four of them"
         ) from error
-    good = finite(np.array([one.bbox for one in typed]).reshape(-1, 4)) & np.isfinite([one.score for one in typed])
+    boxes = [one.bbox for one in typed if one.bbox is not None]
+    if 0 < len(boxes) < len(typed):
+        first = next(index for index, one in enumerate(typed) if one.bbox is None)
+        raise UserError(f"{path}: detection {first} has no bbox, and others have: give all of them one, or none")
+    good = np.isfinite([one.score for one in typed])
+    good &= finite(np.array(boxes).reshape(-1, 4)) if boxes else True
     if not good.all():
         raise UserError(
             f"{path}: detection {int(np.argmin(good))} has a score or a box that is not finite, or a box far "
             "outside of any image: correct or remove it"
         )
-    return found
+    return found if boxes else [{key: value for key, value in one.items() if key != "bbox"} for one in found]
+
+
+def check_result_masks(path: Path, found: Sequence[Detection], truth: dict[str, Any]) -> None:
+    """Raise UserError where a detection of an image of ``truth`` has no mask of that image."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    for index, one in enumerate(found):
+        size = sizes.get(one["image_id"])
+        if size is not None and (trouble := mask_trouble(one["segmentation"], *size)) is not None:
+            raise UserError(f"{path}: detection {index} {trouble}: write {POLYGONS}")
 
 
 class _Result(msgspec.Struct):
@@ -333,3 +386,12 @@ class _Result(msgspec.Struct):
     category_id: int | float
     bbox: tuple[float, float, float, float]
     score: float
+
+
+class _MaskResult(msgspec.Struct):
+    """A detection with a mask, as far as its form is checked here."""
+
+    image_id: int | float | str
+    category_id: int | float
+    score: float
+    bbox: tuple[float, float, float, float] | None = None

@@ -271,13 +271,16 @@ def object_mask(record: ImageRecord, which: int) -> npt.NDArray[np.uint8]:
         left, top, right, bottom = record.boxes[which]
         mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = 1
         return mask
+    return np.asarray(rle.decode(encoded_mask(segmentation, record.height, record.width)), dtype=np.uint8)
+
+
+def encoded_mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A segmentation that is a mask (annotations.mask_trouble) as a compressed RLE."""
     if isinstance(segmentation, list):
-        encoded = rle.merge(rle.frPyObjects(segmentation, record.height, record.width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = rle.frPyObjects(segmentation, record.height, record.width)
-    else:
-        encoded = segmentation
-    return np.asarray(rle.decode(encoded), dtype=np.uint8)
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def load_sample(

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, check_images, read_ground_truth
+from jigsaw_pretrain.detect.annotations import GroundTruth, check_images, check_masks, read_ground_truth
 from jigsaw_pretrain.detect.coco_eval import (
     AP_FILE,
     Evaluation,
     Score,
     ap_document,
+    check_result_masks,
     evaluate_model,
     read_results,
     save_evaluation,
@@ -128,7 +129,11 @@ def evaluate_results(
     truth = read_ground_truth(str(annotations), None if images is None else str(images), reading or Reading())
     # An image that is listed twice is one image; detections may be of either entry.
     listed = truth.other_ids
-    given = [{**one, "image_id": listed.get(one["image_id"], one["image_id"])} for one in read_results(Path(results))]
+    path = Path(results)
+    given = [{**one, "image_id": listed.get(one["image_id"], one["image_id"])} for one in read_results(path, kind)]
+    if kind == "segm":
+        check_masks(truth, needed=True)
+        check_result_masks(path, given, truth.truth)
     found = score(truth.truth, given, kind)
     if out is not None:
         document = ap_document(Evaluation(found, None, [], 0.0)) if kind == "bbox" else {"bbox": None, "segm": found}

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 
 from jigsaw_pretrain.config import Number
-from jigsaw_pretrain.detect.annotations import GroundTruth, ImageRecord
+from jigsaw_pretrain.detect.annotations import NO_LABEL, GroundTruth, ImageRecord
 from jigsaw_pretrain.detect.coco_eval import AP_FILE, RESULTS_FILE, STATS, STRATA_KEY, Detection, read_results
 from jigsaw_pretrain.detect.data import ImageReader
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
@@ -265,13 +265,22 @@ def _judged(record: ImageRecord, found: Sequence[Detection], labels: Mapping[int
         left, top, width, height = one["bbox"]
         box = torch.tensor([[left, top, left + width, top + height]], dtype=torch.float64)
         overlap = box_iou(box, torch.tensor(record.boxes, dtype=torch.float64))[0].numpy()
-        fits = (record.labels == labels[one["category_id"]]) & (overlap >= 0.5)
-        best = int(np.argmax(np.where(fits & free, overlap, -1))) if (fits & free).any() else None
+        fits = (record.labels == labels[one["category_id"]]) & (overlap >= 0.5) & free
+        best = int(np.argmax(np.where(fits, overlap, -1))) if fits.any() else None
         if best is not None:
             free[best] = False
-        # What lies on a crowd is neither right nor wrong; it is not held against the detector.
-        right.append(best is not None or bool((fits & record.crowd).any()))
+        # What lies on a crowd is neither right nor wrong; it is not held against the detector. Regions of no category
+        # are of every class.
+        of_class = np.isin(record.labels, (labels[one["category_id"]], NO_LABEL))
+        on_crowd = of_class & record.crowd & (_share_inside(box[0].numpy(), record.boxes) >= 0.5)
+        right.append(best is not None or bool(on_crowd.any()))
     return _Judged(record, shown, right, np.flatnonzero(free).tolist())
+
+
+def _share_inside(box: npt.NDArray[np.float64], regions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The share of a box that lies in each region, by which COCO matches crowds."""
+    sides = np.maximum(0, np.minimum(box[2:], regions[:, 2:]) - np.maximum(box[:2], regions[:, :2]))
+    return np.asarray(sides.prod(axis=1) / max(float((box[2:] - box[:2]).prod()), 1e-9))
 
 
 def _drawn(

@@ -6,6 +6,8 @@ step.
 
 import json
 import logging
+import os
+import posixpath
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -20,6 +22,7 @@ from jigsaw_pretrain.config import Count, CountOrZero, checked
 from jigsaw_pretrain.detect.annotations import (
     GroundTruth,
     check_images,
+    check_masks,
     read_ground_truth,
     require_same_classes,
     subset,
@@ -130,6 +133,8 @@ def train(
     checked(workers, CountOrZero, "workers")
     if (val_annotations is None) != (val_images is None):
         raise UserError("--val-annotations and --val-images belong together: give both, or neither for no AP")
+    if val_split is not None and val_annotations is None:
+        raise UserError(f"--val-split {val_split} is a split of --val-annotations: give these too, or leave it out")
     if reading and reading.split and val_split is None and val_annotations == annotations:
         raise UserError(
             f"--val-annotations are those of --split {reading.split} too: name their split with --val-split"
@@ -157,7 +162,13 @@ def _run(job: DetectorJob, recipe: DetectorRecipe, stop_after: int | None, write
     ranks, folder = job.ranks, job.folder
     every = ranks.run_on_all(lambda: read_ground_truth(job.annotations, job.images, job.reading))
     training = subset(every, recipe.data.images_limit, recipe.data.subset_seed)
+    ranks.run_on_all(lambda: _check_objects(training, every))
     validation = ranks.run_on_all(lambda: _validation(training, job))
+    with_masks = recipe.model.name == "mask-rcnn-fpn"
+    if with_masks or recipe.data.copy_paste:
+        ranks.run_on_all(lambda: check_masks(training, needed=False))
+    if validation is not None and with_masks:
+        ranks.run_on_all(lambda: check_masks(validation, needed=False))
     ranks.run_on_rank_zero(lambda: check_images(training, job.images))
     if validation is not None and (held_out := job.val_images) is not None:
         ranks.run_on_rank_zero(lambda: check_images(validation, held_out, "--val-images"))
@@ -214,14 +225,40 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
         return None
     found = read_ground_truth(job.val_annotations, job.val_images, replace(job.reading, split=job.val_split))
     require_same_classes(training, found)
-    trained = {record.file_name for record in training.images} if job.val_images == job.images else set()
-    if shared := sum(record.file_name in trained for record in found.images):
+    trained, held_out = _image_place(job.images), _image_place(str(job.val_images))
+    files = {posixpath.join(trained, record.file_name) for record in training.images}
+    if shared := sum(posixpath.join(held_out, record.file_name) in files for record in found.images):
         job.ranks.log_rank_zero(
             f"{shared:,} of {len(found.images):,} validation images are trained on: AP says little about images that "
             "the detector has not seen",
             logging.WARNING,
         )
     return found
+
+
+def _image_place(images: str) -> str:
+    """What a name of images refers to, however it is spelled: a real path, or a store and the path in it."""
+    storage = Storage(images)
+    if storage.is_local:
+        return os.path.realpath(storage.root)
+    return f"{images.partition('://')[0]}:{posixpath.normpath(storage.root)}"
+
+
+def _check_objects(training: GroundTruth, every: GroundTruth) -> None:
+    """Raise UserError where there is nothing to learn; ``every``: what ``training`` may be a subset of."""
+    if training.objects:
+        return
+    not_used = f"{counted(training.regions, 'box', 'boxes')} are crowd regions or ignored, {training.unusable} unusable"
+    images = counted(len(training.images), "image")
+    if every.objects:
+        raise UserError(
+            f"{training.source}: none of the {images} drawn has an object to learn ({not_used}): give more with "
+            "data.images_limit, or draw others with data.subset_seed"
+        )
+    raise UserError(
+        f"{training.source} has no object to learn in {images} ({not_used}): check that --annotations is the file of "
+        "these images"
+    )
 
 
 def build_task(
@@ -404,6 +441,9 @@ def _describe(config: DetectorConfig, training: GroundTruth, ranks: Ranks) -> No
         f"rate {plan.lr:.3g}, warm-up {plan.warmup_steps}, drops at {', '.join(map(str, plan.drops)) or 'none'}, "
         f"images {plan.short_side} x {plan.long_side}, anchors x {plan.anchor_scale:.2f}{short}"
     )
+    if training.regions:
+        of = f"{training.regions:,} of {training.regions + training.objects:,} boxes"
+        ranks.log_rank_zero(f"{of} are crowd regions or marked as ignored: left out of training")
     warnings = []
     if config.norm_built != recipe.model.norm:
         warnings.append(

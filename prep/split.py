@@ -4,25 +4,23 @@ Validation images must stay out of pre-training: a backbone that has seen them m
 is. What is drawn is a group of images: one image alone, all of a folder (frames of one video), or all with the same
 value of a key that COCO's image entries have (a patient, a camera). The place of a group in the draw follows from the
 seed and its name alone, so few images change sides as a dataset grows (none where the validation images are listed).
-COCO files keep every field; of VOC and YOLO the two files are COCO JSON. Seconds for a million boxes. Prefer the split
-that a dataset states (`--split`) where there is one.
+COCO files keep every field; of other kinds the two files are COCO JSON (formats/annotations/document.py). Seconds for a
+million boxes. Prefer the split that a dataset states (`--split`) where there is one.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.config import Share, checked
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.annotations.coco import listed_name
+from jigsaw_pretrain.formats.annotations.document import Document, coco_document, entry_name, part
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, listed, read_annotations
-from jigsaw_pretrain.formats.annotations.skipped import BoxReason
-from jigsaw_pretrain.formats.annotations.table import Annotations, clean_name
+from jigsaw_pretrain.formats.annotations.table import clean_name
 from jigsaw_pretrain.formats.images.source import ImageSource
 from jigsaw_pretrain.storage.store import Storage, location
 
@@ -31,15 +29,14 @@ TRAIN, VAL = "train.json", "val.json"
 FOLDER = "folder"
 """The group of an image that is its folder."""
 
-Document = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Split:
     """Two files of annotations, and what they hold.
 
-    images, boxes: of the training and the validation file. left_out: boxes of neither file (not finite, or of an
-    unknown category; of VOC and YOLO only: a COCO file's stay where their image goes, or in the training file).
+    images, boxes: of the training and the validation file. left_out, images_left_out: boxes and images of neither file,
+    because the image cannot be used (of other kinds than COCO only: a COCO file's stay where their image goes, or in
+    the training file).
     """
 
     train: Path
@@ -47,6 +44,7 @@ class Split:
     images: tuple[int, int]
     boxes: tuple[int, int]
     left_out: int
+    images_left_out: int = 0
 
 
 def split(
@@ -92,7 +90,7 @@ def split(
     source.check()
     raw = read_annotations(annotations, images)
     found = listed(raw, source, replace(reading or Reading(), detailed=True))
-    document = json.loads(raw.files[""]) if raw.kind == "coco" else _document(found)
+    document = coco_document(raw, found)
     groups = _groups(document["images"], raw, group)
     chosen = _drawn(groups, share, seed) if held_out is None else _named(groups, held_out)
     if not 0 < len(chosen) < len(groups):
@@ -101,7 +99,8 @@ def split(
             f"{raw.source}: {side} would hold no image ({len(groups)} images, {len(set(groups.values()))} groups). "
             "Choose another share, other groups, or other images."
         )
-    parts = _part(document, chosen, inside=False), _part(document, chosen, inside=True)
+    ids = {entry["id"] for entry in document["images"] if entry_name(entry) in chosen}
+    parts = part(document, ids, inside=False), part(document, ids)
     train, val = parts
     storage = Storage(folder)
     # Each file is whole or not there; what is there of another split, or of somebody else, stays what it is.
@@ -114,8 +113,10 @@ def split(
         if name not in there:
             storage.publish(name, content)
     boxes = len(train["annotations"]), len(val["annotations"])
-    left_out = 0 if raw.kind == "coco" else len(found.label) - sum(boxes)
-    return Split(folder / TRAIN, folder / VAL, (len(train["images"]), len(val["images"])), boxes, left_out)
+    lost = () if raw.kind == "coco" else found.skipped
+    left_out = sum(not row.is_image for row in lost)
+    images_of = len(train["images"]), len(val["images"])
+    return Split(folder / TRAIN, folder / VAL, images_of, boxes, left_out, len(lost) - left_out)
 
 
 def _holds(file: Path, content: bytes) -> bool:
@@ -127,17 +128,11 @@ def _already_there(file: Path) -> UserError:
     return UserError(f"{file} is already there: name another folder with --out")
 
 
-def _name(entry: Document) -> str:
-    """The image that an entry lists: its cleaned file name, by which repeated entries are one."""
-    written = listed_name(entry.get("file_name"), entry.get("coco_url"))
-    return clean_name(written)[0] or written
-
-
 def _groups(entries: Sequence[Document], raw: RawAnnotations, group: str | None) -> dict[str, str]:
     """The group of every image by its name; of an image that is listed again, the first entry's."""
     groups: dict[str, str] = {}
     for entry in entries:
-        name = _name(entry)
+        name = entry_name(entry)
         if group is None:
             found = name
         elif group == FOLDER:
@@ -175,42 +170,3 @@ def _named(groups: Mapping[str, str], held_out: Sequence[str]) -> set[str]:
         raise UserError(f"no image of the annotations is called {told}: name them as the annotations do")
     taken = {groups[name] for name in wanted}
     return {name for name, found in groups.items() if found in taken}
-
-
-def _part(document: Document, chosen: set[str], inside: bool) -> dict[str, Any]:
-    """The document with the chosen images alone, or with all but them; boxes of no image stay with the latter."""
-    val_ids = {entry["id"] for entry in document["images"] if _name(entry) in chosen}
-    entries = [entry for entry in document["images"] if (_name(entry) in chosen) == inside]
-    boxes = [one for one in document["annotations"] if (one.get("image_id") in val_ids) == inside]
-    return {**document, "images": entries, "annotations": boxes}
-
-
-def _document(found: Annotations) -> dict[str, Any]:
-    """Annotations of another kind as COCO JSON; boxes that are none, or of no known class, are left out."""
-    assert found.details is not None
-    unusable = (BoxReason.NOT_FINITE, BoxReason.UNKNOWN_CATEGORY)
-    kept = np.flatnonzero(~np.isin(found.reason, unusable) & np.isfinite(found.xywh).all(axis=1) & (found.label >= 0))
-    boxes: list[dict[str, Any]] = []
-    for row in kept.tolist():
-        box: dict[str, Any] = {
-            "id": len(boxes) + 1,
-            "image_id": int(found.image[row]) + 1,
-            "category_id": int(found.label[row]) + 1,
-            "bbox": found.xywh[row].tolist(),
-            "area": float(found.xywh[row, 2] * found.xywh[row, 3]),
-            "iscrowd": int(found.crowd[row]),
-        }
-        if found.ignored[row]:
-            box["ignore"] = 1
-        if found.details.segmentations[row]:
-            box["segmentation"] = found.details.segmentations[row]
-        boxes.append(box)
-    sizes = zip(found.files, found.widths.tolist(), found.heights.tolist(), strict=True)
-    return {
-        "images": [
-            {"id": nth + 1, "file_name": file, "width": width, "height": height}
-            for nth, (file, width, height) in enumerate(sizes)
-        ],
-        "annotations": boxes,
-        "categories": [{"id": nth + 1, "name": name} for nth, name in enumerate(found.classes)],
-    }

@@ -6,6 +6,7 @@ bench/quality.py and `make compare` run it at sizes that end.
 """
 
 import logging
+import math
 from pathlib import Path
 
 import click
@@ -139,6 +140,10 @@ def compare(
     if missing or out is None:
         raise UserError(f"a comparison needs {', '.join(missing)}; or name finished RUNs to tabulate")
     swept = _rates(rates)
+    if budget is not None and not math.isfinite(budget):
+        raise UserError(
+            f"--budget {budget} is no number of seconds: give one such as 3600, or leave it out for no limit"
+        )
     check_places(str(annotations), images)
     check_places(str(val_annotations), val_images, "--val-annotations")
     open_dataset(str(data))
@@ -173,6 +178,6 @@ def _rates(text: str) -> tuple[float, ...]:
         found = tuple(as_number(one) for one in text.split(","))
     except ValueError as error:
         raise UserError(f"--rates {text!r} is no list of numbers such as 0.01,0.02,0.04") from error
-    if not all(rate > 0 for rate in found):
-        raise UserError(f"--rates {text!r} must all be above 0")
+    if not all(0 < rate < math.inf for rate in found):
+        raise UserError(f"--rates {text!r} must all be above 0, and finite")
     return found

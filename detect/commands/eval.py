@@ -46,10 +46,8 @@ logger = logging.getLogger(__name__)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the files to this folder. [default: the run's]")
 @click.option(
     "--kind",
-    default="bbox",
-    show_default=True,
     type=click.Choice(["bbox", "segm"]),
-    help="Say what --results holds: boxes (bbox) or masks (segm).",
+    help="Say what --results holds: boxes (bbox) or masks (segm). [default: bbox]",
 )
 @click.option(
     "--workers", default=2, show_default=True, type=click.IntRange(0), help="Read images in this many processes."
@@ -65,7 +63,7 @@ def evaluate(
     reading: Reading,
     backbone: str | None,
     out: Path | None,
-    kind: str,
+    kind: str | None,
     workers: int,
     device: str,
 ) -> None:
@@ -74,6 +72,10 @@ def evaluate(
         raise UserError("give either --run RUN or --results FILE")
     if results is not None and annotations is None:
         raise UserError(f"{results} is scored against ground truth: give --annotations FILE")
+    if results is not None and backbone is not None:
+        raise UserError(f"--backbone is of a --run, and {results} is of none: leave it out")
+    if run is not None and kind is not None:
+        raise UserError(f"--kind says what --results holds, and {run} has its own boxes and masks: leave it out")
     if run is not None:
         options.check_weights(run, "--run")
     if annotations is not None:
@@ -86,7 +88,9 @@ def evaluate(
     with rank_zero_errors():
         if results is not None:
             assert annotations is not None
-            scored = detect.evaluate_results(results, annotations, images, reading=reading, kind=kind, out=out)
+            scored = detect.evaluate_results(
+                results, annotations, images, reading=reading, kind=kind or "bbox", out=out
+            )
             click.echo(table(scored))
             return
         assert run is not None

@@ -1,7 +1,8 @@
 """`detect subset`: some of the images as a COCO file, for pre-training and fine-tuning on the same few.
 
 The images are those that `detect train` takes for data.images_limit and data.subset_seed: drawn without regard to their
-classes, a smaller number's among a larger one's. Reads annotations of any kind; seconds for a million boxes.
+classes, a smaller number's among a larger one's. Reads annotations of any kind, of which a COCO file keeps every field;
+seconds for a million boxes.
 """
 
 import json
@@ -10,10 +11,12 @@ from pathlib import Path
 import click
 
 from jigsaw_pretrain.cli import Command
-from jigsaw_pretrain.detect.annotations import read_ground_truth, subset
+from jigsaw_pretrain.detect.annotations import subset_document
+from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
 from jigsaw_pretrain.storage.files import publish_locally
+from jigsaw_pretrain.words import counted
 
 
 @click.command("subset", cls=Command)
@@ -31,12 +34,12 @@ def write_subset(
     annotations: str, images: str, reading: Reading, images_limit: int, subset_seed: int, out: Path
 ) -> None:
     """Write the annotations of some of the images as COCO JSON, which prep and detect take."""
-    whole = read_ground_truth(annotations, images, reading)
-    kept = {record.id for record in subset(whole, images_limit, subset_seed).images}
-    truth = {
-        "images": [one for one in whole.truth["images"] if one["id"] in kept],
-        "annotations": [one for one in whole.truth["annotations"] if one["image_id"] in kept],
-        "categories": whole.truth["categories"],
-    }
-    publish_locally(out, json.dumps(truth).encode())
-    click.echo(f"{out}: {len(truth['images'])} images, {len(truth['annotations'])} annotations")
+    if out.exists():
+        raise UserError(f"{out} is already there: name another file with --out, or remove it")
+    made = subset_document(annotations, images, reading, images_limit, subset_seed)
+    publish_locally(out, json.dumps(made.document).encode())
+    counts = len(made.document["images"]), len(made.document["annotations"])
+    click.echo(f"{out}: {counted(counts[0], 'image')}, {counted(counts[1], 'annotation')}")
+    if made.left_out or made.images_left_out:
+        lost = f"{counted(made.images_left_out, 'image')} and {counted(made.left_out, 'annotation')}"
+        click.echo(f"left out: {lost} that cannot be used; `jigsaw-prep doctor` says what is wrong with them")

@@ -101,6 +101,8 @@ def read_arms(file: str) -> list[Arm]:
         raise UserError(f"--arms {file} cannot be read ({error.strerror}): name a TOML file of arms") from error
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UserError(f"--arms {file}: {error}: write a table per arm (see docs/detectors.md)") from error
+    if not tables:
+        raise UserError(f"--arms {file} holds no arm: write a table per arm (see docs/detectors.md)")
     found = []
     for name, table in tables.items():
         values = msgspec.structs.asdict(table)
@@ -154,9 +156,11 @@ ARMS = {
 def choose(names: str, imagenet: Path | None) -> list[Arm]:
     """The arms of a comma-separated list of names and TOML files, scratch first; ``imagenet`` adds its arm.
 
-    Raises UserError for an unknown name, for one given twice, and for imagenet without a file.
+    Raises UserError for an unknown name, for one given twice, for no name, and for imagenet without a file.
     """
     wanted = [one.strip() for one in names.split(",") if one.strip()]
+    if not wanted:
+        raise UserError(f"--arms {names!r} names no arm: name some, such as {SCRATCH},{JIGSAW}")
     if imagenet is not None and "imagenet" not in wanted:
         wanted.append("imagenet")
     if "imagenet" in wanted and imagenet is None:

@@ -119,7 +119,7 @@ def bounds(segmentation: Any) -> tuple[float, ...] | None:
     """The box of polygons or of an RLE; None where they are none."""
     try:
         if isinstance(segmentation, dict):
-            return _bounds_of_runs(_runs(segmentation["counts"]), int(segmentation["size"][0]))
+            return _bounds_of_runs(rle_runs(segmentation["counts"]), int(segmentation["size"][0]))
         points = np.array([value for polygon in segmentation for value in polygon], dtype=np.float64).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         return (*low.tolist(), *(high - low).tolist())
@@ -127,7 +127,7 @@ def bounds(segmentation: Any) -> tuple[float, ...] | None:
         return None
 
 
-def _runs(counts: Any) -> list[int]:
+def rle_runs(counts: Any) -> list[int]:
     """The lengths of an RLE's runs, of zeros and ones in turn; as text COCO packs them by 5 bits, as differences."""
     if isinstance(counts, list):
         return [int(count) for count in counts]

@@ -70,6 +70,11 @@ class Skipped:
     stage: str
     reason: str
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image, and not an annotation."""
+        return self.image_id is not None and self.ordinal is None and self.annotation_id is None
+
 
 EXAMPLES = 3
 """How many of the things that a note is about are named, unless all are asked for."""

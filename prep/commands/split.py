@@ -9,6 +9,7 @@ from jigsaw_pretrain.cli import Command, Share, tell_next
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options
 from jigsaw_pretrain.formats.annotations.read import Exif, Reading
+from jigsaw_pretrain.words import counted
 
 
 @click.command(cls=Command)
@@ -55,8 +56,9 @@ def split(
     made = jp.split(annotations, images, out, share=share, seed=seed, group=group, held_out=held_out, reading=reading)
     for file, count, boxes in zip((made.train, made.val), made.images, made.boxes, strict=True):
         click.echo(f"{file}: {count:,} images with {boxes:,} boxes")
-    if made.left_out:
-        click.echo(f"{made.left_out:,} boxes are in neither file: `jigsaw-prep doctor` says what is wrong with them")
+    if made.left_out or made.images_left_out:
+        lost = f"{counted(made.images_left_out, 'image')} and {counted(made.left_out, 'box', 'boxes')}"
+        click.echo(f"in neither file: {lost} that cannot be used; `jigsaw-prep doctor` says what is wrong with them")
     words = ["jigsaw-prep", "shards", "--annotations", str(made.train), "--images", images, "--out", f"{out}-crops"]
     # The two files' boxes are counted from 0 whatever the original's were.
     words += Reading(exif).words()

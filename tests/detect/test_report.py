@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jigsaw_pretrain.detect.annotations import ImageRecord
+from jigsaw_pretrain.detect.annotations import NO_LABEL, ImageRecord
 from jigsaw_pretrain.detect.recipe import DetectorRecipe
 from jigsaw_pretrain.detect.report import _drawn, _judged, pictures, settings_rows
 from jigsaw_pretrain.formats.pixels import RGB8
@@ -42,6 +42,10 @@ def test_a_detection_is_right_once_of_its_class_and_where_the_object_is() -> Non
     assert judged.badness == (0.8, pytest.approx(1 / 3))
     on_a_crowd = _judged(record(1, [OTHER], [1], crowd=1), [detection(1, 9, OTHER, 0.9)], LABELS)
     assert list(on_a_crowd.right) == [True] and list(on_a_crowd.missed) == []
+    small, beside = [55.0, 20.0, 60.0, 30.0], [80.0, 55.0, 99.0, 79.0]
+    for label, right in ((1, True), (NO_LABEL, True), (0, False)):
+        found = [detection(1, 9, box, 0.9) for box in (small, beside)]
+        assert list(_judged(record(1, [OTHER], [label], crowd=1), found, LABELS).right) == [right, False]
 
 
 def test_of_an_image_without_a_sure_detection_the_best_three_count() -> None:

@@ -75,6 +75,46 @@ def test_other_kinds_become_coco_with_the_same_boxes(drawn: Drawn, tmp_path: Pat
     assert made.left_out == 0
 
 
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_an_object_of_unknown_place_or_class_keeps_background_off_as_before(
+    drawn: Drawn, tmp_path: Path, kind: str
+) -> None:
+    drawn.categories[:] = [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}]
+    for nth in range(6):
+        number = drawn.add(f"{nth}.jpg", (120, 80))
+        drawn.box(number, [5, 5, 20, 20], category=1)
+        drawn.box(number, [30, 10, 20, 20], category=2)
+    images = drawn.folder / "images"
+    if kind == "voc":
+        write_voc(drawn, drawn.folder / "xml", origin=1)
+        labels = drawn.folder / "xml"
+        one = next(labels.rglob("*.xml"))
+        text = one.read_text()
+        one.write_text(text[: text.index("<bndbox>")] + text[text.index("</bndbox>") + len("</bndbox>") :])
+    else:
+        write_yolo(drawn, drawn.folder, empty=True)
+        labels = drawn.folder / "data.yaml"
+        one = next(path for path in drawn.folder.rglob("*.txt") if path.read_text().startswith("0"))
+        one.write_text("7" + one.read_text()[1:])
+    made = jp.split(str(labels), str(images), tmp_path / "out", share=0.5)
+    both = [read(side) for side in (made.train, made.val)]
+    assert made.left_out == made.images_left_out == 0 and sum(len(side["annotations"]) for side in both) == 12
+    plans = [
+        jp.plan(str(file), str(images), negatives_per_positive=20, context=1.0)
+        for file in (labels, made.train, made.val)
+    ]
+    reasons = [[row.reason for row in plan.skipped] for plan in plans]
+    assert len(reasons[0]) == 1 and reasons[0] == reasons[1] + reasons[2]
+    place = (0, 0, 120, 80) if kind == "voc" else (5, 5, 25, 25)
+    for plan in plans:
+        (odd,) = {row.image_file for row in plans[0].skipped}
+        background = plan.crops.label == len(plan.classes)
+        in_odd = [plan.images.files[image] == odd for image in plan.crops.image]
+        assert background.any()
+        for left, top, right, bottom in plan.crops.boxes[background & in_odd].tolist():
+            assert left >= place[2] or top >= place[3] or right <= place[0] or bottom <= place[1]
+
+
 def boxes(document: dict[str, Any]) -> Counter[tuple[Any, ...]]:
     """Every box with its image's and its class's name."""
     files = {one["id"]: one["file_name"] for one in document["images"]}

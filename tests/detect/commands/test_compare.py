@@ -160,3 +160,21 @@ def test_a_comparison_reads_its_data_as_prep_and_train_do(
     assert [one["boxes"] for one in found.boxes.classes.values()] == [1]
     other = CliRunner().invoke(main, command)
     assert other.exit_code == 2 and "holds a comparison with" in other.output
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--rates", "1e400"),
+        ("--rates", "nan"),
+        ("--rates", "0.1,inf"),
+        ("--budget", "nan"),
+        ("--budget", "inf"),
+        ("--arms", ","),
+    ],
+)
+def test_numbers_that_are_none_and_no_arms_are_refused_at_once(
+    tmp_path: Path, tiny_data: Path, shards: Path, in_process: type[InProcess], wrong: tuple[str, str]
+) -> None:
+    result = CliRunner().invoke(main, [*comparison(tiny_data, shards, tmp_path / "out", GN_FPN), *wrong])
+    assert result.exit_code == 2 and f"Error: {wrong[0]} " in result.output and not (tmp_path / "out").exists()

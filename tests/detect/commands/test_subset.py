@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import jigsaw_pretrain as jp
 from jigsaw_pretrain.detect.annotations import read_ground_truth, subset
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.training import train
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations.read import Reading
+from tests.helpers.prepped import Drawn
 
 
 def test_its_file_holds_what_a_run_on_a_subset_takes(tiny_data: Path, tmp_path: Path) -> None:
@@ -26,6 +28,27 @@ def test_its_file_holds_what_a_run_on_a_subset_takes(tiny_data: Path, tmp_path: 
         assert (one.labels == other.labels).all() and one.segmentations == other.segmentations
 
 
+@pytest.mark.parametrize("kind", ["region", "unknown"])
+def test_no_background_is_cut_where_the_whole_dataset_has_none(drawn: Drawn, tmp_path: Path, kind: str) -> None:
+    image = drawn.add("a.jpg", (200, 200), [[0, 0, 40, 40]])
+    drawn.box(image, None if kind == "unknown" else [0, 60, 200, 140], category=-1 if kind == "region" else 3, mine=7)
+    drawn.images[0]["camera"] = "left"
+    drawn.images.append({**drawn.images[0], "id": "again"})
+    drawn.box("again", [50, 0, 20, 20])  # type: ignore[arg-type]
+    drawn.box(77, [0, 0, 5, 5])
+    file, out = drawn.write(), tmp_path / "subset.json"
+    images = str(drawn.folder / "images")
+    given = ["subset", "--annotations", str(file), "--images", images, "--images-limit", "1", "--out", str(out)]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0 and "left out: 0 images and 1 annotation" in result.output
+    whole, found = json.loads(file.read_text()), json.loads(out.read_text())
+    assert found == {**whole, "annotations": whole["annotations"][:-1]}
+    plans = [jp.plan(str(one), images, negatives_per_positive=20, context=1.0).crops for one in (file, out)]
+    assert plans[0].boxes.tolist() == plans[1].boxes.tolist()
+    again = CliRunner().invoke(main, given)
+    assert again.exit_code == 2 and "already there" in again.output and json.loads(out.read_text()) == found
+
+
 def test_splits_and_the_origin_of_voc_are_as_in_prep(tmp_path: Path) -> None:
     lists = tmp_path / "ImageSets" / "Main"
     for folder in (tmp_path / "Annotations", lists):
@@ -39,7 +62,7 @@ def test_splits_and_the_origin_of_voc_are_as_in_prep(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("b\n")
     for split, origin, box in (("train", "1", [10, 5, 30, 25]), ("val", "0", [11, 6, 29, 24])):
         given = ["--annotations", str(tmp_path), "--images", str(tmp_path), "--images-limit", "1", "--split", split]
-        out = tmp_path / "subset.json"
+        out = tmp_path / f"{split}.json"
         result = CliRunner().invoke(main, ["subset", *given, "--voc-origin", origin, "--out", str(out)])
         assert result.exit_code == 0, result.output
         found = json.loads(out.read_text())
@@ -47,6 +70,8 @@ def test_splits_and_the_origin_of_voc_are_as_in_prep(tmp_path: Path) -> None:
         assert [one["bbox"] for one in found["annotations"]] == [box]
         # Labels are the same in every split.
         assert [one["name"] for one in found["categories"]] == ["ant", "bee"]
+        whole = read_ground_truth(str(tmp_path), str(tmp_path))
+        assert read_ground_truth(str(out), None).categories == whole.categories
     with pytest.raises(UserError, match="--val-split"):
         train(
             str(tmp_path),

@@ -12,8 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jigsaw_pretrain.config import choices
+from jigsaw_pretrain.detect.annotations import read_ground_truth, subset
 from jigsaw_pretrain.detect.cli import main
 from jigsaw_pretrain.detect.recipe import DetectorName, DetectorNorm, Freeze
+from jigsaw_pretrain.detect.training import _image_place
 from jigsaw_pretrain.train.engine.checkpoint import save_checkpoint
 from tests.helpers.browser import check_page
 from tests.helpers.prepped import tree
@@ -225,9 +227,56 @@ def test_validation_images_that_are_trained_on_are_told(
     tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
 ) -> None:
     same = tiny_data / "train"
-    given = ("--val-annotations", str(same / "annotations.json"), "--val-images", str(same / "images"))
+    # Spelled in another way it is the same folder.
+    given = ("--val-annotations", str(same / "annotations.json"), "--val-images", f"{tiny_data}/val/.././train/images/")
     assert "validation images are trained on" in detect(tmp_path / "same", "--stop-after", "1", *given).output
     assert "validation images are trained on" not in detect(tmp_path / "other", "--stop-after", "1").output
+
+
+def test_a_folder_of_images_is_known_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.chdir(tmp_path)
+    same = ["images", "images/", "./images", "link", f"{tmp_path}/images", f"file://{tmp_path}/images/", "x/../images"]
+    assert {_image_place(one) for one in same} == {str(tmp_path.resolve() / "images")}
+    stores = {_image_place(one) for one in ("memory://a/images", "memory://a/images/", "memory://a/./b/../images")}
+    assert len(stores) == 1 and stores.isdisjoint({_image_place("memory://a/other"), _image_place("/a/images")})
+
+
+def without_objects(document: dict[str, Any], kind: str) -> None:
+    if kind == "none":
+        document["annotations"] = []
+    for one in document["annotations"]:
+        one[kind] = 1
+
+
+@pytest.mark.parametrize("kind", ["none", "iscrowd", "ignore"])
+def test_a_dataset_without_objects_is_refused_in_one_line(
+    tmp_path: Path, detect: Run, tiny_data: Path, kind: str
+) -> None:
+    document = json.loads((tiny_data / "train" / "annotations.json").read_text())
+    without_objects(document, kind)
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    said = detect(tmp_path / "run", "--annotations", str(tmp_path / "a.json"), expect=2).output
+    (line,) = (line for line in said.splitlines() if line.startswith("Error: "))
+    assert f"{tmp_path}/a.json has no object to learn in 6 images ({0 if kind == 'none' else 12} boxes" in line
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_images_drawn_without_objects_are_refused_and_regions_are_counted(
+    tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
+) -> None:
+    document = json.loads((tiny_data / "train" / "annotations.json").read_text())
+    whole = [one for one in document["annotations"] if one["image_id"] == document["images"][0]["id"]]
+    without_objects({"annotations": [one for one in document["annotations"] if one not in whole]}, "iscrowd")
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    given = ("--annotations", str(tmp_path / "a.json"))
+    said = detect(tmp_path / "run", *given, "--stop-after", "1", model="retinanet", norm="gn").output
+    assert "10 of 12 boxes are crowd regions" in said
+    read = read_ground_truth(str(tmp_path / "a.json"), None)
+    seed = next(seed for seed in range(20) if not subset(read, 1, seed).objects)
+    refused = detect(tmp_path / "none", *given, images_limit=1, subset_seed=seed, expect=2).output
+    assert "none of the 1 image drawn has an object" in refused and "data.subset_seed" in refused
 
 
 def test_no_training_second_is_lost_to_an_evaluation(tmp_path: Path, detect: Run, plain_runs: None) -> None:
@@ -271,3 +320,9 @@ def test_a_frozen_backbone_under_nas_fpn_trains_with_pasted_objects(
     state = torch.load(tmp_path / "run" / "detector.pth", weights_only=True)
     assert len([name for name in state if "fpn.stacks." in name and state[name].dim() == 4]) == 7 * 7
     assert "needs large-scale jitter" in detect(tmp_path / "b", expect=2, **options, copy_paste=0.5).output
+
+
+def test_a_split_of_no_validation_set_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    given = ["--annotations", str(tiny_data / "train" / "annotations.json"), "--images", str(tiny_data / "train")]
+    result = CliRunner().invoke(main, ["train", *given, "--run", str(tmp_path / "run"), "--val-split", "val"])
+    assert result.exit_code == 2 and "--val-annotations" in result.output and not (tmp_path / "run").exists()

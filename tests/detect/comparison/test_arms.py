@@ -17,6 +17,9 @@ def test_arms_are_chosen_by_name() -> None:
         choose("jgsaw", None)
     with pytest.raises(UserError, match="--imagenet FILE"):
         choose("imagenet", None)
+    for names, file in ((",", None), (" ", Path("weights.pth"))):
+        with pytest.raises(UserError, match="names no arm"):
+            choose(names, file)
 
 
 def test_arms_of_ones_own_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +39,7 @@ def test_arms_of_ones_own_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         ('[a]\ndata = "d"\n', "add pretrain = "),
         ('["a/b"]\n', "regex"),
         ("[a\n", "table per arm"),
+        ("# none\n", "holds no arm"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=said):
