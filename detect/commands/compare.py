@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from jigsaw_pretrain import detect
-from jigsaw_pretrain.cli import Command
+from jigsaw_pretrain.cli import Command, FiniteRange
 from jigsaw_pretrain.config import as_number
 from jigsaw_pretrain.detect.annotations import check_places
 from jigsaw_pretrain.detect.commands import options
@@ -82,7 +82,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Add an arm that begins from this weights file.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0), help="Stop after this many seconds. Call the command again to continue."
+    "--budget", type=FiniteRange(min=0), help="Stop after this many seconds. Call the command again to continue."
 )
 @click.option(
     "--workers", default=2, show_default=True, type=click.IntRange(0), help="Read images in this many processes."
@@ -140,10 +140,6 @@ def compare(
     if missing or out is None:
         raise UserError(f"a comparison needs {', '.join(missing)}; or name finished RUNs to tabulate")
     swept = _rates(rates)
-    if budget is not None and not math.isfinite(budget):
-        raise UserError(
-            f"--budget {budget} is no number of seconds: give one such as 3600, or leave it out for no limit"
-        )
     check_places(str(annotations), images)
     check_places(str(val_annotations), val_images, "--val-annotations")
     open_dataset(str(data))

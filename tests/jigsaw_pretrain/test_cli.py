@@ -282,7 +282,7 @@ def test_bytes_are_counted_in_powers_of_1024(text: str, count: int) -> None:
             ByteCount().convert(wrong, None, None)
 
 
-@pytest.mark.parametrize("stage", ["prep", "train"])
+@pytest.mark.parametrize("stage", ["prep", "train", "detect"])
 def test_no_command_takes_a_float_that_is_not_finite(stage: str) -> None:
     main = importlib.import_module(f"jigsaw_pretrain.{stage}.cli").main
     context, floats = click.Context(main), []
