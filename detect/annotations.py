@@ -30,6 +30,7 @@ from jigsaw_pretrain.formats.annotations.table import Annotations, Key
 from jigsaw_pretrain.formats.boxes import FARTHEST
 from jigsaw_pretrain.formats.images.missing import ASKED, missing_files
 from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -383,6 +384,15 @@ def subset_document(annotations: str, images: str, reading: Reading | None, coun
         ids = {entry["id"] for entry in document["images"] if entry["file_name"] in files}
     unusable = sum(row.is_image for row in found.skipped)
     return SubsetDocument(part(document, ids), unusable, len(found.skipped) - unusable)
+
+
+def require_objects(validation: GroundTruth) -> None:
+    """Raise UserError where there is nothing to judge a detector by."""
+    if not validation.objects:
+        raise UserError(
+            f"{validation.source} has no object to judge by in {counted(len(validation.images), 'image')}: name other "
+            "annotations, or none for no AP"
+        )
 
 
 def require_same_classes(training: GroundTruth, validation: GroundTruth) -> None:

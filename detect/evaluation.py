@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from jigsaw_pretrain.detect.annotations import GroundTruth, check_images, check_masks, read_ground_truth
+from jigsaw_pretrain.detect.annotations import (
+    GroundTruth,
+    check_images,
+    check_masks,
+    read_ground_truth,
+    require_objects,
+)
 from jigsaw_pretrain.detect.coco_eval import (
     AP_FILE,
     Evaluation,
@@ -127,6 +133,7 @@ def evaluate_results(
         UserError: for a file that is no list of detections of these images.
     """
     truth = read_ground_truth(str(annotations), None if images is None else str(images), reading or Reading())
+    require_objects(truth)
     # An image that is listed twice is one image; detections may be of either entry.
     listed = truth.other_ids
     path = Path(results)
@@ -157,4 +164,5 @@ def _validation(
     found = read_ground_truth(chosen, folder, reading)
     if found.categories != config.categories:
         raise UserError(f"{chosen} does not define the categories that {run} was trained on: give both the same list")
+    require_objects(found)
     return found, folder

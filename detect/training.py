@@ -24,6 +24,7 @@ from jigsaw_pretrain.detect.annotations import (
     check_images,
     check_masks,
     read_ground_truth,
+    require_objects,
     require_same_classes,
     subset,
 )
@@ -225,6 +226,7 @@ def _validation(training: GroundTruth, job: DetectorJob) -> GroundTruth | None:
         return None
     found = read_ground_truth(job.val_annotations, job.val_images, replace(job.reading, split=job.val_split))
     require_same_classes(training, found)
+    require_objects(found)
     trained, held_out = _image_place(job.images), _image_place(str(job.val_images))
     files = {posixpath.join(trained, record.file_name) for record in training.images}
     if shared := sum(posixpath.join(held_out, record.file_name) in files for record in found.images):

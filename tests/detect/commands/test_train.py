@@ -263,6 +263,20 @@ def test_a_dataset_without_objects_is_refused_in_one_line(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_there_must_be_something_to_judge_by(tmp_path: Path, detect: Run, tiny_data: Path) -> None:
+    document = json.loads((tiny_data / "val" / "annotations.json").read_text())
+    without_objects(document, "iscrowd")
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(document))
+    validation = ("--val-annotations", str(empty), "--val-images", str(tiny_data / "val" / "images"))
+    said = detect(tmp_path / "run", *validation, expect=2).output
+    assert f"Error: {empty} has no object to judge by" in said and not (tmp_path / "run" / "config.json").exists()
+    (tmp_path / "results.json").write_text("[]")
+    judged = ("eval", "--results", str(tmp_path / "results.json"), "--annotations", str(empty))
+    result = CliRunner().invoke(main, judged)
+    assert result.exit_code == 2 and "no object to judge by" in result.output
+
+
 def test_images_drawn_without_objects_are_refused_and_regions_are_counted(
     tmp_path: Path, detect: Run, tiny_data: Path, plain_runs: None
 ) -> None:
