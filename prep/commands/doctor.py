@@ -100,7 +100,7 @@ def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as
     if as_json:
         click.echo(json.dumps(report(state, findings, summary), indent=2))
     else:
-        _print(Console(), state, findings, summary)
+        _print(Console(emoji=False), state, findings, summary)
         if summary is not None:
             own = ("--deep", "--all")
             words = [word for word in COMMAND_LINE.get() if word not in own]

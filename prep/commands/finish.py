@@ -18,7 +18,7 @@ from jigsaw_pretrain.prep.report.console import print_summary
 def finish_command(out: str, max_skipped: float) -> None:
     """Make the manifests once all tasks of an array job are done. It needs the output alone and may be run again."""
     begun = time.monotonic()
-    console = Console()
+    console = Console(emoji=False)
     with one_line_errors(out):
         found = finish(out, max_skipped)
     title = f"dataset in {plain(redacted(out))}"

@@ -37,7 +37,7 @@ def retry_skipped(
 ) -> None:
     """Try images again that could not be used, once the cause is fixed; their parts are cut again."""
     begun = time.monotonic()
-    console = Console()
+    console = Console(emoji=False)
     shown = plain(redacted(out))
     with one_line_errors(out):
         storage = Storage(out)

@@ -139,7 +139,7 @@ def shards(
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
     begun = time.monotonic()
-    console, shown, shaping = Console(), plain(redacted(out)), {**shaping, "pixels": pixels}
+    console, shown, shaping = Console(emoji=False), plain(redacted(out)), {**shaping, "pixels": pixels}
     task = array_task(task_index, task_count, os.environ)
     logger.info("%s: reading the annotations", redacted(annotations))
     with one_line_errors(out):

@@ -35,7 +35,7 @@ def status(out: str) -> None:
         listing.add_row("speed", f"{60 * rate:,.1f} parts/min, {crops * rate:,.0f} crops/s")
         listing.add_row("time left", f"about {readable_time(found.seconds_left or 0.0)}")
     listing.add_row("state", _state(found))
-    console = Console()
+    console = Console(emoji=False)
     console.print(listing)
     for part, reason in list(found.failed.items())[:10]:
         console.print(f"part {part} failed: {plain(reason)}", highlight=False, soft_wrap=True)

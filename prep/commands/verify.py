@@ -29,7 +29,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
 
     The exit status is 0 for a whole dataset, and 1 for a damaged one.
     """
-    console = Console()
+    console = Console(emoji=False)
     shown = plain(redacted(out))
     with one_line_errors(out):
         found = checks.verify(out, workers=workers)

@@ -261,7 +261,7 @@ def test_a_wrong_folder_is_named(drawn: Drawn) -> None:
 
 
 def test_names_with_markup_are_printed_as_they_are(drawn: Drawn, prepped: Run) -> None:
-    drawn.categories[0]["name"] = "[red]x[/red]\x1b[31m"
+    drawn.categories[0]["name"] = "[red]x[/red]\x1b[31m :car:"
     drawn.add("a.jpg", (300, 200), [(10, 10, 50, 40)])
     result = prepped()
-    assert "[red]x[/red]?[31m" in result.output
+    assert "[red]x[/red]?[31m :car:" in result.output
