@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from jigsaw_pretrain.config import Count, CountOrZero, checked
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, require_dataset
 from jigsaw_pretrain.train.data.batch import Batch
 from jigsaw_pretrain.train.data.remote import ReadOptions
 from jigsaw_pretrain.train.engine.distributed import Ranks, start
@@ -173,6 +173,7 @@ def estimate(
     """
     checked(steps, Count, "steps")
     checked(workers, CountOrZero, "workers")
+    require_dataset(dataset)
     ranks = start(device)
     chosen = ranks.run_on_all(lambda: given_recipe(recipe, tuple(settings)).resolved(dataset))
     # The schedule must reach past the timed steps, and nothing that is timed apart may fall among them.

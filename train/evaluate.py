@@ -20,7 +20,7 @@ import torch
 from msgspec.structs import replace
 
 from jigsaw_pretrain.config import Count, checked
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, require_dataset
 from jigsaw_pretrain.formats.jigsaw import GROUPS, REGION_GROUPS, REGIONS
 from jigsaw_pretrain.train import losses
 from jigsaw_pretrain.train.data.batch import BatchSource
@@ -83,6 +83,7 @@ def evaluate(
     checked(jigsaws, Count | None, "jigsaws")
     checked(batch, Count, "batch")
     checked(device, Device, "device")
+    require_dataset(dataset)
     folder = open_run_folder(run)
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))

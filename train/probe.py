@@ -24,7 +24,7 @@ from torch import Tensor
 from jigsaw_pretrain import rng
 from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, require_dataset
 from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.train.data.augment import place_along, resample_channels, resized, scaled_sizes, with_mean_context
 from jigsaw_pretrain.train.data.reader import SOURCE, CropReader, LocalShards
@@ -216,6 +216,7 @@ def probe(
     checked(side, Count | None, "side")
     checked(fit, Fit, "fit")
     checked(device, Device, "device")
+    require_dataset(dataset)
     folder = open_run_folder(run)
     description, recipe, content = open_trained(folder)
     check_classes(folder, description["classes"], tuple(dataset.classes))

@@ -15,7 +15,7 @@ from torch import nn
 
 from jigsaw_pretrain.config import Count, CountOrZero, checked
 from jigsaw_pretrain.errors import UserError
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, require_dataset
 from jigsaw_pretrain.train import evaluate as evaluation
 from jigsaw_pretrain.train import probe as probing
 from jigsaw_pretrain.train.data.remote import ReadOptions, default_cache
@@ -162,6 +162,9 @@ def pretrain(
         (val_every, CountOrZero, "val_every"),
     ):
         checked(value, kind, name)
+    require_dataset(dataset)
+    if held_out is not None:
+        require_dataset(held_out, "held_out")
     if val_every and held_out is None:
         raise UserError(f"val_every = {val_every} has nothing to validate on: give held_out, or leave it out")
     ranks = start(device)

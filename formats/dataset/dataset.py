@@ -227,6 +227,12 @@ def drawn_context(options: Mapping[str, Any]) -> float | None:
     return float(options["context"]) if options.get("context_at") == "train" else None
 
 
+def require_dataset(given: Any, name: str = "dataset") -> None:
+    """Raise UserError, which calls it ``name``, for what is no opened dataset."""
+    if not isinstance(given, Dataset):
+        raise UserError(f"{name} must be a Dataset, not {given!r:.80}: give open_dataset(...) of its folder or URL")
+
+
 def open_dataset(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, tries: int = TRIES) -> Dataset:
     """Open the finished dataset below ``url``; reads dataset.json and shards.parquet.
 

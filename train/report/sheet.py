@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from jigsaw_pretrain.fonts import fitted
-from jigsaw_pretrain.formats.dataset.dataset import Dataset
+from jigsaw_pretrain.formats.dataset.dataset import Dataset, require_dataset
 from jigsaw_pretrain.formats.jigsaw import Region, Template
 from jigsaw_pretrain.formats.pixels import displayed
 from jigsaw_pretrain.train.data.loader import JigsawLoader
@@ -39,6 +39,7 @@ def preview(dataset: Dataset, options: DataOptions, count: int = 16, access: Rea
         count: jigsaws.
         access: how shards at a URL are read.
     """
+    require_dataset(dataset)
     loader = JigsawLoader(dataset, options, workers=0, access=access)
     for note in loader.notes:
         log.info("%s", note)
