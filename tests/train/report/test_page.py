@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jigsaw_pretrain.errors import UserError
+from jigsaw_pretrain.train.engine.run_folder import describe_run
 from jigsaw_pretrain.train.report.page import RunPage, page
 from tests.helpers.commands import call
 from tests.helpers.jobs import ORIGIN, small_job, synthetic
@@ -41,6 +42,8 @@ def test_a_process_of_its_own_draws_the_page_at_most_once_a_minute(tmp_path: Pat
     recorded(drawn, tmp_path)
     assert "jigsaws" in drawn.on_save(4, last=True)
     drawn.write(4)
+    job = small_job(tmp_path)
+    describe_run(job.folder, job.recipe, job.origin, {})
     drawn.on_end(4)
     assert drawing is not None and drawing.returncode == -signal.SIGTERM, "the end waits for an older page"
     assert (tmp_path / "report.html").exists() and len(list((tmp_path / "looks").iterdir())) == 3
