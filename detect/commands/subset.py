@@ -15,7 +15,7 @@ from jigsaw_pretrain.detect.annotations import subset_document
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.storage.files import publish_locally
+from jigsaw_pretrain.storage.files import is_taken, publish_locally
 from jigsaw_pretrain.words import counted
 
 
@@ -34,10 +34,11 @@ def write_subset(
     annotations: str, images: str, reading: Reading, images_limit: int, subset_seed: int, out: Path
 ) -> None:
     """Write the annotations of some of the images as COCO JSON, which prep and detect take."""
-    if out.exists():
-        raise UserError(f"{out} is already there: name another file with --out, or remove it")
     made = subset_document(annotations, images, reading, images_limit, subset_seed)
-    publish_locally(out, json.dumps(made.document).encode())
+    content = json.dumps(made.document).encode()
+    if is_taken(out) and not (out.is_file() and out.read_bytes() == content):
+        raise UserError(f"{out} is already there and is not this subset: name another file with --out, or remove it")
+    publish_locally(out, content)
     counts = len(made.document["images"]), len(made.document["annotations"])
     click.echo(f"{out}: {counted(counts[0], 'image')}, {counted(counts[1], 'annotation')}")
     if made.left_out or made.images_left_out:

@@ -68,6 +68,13 @@ def check_own_folders(root: Path, names: Iterable[str]) -> None:
             )
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something lies there that writing would lose; an empty file, as mktemp makes it, is nothing."""
+    if path.is_symlink():
+        return True
+    return path.exists() and not (path.is_file() and path.stat().st_size == 0)
+
+
 @contextlib.contextmanager
 def atomic_write(final: Path) -> Iterator[BinaryIO]:
     """A file to write that appears under ``final`` whole or not at all, and durably, replacing what was there.

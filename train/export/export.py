@@ -22,7 +22,7 @@ from torch import Tensor
 from jigsaw_pretrain.config import Count, checked
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.dataset.dataset import MOST_BYTES, Dataset
-from jigsaw_pretrain.storage.files import publish_locally
+from jigsaw_pretrain.storage.files import is_taken, publish_locally
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.loader import JigsawLoader
 from jigsaw_pretrain.train.engine.checkpoint import backbone_state, pyramid_state, trained_state
@@ -168,7 +168,7 @@ def _check_replaceable(out: Path, note: Path) -> None:
             f"{note} cannot be read ({error.strerror or error}): move it away, or name another --out"
         ) from error
     for file in (note, out):
-        if not is_ours and (file.exists() or file.is_symlink()):
+        if not is_ours and is_taken(file):
             raise UserError(f"{file} is already there and no export's: move it away, or name another --out")
 
 

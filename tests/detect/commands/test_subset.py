@@ -45,8 +45,13 @@ def test_no_background_is_cut_where_the_whole_dataset_has_none(drawn: Drawn, tmp
     assert found == {**whole, "annotations": whole["annotations"][:-1]}
     plans = [jp.plan(str(one), images, negatives_per_positive=20, context=1.0).crops for one in (file, out)]
     assert plans[0].boxes.tolist() == plans[1].boxes.tolist()
-    again = CliRunner().invoke(main, given)
-    assert again.exit_code == 2 and "already there" in again.output and json.loads(out.read_text()) == found
+    assert CliRunner().invoke(main, given).exit_code == 0 and json.loads(out.read_text()) == found
+    out.write_text("mine")
+    other = CliRunner().invoke(main, given)
+    assert other.exit_code == 2 and "already there" in other.output and out.read_text() == "mine"
+    # As mktemp makes it.
+    out.write_text("")
+    assert CliRunner().invoke(main, given).exit_code == 0 and json.loads(out.read_text()) == found
 
 
 def test_splits_and_the_origin_of_voc_are_as_in_prep(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_an_export_replaces_nothing_but_an_export(finished: Path, tmp_path: Path
     refused = call(*command)
     assert refused.exit_code == 2 and f"{tmp_path / name} is already there and no export's: move it" in refused.output
     assert tree(tmp_path) == {name: b"# Mine"}
-    (tmp_path / name).unlink()
+    # Nothing is lost with an empty one, as mktemp makes it.
+    (tmp_path / name).write_text("")
     assert call(*command).exit_code == 0
     made = tree(tmp_path)
     assert call(*command).exit_code == 0 and tree(tmp_path) == made
