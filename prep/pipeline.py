@@ -482,15 +482,9 @@ def recut(
     scheduler: str | None,
     max_skipped: float,
     progress: Progress,
+    strays: Iterable[str] = (),
 ) -> Summary:
-    """Cut ``parts`` and those that are missing again, and finish. Raises UserError, OSError."""
-    plan, job, source = _planned_again(out, annotations, images)
-    with Storage(out).locked(exclusive=True):
-        return _cut_again(plan, job, source, parts, workers, scheduler, max_skipped, progress)
-
-
-def _planned_again(out: str, annotations: str, images: str) -> tuple[Plan, PrepJob, ImageSource]:
-    """What ``out`` was begun with, planned once more; raises UserError where these are not its annotations."""
+    """Cut ``parts`` and those that are missing again, and finish; ``strays`` are removed. Raises UserError, OSError."""
     storage = Storage(out)
     record = require_plan(storage)
     job = PrepJob(annotations, images, out, record.seed, options_of(record.options, storage.describe(layout.PLAN)))
@@ -500,28 +494,14 @@ def _planned_again(out: str, annotations: str, images: str) -> tuple[Plan, PrepJ
     source = ImageSource(job.images)
     source.check()
     check_place(storage)
-    return plan_job(job, raw, source), job, source
-
-
-def _cut_again(
-    plan: Plan,
-    job: PrepJob,
-    source: ImageSource,
-    parts: Iterable[int],
-    workers: int,
-    scheduler: str | None,
-    max_skipped: float,
-    progress: Progress,
-) -> Summary:
-    """Cut ``parts`` and those that are missing, and finish; the caller holds the lock."""
-    out = Storage(job.out)
-    begin(plan, out)
-    out.remove(layout.DATASET)
-    for number in parts:
-        out.remove(layout.part_record(number))
-    with open_executor(workers, scheduler) as (executor, at_once):
-        cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped, progress)
-    return finish(job.out, max_skipped)
+    plan = plan_job(job, raw, source)
+    with storage.locked(exclusive=True):
+        begin(plan, storage)
+        for name in (layout.DATASET, *strays, *map(layout.part_record, parts)):
+            storage.remove(name)
+        with open_executor(workers, scheduler) as (executor, at_once):
+            cut(plan, job, source, range(plan.part_count), executor, at_once, max_skipped, progress)
+        return finish(out, max_skipped)
 
 
 def repair(
@@ -559,16 +539,13 @@ def repair(
             f"{redacted(out)} can only be repaired by cutting parts again, and it does not hold where its annotations "
             "and images are: give --annotations and --images."
         )
-    again = None
-    if annotations is not None and images is not None and cutting:
-        again = _planned_again(out, location(annotations, "annotations"), location(images, "images"))
+    strays = [one.file for one in found if one.part is None and one.file.startswith(f"{layout.SHARDS}/")]
+    if cutting and annotations is not None and images is not None:
+        places = location(annotations, "annotations"), location(images, "images")
+        # What was allowed to be skipped was decided when the parts were cut first.
+        recut(out, *places, parts, workers or usable_cores(), None, 1.0, progress or Logged(), strays)
+        return
     with storage.locked(exclusive=True):
-        storage.remove(layout.DATASET)
-        for damage in found:
-            if damage.part is None and damage.file.startswith(f"{layout.SHARDS}/"):
-                storage.remove(damage.file)
-        if again:
-            # What was allowed to be skipped was decided when the parts were cut first.
-            _cut_again(*again, parts, workers or usable_cores(), None, 1.0, progress or Logged())
-        else:
-            finish(out)
+        for name in (layout.DATASET, *strays):
+            storage.remove(name)
+        finish(out)
