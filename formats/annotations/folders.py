@@ -320,11 +320,7 @@ def split_members(names: Names, folder: Storage, split: str, root: str, files: S
     chosen: set[str] = set()
     absent: list[str] = []
     for entry in entries:
-        found = _list_lines(names, folder, entry)
-        if found is None:
-            chosen |= _of_folder(names, folder, entry, root, files)
-            continue
-        mine, others = _of_list(found, files)
+        mine, others = _of_entry(names, folder, entry, root, files)
         chosen |= mine
         absent += others
     return SplitMembers([file for file in files if file in chosen], tuple(absent))
@@ -339,48 +335,41 @@ def _ways(names: Names, entry: str) -> list[str]:
     return [*ways, plain.partition("/")[2]] if "/" in plain else ways
 
 
-def _list_lines(names: Names, folder: Storage, entry: str) -> list[str] | None:
-    """The lines of a list of images; None where the entry is a folder. Raises UserError where it is not there."""
-    ways, text = _ways(names, entry), None
+def _of_entry(
+    names: Names, folder: Storage, entry: str, root: str, files: Sequence[str]
+) -> tuple[set[str], Sequence[str]]:
+    """The files that an entry of a split means, a folder's or those of a list, and what the list names beside them.
+
+    Raises UserError where it is not there.
+    """
+    ways = _ways(names, entry)
     looked_for = ways[0]
     if folder.is_local:
         here = (Path(real_root(folder)) / names.file).parent
-        looked_for = os.path.normpath(here / ways[0])
-        found = next((here / way for way in ways if (here / way).exists()), None)
+        found = next(((here / way).resolve() for way in ways if (here / way).exists()), None)
         if found is not None and found.is_dir():
-            return None
-        text = found.read_text(encoding="utf-8", errors="replace") if found is not None else None
-    else:
-        if not entry.lower().endswith(".txt"):
-            return None
-        here_name = posixpath.dirname(names.file)
-        for name in (posixpath.normpath(posixpath.join(here_name, way)) for way in ways):
-            if text is None and not name.startswith(("/", "..")):
-                with contextlib.suppress(FileNotFoundError):
-                    text = folder.read(name, MOST_BYTES).decode("utf-8", "replace")
-    if text is None:
-        raise UserError(
-            f"{folder.describe(names.file)} states {entry!r} as a split, which is not there (looked for {looked_for}). "
-            "Correct the path, or leave --split out to use every image."
-        )
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _of_folder(names: Names, folder: Storage, entry: str, root: str, files: Sequence[str]) -> set[str]:
-    """The files that lie in a folder of a split, which is there."""
-    if not folder.is_local:
-        within = f"{root}/"
+            return {file for file in files if f"{root}/{file}".startswith(f"{found}/")}, ()
+        if found is not None:
+            return _of_list(found.read_text(encoding="utf-8", errors="replace"), files)
+        looked_for = os.path.normpath(here / ways[0])
+    elif not entry.lower().endswith(".txt"):
         tail = entry.replace("\\", "/").lstrip("./").rstrip("/")
-        return {file for file in files if f"/{tail}/" in f"{within}{file}"}
-    here = (Path(real_root(folder)) / names.file).parent
-    found = next((here / way).resolve() for way in _ways(names, entry) if (here / way).exists())
-    return {file for file in files if f"{root}/{file}".startswith(f"{found}/")}
+        return {file for file in files if f"/{tail}/" in f"{root}/{file}"}, ()
+    else:
+        for name in (posixpath.normpath(posixpath.join(posixpath.dirname(names.file), way)) for way in ways):
+            if not name.startswith(("/", "..")):
+                with contextlib.suppress(FileNotFoundError):
+                    return _of_list(folder.read(name, MOST_BYTES).decode("utf-8", "replace"), files)
+    raise UserError(
+        f"{folder.describe(names.file)} states {entry!r} as a split, which is not there (looked for {looked_for}). "
+        "Correct the path, or leave --split out to use every image."
+    )
 
 
-def _of_list(lines: Sequence[str], files: Sequence[str]) -> tuple[set[str], list[str]]:
+def _of_list(text: str, files: Sequence[str]) -> tuple[set[str], list[str]]:
     """The files that the lines of a list name, and the lines that name none."""
     known, members, absent = set(files), set(), []
-    for line in lines:
+    for line in filter(None, map(str.strip, text.splitlines())):
         # Lists come from other machines: the end of a path tells the image.
         steps = line.replace("\\", "/").split("/")
         tails = ("/".join(steps[nth:]) for nth in range(len(steps)))
