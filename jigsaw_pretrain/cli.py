@@ -26,12 +26,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jigsaw_pretrain.errors import COMMAND_LINE, Interrupted, UserError, redacted
 from jigsaw_pretrain.process import LIBRARIES, TORCH, check_address_space, end_at_once, own_semaphores
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def is_first_rank() -> bool:
@@ -90,6 +93,13 @@ def plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(_CONTROL.sub("?", text))
+
+
+def console_for_names() -> "Console":
+    """A rich console that prints what ``plain`` gives as it is: without emoji, for a class may be called :car:."""
+    from rich.console import Console
+
+    return Console(emoji=False)
 
 
 def _shortened(line: str) -> str:

@@ -9,6 +9,7 @@ million boxes. Prefer the split that a dataset states (`--split`) where there is
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from jigsaw_pretrain.formats.annotations.document import Document, coco_document
 from jigsaw_pretrain.formats.annotations.read import RawAnnotations, Reading, listed, read_annotations
 from jigsaw_pretrain.formats.annotations.table import clean_name
 from jigsaw_pretrain.formats.images.source import ImageSource
+from jigsaw_pretrain.storage.files import holds
 from jigsaw_pretrain.storage.store import Storage, location
 
 TRAIN, VAL = "train.json", "val.json"
@@ -83,7 +85,7 @@ def split(
     checked(group, str | None, "group")
     if isinstance(held_out, str):
         raise UserError(f"held_out must be a list of names, not {held_out}")
-    there = [name for name in (VAL, TRAIN) if (folder / name).exists() or (folder / name).is_symlink()]
+    there = [name for name in (VAL, TRAIN) if os.path.lexists(folder / name)]
     if len(there) == 2:
         raise _already_there(folder / TRAIN)
     source = ImageSource(images)
@@ -106,7 +108,7 @@ def split(
     # Each file is whole or not there; what is there of another split, or of somebody else, stays what it is.
     contents = {VAL: json.dumps(val).encode(), TRAIN: json.dumps(train).encode()}
     for name in there:
-        if not _holds(folder / name, contents[name]):
+        if not holds(folder / name, contents[name]):
             raise _already_there(folder / name)
     storage.sweep("")
     for name, content in contents.items():
@@ -117,11 +119,6 @@ def split(
     left_out = sum(not row.is_image for row in lost)
     images_of = len(train["images"]), len(val["images"])
     return Split(folder / TRAIN, folder / VAL, images_of, boxes, left_out, len(lost) - left_out)
-
-
-def _holds(file: Path, content: bytes) -> bool:
-    """Whether a file holds exactly these bytes."""
-    return file.is_file() and file.stat().st_size == len(content) and file.read_bytes() == content
 
 
 def _already_there(file: Path) -> UserError:

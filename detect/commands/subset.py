@@ -15,7 +15,7 @@ from jigsaw_pretrain.detect.annotations import subset_document
 from jigsaw_pretrain.errors import UserError
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.read import Reading
-from jigsaw_pretrain.storage.files import is_taken, publish_locally
+from jigsaw_pretrain.storage.files import holds, is_taken, publish_locally
 from jigsaw_pretrain.words import counted
 
 
@@ -36,7 +36,7 @@ def write_subset(
     """Write the annotations of some of the images as COCO JSON, which prep and detect take."""
     made = subset_document(annotations, images, reading, images_limit, subset_seed)
     content = json.dumps(made.document).encode()
-    if is_taken(out) and not (out.is_file() and out.read_bytes() == content):
+    if is_taken(out) and not holds(out, content):
         raise UserError(f"{out} is already there and is not this subset: name another file with --out, or remove it")
     publish_locally(out, content)
     counts = len(made.document["images"]), len(made.document["annotations"])

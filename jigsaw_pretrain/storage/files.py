@@ -75,6 +75,11 @@ def is_taken(path: Path) -> bool:
     return path.exists() and not (path.is_file() and path.stat().st_size == 0)
 
 
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has exactly these bytes."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
 @contextlib.contextmanager
 def atomic_write(final: Path) -> Iterator[BinaryIO]:
     """A file to write that appears under ``final`` whole or not at all, and durably, replacing what was there.

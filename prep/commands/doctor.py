@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors, plain, tell_next
+from jigsaw_pretrain.cli import Command, console_for_names, one_line_errors, plain, tell_next
 from jigsaw_pretrain.errors import COMMAND_LINE, UserError, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.annotations.coco import NO_CATEGORY, CocoFile, decode, file_name_of
@@ -100,7 +100,7 @@ def doctor(annotations: str, images: str, seed: int, deep: bool, whole: bool, as
     if as_json:
         click.echo(json.dumps(report(state, findings, summary), indent=2))
     else:
-        _print(Console(emoji=False), state, findings, summary)
+        _print(console_for_names(), state, findings, summary)
         if summary is not None:
             own = ("--deep", "--all")
             words = [word for word in COMMAND_LINE.get() if word not in own]

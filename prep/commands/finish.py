@@ -3,9 +3,8 @@
 import time
 
 import click
-from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors, plain
+from jigsaw_pretrain.cli import Command, console_for_names, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep.commands import options
 from jigsaw_pretrain.prep.manifests import finish
@@ -18,7 +17,7 @@ from jigsaw_pretrain.prep.report.console import print_summary
 def finish_command(out: str, max_skipped: float) -> None:
     """Make the manifests once all tasks of an array job are done. It needs the output alone and may be run again."""
     begun = time.monotonic()
-    console = Console(emoji=False)
+    console = console_for_names()
     with one_line_errors(out):
         found = finish(out, max_skipped)
     title = f"dataset in {plain(redacted(out))}"

@@ -6,9 +6,8 @@ Costs what cutting these parts costs (``recut`` of prep/pipeline.py).
 import time
 
 import click
-from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, one_line_errors, plain
+from jigsaw_pretrain.cli import Command, console_for_names, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.formats.annotations import options as reads
 from jigsaw_pretrain.formats.dataset import layout
@@ -37,7 +36,7 @@ def retry_skipped(
 ) -> None:
     """Try images again that could not be used, once the cause is fixed; their parts are cut again."""
     begun = time.monotonic()
-    console = Console(emoji=False)
+    console = console_for_names()
     shown = plain(redacted(out))
     with one_line_errors(out):
         storage = Storage(out)

@@ -24,7 +24,7 @@ from jigsaw_pretrain.prep.sample.sprites import SPRITES
 )
 def sample_data(out: Path, images: int, seed: int) -> None:
     """Draw a small detection dataset of twelve classes and write OUT/images/ and OUT/annotations.json."""
-    console = Console(stderr=True, emoji=False)
+    console = Console(stderr=True)
 
     def shown(indices: Iterable[int]) -> Iterable[int]:
         return track(indices, "drawing", images, console=console, disable=not console.is_terminal)

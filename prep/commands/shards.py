@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.console import Console
 
-from jigsaw_pretrain.cli import Command, FiniteRange, one_line_errors, plain, tell_next
+from jigsaw_pretrain.cli import Command, FiniteRange, console_for_names, one_line_errors, plain, tell_next
 from jigsaw_pretrain.config import choices, read_toml
 from jigsaw_pretrain.errors import COMMAND_LINE, redacted
 from jigsaw_pretrain.formats.annotations import options as reads
@@ -139,7 +138,7 @@ def shards(
     The same command goes on with a run that was cut short. The result is the same for any number of workers.
     """
     begun = time.monotonic()
-    console, shown, shaping = Console(emoji=False), plain(redacted(out)), {**shaping, "pixels": pixels}
+    console, shown, shaping = console_for_names(), plain(redacted(out)), {**shaping, "pixels": pixels}
     task = array_task(task_index, task_count, os.environ)
     logger.info("%s: reading the annotations", redacted(annotations))
     with one_line_errors(out):

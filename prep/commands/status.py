@@ -5,10 +5,9 @@ is that of the last hundred parts, by the store's own times of writing. One list
 """
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors, plain
+from jigsaw_pretrain.cli import Command, console_for_names, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep import records
 from jigsaw_pretrain.prep.records import LOST_SECONDS, RunStatus
@@ -35,7 +34,7 @@ def status(out: str) -> None:
         listing.add_row("speed", f"{60 * rate:,.1f} parts/min, {crops * rate:,.0f} crops/s")
         listing.add_row("time left", f"about {readable_time(found.seconds_left or 0.0)}")
     listing.add_row("state", _state(found))
-    console = Console(emoji=False)
+    console = console_for_names()
     console.print(listing)
     for part, reason in list(found.failed.items())[:10]:
         console.print(f"part {part} failed: {plain(reason)}", highlight=False, soft_wrap=True)

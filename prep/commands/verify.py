@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jigsaw_pretrain.cli import Command, one_line_errors, plain
+from jigsaw_pretrain.cli import Command, console_for_names, one_line_errors, plain
 from jigsaw_pretrain.errors import redacted
 from jigsaw_pretrain.prep import pipeline
 from jigsaw_pretrain.prep import verify as checks
@@ -29,7 +29,7 @@ def verify(out: str, repair: bool, annotations: str | None, images: str | None, 
 
     The exit status is 0 for a whole dataset, and 1 for a damaged one.
     """
-    console = Console(emoji=False)
+    console = console_for_names()
     shown = plain(redacted(out))
     with one_line_errors(out):
         found = checks.verify(out, workers=workers)

@@ -134,7 +134,7 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             BarColumn(20),
             TextColumn("{task.fields[rate]}"),
-            console=Console(stderr=True, emoji=False),
+            console=Console(stderr=True),
         )
         with bar:
             task = bar.add_task("", total=images, completed=done, rate="")

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, plain, tell_next
+from jigsaw_pretrain.cli import Command, console_for_names, plain, tell_next
 from jigsaw_pretrain.formats.jigsaw import REGION_WORDS, SHAPES
 from jigsaw_pretrain.storage.files import publish_locally
 from jigsaw_pretrain.train.commands.options import (
@@ -91,8 +90,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_section()
     for found in report["classes"]:
         add(f"class {found['class']}", found, None)
-    # Without emoji: a class may be called :car:.
-    Console(emoji=False).print(table)
+    console_for_names().print(table)
     click.echo(verdict(report))
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import jigsaw_pretrain as jp
-from jigsaw_pretrain.cli import Command, plain, tell_next
+from jigsaw_pretrain.cli import Command, console_for_names, plain, tell_next
 from jigsaw_pretrain.config import choices
 from jigsaw_pretrain.formats.jigsaw import Fit
 from jigsaw_pretrain.storage.files import publish_locally
@@ -87,8 +86,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_section()
     ratio = f"{report['class_mean_ratio']:.2f}"
     table.add_row("this run, times random", _ratio(report["run"]["top1"], report["random"]["top1"]), ratio)
-    # Without emoji: a file may be called :car:.
-    Console(emoji=False).print(table)
+    console_for_names().print(table)
 
 
 def _ratio(value: float, base: float) -> str:

@@ -261,9 +261,8 @@ class ReadOptions:
     """Options of reading shards.
 
     cache: the cache's folder; None for none. cache_bytes: the most it may hold; None for half of what the disk has free
-    and it holds.
-    read_retries: further attempts at a file. read_timeout: seconds of silence that end an attempt. on_bad_shard:
-    ``stop``, or ``skip`` to go on without a shard whose bytes are wrong.
+    and it holds. read_retries: further attempts at a file. read_timeout: seconds of silence that end an attempt.
+    on_bad_shard: ``stop``, or ``skip`` to go on without a shard whose bytes are wrong.
     """
 
     cache: Path | None = field(default_factory=default_cache)
@@ -433,7 +432,7 @@ class RemoteShards:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
             path = Path(file.name)
             fill(path)
-            # Without a name it goes when the last mapping of it does.
+            # Without a name it goes once it is closed.
             return path.open("rb")
 
 

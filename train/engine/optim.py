@@ -116,8 +116,7 @@ def parameter_groups(
     Args:
         model: the model.
         settings: the section ``optim`` of the recipe.
-        own_name: a parameter's name within the backbone, from that in the model; None for those of
-            other parts.
+        own_name: a parameter's name within the backbone, from that in the model; None for those of other parts.
         backbone_rate: factor of the rate of the whole backbone.
 
     Returns:

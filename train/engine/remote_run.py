@@ -41,12 +41,18 @@ READER_RETRIES, READER_TIMEOUT = 1, 10.0
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8,15}\.pt")
 
-_KNOWN = re.compile(
-    r"run\.json|recipe\.toml|metrics\.jsonl|digest\.txt|report\.html|backbone(-fpn)?\.pth"
-    r"|(config|summary|results|ap)\.json|page\.html|detector\.pth"
-    r"|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}|checkpoints/(newest|step-\d{8,15}\.pt)"
+FILES = (
+    *("run.json", "config.json", "recipe.toml", "metrics.jsonl", "digest.txt", "report.html"),
+    *("backbone.pth", "backbone-fpn.pth", "detector.pth", "summary.json", "results.json", "ap.json"),
 )
-"""The names of the files that a run has, of a backbone or of a detector."""
+"""The names of the files that lie directly in a run's folder, of a backbone or of a detector."""
+
+_KNOWN = re.compile(
+    "|".join(map(re.escape, FILES))
+    + r"|page\.html|looks/(fields|answers)-\d{8,15}\.npz|tensorboard/[\w.-]{1,200}"
+    + r"|checkpoints/(newest|step-\d{8,15}\.pt)"
+)
+"""The names of all files that a run has."""
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ Importing this module imports no torch, which takes seconds: a user's mistake is
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from jigsaw_pretrain.formats.pixels import RGB8, PixelFormat, pixel_format
 from jigsaw_pretrain.storage.files import check_own_folders, lock_file, sweep
 from jigsaw_pretrain.storage.store import Storage
 from jigsaw_pretrain.train.data.sampler import slots_of
-from jigsaw_pretrain.train.engine.remote_run import CHECKPOINT_NAME, RemoteRunFolder
+from jigsaw_pretrain.train.engine.remote_run import CHECKPOINT_NAME, FILES, RemoteRunFolder
 from jigsaw_pretrain.train.recipe import DataOptions, Recipe
 
 FORMAT_VERSION = 1
@@ -60,20 +61,8 @@ RECIPE = "recipe.toml"
 RUN_FILES = (RECIPE, "metrics.jsonl", "digest.txt")
 """What a run is continued with, beside its description and its newest checkpoint."""
 
-WRITTEN_LATER = (
-    "run.json",
-    "config.json",
-    "metrics.jsonl",
-    "digest.txt",
-    "report.html",
-    "backbone.pth",
-    "backbone-fpn.pth",
-    "detector.pth",
-    "summary.json",
-    "results.json",
-    "ap.json",
-)
-"""The files that a run, of a backbone or of a detector, has from its first step on: no run has them before that."""
+WRITTEN_LATER = tuple(name for name in FILES if name != RECIPE)
+"""The files that a run has from its first step on: no run has them before that."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +137,7 @@ class RunFolder:
 
     def holds(self, name: str) -> bool:
         """Whether anything of that name lies in the folder, or at its URL."""
-        path = self.path / name
-        return path.exists() or path.is_symlink() or (self.remote is not None and self.remote.holds(name))
+        return os.path.lexists(self.path / name) or (self.remote is not None and self.remote.holds(name))
 
     def stage(self, checkpoint: str) -> None:
         """Have a checkpoint of that name here, where the folder is at a URL."""
@@ -175,8 +163,8 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes train in it; one in which nothing was begun goes."""
         if self._lock is not None:
-            if [path.name for path in self.path.iterdir()] == [LOCK]:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if [path.name for path in self.path.iterdir()] == [LOCK]:
                     (self.path / LOCK).unlink()
                     self.path.rmdir()
             self._lock.release()
